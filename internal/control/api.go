@@ -1,0 +1,162 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/pki"
+)
+
+// Store is what the program knows of the control store.
+//
+// Cached reads (those without a context) never wait and may be behind; they are complete from the moment the
+// store was opened. Everything with a context goes to the control store; where the context has no deadline,
+// one is set (Options.Timeout), and until it passes failures that may pass are retried with backoff and
+// jitter. All methods may be called concurrently, except that one caller at a time changes a given journal.
+type Store interface {
+	// Cluster is what InitCluster wrote; ErrNoCluster before.
+	Cluster() (Cluster, error)
+	// InitCluster makes the cluster's key if there is none. Of several callers one makes it; all get the same
+	// back. A cluster of another name is ErrExists.
+	InitCluster(ctx context.Context, c Cluster) (Cluster, error)
+
+	Sites() []Site // by ID
+	Site(id ident.SiteID) (Site, bool)
+	SiteByName(name string) (Site, bool)
+	// CreateSite gives the site an ID. ErrExists if the name is taken.
+	CreateSite(ctx context.Context, s Site) (Site, error)
+	UpdateSite(ctx context.Context, id ident.SiteID, change func(*Site) error) (Site, error)
+	// RemoveSite is ErrInUse while nodes or volumes are there.
+	RemoveSite(ctx context.Context, id ident.SiteID) error
+
+	Nodes() []Node // by name
+	Node(name ident.NodeName) (Node, bool)
+	// NodeOfStore says which node has the store.
+	NodeOfStore(id ident.StoreID) (Node, bool)
+	// RegisterNode writes the node's entry, giving it a TPGT at the first time and keeping it from then on.
+	// A store that another node has registered is ErrInUse; so is a change of a node's site or host while it has
+	// stores.
+	RegisterNode(ctx context.Context, n Node) (Node, error)
+	RemoveNode(ctx context.Context, name ident.NodeName) error
+	// Announce keeps a leased key for the node until the store is closed, so that others see it as alive within
+	// Options.AliveTTL. It is for display and for choosing where to place, never for safety.
+	Announce(name ident.NodeName) error
+	// Alive reports whether the node's announcement stands. While the control store is away, the last known.
+	Alive(name ident.NodeName) bool
+
+	Hosts() []Host // by tenant and name
+	Host(tenant, name string) (Host, bool)
+	HostByInitiator(initiatorName string) (Host, bool)
+	CreateHost(ctx context.Context, h Host) (Host, error)
+	UpdateHost(ctx context.Context, tenant, name string, change func(*Host) error) (Host, error)
+	// DeleteHost is ErrInUse while a volume names the host as allowed.
+	DeleteHost(ctx context.Context, tenant, name string) error
+
+	Volumes() []VolumeSpec // not deleted, by tenant and name
+	Tombstones() []VolumeSpec
+	Volume(id ident.JournalID) (VolumeSpec, bool) // tombstones too
+	VolumeByName(tenant, name string) (VolumeSpec, bool)
+	// CreateVolume fills in what the specification leaves out (ID, tenant, defaults), and makes the journal's key
+	// with sites as the places of copies, in one transaction.
+	CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.SiteID) (VolumeSpec, error)
+	// UpdateVolume changes size, policies, labels and hosts; ID, tenant, name, block size and tombstone are
+	// not changed by it.
+	UpdateVolume(ctx context.Context, id ident.JournalID, change func(*VolumeSpec) error) (VolumeSpec, error)
+	RenameVolume(ctx context.Context, id ident.JournalID, name string) (VolumeSpec, error)
+	// DeleteVolume leaves a tombstone and frees the name. Deleting a tombstone changes nothing.
+	DeleteVolume(ctx context.Context, id ident.JournalID) (VolumeSpec, error)
+	// ConfirmDeleted notes that the stores hold nothing of the tombstone any more.
+	ConfirmDeleted(ctx context.Context, id ident.JournalID, stores ...ident.StoreID) (VolumeSpec, error)
+	// ForgetVolume removes a tombstone and the journal's key, once the caller has every store's confirmation. It
+	// is ErrInUse while a store of a recorded ensemble that a node still has is unconfirmed.
+	ForgetVolume(ctx context.Context, id ident.JournalID) error
+
+	// Journal is the journal's key as last seen, for finding the owner. It decides nothing.
+	Journal(id ident.JournalID) (JournalState, Rev, bool)
+	// JournalNow asks the control store.
+	JournalNow(ctx context.Context, id ident.JournalID) (JournalState, Rev, error)
+	// Journals gives the IDs of all journals, tombstones included.
+	Journals() []ident.JournalID
+	// TakeJournal makes newOwner the owner at the next epoch, if the key is still at revision expect, and returns
+	// the list of ensembles that the taker has to ask. On ErrConflict state and revision are what is there now.
+	TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error)
+	// ChangeEnsembles replaces lists of ensembles, each if its key is still at its revision: up to 100 in a
+	// transaction, and one that conflicts doesn't hinder the others. The answer has one result per change.
+	ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult
+	// Settle finds out what became of a change that ended in an UncertainError, by repeating it.
+	Settle(ctx context.Context, u *UncertainError) (JournalState, Rev, error)
+
+	// Revoked reports whether the certificate's serial number (hexadecimal) was revoked.
+	Revoked(serial string) bool
+	Revocations() []pki.Revocation
+	Revoke(ctx context.Context, r pki.Revocation) error
+	PutJoinToken(ctx context.Context, t pki.JoinTokenRecord) error
+	// UseJoinToken takes the token away and returns it: it is used once. ErrNotFound if it is not there or expired.
+	UseJoinToken(ctx context.Context, hash string, now time.Time) (pki.JoinTokenRecord, error)
+	JoinTokens() []pki.JoinTokenRecord
+	APITokens() []pki.APITokenRecord
+	// APIToken finds a token by the hash of its secret; expired ones too: see pki.APITokenRecord.Valid.
+	APIToken(hash string) (pki.APITokenRecord, bool)
+	CreateAPIToken(ctx context.Context, t pki.APITokenRecord) error
+	DeleteAPIToken(ctx context.Context, name string) error
+
+	// AppendEvent adds to the audit log what is not a change of a specification (those add their own).
+	AppendEvent(ctx context.Context, e Event) error
+	// Events lists the newest limit events, oldest first; 0: all that are kept.
+	Events(ctx context.Context, limit int) ([]Event, error)
+	// WatchEvents calls f with every kept event after revision after, in order, then with each new one, until ctx
+	// ends or f fails; it survives interruptions of the control store. Events trimmed meanwhile are left out.
+	WatchEvents(ctx context.Context, after Rev, f func(Event) error) error
+
+	// Subscribe gives a channel that gets a value after the cache has changed, however often; one value may stand
+	// for many changes. cancel ends it.
+	Subscribe() (changed <-chan struct{}, cancel func())
+	// Connected reports whether the watches that feed the cache are up, and since when that holds.
+	Connected() (bool, time.Time)
+	// Close ends all watches and announcements and waits for them. A second call does nothing.
+	Close() error
+}
+
+// EnsembleChange asks for another list of ensembles. Only a journal's owner asks, for its own epoch.
+type EnsembleChange struct {
+	Journal   ident.JournalID
+	Rev       Rev            // of the key that the change was decided upon
+	Ensembles []Ensemble     // the whole new list
+	Sites     []ident.SiteID // nil: as they are
+}
+
+// EnsembleResult is what became of an EnsembleChange. Err is nil, ErrConflict (State and Rev are then what is
+// there now), an *UncertainError, or why the change was refused.
+type EnsembleResult struct {
+	State JournalState
+	Rev   Rev
+	Err   error
+}
+
+// Event is an entry of the audit log: who did what to what.
+type Event struct {
+	Rev    Rev       `json:"rev"` // where the event stands in the control store's history; filled in on reading
+	Time   time.Time `json:"time"`
+	Actor  string    `json:"actor"`            // user, or node for what the cluster did by itself
+	Action string    `json:"action"`           // such as volume.create, node.remove
+	Object string    `json:"object"`           // such as volume/default/web1
+	Before string    `json:"before,omitempty"` // JSON of the object without secrets
+	After  string    `json:"after,omitempty"`
+	Note   string    `json:"note,omitempty"`
+}
+
+type actorKey struct{}
+
+// WithActor names who causes the changes that are made under the context, for the audit log.
+func WithActor(ctx context.Context, actor string) context.Context {
+	return context.WithValue(ctx, actorKey{}, actor)
+}
+
+// ActorFrom gives the actor of the context, or "system".
+func ActorFrom(ctx context.Context) string {
+	if a, ok := ctx.Value(actorKey{}).(string); ok && a != "" {
+		return a
+	}
+	return "system"
+}

@@ -1,0 +1,200 @@
+package control
+
+import (
+	"net/netip"
+	"time"
+
+	"dozo/internal/ident"
+)
+
+// FormatVersion is the version of everything that this package stores, in the cluster key and as "v" in
+// every value.
+//
+//	1  first release
+const FormatVersion = 1
+
+// DefaultTenant is the tenant of specifications that name none.
+const DefaultTenant = "default"
+
+// Rev is the revision of a key: the control store's count of changes when the key was last written. 0 means
+// that there is no such key.
+type Rev int64
+
+// Cluster describes the whole. It is written once, when the cluster is made.
+type Cluster struct {
+	ID      string    `json:"id"` // 32 hexadecimal digits, random; certificates carry it
+	Name    string    `json:"name"`
+	Lineage uint32    `json:"lineage"` // random, never 0; a control store forced to start anew gets another (R11)
+	Format  int       `json:"format"`
+	Created time.Time `json:"created"`
+}
+
+// Site is a data centre, told apart by its subnets.
+type Site struct {
+	ID    ident.SiteID   `json:"id"` // given out by CreateSite, never again
+	Name  string         `json:"name"`
+	CIDRs []netip.Prefix `json:"cidrs,omitempty"`
+}
+
+// Role is what a node does.
+type Role string
+
+// The roles. A witness is a voter of the control store and nothing else.
+const (
+	RoleCore    Role = "core"
+	RoleAccess  Role = "access"
+	RoleHint    Role = "hint"
+	RoleWitness Role = "witness"
+)
+
+// Node is one `dozo serve` process. It writes its own entry when it starts (RegisterNode).
+type Node struct {
+	Name    ident.NodeName `json:"name"`
+	Site    ident.SiteID   `json:"site"`    // 0 only for a witness that is at no site
+	HostID  string         `json:"host_id"` // the machine's identity: no two members of an ensemble share one
+	Roles   []Role         `json:"roles"`
+	Addrs   Addrs          `json:"addrs"`
+	Stores  []StoreSpec    `json:"stores,omitempty"`
+	Version string         `json:"version"` // of the program
+	TPGT    uint16         `json:"tpgt"`    // iSCSI target portal group tag, unique in the cluster, given out by RegisterNode
+	Voter   bool           `json:"voter"`   // runs an embedded voter of the control store
+}
+
+// Has reports whether the node has the role.
+func (n Node) Has(r Role) bool {
+	for _, x := range n.Roles {
+		if x == r {
+			return true
+		}
+	}
+	return false
+}
+
+// Addrs are a node's addresses, one for each kind of peer, so that each can have a network of its own.
+type Addrs struct {
+	Portals    []Portal       `json:"portals,omitempty"`    // iSCSI, for initiators
+	Cluster    netip.AddrPort `json:"cluster,omitzero"`     // frames, for nodes of the same site
+	Wan        netip.AddrPort `json:"wan,omitzero"`         // frames, for nodes of other sites
+	Management netip.AddrPort `json:"management,omitzero"`  // API
+	ControlURL string         `json:"control_url,omitzero"` // client URL of the embedded voter, if it runs one
+}
+
+// Portal is an address at which the access server takes iSCSI connections. All portals of a node are one
+// portal group, so that a session's connections may be spread over them.
+type Portal struct {
+	Addr netip.AddrPort `json:"addr"`
+	TPGT uint16         `json:"tpgt"` // the node's
+}
+
+// StoreSpec is a data directory on one disk of a node.
+type StoreSpec struct {
+	ID            ident.StoreID `json:"id"`
+	Label         string        `json:"label,omitempty"`
+	CapacityBytes int64         `json:"capacity_bytes"`
+}
+
+// Host is a machine that uses volumes, with the names and secrets by which it is known. (Tenant, Name) names
+// it; an initiator name belongs to one host in the cluster.
+type Host struct {
+	Tenant         string         `json:"tenant"`
+	Name           string         `json:"name"`
+	InitiatorNames []string       `json:"initiator_names,omitempty"`
+	CIDRs          []netip.Prefix `json:"cidrs,omitempty"` // where it may log in from; empty: anywhere
+	CHAP           CHAP           `json:"chap,omitzero"`
+	Created        time.Time      `json:"created"`
+}
+
+// CHAP has the credentials of both directions; secrets are empty where a direction is not used. RFC 7143
+// 9.2.1 forbids one secret for both.
+type CHAP struct {
+	InUser    string `json:"in_user,omitempty"` // the initiator proves itself to the target
+	InSecret  Secret `json:"in_secret,omitzero"`
+	OutUser   string `json:"out_user,omitempty"` // the target proves itself to the initiator
+	OutSecret Secret `json:"out_secret,omitzero"`
+}
+
+// Durability says when a write is acknowledged.
+type Durability string
+
+// Replicated: two core servers hold the write. Sync: both have it on stable storage.
+const (
+	Replicated Durability = "replicated"
+	Sync       Durability = "sync"
+)
+
+// Partition says what the owner does when its site is cut off.
+type Partition string
+
+// The partition policies.
+const (
+	PartitionContinue Partition = "continue"
+	PartitionStop     Partition = "stop"
+)
+
+// VolumeSpec is what an operator asked for. ID never changes; Name may, and is unique among the tenant's
+// volumes that are not deleted.
+type VolumeSpec struct {
+	ID         ident.JournalID   `json:"id"`
+	Tenant     string            `json:"tenant"`
+	Name       string            `json:"name"`
+	SizeBytes  int64             `json:"size_bytes"`
+	BlockSize  int               `json:"block_size"` // logical: 512 or 4096
+	Sites      int               `json:"sites"`      // how many sites hold a copy
+	AtSite     ident.SiteID      `json:"at_site"`    // home: where the first owner is
+	Durability Durability        `json:"durability"`
+	Partition  Partition         `json:"partition"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	Hosts      []string          `json:"hosts,omitempty"` // names of the tenant's hosts that may use it; empty: all
+	Created    time.Time         `json:"created"`
+	// Deleted marks a tombstone (R13): the name is free, the ID stays until every store that may hold replicas
+	// has confirmed that they are gone. Confirmed lists the stores that have.
+	Deleted   *time.Time      `json:"deleted,omitempty"`
+	Confirmed []ident.StoreID `json:"confirmed,omitempty"`
+}
+
+// The sizes of an ensemble (R3).
+const (
+	EnsembleMin = 2
+	EnsembleMax = 4
+)
+
+// Ensemble is a set of stores over which an owner spreads segments. Number counts ensembles of a journal up
+// and is never used again.
+type Ensemble struct {
+	Epoch  ident.Epoch     `json:"epoch"` // of the owner that added it
+	Number uint32          `json:"number"`
+	Stores []ident.StoreID `json:"stores"`
+}
+
+// JournalState is the value of a journal's one key (R3). A new journal has no owner, epoch 0 and no
+// ensembles: there is nobody to ask. Once an ensemble is listed the list is never empty again. Oldest
+// ensemble first; the last is the newest.
+type JournalState struct {
+	Owner     ident.NodeName `json:"owner,omitempty"`
+	Epoch     ident.Epoch    `json:"epoch"`
+	Ensembles []Ensemble     `json:"ensembles,omitempty"`
+	Sites     []ident.SiteID `json:"sites,omitempty"` // that hold copies, home first
+}
+
+// Newest gives the newest ensemble, the only one whose grants count (R3).
+func (s JournalState) Newest() (Ensemble, bool) {
+	if len(s.Ensembles) == 0 {
+		return Ensemble{}, false
+	}
+	return s.Ensembles[len(s.Ensembles)-1], true
+}
+
+// Clone copies the state deeply, for building a changed one.
+func (s JournalState) Clone() JournalState {
+	out := s
+	out.Sites = append([]ident.SiteID(nil), s.Sites...)
+	out.Ensembles = make([]Ensemble, len(s.Ensembles))
+	for i, e := range s.Ensembles {
+		e.Stores = append([]ident.StoreID(nil), e.Stores...)
+		out.Ensembles[i] = e
+	}
+	if len(s.Ensembles) == 0 {
+		out.Ensembles = nil
+	}
+	return out
+}
