@@ -2,7 +2,7 @@
 // of API users, the tokens with which a node joins and with which a user calls the API, and the tls.Config
 // values that every listener and dialer of the program uses.
 //
-// Start at CA (made by Create, opened by Load), which signs, and at Identity, which holds a node's own
+// Start at CA (NewCA, LoadCA), which signs, and at Identity, which holds a node's own
 // certificate, gives it to handshakes, and takes a renewed one without a restart. Whoever keeps records
 // (revocations, token hashes) is the control store; this package defines them and checks against them
 // through a callback.
