@@ -1,0 +1,152 @@
+package journal
+
+import (
+	"encoding/binary"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// Bodies of the records that are not data. Each starts with a version so that it can grow; docs/format.md,
+// "Bodies".
+
+const bodyVersion = 1
+
+// AppendEpochStart appends the body of an epoch-start record. At is not in it: the record's own position is
+// what it says.
+func AppendEpochStart(dst []byte, s wire.EpochStart) []byte {
+	dst = append(dst, bodyVersion)
+	dst = appendPosition(dst, s.Before)
+	if s.Proven {
+		return append(dst, 1)
+	}
+	return append(dst, 0)
+}
+
+// DecodeEpochStart reads the body of the epoch-start record r.
+func DecodeEpochStart(r *Record, b []byte) (s wire.EpochStart, err error) {
+	if b, err = body(b, "epoch-start", positionSize+1, positionSize+1); err != nil {
+		return s, err
+	}
+	s.At = r.Position()
+	s.Before = decodePosition(b)
+	if b[positionSize] > 1 {
+		return s, corrupt("epoch-start: proven is %d", b[positionSize])
+	}
+	s.Proven = b[positionSize] == 1
+	return s, nil
+}
+
+// AppendCheckpoint appends the body of a record that announces a checkpoint (R12).
+func AppendCheckpoint(dst []byte, p CheckpointPoint) []byte {
+	return appendCheckpointPoint(append(dst, bodyVersion), p)
+}
+
+// DecodeCheckpoint reads the body of a checkpoint record.
+func DecodeCheckpoint(b []byte) (p CheckpointPoint, err error) {
+	if b, err = body(b, "checkpoint", checkpointPointSize, checkpointPointSize); err != nil {
+		return p, err
+	}
+	return decodeCheckpointPoint(b), nil
+}
+
+// Permit allows one replica of a segment to be dropped (R13).
+type Permit struct {
+	Segment ident.SegmentID
+	Store   ident.StoreID   // whose replica may go
+	Remain  []ident.StoreID // that hold it stably
+}
+
+// AppendPermits appends the body of a permit record.
+func AppendPermits(dst []byte, permits []Permit) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, bodyVersion)
+	dst = le.AppendUint32(dst, uint32(len(permits)))
+	for _, p := range permits {
+		dst = appendSegmentID(dst, p.Segment)
+		dst = append(dst, p.Store[:]...)
+		dst = append(dst, byte(len(p.Remain)))
+		for _, r := range p.Remain {
+			dst = append(dst, r[:]...)
+		}
+	}
+	return dst
+}
+
+// DecodePermits reads the body of a permit record.
+func DecodePermits(b []byte) ([]Permit, error) {
+	b, err := body(b, "permit", 4, RecordBodyMax)
+	if err != nil {
+		return nil, err
+	}
+	n := binary.LittleEndian.Uint32(b)
+	b = b[4:]
+	const fixed = segmentIDSize + 16 + 1
+	if uint64(n)*fixed > uint64(len(b)) {
+		return nil, corrupt("permit record: %d permits in %d bytes", n, len(b))
+	}
+	permits := make([]Permit, n)
+	for i := range permits {
+		if len(b) < fixed {
+			return nil, corrupt("permit record cut off at permit %d of %d", i, n)
+		}
+		p := &permits[i]
+		p.Segment = decodeSegmentID(b)
+		copy(p.Store[:], b[segmentIDSize:])
+		remain := int(b[fixed-1])
+		b = b[fixed:]
+		if len(b) < 16*remain {
+			return nil, corrupt("permit record cut off at permit %d of %d", i, n)
+		}
+		p.Remain = make([]ident.StoreID, remain)
+		for j := range p.Remain {
+			copy(p.Remain[j][:], b[16*j:])
+		}
+		b = b[16*remain:]
+	}
+	if len(b) != 0 {
+		return nil, corrupt("permit record: %d bytes too many", len(b))
+	}
+	return permits, nil
+}
+
+// AppendRetired appends the body of a retire record: segments that nothing needs any more (R13).
+func AppendRetired(dst []byte, segments []ident.SegmentID) []byte {
+	dst = append(dst, bodyVersion)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(segments)))
+	for _, s := range segments {
+		dst = appendSegmentID(dst, s)
+	}
+	return dst
+}
+
+// DecodeRetired reads the body of a retire record.
+func DecodeRetired(b []byte) ([]ident.SegmentID, error) {
+	b, err := body(b, "retire", 4, RecordBodyMax)
+	if err != nil {
+		return nil, err
+	}
+	n := binary.LittleEndian.Uint32(b)
+	if b = b[4:]; uint64(n)*segmentIDSize != uint64(len(b)) {
+		return nil, corrupt("retire record: %d segments in %d bytes", n, len(b))
+	}
+	segments := make([]ident.SegmentID, n)
+	for i := range segments {
+		segments[i] = decodeSegmentID(b[i*segmentIDSize:])
+	}
+	return segments, nil
+}
+
+// body strips the version of a body and holds its length to [least, most].
+func body(b []byte, what string, least, most int) ([]byte, error) {
+	if len(b) == 0 {
+		return nil, corrupt("%s record without a body", what)
+	}
+	if b[0] != bodyVersion {
+		return nil, &VersionError{what + " record", uint32(b[0]), bodyVersion}
+	}
+	if b = b[1:]; len(b) < least || len(b) > most {
+		return nil, corrupt("%s record of %d bytes", what, len(b))
+	}
+	return b, nil
+}
