@@ -10,14 +10,17 @@ import (
 // a store whose fence is higher answers CodeFenced with that fence, a lower one is raised first and made
 // durable (protocol.md R1, R6). Which store of the node is meant stands in the frame's header.
 
-// OpenSegment makes an empty replica: file, room for Capacity bytes, header, and the durable note that it is
-// open are there when the answer comes (R4), so it is asked ahead of need. Asked again with the same header
-// it succeeds again; with another header it is CodeConflict.
+// OpenSegment makes an empty replica: file, room for Capacity bytes, and the durable note that it is open are
+// there when the answer comes (R4), so it is asked ahead of need. Asked again it succeeds again.
+//
+// The segment's header is not part of it, because what precedes the first record is not known that early: the
+// first append, at offset 0, starts with the 4,096 bytes of the header (journal.SegmentHeader), and whole
+// records may follow in the same append. A replica whose header was never written is open, empty, with End 0
+// and zero positions.
 type OpenSegment struct {
 	Epoch    ident.Epoch
 	Segment  ident.SegmentID
-	Capacity uint32 // bytes, header and footer included
-	Header   []byte // journal.SegmentHeader, encoded: 4,096 bytes, the same in every replica
+	Capacity uint32 // bytes of the whole file, header and index included
 }
 
 // OpenReply answers OpenSegment.
@@ -25,7 +28,7 @@ type OpenReply struct {
 	Boot ident.BootID
 }
 
-// Append adds whole records at Offset of an open replica. The store checks every header, the chain from the
+// Append adds whole records at Offset of an open replica; at offset 0 the segment's header stands before them. The store checks every header, the chain from the
 // record before, and (for what came over a network) every body checksum; it answers when the kernel has the
 // bytes. Appends of one segment are applied in the order in which they were sent. An append that lies wholly
 // within what is there and equals it succeeds again; CodeGap if Offset is behind the end, CodeMismatch if
