@@ -1,0 +1,289 @@
+package journal
+
+import (
+	"fmt"
+	"slices"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// Recover decides what the history of a journal is, from what the stores of its ensembles answered to a fence
+// (R1, R2, R4). It is a pure function. The caller asks again with more answers until Enough, or gives up
+// waiting; reads and verifies the records of Tail; and starts a Writer with them.
+//
+// Two simplifications carry it. Within one epoch there was one owner, so (epoch, seq) names one record,
+// whichever replicas hold it: no hashes need comparing to find the run, and the chain is verified when the
+// records are read. And an epoch's first segment begins at the commit point that its taker heard, so older
+// epochs count only up to there: what a taker recovered above it stands in its own segments again.
+func Recover(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceReply) *Recovery {
+	r := &Recovery{EndKnown: true}
+	r.count(ensembles, answers)
+	groups, starts := r.collect(answers)
+	r.chain(groups, starts)
+	return r
+}
+
+// Recovery is what Recover found.
+type Recovery struct {
+	Enough   bool            // R2: all but one of every ensemble answered
+	Missing  []ident.StoreID // those that did not, or whose answer counts for nothing
+	EndKnown bool            // R4: every replica of uncertain end has a holder that knows it
+
+	Commit ident.Position // where the new epoch's first segment begins: the highest commit point seen
+	Stable ident.Position // the highest stable point seen
+	Last   ident.Position // the end of the history: the highest record recovered
+	Start  wire.EpochStart
+	Tail   []Range // where the records above Commit lie, in order
+	Past   []Range // segments of the history up to Commit, in order
+
+	// Lost is set when records at or below the commit point that was seen are not there: it must be reported.
+	// LostStable: even below the stable point; never served without force.
+	Lost, LostStable bool
+}
+
+// Proven is what the new epoch's start record says: nothing can be missing.
+func (r *Recovery) Proven() bool { return r.Enough && r.EndKnown && !r.Lost }
+
+// Range is a segment, or a part of one, that the history runs through.
+type Range struct {
+	Segment ident.SegmentID
+	Before  ident.Position // before the segment's first record
+	From    ident.Seq      // first record of the part
+	To      ident.Seq      // last record of the part
+	Sealed  bool           // some replica is, and all of it counts
+	End     uint32         // with Sealed: behind the last record
+	Holders []Holder
+}
+
+// Holder is a replica of a Range.
+type Holder struct {
+	Store ident.StoreID
+	State wire.ReplicaState
+	Last  ident.Seq // the last record that it has
+}
+
+// Has reports whether the holder has everything of the range.
+func (h Holder) Has(r *Range) bool { return h.Last >= r.To && h.State != wire.ReplicaDamaged }
+
+// count applies R2. A store with a damaged replica is absent for everything (R4).
+func (r *Recovery) count(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceReply) {
+	r.Enough = true
+	for _, stores := range ensembles {
+		n := 0
+		for _, s := range stores {
+			if a := answers[s]; a != nil && !damaged(a) {
+				n++
+			} else if !slices.Contains(r.Missing, s) {
+				r.Missing = append(r.Missing, s)
+			}
+		}
+		if n < max(1, len(stores)-1) {
+			r.Enough = false
+		}
+	}
+}
+
+func damaged(a *wire.FenceReply) bool {
+	return slices.ContainsFunc(a.Replicas, func(x wire.Replica) bool { return x.State == wire.ReplicaDamaged })
+}
+
+// group is all replicas of one segment of the history.
+type group struct {
+	Range
+	start wire.EpochStart
+	short bool // some replica's end is uncertain
+	knows bool // some other's is not
+}
+
+// collect sorts the replicas by segment and takes the highest points seen.
+func (r *Recovery) collect(answers map[ident.StoreID]*wire.FenceReply) ([]*group, map[ident.Epoch]wire.EpochStart) {
+	stores := make([]ident.StoreID, 0, len(answers))
+	for s := range answers {
+		stores = append(stores, s)
+	}
+	slices.SortFunc(stores, ident.StoreID.Compare)
+	bySegment := map[ident.SegmentID]*group{}
+	uncertain := map[ident.SegmentID]bool{} // short replicas without a header, still without a holder that knows
+	starts := map[ident.Epoch]wire.EpochStart{}
+	var groups []*group
+	for _, store := range stores {
+		a := answers[store]
+		if a == nil {
+			continue
+		}
+		if a.Commit.Seq > r.Commit.Seq {
+			r.Commit = a.Commit
+		}
+		if a.Stable.Seq > r.Stable.Seq {
+			r.Stable = a.Stable
+		}
+		for _, x := range a.Replicas {
+			if x.Segment.IsCheckpoint() || x.State == wire.ReplicaFork || x.State == wire.ReplicaDamaged {
+				continue
+			}
+			if x.End == 0 {
+				if _, seen := uncertain[x.Segment]; x.State != wire.ReplicaShort {
+					uncertain[x.Segment] = false // opened and never written, and the store knows it
+				} else if !seen {
+					uncertain[x.Segment] = true
+				}
+				continue
+			}
+			if x.Start.At.Seq != 0 {
+				starts[x.Segment.Epoch] = x.Start
+			}
+			g := bySegment[x.Segment]
+			if g == nil {
+				g = &group{Range: Range{Segment: x.Segment, Before: x.Before, From: x.Before.Seq + 1, To: x.Before.Seq}}
+				bySegment[x.Segment] = g
+				groups = append(groups, g)
+			}
+			g.To = max(g.To, x.Last.Seq)
+			g.Holders = append(g.Holders, Holder{store, x.State, x.Last.Seq})
+			switch x.State {
+			case wire.ReplicaSealed:
+				g.Sealed, g.End, g.knows = true, x.End, true
+				if x.Last.Seq > r.Commit.Seq {
+					r.Commit = x.Last // only what is committed is sealed
+				}
+			case wire.ReplicaOpen:
+				g.knows = true
+			case wire.ReplicaShort:
+				g.short = true
+			}
+		}
+	}
+	for segment, open := range uncertain {
+		if g := bySegment[segment]; open && (g == nil || !g.knows) {
+			r.EndKnown = false
+		}
+	}
+	slices.SortFunc(groups, func(a, b *group) int {
+		if c := a.Segment.Epoch.Compare(b.Segment.Epoch); c != 0 {
+			return c
+		}
+		if a.From != b.From {
+			if a.From < b.From {
+				return -1
+			}
+			return 1
+		}
+		return a.Segment.Compare(b.Segment)
+	})
+	return groups, starts
+}
+
+// chain follows the history from the highest epoch whose start was seen, forward to the end of its run and
+// back through the epochs before.
+func (r *Recovery) chain(groups []*group, starts map[ident.Epoch]wire.EpochStart) {
+	for _, s := range starts {
+		if r.Start.At.Epoch.Less(s.At.Epoch) {
+			r.Start = s
+		}
+	}
+	if r.Start.At.Seq == 0 {
+		r.Commit, r.Stable = ident.Position{}, ident.Position{} // nothing was ever begun
+		return
+	}
+	limit := ident.Seq(1<<64 - 1)
+	newest := true
+	var past []Range
+	for epoch := r.Start.At.Epoch; epoch.Number != 0; {
+		of := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return g.Segment.Epoch != epoch })
+		if len(of) == 0 {
+			break
+		}
+		if newest {
+			newest = false
+			r.run(of)
+			limit = r.Commit.Seq
+		}
+		for _, g := range of {
+			if g.short && !g.knows {
+				r.EndKnown = false
+			}
+		}
+		past = append(past, cut(of, limit)...)
+		limit = min(limit, of[0].Before.Seq)
+		// The epoch's first segment begins in the epoch that its history goes on from. Where that segment is gone
+		// (retired: a checkpoint covers it), the start record says the same or a later one.
+		before := of[0].Before.Epoch
+		if !before.Less(epoch) {
+			before = starts[epoch].Before.Epoch
+		}
+		if !before.Less(epoch) {
+			break
+		}
+		epoch = before
+	}
+	slices.SortFunc(past, func(a, b Range) int {
+		if a.From < b.From {
+			return -1
+		}
+		return 1
+	})
+	r.Past = past
+}
+
+// run finds the end of the highest epoch's run and what of it is above the commit point.
+func (r *Recovery) run(of []*group) {
+	first := of[0].Before
+	if first.Seq > r.Commit.Seq {
+		r.Commit = first // the commit point that this epoch's taker had heard
+	}
+	last := first.Seq
+	for _, g := range of {
+		if g.From > last+1 {
+			break // a hole: nothing behind it counts
+		}
+		last = max(last, g.To)
+	}
+	r.Last.Seq = last
+	if last < r.Commit.Seq {
+		r.Lost = true
+		r.Commit = ident.Position{} // the caller finds the position at Last by reading
+		r.Commit.Seq = last
+	}
+	r.LostStable = last < r.Stable.Seq
+	// The tail: from each group what lies above the commit point and was not in an earlier one.
+	have := r.Commit.Seq
+	for _, g := range of {
+		if g.From > have+1 || g.To <= have {
+			continue
+		}
+		t := g.Range
+		t.From = have + 1
+		r.Tail = append(r.Tail, t)
+		have = g.To
+	}
+}
+
+// cut gives the groups' ranges up to limit, each ended where the next begins, without those that are empty.
+func cut(of []*group, limit ident.Seq) []Range {
+	var out []Range
+	for i, g := range of {
+		x := g.Range
+		end := min(x.To, limit)
+		if i+1 < len(of) {
+			end = min(end, of[i+1].Before.Seq)
+		}
+		if end < x.From {
+			continue
+		}
+		if end != x.To {
+			x.To = end
+			if x.Sealed {
+				x.Sealed, x.End = false, 0
+			}
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// Describe says in a sentence what the recovery found.
+func (r *Recovery) Describe() string {
+	return fmt.Sprintf("history of epoch %s to seq %d, committed to %d, stable to %d, %d segments, tail of %d records, proven %v",
+		r.Start.At.Epoch, r.Last.Seq, r.Commit.Seq, r.Stable.Seq, len(r.Past), r.Last.Seq-r.Commit.Seq, r.Proven())
+}

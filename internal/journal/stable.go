@@ -1,0 +1,284 @@
+package journal
+
+import (
+	"errors"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// This part of the Writer follows what is stable (R8) and settles segments.
+
+// WantStable asks that everything up to seq becomes stable soon: a flush waits.
+func (w *Writer) WantStable(seq ident.Seq) {
+	if w.stopped != nil || seq <= w.stable.Seq {
+		return
+	}
+	w.wantSeq = max(w.wantSeq, seq)
+	if w.held.Seq >= seq {
+		w.syncAll()
+	}
+	w.copyLost()
+}
+
+// syncAll asks every member for an fdatasync of what it has unsynced. One that is under way may have begun
+// too early, so another follows it.
+func (w *Writer) syncAll() {
+	for i := range w.members {
+		w.syncMember(i)
+	}
+	w.syncedAt = w.now
+}
+
+func (w *Writer) syncMember(member int) {
+	m := &w.members[member]
+	if !m.up {
+		return
+	}
+	if m.syncing {
+		m.syncMore = true
+		return
+	}
+	var ids []ident.SegmentID
+	for _, s := range w.segments {
+		if r := s.replica(member); r != nil && !r.lost && !r.sealed && r.stableEnd < r.acked {
+			ids = append(ids, s.ID)
+		}
+	}
+	if len(ids) > 0 {
+		m.syncing = true
+		w.act(Action{Kind: ActSync, Member: member, Segments: ids})
+	}
+}
+
+// Synced is the answer to ActSync.
+func (w *Writer) Synced(member int, reply wire.SyncReply, err error) {
+	if w.stopped != nil || w.deposed(err) {
+		return
+	}
+	m := &w.members[member]
+	m.syncing = false
+	if err != nil {
+		w.fail(member)
+		w.Pump()
+		return
+	}
+	if !w.sameBoot(member, reply.Boot) {
+		w.Pump()
+		return
+	}
+	for _, x := range reply.Synced {
+		for _, s := range w.segments {
+			if s.ID == x.Segment {
+				if r := s.replica(member); r != nil && !r.lost {
+					r.stableEnd = max(r.stableEnd, min(x.StableEnd, r.acked))
+				}
+			}
+		}
+	}
+	more := m.syncMore
+	m.syncMore = false
+	w.restable()
+	if more && (w.wantSeq > w.stable.Seq || w.unsynced() > unsyncedBytesGoal) {
+		w.syncMember(member)
+	}
+	w.Pump()
+}
+
+// Sealed is the answer to ActSeal and ActCopy.
+func (w *Writer) Sealed(s *Segment, member int, err error) {
+	if w.stopped != nil || w.deposed(err) {
+		return
+	}
+	r := s.replica(member)
+	if r == nil {
+		return
+	}
+	r.copying = false
+	switch {
+	case err == nil:
+		r.sealed, r.lost = true, false
+		r.stableEnd = s.commitEnd
+	case errors.Is(err, wire.ErrUnreached):
+		w.fail(member)
+	default:
+		// The store is there but its replica isn't what it should be: it is made again elsewhere.
+		r.lost = true
+	}
+	w.restable()
+	if err != nil && w.wantSeq > w.stable.Seq {
+		w.copyLost()
+	}
+	w.Pump()
+}
+
+// stableEnd is how far two holders of a segment are stable.
+func (s *Segment) stableEnd() uint32 {
+	var first, second uint32
+	for i := range s.replicas {
+		if e := s.replicas[i].stableEnd; e > first {
+			first, second = e, first
+		} else if e > second {
+			second = e
+		}
+	}
+	return min(second, s.commitEnd)
+}
+
+// restable computes the stable point and settles segments that are sealed on two stores.
+func (w *Writer) restable() {
+	stable := w.stable
+	for _, s := range w.segments {
+		if s.end == 0 {
+			break // not begun; nothing behind it is
+		}
+		if s.records == 0 {
+			continue
+		}
+		end := s.stableEnd()
+		n := 0
+		for n < len(s.entries) && s.entries[n].end <= end {
+			n++
+		}
+		if n > 0 && s.entries[n-1].pos.Seq > stable.Seq {
+			stable = s.entries[n-1].pos
+		}
+		s.entries = append(s.entries[:0], s.entries[n:]...)
+		if end < s.end || !s.closed {
+			break
+		}
+	}
+	w.stable = stable
+	w.settle()
+	if !w.serving && w.stopped == nil && w.stable.Seq >= w.start.At.Seq {
+		w.serving = true
+		w.commit = w.held
+		w.act(Action{Kind: ActServing})
+		w.sealClosed()
+	}
+}
+
+// settle forgets segments that two stores have sealed: they are the driver's now.
+func (w *Writer) settle() {
+	kept := w.segments[:0]
+	for _, s := range w.segments {
+		sealed := 0
+		for i := range s.replicas {
+			if s.replicas[i].sealed {
+				sealed++
+			}
+		}
+		if !s.closed || sealed < 2 || len(s.entries) > 0 {
+			kept = append(kept, s)
+		}
+	}
+	clear(w.segments[len(kept):])
+	w.segments = kept
+}
+
+// copyLost has the segments copied whose unstable records are left on one holder only, to another member
+// that is up.
+func (w *Writer) copyLost() {
+	for _, s := range w.segments {
+		if !s.closed || s.commitEnd != s.end || s.commitEnd <= SegmentHeaderSize || s.stableEnd() == s.commitEnd {
+			continue
+		}
+		source, good := -1, 0
+		for i := range s.replicas {
+			if r := &s.replicas[i]; r.copying || !r.lost && w.members[r.member].up {
+				good++
+				if !r.copying {
+					source = r.member
+				}
+			}
+		}
+		if good >= 2 || source < 0 {
+			continue
+		}
+		if dest := w.spareMember(s); dest >= 0 {
+			s.replicas = append(s.replicas, replicaOf{member: dest, copying: true})
+			w.act(Action{Kind: ActCopy, Member: source, Dest: dest, Segment: s})
+		}
+	}
+}
+
+// spareMember finds a member that is up and has no part in s, home ones first; a lost one that is back takes
+// its place again.
+func (w *Writer) spareMember(s *Segment) int {
+	for _, home := range []bool{true, false} {
+		for i, m := range w.members {
+			if m.up && m.Home == home && s.replica(i) == nil {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+// unsynced is how many bytes are not yet stable on two stores.
+func (w *Writer) unsynced() int {
+	n := 0
+	for _, s := range w.segments {
+		if s.end > 0 {
+			n += int(s.end - s.stableEnd())
+		}
+	}
+	return n
+}
+
+// Tick tells the time; call it every 10 to 50 ms while there is anything unsettled. It sends notices, starts
+// background fdatasyncs and copies what a lost holder left unstable.
+func (w *Writer) Tick(now time.Duration) {
+	w.now = now
+	if w.stopped != nil {
+		return
+	}
+	if n := w.unsynced(); n > 0 && (n > unsyncedBytesGoal || now-w.syncedAt >= unsyncedAgeMax) {
+		w.syncAll()
+	}
+	if w.serving && w.commit != w.told && now-w.toldAt >= noticeAfter {
+		w.told, w.toldAt = w.commit, now
+		for i, m := range w.members {
+			if m.up {
+				w.act(Action{Kind: ActNotice, Member: i})
+			}
+		}
+	}
+	for _, s := range w.segments {
+		if s.closed && now-s.closedAt >= copyAfter {
+			w.copyLost()
+			break
+		}
+	}
+	w.Pump()
+}
+
+// CloseIdle ends the open segment if it has records, so that it can be sealed (R4: a tail idle for 60 s).
+func (w *Writer) CloseIdle() {
+	if s := w.cur; s != nil && s.records > 0 && s.commitEnd == s.end {
+		w.cur = nil
+		w.close(s)
+	}
+}
+
+// Idle reports that nothing waits, is under way, or is unstable.
+func (w *Writer) Idle() bool {
+	return len(w.queue) == 0 && len(w.inflight) == 0 && w.unsynced() == 0 && w.told == w.commit
+}
+
+// SetPoint names the newest announced checkpoint for the headers of later segments (R12).
+func (w *Writer) SetPoint(p CheckpointPoint) { w.cfg.Point = p }
+
+// Pending lists the segments that are not settled, with the members that hold them now.
+func (w *Writer) Pending(visit func(s *Segment, holders []int)) {
+	for _, s := range w.segments {
+		var holders []int
+		for i := range s.replicas {
+			if r := &s.replicas[i]; !r.lost && !r.copying && r.acked > 0 {
+				holders = append(holders, r.member)
+			}
+		}
+		visit(s, holders)
+	}
+}
