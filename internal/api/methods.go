@@ -1,0 +1,55 @@
+package api
+
+import (
+	"dozo/internal/api/dozov1/dozov1connect"
+	"dozo/internal/pki"
+)
+
+// permission says who may call a method, and what the audit log calls it.
+type permission struct {
+	// need is the least role of a user; nodes may call whatever users may. Empty: see public and node.
+	need pki.Role
+	// public: anybody who reaches the port; what is in the request is the authentication.
+	public bool
+	// node: only nodes, by certificate.
+	node bool
+	// action is the name in the audit log of what changes something; empty: nothing is changed.
+	action string
+}
+
+// methods has every method of the API; one that is missing can not be called. A test walks the services.
+var methods = map[string]permission{
+	dozov1connect.VolumeServiceCreateProcedure:  {need: pki.RoleOperator, action: "volume.create"},
+	dozov1connect.VolumeServiceListProcedure:    {need: pki.RoleViewer},
+	dozov1connect.VolumeServiceGetProcedure:     {need: pki.RoleViewer},
+	dozov1connect.VolumeServiceResizeProcedure:  {need: pki.RoleOperator, action: "volume.resize"},
+	dozov1connect.VolumeServiceRenameProcedure:  {need: pki.RoleOperator, action: "volume.rename"},
+	dozov1connect.VolumeServiceDeleteProcedure:  {need: pki.RoleOperator, action: "volume.delete"},
+	dozov1connect.VolumeServiceTargetsProcedure: {need: pki.RoleViewer},
+	dozov1connect.VolumeServiceWaitProcedure:    {need: pki.RoleViewer},
+
+	dozov1connect.HostServiceAddProcedure:     {need: pki.RoleOperator, action: "host.add"},
+	dozov1connect.HostServiceListProcedure:    {need: pki.RoleViewer},
+	dozov1connect.HostServiceSetChapProcedure: {need: pki.RoleOperator, action: "host.set-chap"},
+	dozov1connect.HostServiceDeleteProcedure:  {need: pki.RoleOperator, action: "host.delete"},
+
+	dozov1connect.SessionServiceListProcedure: {need: pki.RoleViewer},
+	dozov1connect.SessionServiceKillProcedure: {need: pki.RoleOperator, action: "session.kill"},
+
+	dozov1connect.NodeServiceListProcedure:        {need: pki.RoleViewer},
+	dozov1connect.NodeServiceCreateTokenProcedure: {need: pki.RoleAdmin, action: "node.create-token"},
+	dozov1connect.NodeServiceJoinProcedure:        {public: true, action: "node.join"},
+	dozov1connect.NodeServiceRenewProcedure:       {node: true, action: "node.renew"},
+	dozov1connect.NodeServiceRevokeProcedure:      {need: pki.RoleAdmin, action: "node.revoke"},
+	dozov1connect.NodeServiceRemoveProcedure:      {need: pki.RoleAdmin, action: "node.remove"},
+
+	dozov1connect.SiteServiceListProcedure:   {need: pki.RoleViewer},
+	dozov1connect.SiteServiceCreateProcedure: {need: pki.RoleAdmin, action: "site.create"},
+
+	dozov1connect.ClusterServiceStatusProcedure:      {need: pki.RoleViewer},
+	dozov1connect.ClusterServiceEventsProcedure:      {need: pki.RoleViewer},
+	dozov1connect.ClusterServiceVersionProcedure:     {need: pki.RoleViewer},
+	dozov1connect.ClusterServiceCreateTokenProcedure: {need: pki.RoleAdmin, action: "token.create"},
+	dozov1connect.ClusterServiceListTokensProcedure:  {need: pki.RoleAdmin},
+	dozov1connect.ClusterServiceRevokeTokenProcedure: {need: pki.RoleAdmin, action: "token.revoke"},
+}

@@ -1,0 +1,166 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"dozo/internal/api/dozov1"
+	"dozo/internal/pki"
+)
+
+// The services only turn messages into calls of the Backend and answers into messages.
+
+type volumeService struct{ b Backend }
+
+func (s volumeService) Create(ctx context.Context, req *dozov1.CreateVolumeRequest) (*dozov1.CreateVolumeResponse, error) {
+	v, err := s.b.CreateVolume(ctx, req)
+	return &dozov1.CreateVolumeResponse{Volume: v}, err
+}
+
+func (s volumeService) List(ctx context.Context, req *dozov1.ListVolumesRequest) (*dozov1.ListVolumesResponse, error) {
+	v, err := s.b.ListVolumes(ctx, req)
+	return &dozov1.ListVolumesResponse{Volumes: v}, err
+}
+
+func (s volumeService) Get(ctx context.Context, req *dozov1.GetVolumeRequest) (*dozov1.GetVolumeResponse, error) {
+	v, p, err := s.b.GetVolume(ctx, req)
+	return &dozov1.GetVolumeResponse{Volume: v, Placement: p}, err
+}
+
+func (s volumeService) Resize(ctx context.Context, req *dozov1.ResizeVolumeRequest) (*dozov1.ResizeVolumeResponse, error) {
+	v, err := s.b.ResizeVolume(ctx, req)
+	return &dozov1.ResizeVolumeResponse{Volume: v}, err
+}
+
+func (s volumeService) Rename(ctx context.Context, req *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error) {
+	v, err := s.b.RenameVolume(ctx, req)
+	return &dozov1.RenameVolumeResponse{Volume: v}, err
+}
+
+func (s volumeService) Delete(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {
+	v, err := s.b.DeleteVolume(ctx, req)
+	return &dozov1.DeleteVolumeResponse{Volume: v}, err
+}
+
+func (s volumeService) Targets(ctx context.Context, req *dozov1.VolumeTargetsRequest) (*dozov1.VolumeTargetsResponse, error) {
+	t, err := s.b.VolumeTargets(ctx, req)
+	return &dozov1.VolumeTargetsResponse{Targets: t}, err
+}
+
+type hostService struct{ b Backend }
+
+func (s hostService) Add(ctx context.Context, req *dozov1.AddHostRequest) (*dozov1.AddHostResponse, error) {
+	h, err := s.b.AddHost(ctx, req)
+	return &dozov1.AddHostResponse{Host: h}, err
+}
+
+func (s hostService) List(ctx context.Context, req *dozov1.ListHostsRequest) (*dozov1.ListHostsResponse, error) {
+	h, err := s.b.ListHosts(ctx, req)
+	return &dozov1.ListHostsResponse{Hosts: h}, err
+}
+
+func (s hostService) SetChap(ctx context.Context, req *dozov1.SetChapRequest) (*dozov1.SetChapResponse, error) {
+	h, err := s.b.SetHostChap(ctx, req)
+	return &dozov1.SetChapResponse{Host: h}, err
+}
+
+func (s hostService) Delete(ctx context.Context, req *dozov1.DeleteHostRequest) (*dozov1.DeleteHostResponse, error) {
+	return &dozov1.DeleteHostResponse{}, s.b.DeleteHost(ctx, req)
+}
+
+type sessionService struct{ b Backend }
+
+func (s sessionService) List(ctx context.Context, req *dozov1.ListSessionsRequest) (*dozov1.ListSessionsResponse, error) {
+	l, unheard, err := s.b.ListSessions(ctx, req)
+	return &dozov1.ListSessionsResponse{Sessions: l, Unheard: unheard}, err
+}
+
+func (s sessionService) Kill(ctx context.Context, req *dozov1.KillSessionRequest) (*dozov1.KillSessionResponse, error) {
+	k, err := s.b.KillSession(ctx, req)
+	return &dozov1.KillSessionResponse{Session: k}, err
+}
+
+type nodeService struct{ b Backend }
+
+func (s nodeService) List(ctx context.Context, req *dozov1.ListNodesRequest) (*dozov1.ListNodesResponse, error) {
+	n, err := s.b.ListNodes(ctx, req)
+	return &dozov1.ListNodesResponse{Nodes: n}, err
+}
+
+func (s nodeService) CreateToken(ctx context.Context, req *dozov1.CreateJoinTokenRequest) (*dozov1.CreateJoinTokenResponse, error) {
+	return s.b.CreateJoinToken(ctx, req)
+}
+
+func (s nodeService) Join(ctx context.Context, req *dozov1.JoinRequest) (*dozov1.JoinResponse, error) {
+	return s.b.Join(ctx, req)
+}
+
+func (s nodeService) Renew(ctx context.Context, req *dozov1.RenewRequest) (*dozov1.RenewResponse, error) {
+	return s.b.Renew(ctx, req)
+}
+
+func (s nodeService) Revoke(ctx context.Context, req *dozov1.RevokeRequest) (*dozov1.RevokeResponse, error) {
+	return s.b.Revoke(ctx, req)
+}
+
+func (s nodeService) Remove(ctx context.Context, req *dozov1.RemoveNodeRequest) (*dozov1.RemoveNodeResponse, error) {
+	return &dozov1.RemoveNodeResponse{}, s.b.RemoveNode(ctx, req)
+}
+
+type siteService struct{ b Backend }
+
+func (s siteService) List(ctx context.Context, req *dozov1.ListSitesRequest) (*dozov1.ListSitesResponse, error) {
+	l, err := s.b.ListSites(ctx, req)
+	return &dozov1.ListSitesResponse{Sites: l}, err
+}
+
+func (s siteService) Create(ctx context.Context, req *dozov1.CreateSiteRequest) (*dozov1.CreateSiteResponse, error) {
+	c, err := s.b.CreateSite(ctx, req)
+	return &dozov1.CreateSiteResponse{Site: c}, err
+}
+
+type clusterService struct{ s *Server }
+
+func (c clusterService) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov1.StatusResponse, error) {
+	return c.s.backend.Status(ctx, req)
+}
+
+func (c clusterService) Version(ctx context.Context, req *dozov1.VersionRequest) (*dozov1.VersionResponse, error) {
+	return c.s.backend.Version(ctx, req)
+}
+
+// CreateToken makes the token here, so that a Backend never sees the secret.
+func (c clusterService) CreateToken(ctx context.Context, req *dozov1.CreateTokenRequest) (*dozov1.CreateTokenResponse, error) {
+	secret, rec, err := pki.NewAPIToken(req.GetName(), pki.Role(req.GetRole()), c.s.now(), req.GetTtl().AsDuration())
+	if err != nil {
+		return nil, err
+	}
+	rec.By = CallerFrom(ctx).Actor()
+	if err := c.s.backend.CreateAPIToken(ctx, rec); err != nil {
+		return nil, fmt.Errorf("create API token %s: %w", rec.Name, err)
+	}
+	return &dozov1.CreateTokenResponse{Token: tokenMessage(rec), Secret: secret}, nil
+}
+
+func (c clusterService) ListTokens(ctx context.Context, _ *dozov1.ListTokensRequest) (*dozov1.ListTokensResponse, error) {
+	recs, err := c.s.backend.ListAPITokens(ctx)
+	resp := &dozov1.ListTokensResponse{}
+	for _, r := range recs {
+		resp.Tokens = append(resp.Tokens, tokenMessage(r))
+	}
+	return resp, err
+}
+
+func (c clusterService) RevokeToken(ctx context.Context, req *dozov1.RevokeTokenRequest) (*dozov1.RevokeTokenResponse, error) {
+	return &dozov1.RevokeTokenResponse{}, c.s.backend.DeleteAPIToken(ctx, req.GetName())
+}
+
+func tokenMessage(r pki.APITokenRecord) *dozov1.Token {
+	t := &dozov1.Token{Name: r.Name, Role: string(r.Role), Created: timestamppb.New(r.Created), CreatedBy: r.By}
+	if !r.Expires.IsZero() {
+		t.Expires = timestamppb.New(r.Expires)
+	}
+	return t
+}

@@ -1,0 +1,31 @@
+package api
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+
+	"dozo/internal/api/dozov1"
+)
+
+// Wait passes on progress until the condition holds.
+func (s volumeService) Wait(ctx context.Context, req *dozov1.WaitVolumeRequest, stream *connect.ServerStream[dozov1.WaitVolumeResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.WaitVolume(ctx, req, stream.Send)
+}
+
+// Events passes on the audit log.
+func (c clusterService) Events(ctx context.Context, req *dozov1.EventsRequest, stream *connect.ServerStream[dozov1.Event]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	// The answer's header goes out now: who follows a quiet cluster must see that it is connected.
+	if req.GetFollow() {
+		if err := stream.Send(nil); err != nil {
+			return err
+		}
+	}
+	return c.s.backend.Events(ctx, req, stream.Send)
+}
