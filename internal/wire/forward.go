@@ -1,0 +1,161 @@
+package wire
+
+import "dozo/internal/ident"
+
+// The messages between access servers: one that has a client's connection (the forwarder) asks the journal's
+// owner. Protocol.md R7 and R9 are their rules.
+
+// RequestID names a client's request: which access server forwarded it and which one it was there. The owner
+// puts it in the records, so that a new owner answers a request sent again instead of applying it twice.
+type RequestID struct {
+	Forwarder uint64 // random per start of an access server
+	Number    uint64 // counted up by it
+}
+
+// Nexus says which initiator, by which session's port and to which target port, a command came from.
+type Nexus struct {
+	Digest    [16]byte // of the other fields; what owners keep
+	Initiator string   // name, at most 223 bytes (RFC 7143)
+	ISID      [6]byte
+	TPGT      uint16 // target portal group tag
+}
+
+// Stamp is the proof of age of a command (R9): the owner's tick in the last message which the client had
+// received before it sent the command.
+type Stamp struct {
+	Epoch ident.Epoch
+	Tick  uint64
+}
+
+// ForwardOp is what a forwarded command does.
+type ForwardOp uint8
+
+// Operations. Numbers are part of the format.
+const (
+	OpRead            ForwardOp = 1 // Length bytes at Offset
+	OpWrite           ForwardOp = 2 // Data at Offset
+	OpTrim            ForwardOp = 3 // may read as anything afterwards: zeroes here
+	OpZero            ForwardOp = 4 // must read as zeroes afterwards
+	OpFlush           ForwardOp = 5 // all that was acknowledged is stable (R8)
+	OpCompareAndWrite ForwardOp = 6 // the first half of Data is compared, the second written
+	OpProvisioned     ForwardOp = 7 // is Offset mapped, and how far is it the same
+	opMax             ForwardOp = 7
+)
+
+var opNames = [...]string{"?", "read", "write", "trim", "zero", "flush", "compare and write", "provisioned"}
+
+func (o ForwardOp) String() string {
+	if int(o) < len(opNames) {
+		return opNames[o]
+	}
+	return "?"
+}
+
+// Forward is one command of a client.
+type Forward struct {
+	Journal ident.JournalID
+	Request RequestID
+	Nexus   Nexus
+	Session uint64 // the forwarder's number of the client's session
+	Stamp   Stamp
+	Op      ForwardOp
+	FUA     bool // with writes: answer only once stable
+	Offset  uint64
+	Length  uint64
+	Data    [][]byte // not changed until answered
+}
+
+// ForwardReply answers a Forward. Status is 0 or an outcome that the owner decided and that carries a tick
+// like any other answer (CodeMiscompare, CodeDenied, CodeUnproven); what kept the owner from deciding comes
+// as an Error instead.
+type ForwardReply struct {
+	Epoch      ident.Epoch
+	Tick       uint64 // the owner's tick when it answered: future stamps
+	Status     Code
+	Mapped     bool   // OpProvisioned
+	Miscompare uint64 // with CodeMiscompare: offset of the first byte that differed
+	Extent     uint64 // OpProvisioned: bytes from Offset on of which Mapped is true
+	Data       []byte // OpRead
+	Release    func() // gives Data's buffer back; may be nil. Not sent.
+}
+
+// BarKind says whose older commands are refused from now on.
+type BarKind uint8
+
+// Kinds of Bar. Numbers are part of the format.
+const (
+	BarLogin        BarKind = 1 // all older sessions of the nexus: login and session reinstatement
+	BarAbortTask    BarKind = 2 // requests First to Last of Forwarder
+	BarLUNReset     BarKind = 3 // every command of everybody stamped before
+	BarPreemptAbort BarKind = 4 // every command of the nexus stamped before
+	barMax          BarKind = 4
+)
+
+// Bar makes the owner record a refusal; only after the answer may the client be told (R9).
+type Bar struct {
+	Journal   ident.JournalID
+	Kind      BarKind
+	Nexus     Nexus
+	Forwarder uint64
+	Session   uint64
+	First     uint64 // BarAbortTask: RequestID.Number, inclusive
+	Last      uint64
+}
+
+// BarReply says from which tick on commands run again.
+type BarReply struct {
+	Epoch ident.Epoch
+	Tick  uint64
+}
+
+// Tick asks a node for the ticks of journals that it owns; forwarders ask periodically, once a pair of nodes.
+type Tick struct {
+	Journals []ident.JournalID
+}
+
+// TickReply has an entry for each journal that was asked for, in that order.
+type TickReply struct {
+	Ticks []JournalTick
+}
+
+// JournalTick is the state of one journal: Tick is 0 where the node doesn't own it, and Owner then says who
+// does as far as the node knows.
+type JournalTick struct {
+	Journal ident.JournalID
+	Epoch   ident.Epoch
+	Tick    uint64
+	Owner   ident.NodeName
+}
+
+// OwnerStatus asks how the journals are that a node owns; none named means all.
+type OwnerStatus struct {
+	Journals []ident.JournalID
+}
+
+// OwnerStatusReply answers OwnerStatus; journals that the node doesn't own are left out.
+type OwnerStatusReply struct {
+	Journals []JournalStatus
+}
+
+// JournalStatus is how one journal is, as its owner sees it.
+type JournalStatus struct {
+	Journal  ident.JournalID
+	Owner    ident.NodeName
+	Epoch    ident.Epoch
+	Commit   ident.Position
+	Stable   ident.Position
+	Written  uint64 // bytes of records since the owner started
+	Sites    []SiteStatus
+	Segments uint32
+	Degraded uint32 // segments with fewer copies than they should have
+	State    string // for people: serving, recovering, waiting for ...
+}
+
+// SiteStatus is how far a site is.
+type SiteStatus struct {
+	Site            ident.SiteID
+	Watermark       ident.Position
+	StableWatermark ident.Seq
+	LagBytes        uint64
+	LagNanos        uint64 // age of the oldest record that the site lacks
+}
