@@ -53,7 +53,7 @@ const readBufferLen = 128 << 10
 func (s *Session) newConn(l *loginConn, r *loginResult) (*conn, error) {
 	cn := &conn{
 		s: s, cid: l.cid,
-		frame: framing{r.params.HeaderDigest, r.params.DataDigest, r.params.MaxRecvDataSegmentLength},
+		frame:   framing{r.params.HeaderDigest, r.params.DataDigest, r.params.MaxRecvDataSegmentLength},
 		sendMax: r.params.TargetMaxRecvDataSegmentLength,
 		dead:    make(chan struct{}), wake: make(chan struct{}, 1),
 		idle:      sync.NewCond(&s.mu),
