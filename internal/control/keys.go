@@ -1,11 +1,72 @@
 package control
 
-import "dozo/internal/ident"
+import (
+	"fmt"
+	"strings"
+	"time"
 
-// journalChange is a change of one journal's key with the change ID under which it can be proved.
-type journalChange struct {
-	journal  ident.JournalID
-	expect   Rev
-	changeID string
-	state    JournalState
+	"dozo/internal/ident"
+)
+
+// The keys, all below a prefix that only an external etcd that is shared would change. What stands in <> is
+// in the text form of its type. Index keys hold the name of what they point to, and exist so that a
+// transaction can say "this name is free".
+//
+//	cluster                         Cluster
+//	seq/site, seq/tpgt              the last number given out
+//	sites/<site>                    Site
+//	nodes/<node>                    Node
+//	hosts/<tenant>/<name>           Host, with its secrets
+//	volumes/<journal>               VolumeSpec, tombstones too
+//	journals/<journal>              JournalState: owner, epoch, ensembles
+//	names/site/<name>               index: site ID
+//	names/volume/<tenant>/<name>    index: journal ID
+//	names/initiator/<iqn>           index: tenant/host
+//	stores/<store>                  index: node
+//	alive/<node>                    leased; there while the node announces itself
+//	revoked/<serial>                pki.Revocation
+//	jointokens/<hash>               pki.JoinTokenRecord
+//	apitokens/<name>                pki.APITokenRecord
+//	events/<time>-<change>          Event; order is by revision, the time only spreads the keys
+const (
+	// DefaultPrefix is before all keys.
+	DefaultPrefix = "/dozo/"
+
+	keyCluster  = "cluster"
+	keySeqSite  = "seq/site"
+	keySeqTPGT  = "seq/tpgt"
+	dirSites    = "sites/"
+	dirNodes    = "nodes/"
+	dirHosts    = "hosts/"
+	dirVolumes  = "volumes/"
+	dirJournals = "journals/"
+	dirNames    = "names/"
+	dirStores   = "stores/"
+	dirAlive    = "alive/"
+	dirRevoked  = "revoked/"
+	dirJoin     = "jointokens/"
+	dirAPI      = "apitokens/"
+	dirEvents   = "events/"
+)
+
+func keySite(id ident.SiteID) string           { return fmt.Sprintf("%s%05d", dirSites, id) }
+func keySiteName(name string) string           { return dirNames + "site/" + name }
+func keyNode(name ident.NodeName) string       { return dirNodes + string(name) }
+func keyStore(id ident.StoreID) string         { return dirStores + id.String() }
+func keyHost(tenant, name string) string       { return dirHosts + tenant + "/" + name }
+func keyInitiator(iqn string) string           { return dirNames + "initiator/" + iqn }
+func keyVolume(id ident.JournalID) string      { return dirVolumes + id.String() }
+func keyVolumeName(tenant, name string) string { return dirNames + "volume/" + tenant + "/" + name }
+func keyJournal(id ident.JournalID) string     { return dirJournals + id.String() }
+func keyAlive(name ident.NodeName) string      { return dirAlive + string(name) }
+func keyRevoked(serial string) string          { return dirRevoked + serial }
+func keyJoin(hash string) string               { return dirJoin + hash }
+func keyAPI(name string) string                { return dirAPI + name }
+func keyEvent(at time.Time, changeID string) string {
+	return fmt.Sprintf("%s%020d-%s", dirEvents, at.UnixNano(), changeID)
+}
+
+// journalOfKey is the inverse of keyJournal and keyVolume.
+func journalOfKey(dir, key string) (ident.JournalID, error) {
+	return ident.ParseJournalID(strings.TrimPrefix(key, dir))
 }

@@ -1,0 +1,368 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"dozo/internal/ident"
+	"dozo/internal/pki"
+)
+
+// cache is what was last seen of the control store. One goroutine (Client.follow) feeds it; anybody reads. A
+// revision's changes are applied together, so readers see transactions whole.
+type cache struct {
+	mu struct {
+		sync.RWMutex
+		content
+		rev    Rev           // everything up to it is in
+		moved  chan struct{} // closed and replaced when rev grows or the cache is closed
+		closed bool
+		subs   map[chan struct{}]struct{}
+	}
+}
+
+type entry[T any] struct {
+	v   T
+	rev Rev
+}
+
+// content has a map a directory, and the inverse maps that lookups need.
+type content struct {
+	cluster  *entry[Cluster]
+	sites    map[ident.SiteID]entry[Site]
+	nodes    map[ident.NodeName]entry[Node]
+	hosts    map[string]entry[Host] // by keyHost
+	volumes  map[ident.JournalID]entry[VolumeSpec]
+	journals map[ident.JournalID]entry[JournalState]
+	alive    map[ident.NodeName]bool
+	revoked  map[string]pki.Revocation
+	joins    map[string]pki.JoinTokenRecord
+	tokens   map[string]pki.APITokenRecord // by name
+
+	volumeByName map[string]ident.JournalID // by keyVolumeName
+	hostByIQN    map[string]string          // keyHost
+	nodeByStore  map[ident.StoreID]ident.NodeName
+	tokenByHash  map[string]string // name
+}
+
+func newContent() content {
+	return content{
+		sites: make(map[ident.SiteID]entry[Site]), nodes: make(map[ident.NodeName]entry[Node]), hosts: make(map[string]entry[Host]),
+		volumes: make(map[ident.JournalID]entry[VolumeSpec]), journals: make(map[ident.JournalID]entry[JournalState]),
+		alive: make(map[ident.NodeName]bool), revoked: make(map[string]pki.Revocation), joins: make(map[string]pki.JoinTokenRecord),
+		tokens: make(map[string]pki.APITokenRecord), volumeByName: make(map[string]ident.JournalID), hostByIQN: make(map[string]string),
+		nodeByStore: make(map[ident.StoreID]ident.NodeName), tokenByHash: make(map[string]string),
+	}
+}
+
+func newCache() *cache {
+	c := new(cache)
+	c.mu.content = newContent()
+	c.mu.moved = make(chan struct{})
+	c.mu.subs = make(map[chan struct{}]struct{})
+	return c
+}
+
+// replace takes a whole listing. What can not be read is reported and, if it was known, kept.
+func (c *cache) replace(pairs []pair, rev Rev) (bad []error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.mu.content
+	c.mu.content = newContent()
+	for _, p := range pairs {
+		if err := c.mu.put(p); err != nil {
+			bad = append(bad, err)
+			c.mu.keepFrom(old, p.key)
+		}
+	}
+	c.movedLocked(rev)
+	return bad
+}
+
+// apply takes watched changes, all up to and including revision upTo.
+func (c *cache) apply(changes []change, upTo Rev) (bad []error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range changes {
+		if ch.deleted {
+			c.mu.drop(ch.key)
+		} else if err := c.mu.put(ch.pair); err != nil {
+			bad = append(bad, err)
+		}
+	}
+	c.movedLocked(upTo)
+	return bad
+}
+
+// putJournal notes a state that this client has just written itself, before the watch brings it.
+func (c *cache) putJournal(id ident.JournalID, s JournalState, rev Rev) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.mu.journals[id]; ok && e.rev < rev {
+		c.mu.journals[id] = entry[JournalState]{s, rev}
+		c.pokeLocked()
+	}
+}
+
+func (c *cache) movedLocked(rev Rev) {
+	c.mu.rev = max(c.mu.rev, rev)
+	close(c.mu.moved)
+	c.mu.moved = make(chan struct{})
+	c.pokeLocked()
+}
+
+func (c *cache) poke() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pokeLocked()
+}
+
+func (c *cache) pokeLocked() {
+	for ch := range c.mu.subs {
+		select {
+		case ch <- struct{}{}:
+		default: // one is waiting already, and stands for this change too
+		}
+	}
+}
+
+func (c *cache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.closed = true
+	close(c.mu.moved)
+	c.mu.moved = make(chan struct{})
+}
+
+// waitFor returns once the cache has everything up to rev, or ctx or the cache ends.
+func (c *cache) waitFor(ctx context.Context, rev Rev) {
+	for {
+		c.mu.RLock()
+		done, moved := c.mu.rev >= rev || c.mu.closed, c.mu.moved
+		c.mu.RUnlock()
+		if done {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-moved:
+		}
+	}
+}
+
+func (c *cache) subscribe() (<-chan struct{}, func()) {
+	ch := make(chan struct{}, 1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.subs[ch] = struct{}{}
+	return ch, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.mu.subs, ch)
+	}
+}
+
+// put decodes a pair into its map. Keys of no interest here (indices, counters, events) are passed over, and
+// so are directories that a later version may add.
+func (t *content) put(p pair) error {
+	dir, rest := splitDir(p.key)
+	switch dir {
+	case keyCluster:
+		v, _, err := decode[Cluster](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		if v.Format > FormatVersion {
+			return fmt.Errorf("control store: the cluster is in format %d, this program knows formats up to %d: %w; upgrade this node", v.Format, FormatVersion, ErrNewerFormat)
+		}
+		t.cluster = &entry[Cluster]{v, p.mod}
+	case dirSites:
+		v, _, err := decode[Site](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.sites[v.ID] = entry[Site]{v, p.mod}
+	case dirNodes:
+		v, _, err := decode[Node](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.drop(p.key)
+		t.nodes[v.Name] = entry[Node]{v, p.mod}
+		for _, s := range v.Stores {
+			t.nodeByStore[s.ID] = v.Name
+		}
+	case dirHosts:
+		v, err := decodeHost(p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.drop(p.key)
+		t.hosts[p.key] = entry[Host]{v, p.mod}
+		for _, n := range v.InitiatorNames {
+			t.hostByIQN[n] = p.key
+		}
+	case dirVolumes:
+		v, _, err := decode[VolumeSpec](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.drop(p.key)
+		t.volumes[v.ID] = entry[VolumeSpec]{v, p.mod}
+		if v.Deleted == nil {
+			t.volumeByName[keyVolumeName(v.Tenant, v.Name)] = v.ID
+		}
+	case dirJournals:
+		id, err := journalOfKey(dirJournals, p.key)
+		if err != nil {
+			return err
+		}
+		v, _, err := decode[JournalState](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		if t.journals[id].rev <= p.mod { // this client may have noted a later one of its own
+			t.journals[id] = entry[JournalState]{v, p.mod}
+		}
+	case dirAlive:
+		t.alive[ident.NodeName(rest)] = true
+	case dirRevoked:
+		v, _, err := decode[pki.Revocation](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.revoked[v.Serial] = v
+	case dirJoin:
+		v, _, err := decode[pki.JoinTokenRecord](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.joins[v.Hash] = v
+	case dirAPI:
+		v, _, err := decode[pki.APITokenRecord](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.drop(p.key)
+		t.tokens[v.Name] = v
+		t.tokenByHash[v.Hash] = v.Name
+	}
+	return nil
+}
+
+// drop removes what the key stood for, inverse entries included.
+func (t *content) drop(key string) {
+	dir, rest := splitDir(key)
+	switch dir {
+	case keyCluster:
+		t.cluster = nil
+	case dirSites:
+		for id := range t.sites {
+			if keySite(id) == key {
+				delete(t.sites, id)
+			}
+		}
+	case dirNodes:
+		name := ident.NodeName(rest)
+		for _, s := range t.nodes[name].v.Stores {
+			if t.nodeByStore[s.ID] == name {
+				delete(t.nodeByStore, s.ID)
+			}
+		}
+		delete(t.nodes, name)
+	case dirHosts:
+		for _, n := range t.hosts[key].v.InitiatorNames {
+			if t.hostByIQN[n] == key {
+				delete(t.hostByIQN, n)
+			}
+		}
+		delete(t.hosts, key)
+	case dirVolumes:
+		if id, err := journalOfKey(dirVolumes, key); err == nil {
+			v := t.volumes[id].v
+			if name := keyVolumeName(v.Tenant, v.Name); t.volumeByName[name] == id {
+				delete(t.volumeByName, name)
+			}
+			delete(t.volumes, id)
+		}
+	case dirJournals:
+		if id, err := journalOfKey(dirJournals, key); err == nil {
+			delete(t.journals, id)
+		}
+	case dirAlive:
+		delete(t.alive, ident.NodeName(rest))
+	case dirRevoked:
+		delete(t.revoked, rest)
+	case dirJoin:
+		delete(t.joins, rest)
+	case dirAPI:
+		delete(t.tokenByHash, t.tokens[rest].Hash)
+		delete(t.tokens, rest)
+	}
+}
+
+// keepFrom takes over what old had for a key whose new value can not be read: a revocation, an owner or a
+// secret that was known must not be forgotten by that.
+func (t *content) keepFrom(old content, key string) {
+	dir, rest := splitDir(key)
+	switch dir {
+	case keyCluster:
+		t.cluster = old.cluster
+	case dirSites:
+		for id, e := range old.sites {
+			if keySite(id) == key {
+				t.sites[id] = e
+			}
+		}
+	case dirNodes:
+		if e, ok := old.nodes[ident.NodeName(rest)]; ok {
+			t.nodes[e.v.Name] = e
+			for _, s := range e.v.Stores {
+				t.nodeByStore[s.ID] = e.v.Name
+			}
+		}
+	case dirHosts:
+		if e, ok := old.hosts[key]; ok {
+			t.hosts[key] = e
+			for _, n := range e.v.InitiatorNames {
+				t.hostByIQN[n] = key
+			}
+		}
+	case dirVolumes:
+		if id, err := journalOfKey(dirVolumes, key); err == nil {
+			if e, ok := old.volumes[id]; ok {
+				t.volumes[id] = e
+				if e.v.Deleted == nil {
+					t.volumeByName[keyVolumeName(e.v.Tenant, e.v.Name)] = id
+				}
+			}
+		}
+	case dirJournals:
+		if id, err := journalOfKey(dirJournals, key); err == nil {
+			if e, ok := old.journals[id]; ok {
+				t.journals[id] = e
+			}
+		}
+	case dirRevoked:
+		if v, ok := old.revoked[rest]; ok {
+			t.revoked[rest] = v
+		}
+	case dirAPI:
+		if v, ok := old.tokens[rest]; ok {
+			t.tokens[rest] = v
+			t.tokenByHash[v.Hash] = rest
+		}
+	}
+}
+
+// splitDir cuts a key after its first directory; keys in none are their own.
+func splitDir(key string) (dir, rest string) {
+	i := strings.IndexByte(key, '/')
+	if i < 0 {
+		return key, ""
+	}
+	return key[:i+1], key[i+1:]
+}

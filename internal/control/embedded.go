@@ -1,0 +1,246 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"dozo/internal/ident"
+	"dozo/internal/pki"
+)
+
+// VoterAddr is a voter's name and the address at which the other voters reach it.
+type VoterAddr struct {
+	Name ident.NodeName
+	Peer netip.AddrPort
+}
+
+// EmbeddedConfig is of an etcd voter within this process.
+type EmbeddedConfig struct {
+	Name         ident.NodeName
+	Dir          string         // made if it is not there
+	ListenPeer   netip.AddrPort // for the other voters
+	ListenClient netip.AddrPort
+	// Initial lists all voters that the control store starts with, or that it has when this one joins; this one
+	// included. Looked at only when Dir is new.
+	Initial []VoterAddr
+	// Join: the control store runs already, and Admin.AddVoter has been told of this one.
+	Join      bool
+	ClusterID string // keeps voters of two clusters from talking to each other
+	TLS       pki.EtcdFiles
+	Log       *slog.Logger // default: nothing is logged
+
+	// Heartbeat and Election are the leader's rhythm and the silence after which a new one is elected. Defaults:
+	// 200 ms and 2 s, one and ten round trips of 200 ms, which suits distant sites; the first election is quick
+	// all the same, since a voter that starts counts as having waited already.
+	Heartbeat, Election time.Duration
+}
+
+// embeddedFormat is the number in a data directory's VERSION file.
+//
+//	1  etcd 3.7's own data directory beneath
+const embeddedFormat = 1
+
+// Sizes of the embedded etcd. What dozo keeps is some kilobytes a volume.
+const (
+	embeddedQuota     = 1 << 30 // bytes of its database, after which writes are refused
+	embeddedSnapshot  = 5000    // entries between snapshots: little to replay, little memory
+	embeddedCatchUp   = 2000    // entries kept for a voter that is behind, before it gets a snapshot
+	embeddedRetention = "10000" // revisions that watches may be behind before they must list anew
+)
+
+// Embedded is a running voter.
+type Embedded struct {
+	etcd      *embed.Etcd
+	clientURL string
+	failed    chan error
+	wg        sync.WaitGroup
+	closeOnce sync.Once
+	done      chan struct{}
+}
+
+func httpsURL(a netip.AddrPort) url.URL { return url.URL{Scheme: "https", Host: a.String()} }
+
+// ClientURL is the URL at which clients reach a voter that listens on the address.
+func ClientURL(a netip.AddrPort) string { u := httpsURL(a); return u.String() }
+
+// StartEmbedded starts the voter and returns once it takes part, which needs a majority of the voters; until
+// then it waits for the others, as long as ctx allows. A voter whose data directory exists goes on from there.
+func StartEmbedded(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := prepareDir(c.Dir); err != nil {
+		return nil, err
+	}
+	cfg, err := c.etcd()
+	if err != nil {
+		return nil, err
+	}
+	etcd, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("start embedded control store %s: %w", c.Name, err)
+	}
+	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: make(chan error, 1), done: make(chan struct{})}
+	// etcd reports the failure of a listener or of the server here, and expects somebody to listen.
+	e.wg.Go(func() {
+		for {
+			select {
+			case err, ok := <-etcd.Err():
+				if !ok {
+					return
+				}
+				select {
+				case e.failed <- err:
+				default: // one failure is enough to end upon
+				}
+			case <-etcd.Server.StopNotify():
+				return
+			case <-e.done:
+				return
+			}
+		}
+	})
+	select {
+	case <-etcd.Server.ReadyNotify():
+		return e, nil
+	case err := <-e.failed:
+		return nil, errors.Join(fmt.Errorf("start embedded control store %s: %w", c.Name, err), e.Close())
+	case <-etcd.Server.StopNotify():
+		return nil, errors.Join(fmt.Errorf("start embedded control store %s: it stopped by itself", c.Name), e.Close())
+	case <-ctx.Done():
+		return nil, errors.Join(fmt.Errorf("start embedded control store %s: no majority of its voters: %w", c.Name, context.Cause(ctx)), e.Close())
+	}
+}
+
+// etcd translates the configuration.
+func (c EmbeddedConfig) etcd() (*embed.Config, error) {
+	if c.TLS == (pki.EtcdFiles{}) {
+		return nil, invalidf("embedded control store %s: no certificate", c.Name)
+	}
+	if !HasVoterData(c.Dir) && !slices.ContainsFunc(c.Initial, func(v VoterAddr) bool { return v.Name == c.Name }) {
+		return nil, invalidf("embedded control store %s: it is not among the initial voters %s", c.Name, initialCluster(c.Initial))
+	}
+	heartbeat, election := c.Heartbeat, c.Election
+	if heartbeat <= 0 {
+		heartbeat = 200 * time.Millisecond
+	}
+	if election <= 0 {
+		election = 10 * heartbeat
+	}
+	cfg := embed.NewConfig()
+	cfg.Name = string(c.Name)
+	cfg.Dir = filepath.Join(c.Dir, "etcd")
+	cfg.ListenPeerUrls = []url.URL{httpsURL(c.ListenPeer)}
+	cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
+	cfg.ListenClientUrls = []url.URL{httpsURL(c.ListenClient)}
+	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
+	cfg.InitialCluster = initialCluster(c.Initial)
+	cfg.InitialClusterToken = "dozo-" + c.ClusterID
+	if c.Join {
+		cfg.ClusterState = embed.ClusterStateFlagExisting
+	}
+	cfg.TickMs = uint(heartbeat.Milliseconds())
+	cfg.ElectionMs = uint(election.Milliseconds())
+	cfg.InitialElectionTickAdvance = true
+	cfg.SnapshotCount = embeddedSnapshot
+	cfg.SnapshotCatchUpEntries = embeddedCatchUp
+	cfg.QuotaBackendBytes = embeddedQuota
+	cfg.AutoCompactionMode = embed.CompactorModeRevision
+	cfg.AutoCompactionRetention = embeddedRetention
+	cfg.EnableGRPCGateway = false
+	cfg.StrictReconfigCheck = true
+	cfg.TlsMinVersion = "TLS1.3"
+	tls := transport.TLSInfo{
+		CertFile: c.TLS.CertFile, KeyFile: c.TLS.CertFile,
+		TrustedCAFile: c.TLS.CAFile, ClientCertAuth: true, CRLFile: c.TLS.CRLFile,
+		// Nodes are told from users, and from anything else, by a name that only their certificates have. Where
+		// they come from doesn't matter: a node may have addresses that its certificate doesn't know.
+		AllowedHostnames:    []string{c.TLS.ServerName},
+		ServerName:          c.TLS.ServerName,
+		SkipClientSANVerify: true,
+	}
+	cfg.PeerTLSInfo, cfg.ClientTLSInfo = tls, tls
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(c.Log))
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("embedded control store %s: %w", c.Name, err)
+	}
+	return cfg, nil
+}
+
+func initialCluster(voters []VoterAddr) string {
+	parts := make([]string, len(voters))
+	for i, v := range voters {
+		parts[i] = string(v.Name) + "=" + ClientURL(v.Peer)
+	}
+	return strings.Join(parts, ",")
+}
+
+// HasVoterData reports whether the directory holds a voter that took part before: then it goes on as what it
+// was, and EmbeddedConfig.Initial and Join do not count.
+func HasVoterData(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "etcd", "member", "wal"))
+	return err == nil
+}
+
+// prepareDir makes the directory with its VERSION file, or checks the one that is there.
+func prepareDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("control store directory: %w", err)
+	}
+	file := filepath.Join(dir, "VERSION")
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(dir, "etcd")); err == nil {
+			return fmt.Errorf("control store directory %s holds data and no VERSION file: it was not made by this program, or is damaged", dir)
+		}
+		return pki.WriteFileAtomic(file, fmt.Appendf(nil, "%d\n", embeddedFormat))
+	}
+	if err != nil {
+		return fmt.Errorf("control store directory: %w", err)
+	}
+	v, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || v < 1 {
+		return fmt.Errorf("control store directory: %s says %q: want a number", file, text)
+	}
+	if v > embeddedFormat {
+		return fmt.Errorf("control store directory %s is in format %d, this program knows formats up to %d: %w; start it with that version", dir, v, embeddedFormat, ErrNewerFormat)
+	}
+	return nil
+}
+
+// ClientURL is where clients reach this voter.
+func (e *Embedded) ClientURL() string { return e.clientURL }
+
+// Failed gives an error if the voter can not go on; the process should then end with it.
+func (e *Embedded) Failed() <-chan error { return e.failed }
+
+// Leads reports whether this voter is the leader now.
+func (e *Embedded) Leads() bool {
+	return e.etcd.Server.Leader() == e.etcd.Server.MemberID()
+}
+
+// Close stops the voter and waits for it. A second call does nothing.
+func (e *Embedded) Close() error {
+	e.closeOnce.Do(func() {
+		close(e.done)
+		e.wg.Wait()
+		// Close drains etcd's error channel itself.
+		e.etcd.Close()
+	})
+	return nil
+}

@@ -1,0 +1,232 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// EtcdConfig says how to reach etcd, our own voters or an external one.
+type EtcdConfig struct {
+	Endpoints []string    // URLs
+	TLS       *tls.Config // nil only for an external etcd without TLS
+	Prefix    string      // of all keys; default DefaultPrefix
+}
+
+// A connection on which nothing was heard for so long is pinged, and given up when the ping is not answered;
+// both well above a round trip of 200 ms.
+const (
+	etcdPingAfter   = 10 * time.Second
+	etcdPingTimeout = 5 * time.Second
+)
+
+// releaseTimeout bounds giving back a lease when the process ends; otherwise it runs out by itself.
+const releaseTimeout = time.Second
+
+func (e EtcdConfig) dial(log *slog.Logger) (*clientv3.Client, error) {
+	if len(e.Endpoints) == 0 {
+		return nil, invalidf("control store: no endpoints")
+	}
+	cli, err := clientv3.New(clientv3.Config{
+		Endpoints:            e.Endpoints,
+		TLS:                  e.TLS,
+		DialKeepAliveTime:    etcdPingAfter,
+		DialKeepAliveTimeout: etcdPingTimeout,
+		Logger:               zapLogger(log),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("control store at %s: %w", strings.Join(e.Endpoints, ", "), err)
+	}
+	return cli, nil
+}
+
+// OpenEtcd opens a client of an etcd. It returns once everything was read, or when ctx ends.
+func OpenEtcd(ctx context.Context, e EtcdConfig, o Options) (*Client, error) {
+	cli, err := e.dial(o.withDefaults().Log)
+	if err != nil {
+		return nil, err
+	}
+	prefix := e.Prefix
+	if prefix == "" {
+		prefix = DefaultPrefix
+	}
+	return open(ctx, &etcdKV{cli, prefix, o.withDefaults().Log}, o)
+}
+
+// etcdKV is kv upon an etcd client.
+type etcdKV struct {
+	cli    *clientv3.Client
+	prefix string
+	log    *slog.Logger
+}
+
+func (k *etcdKV) pairOf(p *mvccpb.KeyValue) pair {
+	return pair{key: strings.TrimPrefix(string(p.Key), k.prefix), value: p.Value, mod: Rev(p.ModRevision)}
+}
+
+func (k *etcdKV) get(ctx context.Context, key string) (pair, Rev, error) {
+	res, err := k.cli.Get(ctx, k.prefix+key)
+	if err != nil {
+		return pair{}, 0, classify(err)
+	}
+	if len(res.Kvs) == 0 {
+		return pair{key: key}, Rev(res.Header.Revision), nil
+	}
+	return k.pairOf(res.Kvs[0]), Rev(res.Header.Revision), nil
+}
+
+func (k *etcdKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
+	res, err := k.cli.Get(ctx, k.prefix+dir, clientv3.WithPrefix())
+	if err != nil {
+		return nil, 0, classify(err)
+	}
+	out := make([]pair, len(res.Kvs))
+	for i, p := range res.Kvs {
+		out[i] = k.pairOf(p)
+	}
+	return out, Rev(res.Header.Revision), nil
+}
+
+func (k *etcdKV) commit(ctx context.Context, t txn) (txnResult, error) {
+	conds := make([]clientv3.Cmp, len(t.conds))
+	for i, c := range t.conds {
+		if c.dir != "" {
+			conds[i] = clientv3.Compare(clientv3.ModRevision(k.prefix+c.dir).WithPrefix(), "<", int64(c.rev)+1)
+		} else {
+			conds[i] = clientv3.Compare(clientv3.ModRevision(k.prefix+c.key), "=", int64(c.rev))
+		}
+	}
+	ops := make([]clientv3.Op, len(t.ops))
+	for i, o := range t.ops {
+		if o.delete {
+			ops[i] = clientv3.OpDelete(k.prefix + o.key)
+		} else {
+			ops[i] = clientv3.OpPut(k.prefix+o.key, string(o.value))
+		}
+	}
+	reads := make([]clientv3.Op, len(t.reads))
+	for i, key := range t.reads {
+		reads[i] = clientv3.OpGet(k.prefix + key)
+	}
+	// The client library never repeats a transaction by itself.
+	res, err := k.cli.Txn(ctx).If(conds...).Then(ops...).Else(reads...).Commit()
+	if err != nil {
+		return txnResult{}, classify(err)
+	}
+	out := txnResult{ok: res.Succeeded, rev: Rev(res.Header.Revision)}
+	if !out.ok {
+		for i, r := range res.Responses {
+			p := pair{key: t.reads[i]}
+			if kvs := r.GetResponseRange().GetKvs(); len(kvs) > 0 {
+				p = k.pairOf(kvs[0])
+			}
+			out.reads = append(out.reads, p)
+		}
+	}
+	return out, nil
+}
+
+func (k *etcdKV) watch(ctx context.Context, dir string, after Rev, f func([]change, Rev) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Requiring a leader ends the watch at a voter that is cut off from the others, instead of hearing nothing
+	// from it for ever; the next attempt goes to another one.
+	ch := k.cli.Watch(clientv3.WithRequireLeader(ctx), k.prefix+dir, clientv3.WithPrefix(), clientv3.WithRev(int64(after)+1), clientv3.WithProgressNotify())
+	for res := range ch {
+		if err := res.Err(); err != nil {
+			if res.CompactRevision != 0 || errors.Is(err, rpctypes.ErrCompacted) {
+				return errCompacted
+			}
+			return classify(err)
+		}
+		upTo := after
+		if res.IsProgressNotify() {
+			upTo = Rev(res.Header.Revision)
+		}
+		batch := make([]change, len(res.Events))
+		for i, e := range res.Events {
+			batch[i] = change{k.pairOf(e.Kv), e.Type == mvccpb.DELETE}
+			// The header may be ahead of what a watch that is catching up has delivered.
+			upTo = max(upTo, batch[i].mod)
+		}
+		if err := f(batch, upTo); err != nil {
+			return err
+		}
+		after = max(after, upTo)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errors.New("control store: watch ended")
+}
+
+func (k *etcdKV) keep(ctx context.Context, key string, value []byte, ttl time.Duration) {
+	var b backoff
+	for {
+		started := time.Now()
+		err := k.keepOnce(ctx, key, value, ttl)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(started) > ttl {
+			b.reset() // it held for a while; this is a new trouble
+		}
+		k.log.Warn("announcement in the control store was lost", "err", err)
+		if !b.wait(ctx) {
+			return
+		}
+	}
+}
+
+// keepOnce holds the key by one lease until the lease is lost or ctx ends.
+func (k *etcdKV) keepOnce(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+	lease, err := k.cli.Grant(ctx, max(int64(ttl/time.Second), 1))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+		defer cancel()
+		_, _ = k.cli.Revoke(rctx, lease.ID) // it runs out anyway
+	}()
+	if _, err := k.cli.Put(ctx, k.prefix+key, string(value), clientv3.WithLease(lease.ID)); err != nil {
+		return err
+	}
+	beats, err := k.cli.KeepAlive(ctx, lease.ID)
+	if err != nil {
+		return err
+	}
+	for range beats {
+	}
+	return errors.New("lease ran out")
+}
+
+func (k *etcdKV) close() error { return k.cli.Close() }
+
+// classify marks errors that surely had no effect and that no repetition cures. Of all others, a deadline or a
+// lost connection included, nobody knows whether a transaction took effect.
+func classify(err error) error {
+	if errors.Is(err, rpctypes.ErrTooManyRequests) {
+		return err
+	}
+	code := status.Code(err)
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		code = e.Code()
+	}
+	switch code {
+	case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented, codes.OutOfRange, codes.ResourceExhausted:
+		return permanentError{fmt.Errorf("control store: %w", err)}
+	}
+	return err
+}

@@ -1,0 +1,247 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"dozo/internal/ident"
+)
+
+// changesPerTxn is R3's bound on keys per transaction. etcd takes 128 operations by default, and each change
+// is one operation, one condition, and one read where the conditions fail; one more is the cluster's key.
+const changesPerTxn = 100
+
+// journalChange is a change of one journal's key with the change ID under which it can be proved.
+type journalChange struct {
+	journal  ident.JournalID
+	expect   Rev
+	changeID string
+	state    JournalState
+	cluster  Rev // of the cluster's key: a control store that was started anew has another
+}
+
+// Journal implements Store.
+func (c *Client) Journal(id ident.JournalID) (JournalState, Rev, bool) {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	e, ok := c.cache.mu.journals[id]
+	return e.v, e.rev, ok
+}
+
+// Journals implements Store.
+func (c *Client) Journals() []ident.JournalID {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	return slices.SortedFunc(maps.Keys(c.cache.mu.journals), func(a, b ident.JournalID) int {
+		return slices.Compare(a[:], b[:])
+	})
+}
+
+// JournalNow implements Store.
+func (c *Client) JournalNow(ctx context.Context, id ident.JournalID) (JournalState, Rev, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	s, rev, err := read[JournalState](ctx, c, keyJournal(id))
+	if err != nil {
+		return s, rev, fmt.Errorf("journal %s: %w", id, err)
+	}
+	c.cache.putJournal(id, s, rev)
+	return s, rev, nil
+}
+
+// baseFor gives the state that a change at revision expect starts from, without a round trip where the cache
+// has just that. The error is ErrConflict, with what is there now, if the key has moved on.
+func (c *Client) baseFor(ctx context.Context, id ident.JournalID, expect Rev) (JournalState, Rev, error) {
+	if s, rev, ok := c.Journal(id); ok && rev == expect {
+		return s, rev, nil
+	}
+	s, rev, err := c.JournalNow(ctx, id)
+	if err == nil && rev != expect {
+		err = fmt.Errorf("journal %s is at revision %d, not %d: %w", id, rev, expect, ErrConflict)
+	}
+	return s, rev, err
+}
+
+func (c *Client) clusterEntry() (entry[Cluster], error) {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	if c.cache.mu.cluster == nil {
+		return entry[Cluster]{}, ErrNoCluster
+	}
+	return *c.cache.mu.cluster, nil
+}
+
+// clusterFor gives the cluster for a change, asking the control store where the cache has not seen it yet.
+func (c *Client) clusterFor(ctx context.Context) (entry[Cluster], error) {
+	if e, err := c.clusterEntry(); err == nil {
+		return e, nil
+	}
+	v, rev, err := read[Cluster](ctx, c, keyCluster)
+	if errors.Is(err, ErrNotFound) {
+		err = ErrNoCluster
+	}
+	return entry[Cluster]{v, rev}, err
+}
+
+// TakeJournal implements Store.
+func (c *Client) TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	if newOwner == "" {
+		return JournalState{}, 0, invalidf("journal %s: a taker without a name", id)
+	}
+	cl, err := c.clusterFor(ctx)
+	if err != nil {
+		return JournalState{}, 0, err
+	}
+	base, rev, err := c.baseFor(ctx, id, expect)
+	if err != nil {
+		return base, rev, err
+	}
+	if base.Epoch.Number == math.MaxUint64 {
+		return base, rev, invalidf("journal %s: epochs are used up", id)
+	}
+	next := base.Clone()
+	next.Owner = newOwner
+	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.v.Lineage}
+	res := c.commitJournals(ctx, []journalChange{{id, expect, newChangeID(), next, cl.rev}})[0]
+	return res.State, res.Rev, res.Err
+}
+
+// ChangeEnsembles implements Store.
+func (c *Client) ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	results := make([]EnsembleResult, len(changes))
+	cl, err := c.clusterFor(ctx)
+	seen := make(map[ident.JournalID]bool)
+	var todo []journalChange
+	var at []int // todo[i] is changes[at[i]]
+	for i, ch := range changes {
+		r := &results[i]
+		if r.Err = err; err != nil {
+			continue
+		}
+		if seen[ch.Journal] {
+			r.Err = invalidf("journal %s is changed twice in one call", ch.Journal)
+			continue
+		}
+		seen[ch.Journal] = true
+		var base JournalState
+		if base, r.Rev, r.Err = c.baseFor(ctx, ch.Journal, ch.Rev); r.Err != nil {
+			r.State = base
+			continue
+		}
+		next := base.Clone()
+		next.Ensembles = ch.Ensembles
+		if ch.Sites != nil {
+			next.Sites = ch.Sites
+		}
+		if err := base.checkSuccessor(next); err != nil {
+			r.State, r.Err = base, fmt.Errorf("journal %s: %w", ch.Journal, err)
+			continue
+		}
+		todo = append(todo, journalChange{ch.Journal, ch.Rev, newChangeID(), next.Clone(), cl.rev})
+		at = append(at, i)
+	}
+	for from := 0; from < len(todo); from += changesPerTxn {
+		to := min(from+changesPerTxn, len(todo))
+		for i, r := range c.commitJournals(ctx, todo[from:to]) {
+			results[at[from+i]] = r
+		}
+	}
+	return results
+}
+
+// Settle implements Store.
+func (c *Client) Settle(ctx context.Context, u *UncertainError) (JournalState, Rev, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	res := c.commitJournals(ctx, []journalChange{u.pending})[0]
+	return res.State, res.Rev, res.Err
+}
+
+// commitJournals runs changes as one transaction until each one's outcome is known or ctx ends.
+//
+// The same transaction, with the same change IDs, is sent again after an unknown outcome. That is safe
+// because it depends on revisions that its own success changes, and it is a proof: if it succeeds now, no
+// earlier attempt had; if a key holds the change's ID, an earlier attempt had; and if a key is at another
+// revision with another ID, then no attempt can take effect any more, or one did and was overwritten by a
+// change that deposes it, which for the caller is the same.
+func (c *Client) commitJournals(ctx context.Context, changes []journalChange) []EnsembleResult {
+	results := make([]EnsembleResult, len(changes))
+	left := make([]int, len(changes))
+	for i := range left {
+		left[i] = i
+	}
+	var b backoff
+	for len(left) > 0 {
+		t := txn{conds: []cond{{key: keyCluster, rev: changes[left[0]].cluster}}, reads: []string{keyCluster}}
+		for _, i := range left {
+			ch := changes[i]
+			key := keyJournal(ch.journal)
+			t.conds = append(t.conds, cond{key: key, rev: ch.expect})
+			t.ops = append(t.ops, op{key: key, value: encode(ch.state, ch.changeID)})
+			t.reads = append(t.reads, key)
+		}
+		res, err := c.kv.commit(ctx, t)
+		switch {
+		case err == nil && res.ok:
+			for _, i := range left {
+				results[i] = EnsembleResult{State: changes[i].state, Rev: res.rev}
+				c.cache.putJournal(changes[i].journal, changes[i].state, res.rev)
+			}
+			return results
+		case err == nil:
+			left = c.sortOut(changes, left, res, results)
+			continue
+		case isPermanent(err):
+			for _, i := range left {
+				results[i].Err = fmt.Errorf("change journal %s: %w", changes[i].journal, err)
+			}
+			return results
+		}
+		if ctx.Err() != nil || !b.wait(ctx) {
+			for _, i := range left {
+				results[i].Err = &UncertainError{Journal: changes[i].journal, ChangeID: changes[i].changeID, Cause: err, pending: changes[i]}
+			}
+			return results
+		}
+	}
+	return results
+}
+
+// sortOut reads from a transaction whose conditions did not hold which changes are decided, and returns those
+// that are still to be made.
+func (c *Client) sortOut(changes []journalChange, left []int, res txnResult, results []EnsembleResult) (still []int) {
+	anew := res.read(keyCluster).mod != changes[left[0]].cluster
+	for _, i := range left {
+		ch := changes[i]
+		p := res.read(keyJournal(ch.journal))
+		r := &results[i]
+		if p.mod == 0 {
+			r.Err = fmt.Errorf("journal %s: %w", ch.journal, ErrNotFound)
+			continue
+		}
+		var changeID string
+		r.Rev = p.mod
+		if r.State, changeID, r.Err = decode[JournalState](p.key, p.value); r.Err != nil {
+			continue
+		}
+		c.cache.putJournal(ch.journal, r.State, p.mod)
+		switch {
+		case changeID == ch.changeID: // an earlier attempt took effect
+		case p.mod != ch.expect:
+			r.Err = fmt.Errorf("journal %s is at revision %d, epoch %s: %w", ch.journal, p.mod, r.State.Epoch, ErrConflict)
+		case anew:
+			r.Err = fmt.Errorf("journal %s: the control store was started anew: %w", ch.journal, ErrConflict)
+		default:
+			still = append(still, i)
+		}
+	}
+	return still
+}

@@ -1,0 +1,145 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"slices"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"dozo/internal/ident"
+)
+
+// Admin changes the membership of the embedded control store.
+type Admin struct {
+	cli *clientv3.Client
+	log *slog.Logger
+}
+
+// Voter is a member of the embedded control store as its members know it.
+type Voter struct {
+	VoterAddr
+	ID      uint64 // etcd's
+	Learner bool   // gets everything and has no vote yet
+	Started bool   // has been seen; before, Name is not known
+}
+
+// OpenAdmin connects to voters.
+func OpenAdmin(e EtcdConfig, log *slog.Logger) (*Admin, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	cli, err := e.dial(log)
+	if err != nil {
+		return nil, err
+	}
+	return &Admin{cli, log}, nil
+}
+
+// Close ends the connection.
+func (a *Admin) Close() error { return a.cli.Close() }
+
+// Voters lists the members.
+func (a *Admin) Voters(ctx context.Context) ([]Voter, error) {
+	res, err := a.cli.MemberList(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list voters: %w", err)
+	}
+	out := make([]Voter, 0, len(res.Members))
+	for _, m := range res.Members {
+		v := Voter{ID: m.ID, Learner: m.IsLearner, Started: m.Name != ""}
+		v.Name = ident.NodeName(m.Name)
+		for _, text := range m.PeerURLs {
+			u, err := url.Parse(text)
+			if err != nil {
+				return nil, fmt.Errorf("list voters: %w", err)
+			}
+			if v.Peer, err = netip.ParseAddrPort(u.Host); err != nil {
+				return nil, fmt.Errorf("list voters: %s: %w", m.Name, err)
+			}
+		}
+		out = append(out, v)
+	}
+	slices.SortFunc(out, func(a, b Voter) int { return a.Peer.Compare(b.Peer) })
+	return out, nil
+}
+
+// AddVoter announces a new voter, first without a vote, and gives what EmbeddedConfig.Initial wants for it.
+// Asked again after an interruption, it gives the same. One at a time: etcd refuses a second one that has no
+// vote yet.
+func (a *Admin) AddVoter(ctx context.Context, v VoterAddr) ([]VoterAddr, error) {
+	have, err := a.Voters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known := slices.ContainsFunc(have, func(m Voter) bool { return m.Peer == v.Peer })
+	if i := slices.IndexFunc(have, func(m Voter) bool { return m.Name == v.Name && m.Peer != v.Peer }); i >= 0 {
+		return nil, fmt.Errorf("add voter %s at %s: %w at %s; remove it first", v.Name, v.Peer, ErrExists, have[i].Peer)
+	}
+	if !known {
+		if _, err := a.cli.MemberAddAsLearner(ctx, []string{ClientURL(v.Peer)}); err != nil {
+			return nil, fmt.Errorf("add voter %s: %w", v.Name, err)
+		}
+		if have, err = a.Voters(ctx); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]VoterAddr, 0, len(have))
+	for _, m := range have {
+		switch {
+		case m.Peer == v.Peer:
+			out = append(out, v)
+		case m.Started: // one that never started can't be spoken to
+			out = append(out, m.VoterAddr)
+		}
+	}
+	return out, nil
+}
+
+// PromoteVoter gives a started voter its vote, once it has everything; until then it waits, as long as ctx
+// allows.
+func (a *Admin) PromoteVoter(ctx context.Context, name ident.NodeName) error {
+	var b backoff
+	for {
+		have, err := a.Voters(ctx)
+		if err == nil {
+			i := slices.IndexFunc(have, func(m Voter) bool { return m.Name == name })
+			switch {
+			case i < 0:
+				err = fmt.Errorf("voter %s: %w among the members that have started", name, ErrNotFound)
+			case !have[i].Learner:
+				return nil
+			default:
+				_, err = a.cli.MemberPromote(ctx, have[i].ID)
+				if err == nil || errors.Is(err, rpctypes.ErrMemberNotLearner) {
+					return nil
+				}
+			}
+		}
+		if !b.wait(ctx) {
+			return fmt.Errorf("promote voter %s: %w", name, err)
+		}
+	}
+}
+
+// RemoveVoter takes a member out, started or not. It is refused while the others would have no majority.
+func (a *Admin) RemoveVoter(ctx context.Context, name ident.NodeName) error {
+	have, err := a.Voters(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(have, func(m Voter) bool { return m.Name == name })
+	if i < 0 {
+		return fmt.Errorf("remove voter %s: %w", name, ErrNotFound)
+	}
+	if _, err := a.cli.MemberRemove(ctx, have[i].ID); err != nil {
+		return fmt.Errorf("remove voter %s: %w", name, err)
+	}
+	a.log.Info("voter of the control store was removed", "node", name)
+	return nil
+}

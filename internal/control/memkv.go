@@ -1,0 +1,250 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Mem is a control store in memory, shared by the clients that Open makes: for tests and simulations of whole
+// clusters. It keeps what Client counts on of etcd, and its failures can be arranged.
+type Mem struct {
+	mu struct {
+		sync.Mutex
+		rev       Rev
+		compacted Rev
+		pairs     map[string]pair
+		log       []change      // of revisions above compacted, in order
+		grew      chan struct{} // closed and replaced at each change of anything here
+		down      bool
+		fault     func() Fault
+	}
+}
+
+// Fault is what shall happen to a transaction.
+type Fault int
+
+// The faults: none; the transaction is lost; it takes effect, but the answer is lost.
+const (
+	FaultNone Fault = iota
+	FaultRequestLost
+	FaultAnswerLost
+)
+
+// memLogMax is how many changes are kept for watches that are behind.
+const memLogMax = 1 << 16
+
+// errMemDown is what a Mem that is away, or an arranged fault, answers.
+var errMemDown = errors.New("control store in memory: unavailable")
+
+// NewMem makes an empty control store.
+func NewMem() *Mem {
+	m := new(Mem)
+	m.mu.pairs = make(map[string]pair)
+	m.mu.grew = make(chan struct{})
+	return m
+}
+
+// Open makes a client of it. See OpenEtcd for what holds of clients.
+func (m *Mem) Open(ctx context.Context, o Options) (*Client, error) {
+	return open(ctx, memKV{m}, o)
+}
+
+// SetDown makes the store unavailable, or available again: nothing is answered, watches hear nothing.
+func (m *Mem) SetDown(down bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.down = down
+	m.wakeLocked()
+}
+
+// SetFault has f asked before every transaction; nil ends it. f runs under the store's lock.
+func (m *Mem) SetFault(f func() Fault) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.fault = f
+}
+
+// Compact forgets the history up to now, as etcd does from time to time.
+func (m *Mem) Compact() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.compacted, m.mu.log = m.mu.rev, nil
+	m.wakeLocked()
+}
+
+func (m *Mem) wakeLocked() {
+	close(m.mu.grew)
+	m.mu.grew = make(chan struct{})
+}
+
+func (m *Mem) applyLocked(ops []op) {
+	m.mu.rev++
+	for _, o := range ops {
+		p := pair{key: o.key, value: o.value, mod: m.mu.rev}
+		if o.delete {
+			if _, ok := m.mu.pairs[o.key]; !ok {
+				continue
+			}
+			p.value = nil
+			delete(m.mu.pairs, o.key)
+		} else {
+			m.mu.pairs[o.key] = p
+		}
+		m.mu.log = append(m.mu.log, change{p, o.delete})
+	}
+	if len(m.mu.log) > memLogMax {
+		// Compaction is at a revision, so that no watch sees half a transaction.
+		m.mu.compacted = m.mu.log[memLogMax/2].mod
+		m.mu.log = slices.DeleteFunc(m.mu.log, func(c change) bool { return c.mod <= m.mu.compacted })
+	}
+	m.wakeLocked()
+}
+
+// memKV is a client's view. It has no state of its own.
+type memKV struct{ m *Mem }
+
+func (k memKV) get(ctx context.Context, key string) (pair, Rev, error) {
+	m := k.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return pair{}, 0, err
+	}
+	if m.mu.down {
+		return pair{}, 0, errMemDown
+	}
+	p := m.mu.pairs[key]
+	p.key = key
+	return p, m.mu.rev, nil
+}
+
+func (k memKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
+	m := k.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, 0, err
+	}
+	if m.mu.down {
+		return nil, 0, errMemDown
+	}
+	var out []pair
+	for key, p := range m.mu.pairs {
+		if strings.HasPrefix(key, dir) {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b pair) int { return strings.Compare(a.key, b.key) })
+	return out, m.mu.rev, nil
+}
+
+func (k memKV) commit(ctx context.Context, t txn) (txnResult, error) {
+	m := k.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return txnResult{}, err
+	}
+	if m.mu.down {
+		return txnResult{}, errMemDown
+	}
+	fault := FaultNone
+	if m.mu.fault != nil {
+		fault = m.mu.fault()
+	}
+	if fault == FaultRequestLost {
+		return txnResult{}, errMemDown
+	}
+	for _, c := range t.conds {
+		if !m.holdsLocked(c) {
+			var res txnResult
+			for _, key := range t.reads {
+				p := m.mu.pairs[key]
+				p.key = key
+				res.reads = append(res.reads, p)
+			}
+			if fault == FaultAnswerLost {
+				return txnResult{}, errMemDown
+			}
+			return res, nil
+		}
+	}
+	m.applyLocked(t.ops)
+	if fault == FaultAnswerLost {
+		return txnResult{}, errMemDown
+	}
+	return txnResult{ok: true, rev: m.mu.rev}, nil
+}
+
+func (m *Mem) holdsLocked(c cond) bool {
+	if c.dir == "" {
+		return m.mu.pairs[c.key].mod == c.rev
+	}
+	for key, p := range m.mu.pairs {
+		if strings.HasPrefix(key, c.dir) && p.mod > c.rev {
+			return false
+		}
+	}
+	return true
+}
+
+func (k memKV) watch(ctx context.Context, dir string, after Rev, f func([]change, Rev) error) error {
+	m := k.m
+	for {
+		m.mu.Lock()
+		grew, upTo := m.mu.grew, m.mu.rev
+		var batch []change
+		if !m.mu.down {
+			if after < m.mu.compacted {
+				m.mu.Unlock()
+				return errCompacted
+			}
+			from, _ := slices.BinarySearchFunc(m.mu.log, after+1, func(c change, r Rev) int { return int(c.mod - r) })
+			for _, c := range m.mu.log[from:] {
+				if strings.HasPrefix(c.key, dir) {
+					batch = append(batch, c)
+				}
+			}
+		}
+		down := m.mu.down
+		m.mu.Unlock()
+		if !down && upTo > after {
+			if err := f(batch, upTo); err != nil {
+				return err
+			}
+			after = upTo
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-grew:
+		}
+	}
+}
+
+func (k memKV) keep(ctx context.Context, key string, value []byte, _ time.Duration) {
+	m := k.m
+	m.mu.Lock()
+	for m.mu.down {
+		grew := m.mu.grew
+		m.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-grew:
+		}
+		m.mu.Lock()
+	}
+	m.applyLocked([]op{{key: key, value: value}})
+	m.mu.Unlock()
+	<-ctx.Done()
+	m.mu.Lock()
+	m.applyLocked([]op{{key: key, delete: true}})
+	m.mu.Unlock()
+}
+
+func (k memKV) close() error { return nil }

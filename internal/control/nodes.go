@@ -1,0 +1,168 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"dozo/internal/ident"
+)
+
+// Nodes implements Store.
+func (c *Client) Nodes() []Node {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	return sorted(c.cache.mu.nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// Node implements Store.
+func (c *Client) Node(name ident.NodeName) (Node, bool) {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	e, ok := c.cache.mu.nodes[name]
+	return e.v, ok
+}
+
+// NodeOfStore implements Store.
+func (c *Client) NodeOfStore(id ident.StoreID) (Node, bool) {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	name, ok := c.cache.mu.nodeByStore[id]
+	if !ok {
+		return Node{}, false
+	}
+	return c.cache.mu.nodes[name].v, true
+}
+
+// RegisterNode implements Store. A node that comes back unchanged writes nothing.
+func (c *Client) RegisterNode(ctx context.Context, n Node) (Node, error) {
+	if err := n.Validate(); err != nil {
+		return Node{}, err
+	}
+	return again(ctx, c, func(ctx context.Context) (Node, error) {
+		old, rev, err := read[Node](ctx, c, keyNode(n.Name))
+		isNew := errors.Is(err, ErrNotFound)
+		if err != nil && !isNew {
+			return Node{}, fmt.Errorf("node %s: %w", n.Name, err)
+		}
+		t := txn{conds: []cond{{key: keyNode(n.Name), rev: rev}}}
+		next := n
+		next.TPGT = old.TPGT
+		if isNew {
+			last, seqRev, err := c.counter(ctx, keySeqTPGT)
+			if err != nil {
+				return Node{}, err
+			}
+			next.TPGT = last + 1
+			t.conds = append(t.conds, cond{key: keySeqTPGT, rev: seqRev})
+			t.ops = append(t.ops, op{key: keySeqTPGT, value: encode(next.TPGT, "")})
+		} else if len(old.Stores) > 0 && (old.Site != n.Site || old.HostID != n.HostID) {
+			return old, fmt.Errorf("node %s is registered at site %d on host %s, with stores: %w; remove the node first, or give the new one another name", n.Name, old.Site, old.HostID, ErrInUse)
+		}
+		next.Addrs.Portals = slices.Clone(n.Addrs.Portals)
+		for i := range next.Addrs.Portals {
+			next.Addrs.Portals[i].TPGT = next.TPGT
+		}
+		if n.Site != 0 {
+			site, err := c.pair(ctx, keySite(n.Site))
+			if err != nil {
+				return old, err
+			}
+			if site.mod == 0 {
+				return old, fmt.Errorf("node %s: site %d: %w", n.Name, n.Site, ErrNotFound)
+			}
+			t.conds = append(t.conds, cond{key: keySite(n.Site), rev: site.mod})
+		}
+		if err := c.storeIndex(ctx, &t, old, next); err != nil {
+			return old, err
+		}
+		if !isNew && summary(old) == summary(next) {
+			return old, nil
+		}
+		t.ops = append(t.ops, op{key: keyNode(n.Name), value: encode(next, "")})
+		a := audit{"node.register", "node/" + string(n.Name), old, next}
+		if isNew {
+			a.before = nil
+		}
+		_, err = c.commit(ctx, t, a)
+		return next, err
+	})
+}
+
+// storeIndex adds to t what makes the index of stores follow the change of a node from old to next.
+func (c *Client) storeIndex(ctx context.Context, t *txn, old, next Node) error {
+	has := func(n Node, id ident.StoreID) bool {
+		return slices.ContainsFunc(n.Stores, func(s StoreSpec) bool { return s.ID == id })
+	}
+	for _, s := range next.Stores {
+		owner, rev, err := read[ident.NodeName](ctx, c, keyStore(s.ID))
+		switch {
+		case errors.Is(err, ErrNotFound):
+			t.conds = append(t.conds, cond{key: keyStore(s.ID)})
+			t.ops = append(t.ops, op{key: keyStore(s.ID), value: encode(next.Name, "")})
+		case err != nil:
+			return err
+		case owner != next.Name:
+			return fmt.Errorf("store %s is registered by node %s: %w; a copied disk is not a second store, and a disk that moved needs node %s removed or restarted without it first", s.ID, owner, ErrInUse, owner)
+		default:
+			t.conds = append(t.conds, cond{key: keyStore(s.ID), rev: rev})
+		}
+	}
+	for _, s := range old.Stores {
+		if !has(next, s.ID) {
+			t.ops = append(t.ops, op{key: keyStore(s.ID), delete: true})
+		}
+	}
+	return nil
+}
+
+// RemoveNode implements Store.
+func (c *Client) RemoveNode(ctx context.Context, name ident.NodeName) error {
+	_, err := again(ctx, c, func(ctx context.Context) (Node, error) {
+		old, rev, err := read[Node](ctx, c, keyNode(name))
+		if err != nil {
+			return old, fmt.Errorf("node %s: %w", name, err)
+		}
+		t := txn{conds: []cond{{key: keyNode(name), rev: rev}}, ops: []op{{key: keyNode(name), delete: true}}}
+		for _, s := range old.Stores {
+			t.ops = append(t.ops, op{key: keyStore(s.ID), delete: true})
+		}
+		_, err = c.commit(ctx, t, audit{"node.remove", "node/" + string(name), old, nil})
+		return old, err
+	})
+	return err
+}
+
+// Announce implements Store. Announcing a name twice changes nothing.
+func (c *Client) Announce(name ident.NodeName) error {
+	if err := checkName("node", string(name)); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.mu.announced[name] {
+		c.mu.Unlock()
+		return nil
+	}
+	c.mu.announced[name] = true
+	c.mu.Unlock()
+	return c.goOwned(func() {
+		c.kv.keep(c.life, keyAlive(name), encode(c.o.Now().UTC(), ""), c.o.AliveTTL)
+	})
+}
+
+// Alive implements Store.
+func (c *Client) Alive(name ident.NodeName) bool {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	return c.cache.mu.alive[name]
+}
+
+// AliveNodes lists the nodes whose announcements stand, by name.
+func (c *Client) AliveNodes() []ident.NodeName {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	return slices.Sorted(maps.Keys(c.cache.mu.alive))
+}
