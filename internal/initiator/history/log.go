@@ -148,6 +148,16 @@ func OpenLog(path string) (*Log, error) {
 	return l, nil
 }
 
+// AckedOnly makes the history forget what only a check at level Flushed needs: else a run without flushes remembers
+// every write. It must be called before the first write.
+func (l *Log) AckedOnly() { l.model.ackedOnly = true }
+
+// Judge compares what block was found to contain with its history, at level Acked; nil means that it is right.
+func (l *Log) Judge(block uint64, c Content) *Violation {
+	var sv survivors
+	return l.model.judge(block, c, Acked, &sv)
+}
+
 // readLog decodes a log; size is how much of it is whole.
 func readLog(r io.Reader) (l *Log, size int64, err error) {
 	h := make([]byte, logHeaderLen)

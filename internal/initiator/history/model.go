@@ -15,6 +15,8 @@ type model struct {
 	first, n uint64             // the region
 	blocks   map[uint64][]write // of each written block, in order; older ones than the newest stable one are dropped
 	now      uint64
+	// ackedOnly drops what an acknowledged write has replaced, flushed or not.
+	ackedOnly bool
 	// dirty lists blocks with acknowledged writes that no flush has covered yet.
 	dirty   []uint64
 	flushes map[uint64]uint64 // under way: number, time of issue
@@ -68,7 +70,7 @@ func (m *model) applyBlock(e Event, b uint64) error {
 		}
 		if e.Kind == EventAck {
 			w.acked = m.now
-			if e.FUA {
+			if e.FUA || m.ackedOnly {
 				w.stable = m.now
 				m.prune(b)
 			} else {
