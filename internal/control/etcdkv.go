@@ -6,13 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 )
 
@@ -37,7 +40,12 @@ func (e EtcdConfig) dial(log *slog.Logger) (*clientv3.Client, error) {
 	if len(e.Endpoints) == 0 {
 		return nil, invalidf("control store: no endpoints")
 	}
+	var dial []grpc.DialOption
+	if e.TLS != nil && e.TLS.ServerName != "" {
+		dial = append(dial, grpc.WithTransportCredentials(namedCreds{credentials.NewTLS(e.TLS), e.TLS.ServerName}))
+	}
 	cli, err := clientv3.New(clientv3.Config{
+		DialOptions:          dial, // later than TLS, so they win
 		Endpoints:            e.Endpoints,
 		TLS:                  e.TLS,
 		DialKeepAliveTime:    etcdPingAfter,
@@ -48,6 +56,21 @@ func (e EtcdConfig) dial(log *slog.Logger) (*clientv3.Client, error) {
 		return nil, fmt.Errorf("control store at %s: %w", strings.Join(e.Endpoints, ", "), err)
 	}
 	return cli, nil
+}
+
+// namedCreds verifies the server by the name that the TLS configuration asks for. gRPC would put the endpoint's
+// address in its place, and a voter's certificate need not know its address.
+type namedCreds struct {
+	credentials.TransportCredentials
+	name string
+}
+
+func (n namedCreds) ClientHandshake(ctx context.Context, _ string, c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return n.TransportCredentials.ClientHandshake(ctx, n.name, c)
+}
+
+func (n namedCreds) Clone() credentials.TransportCredentials {
+	return namedCreds{n.TransportCredentials.Clone(), n.name}
 }
 
 // OpenEtcd opens a client of an etcd. It returns once everything was read, or when ctx ends.
