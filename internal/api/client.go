@@ -133,7 +133,9 @@ func (c *Client) Health(ctx context.Context) (*http.Response, error) {
 // dialError is a failure before anything was sent: trying elsewhere can not do anything twice.
 type dialError struct{ errs []error }
 
-func (e *dialError) Error() string   { return fmt.Sprintf("%v: %v", ErrUnreachable, errors.Join(e.errs...)) }
+func (e *dialError) Error() string {
+	return fmt.Sprintf("%v: %v", ErrUnreachable, errors.Join(e.errs...))
+}
 func (e *dialError) Unwrap() []error { return append([]error{ErrUnreachable}, e.errs...) }
 
 // dial connects to the first endpoint that can be reached, beginning with the one that worked last.

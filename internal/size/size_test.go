@@ -34,7 +34,7 @@ func TestParse(t *testing.T) {
 
 func TestFormat(t *testing.T) {
 	for n, want := range map[uint64]string{
-		0: "0 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1.50 KiB", 20 << 30: "20 GiB", 1<<30 - 1: "1 GiB", 1<<40 + 1<<39: "1.50 TiB",
+		0: "0 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1.50 KiB", 20 << 30: "20 GiB", 1<<30 - 1: "1.00 GiB", 1<<40 + 1<<39: "1.50 TiB",
 		10<<20 + 1: "10.0 MiB", 123456789: "118 MiB", math.MaxUint64: "16 EiB",
 	} {
 		if got := Format(n); got != want {
