@@ -1,0 +1,127 @@
+package iscsi
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+)
+
+// errPing and errReset are why connections end.
+var (
+	errPing  = errors.New("initiator answers no ping")
+	errReset = errors.New("target cold reset")
+)
+
+// abortOne aborts the task with an initiator task tag.
+func (c *conn) abortOne(itt uint32, lun uint64) (id scsi.RequestID, found bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.slots {
+		if t != nil && t.itt == itt && t.LUN == lun && !t.aborted {
+			id = t.Request.ID
+			c.abortLocked(t)
+			return id, true
+		}
+	}
+	return id, false
+}
+
+// abortWhere aborts all tasks that are meant, and says how many.
+func (c *conn) abortWhere(meant func(*task) bool) (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.slots {
+		if t != nil && !t.aborted && meant(t) {
+			c.abortLocked(t)
+			n++
+		}
+	}
+	return n
+}
+
+// clear aborts the tasks of all nexuses on this server at one logical unit of a target, and establishes the
+// unit attention: for the nexuses that lost something to another's CLEAR TASK SET, for all after a reset.
+func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) {
+	for _, x := range s.sessionsOf(by.targetName) {
+		n := 0
+		for _, c := range x.connections() {
+			n += c.abortWhere(func(t *task) bool { return t.lun == lun })
+		}
+		if all || n > 0 && x != by {
+			x.Post(lun, a)
+		}
+	}
+}
+
+// dropTarget ends all sessions of a target, telling the initiators (asynchronous message 3: all connections
+// of the session will be dropped).
+func (s *Server) dropTarget(name string) {
+	const dropsAll = 3
+	for _, x := range s.sessionsOf(name) {
+		for _, c := range x.connections() {
+			c.mu.Lock()
+			if !c.dead && c.fullFeature {
+				c.asyncLocked(dropsAll, 0, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))
+			}
+			c.mu.Unlock()
+			c.kill(errReset)
+		}
+	}
+}
+
+// pinger pings all sessions at the configured interval until the server closes.
+func (s *Server) pinger() {
+	tick := time.NewTicker(s.cfg.PingEvery)
+	defer tick.Stop()
+	var conns []*conn
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case now := <-tick.C:
+			conns = conns[:0]
+			s.mu.Lock()
+			for c := range s.mu.conns {
+				conns = append(conns, c)
+			}
+			s.mu.Unlock()
+			for _, c := range conns {
+				c.ping(now, s.cfg.PingTimeout)
+			}
+			clear(conns)
+		}
+	}
+}
+
+// countdown calls a function once several others have completed, with the first error.
+type countdown struct {
+	mu   sync.Mutex
+	left int
+	err  error
+	then func(error)
+}
+
+// newCountdown waits for n completions; with none to wait for, it completes at once.
+func newCountdown(n int, then func(error)) *countdown {
+	d := &countdown{left: n, then: then}
+	if n == 0 {
+		then(nil)
+	}
+	return d
+}
+
+func (d *countdown) done(err error) {
+	d.mu.Lock()
+	if d.err == nil {
+		d.err = err
+	}
+	d.left--
+	last, first := d.left == 0, d.err
+	d.mu.Unlock()
+	if last {
+		d.then(first)
+	}
+}

@@ -1,0 +1,547 @@
+package iscsi
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+)
+
+// conn is one connection.
+//
+//	login ──> full feature ──> closing
+//	   └───────────┴──────────────^ (error, kill, logout)
+type conn struct {
+	srv  *Server
+	nc   net.Conn
+	raw  *rawWriter // nil if the connection isn't a socket
+	log  *slog.Logger
+	peer Peer
+	id   uint64 // RequestID.Conn
+	rd   reader
+
+	// The reader's own.
+	requests  uint64 // commands so far, for RequestID.Seq
+	scratch   []byte
+	loggedOut bool
+	cid       uint16
+
+	wake          chan struct{} // hands the writer role to the writer goroutine
+	leftover      [][]byte      // what it has to write first
+	leftoverBatch *batch
+
+	mu sync.Mutex
+	// room is signalled when something waited for may have changed: output, tasks, the writer role.
+	room sync.Cond
+
+	// Under mu.
+
+	sess        *Session // set once, at the end of the login
+	params      Params
+	fullFeature bool
+	statSN      uint32
+	stamps      stamps
+	out, spare  *batch
+	writing     bool // somebody holds the writer role
+	gathering   bool // the reader will flush soon
+	dead        bool
+	cause       error
+	written     uint64
+
+	slots     []*task // by slot number; nil is free
+	freeSlots []uint16
+	tasks     int     // in slots
+	immediate int     // of them, immediate
+	running   int     // admitted and not finished
+	ordered   bool    // an ORDERED task runs: nothing else may start
+	waiting   []*task // not admitted yet, in order
+	pumping   bool    // somebody runs admitLocked
+	filling   *task   // the reader is writing into this task's memory
+	writeMem  int
+	readMem   int
+	pool      []*task
+
+	pingTTT     uint32    // tag of the last ping
+	pingWaiting time.Time // since when an answer is owed, or zero
+	logoutTimer *time.Timer
+	transfer    textTransfer
+}
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{srv: s, nc: nc, raw: newRawWriter(nc), id: randomID(), wake: make(chan struct{}, 1),
+		statSN: 1, params: defaultParams(), out: new(batch), spare: new(batch)}
+	c.room.L = &c.mu
+	c.peer = Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr()), Group: s.cfg.Group}
+	c.log = s.cfg.Log.With("peer", nc.RemoteAddr().String())
+	c.rd = reader{nc: nc, buf: make([]byte, readerSize), before: c.endGather, after: c.beginGather}
+	c.stamps.start(c.statSN)
+	if t, ok := nc.(*net.TCPConn); ok {
+		_ = t.SetNoDelay(true)
+		_ = t.SetKeepAlive(true)
+	}
+	return c
+}
+
+// beginGather lets completions leave their output to the reader, which is about to work through what it has
+// buffered; endGather flushes it before the reader may block.
+func (c *conn) beginGather() {
+	c.mu.Lock()
+	c.gathering = true
+	c.mu.Unlock()
+}
+
+func (c *conn) endGather() {
+	c.mu.Lock()
+	c.gathering = false
+	c.flushLocked()
+	c.mu.Unlock()
+}
+
+// kill ends the connection for a reason; only the first one counts.
+func (c *conn) kill(cause error) {
+	c.mu.Lock()
+	c.killLocked(cause)
+	c.mu.Unlock()
+}
+
+func (c *conn) killLocked(cause error) {
+	if c.dead {
+		return
+	}
+	c.dead, c.cause = true, cause
+	_ = c.nc.Close()
+	c.room.Broadcast()
+}
+
+// run is the connection's goroutine. It returns when nothing of the connection is left.
+func (c *conn) run() {
+	var wg sync.WaitGroup
+	wg.Go(c.writer)
+	err := c.login()
+	if err == nil {
+		err = c.serve()
+	}
+	c.kill(err)
+	c.report()
+	c.end()
+	close(c.wake)
+	wg.Wait()
+}
+
+// report logs why the connection ended: what an operator should see is a warning.
+func (c *conn) report() {
+	c.mu.Lock()
+	cause, sess := c.cause, c.sess
+	c.mu.Unlock()
+	log := c.log
+	if c.peer.Initiator != "" {
+		log = log.With("initiator", c.peer.Initiator)
+	}
+	if sess != nil {
+		log = log.With("target", sess.targetName, "tsih", sess.tsih)
+	}
+	switch {
+	case cause == nil || c.loggedOut || errors.Is(cause, io.EOF) || errors.Is(cause, ErrServerClosed):
+		log.Debug("connection closed", "err", cause)
+	case errors.Is(cause, errReplaced), errors.Is(cause, errKilled):
+		log.Info("connection closed", "err", cause)
+	default:
+		log.Warn("connection ended", "err", cause)
+	}
+}
+
+// end gives everything back once the reader is done: tasks that still wait are dropped, those that run are
+// waited for.
+func (c *conn) end() {
+	c.mu.Lock()
+	sess := c.sess
+	if c.logoutTimer != nil {
+		c.logoutTimer.Stop()
+	}
+	c.mu.Unlock()
+	if sess != nil {
+		c.srv.unregister(sess)
+	}
+	c.mu.Lock()
+	for _, t := range c.slots {
+		if t != nil {
+			c.abortLocked(t)
+		}
+	}
+	for c.writing || c.tasks > 0 || c.pumping {
+		c.room.Wait()
+	}
+	c.out.release()
+	c.mu.Unlock()
+	if sess != nil {
+		if sess.target != nil {
+			sess.target.Close()
+		}
+		c.srv.cfg.Provider.Closed(sess)
+	}
+}
+
+// readHeader reads a basic header segment and checks it.
+func (c *conn) readHeader(h *header) error {
+	b, err := c.rd.next(bhsLen)
+	if err != nil {
+		return err
+	}
+	copy(h[:], b)
+	return checkHeader(h, int(max(c.params.MaxRecvDataSegment, 8192)))
+}
+
+// errHeaderDigest and errDataDigest end a connection: at error recovery level 0 a digest error ends the
+// session (RFC 7143 7.7 and 7.8).
+var (
+	errHeaderDigest = errors.New("header digest is wrong")
+	errDataDigest   = errors.New("data digest is wrong")
+)
+
+// readAHS reads additional header segments and the header digest.
+func (c *conn) readAHS(h *header) ([]byte, error) {
+	n := h.ahsLen()
+	if n == 0 && !c.params.HeaderDigest {
+		return nil, nil
+	}
+	if !c.params.HeaderDigest {
+		return c.rd.next(n)
+	}
+	b, err := c.rd.next(n + 4)
+	if err != nil {
+		return nil, unexpected(err)
+	}
+	if binary.LittleEndian.Uint32(b[n:]) != digest(0, h[:], b[:n]) {
+		return nil, errHeaderDigest
+	}
+	return b[:n], nil
+}
+
+// readData reads a PDU's whole data segment into memory of the connection, valid until the next call. It is
+// for PDUs whose data don't go to a task.
+func (c *conn) readData(h *header) ([]byte, error) {
+	n := h.dataLen()
+	if n == 0 {
+		return nil, nil
+	}
+	if cap(c.scratch) < n || cap(c.scratch) > 64<<10 && n <= 64<<10 {
+		c.scratch = make([]byte, n)
+	}
+	b := c.scratch[:n]
+	if err := c.rd.full(b); err != nil {
+		return nil, err
+	}
+	crc := uint32(0)
+	if c.params.DataDigest {
+		crc = digest(0, b)
+	}
+	return b, c.endData(h, n, crc)
+}
+
+// endData reads the padding and digest after n bytes of data.
+func (c *conn) endData(h *header, n int, crc uint32) error {
+	want := pad(n)
+	if c.params.DataDigest {
+		want += 4
+	}
+	if want == 0 || n == 0 {
+		return nil
+	}
+	b, err := c.rd.next(want)
+	if err != nil {
+		return unexpected(err)
+	}
+	if c.params.DataDigest && binary.LittleEndian.Uint32(b[pad(n):]) != digest(crc, b[:pad(n)]) {
+		c.reject(h, rejectDataDigest)
+		return errDataDigest
+	}
+	return nil
+}
+
+// login runs the login phase; it returns nil once the session is in full feature phase.
+func (c *conn) login() error {
+	deadline := time.Now().Add(c.srv.cfg.LoginTimeout)
+	_ = c.nc.SetDeadline(deadline)
+	ctx, cancel := context.WithDeadline(c.srv.ctx, deadline)
+	defer cancel()
+	l := newLogin(c.srv.cfg.Provider, c.peer, c.srv.cfg.Offers)
+	for {
+		var h header
+		if err := c.readHeader(&h); err != nil {
+			return err
+		}
+		if h.ahsLen() > 0 {
+			return badPDU(&h, "additional header segments during login")
+		}
+		data, err := c.readData(&h)
+		if err != nil {
+			return err
+		}
+		if l.first && l.tsih == 0 {
+			c.mu.Lock()
+			c.statSN = h.expStatSN() // whatever the initiator expects is as good as any number
+			c.stamps.start(c.statSN)
+			c.mu.Unlock()
+		}
+		r := l.step(ctx, &h, data)
+		c.peer = l.peer
+		var sess *Session
+		var moved string
+		if r.status == statusSuccess && r.finished {
+			sess, err = c.open(ctx, l, h.cmdSN())
+			if err != nil {
+				r = loginReply{status: loginStatusOf(err), why: err}
+				if s, ok := errors.AsType[*loginError](err); ok {
+					r.status = s.status
+				}
+				if m, ok := errors.AsType[*RedirectError](err); ok {
+					moved = m.Address
+				}
+			}
+		}
+		if moved != "" {
+			r.text = appendPair(r.text, "TargetAddress", moved)
+		}
+		c.answerLogin(&h, r, sess)
+		if r.status != statusSuccess {
+			c.flushWait()
+			return r.why
+		}
+		if r.finished {
+			_ = c.nc.SetDeadline(time.Time{})
+			c.log.Info("session opened", "initiator", c.peer.Initiator, "target", sess.targetName, "tsih", sess.tsih)
+			return nil
+		}
+	}
+}
+
+// answerLogin puts a Login Response into the out queue; with a session it is the last and full feature phase
+// begins after it.
+func (c *conn) answerLogin(req *header, r loginReply, sess *Session) {
+	var h header
+	h[0] = opLoginR
+	if r.transit {
+		h[1] |= 0x80
+	}
+	if r.more {
+		h[1] |= 0x40
+	}
+	h[1] |= byte(r.csg<<2 | r.nsg)
+	copy(h[8:14], req[8:14])
+	binary.BigEndian.PutUint16(h[14:], binary.BigEndian.Uint16(req[14:]))
+	h.put32(16, req.itt())
+	h[36], h[37] = byte(r.status>>8), byte(r.status)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if sess != nil {
+		c.sess = sess
+		binary.BigEndian.PutUint16(h[14:], sess.tsih)
+	}
+	h.put32(28, req.cmdSN())
+	h.put32(32, req.cmdSN()+uint32(c.srv.cfg.QueueDepth)-1)
+	if r.status == statusSuccess {
+		c.numberLocked(&h, true)
+	} else {
+		h.put32(24, 0) // RFC 7143 11.13.4: StatSN is valid with success only
+	}
+	c.appendPDULocked(&h, r.text)
+	if sess != nil {
+		c.params = sess.params
+		c.fullFeature = true
+	}
+}
+
+// loginError is a refusal that no Provider made.
+type loginError struct {
+	status loginStatus
+	what   string
+}
+
+func (e *loginError) Error() string { return e.what }
+
+// open makes the session of a login that is through: it opens the target, lets the new session replace older
+// ones of the same nexus, and waits until their commands are barred.
+func (c *conn) open(ctx context.Context, l *login, cmdSN uint32) (*Session, error) {
+	x := &Session{srv: c.srv, discovery: l.discovery, alias: l.alias, targetName: l.target, params: l.ops.result(),
+		peer: c.peer, opened: time.Now()}
+	x.initiator = &scsi.Initiator{
+		Nexus:  reserve.NexusID{Initiator: c.peer.Initiator, ISID: l.isid, Port: c.peer.Group},
+		Remote: c.peer.Remote.String(),
+	}
+	x.expCmdSN.Store(cmdSN)
+	x.maxCmdSN.Store(cmdSN + uint32(c.srv.cfg.QueueDepth) - 1)
+	c.cid = l.cid
+	if l.tsih != 0 {
+		old := c.srv.sessionByTSIH(l.tsih)
+		if old == nil || old.discovery != x.discovery || old.targetName != x.targetName || old.initiator.Nexus != x.initiator.Nexus {
+			return nil, &loginError{statusNoSession, "no such session"}
+		}
+		for _, o := range old.connections() {
+			if o.cid != l.cid {
+				return nil, &loginError{statusTooManyConnections, "a second connection where MaxConnections is 1"}
+			}
+		}
+		// Connection reinstatement (RFC 7143 6.3.4): at recovery level 0 the tasks are lost with the old
+		// connection; what is kept is the numbering.
+		x.expCmdSN.Store(old.expCmdSN.Load())
+		x.maxCmdSN.Store(old.expCmdSN.Load() + uint32(c.srv.cfg.QueueDepth) - 1)
+	}
+	if !l.discovery {
+		target, err := c.srv.cfg.Provider.Login(ctx, c.peer, l.target, l.isid)
+		if err != nil {
+			return nil, err
+		}
+		x.target = target
+		x.nexus = scsi.NewNexus(x.initiator, l.target, target.Units()...)
+	}
+	fail := func(err error) (*Session, error) {
+		if x.target != nil {
+			x.target.Close()
+		}
+		return nil, err
+	}
+	x.attach(c)
+	if err := c.srv.register(x); err != nil {
+		return fail(err)
+	}
+	if x.target != nil {
+		if err := x.target.Bar(ctx, x.initiator.Nexus, c.id); err != nil {
+			c.srv.unregister(x)
+			return fail(err)
+		}
+	}
+	c.srv.cfg.Provider.Opened(x)
+	return x, nil
+}
+
+// flushWait writes what is queued before the connection is closed. The login's deadline or the peer's reset
+// ends the wait.
+func (c *conn) flushWait() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gathering = false
+	c.flushLocked()
+	for c.writing && !c.dead {
+		c.room.Wait()
+	}
+}
+
+// serve is the full feature phase.
+func (c *conn) serve() error {
+	for {
+		if err := c.waitRoom(); err != nil {
+			return err
+		}
+		var h header
+		if err := c.readHeader(&h); err != nil {
+			return err
+		}
+		ahs, err := c.readAHS(&h)
+		if err != nil {
+			return err
+		}
+		if err := c.handle(&h, ahs); err != nil {
+			c.flushWait()
+			return err
+		}
+		if c.loggedOut {
+			c.flushWait()
+			return io.EOF
+		}
+	}
+}
+
+// waitRoom stops reading while too many answers wait for a client that doesn't read.
+func (c *conn) waitRoom() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.out.size > outMax {
+		c.gathering = false
+		c.flushLocked()
+		for c.out.size > outMax && !c.dead {
+			c.room.Wait()
+		}
+		c.gathering = true
+	}
+	if c.dead {
+		return c.cause
+	}
+	return nil
+}
+
+// handle takes one PDU.
+func (c *conn) handle(h *header, ahs []byte) error {
+	if c.sess.discovery {
+		switch h.opcode() {
+		case opText, opLogout, opNopOut:
+		default:
+			c.reject(h, rejectProtocolError)
+			return badPDU(h, "not in a discovery session")
+		}
+	}
+	switch h.opcode() {
+	case opCommand:
+		return c.command(h, ahs)
+	case opDataOut:
+		return c.dataOut(h)
+	case opNopOut:
+		return c.nopOut(h)
+	case opTaskMgmt:
+		return c.taskManagement(h)
+	case opText:
+		return c.textRequest(h)
+	case opLogout:
+		return c.logout(h)
+	}
+	// The rest is refused without ending the connection: a SNACK has no place at recovery level 0, a Login
+	// Request none in full feature phase, and other opcodes don't exist.
+	if _, err := c.readData(h); err != nil {
+		return err
+	}
+	switch h.opcode() {
+	case opSNACK:
+		c.reject(h, rejectSNACK)
+	case opLogin:
+		c.reject(h, rejectProtocolError)
+	default:
+		c.reject(h, rejectNotSupported)
+	}
+	return nil
+}
+
+// arrive takes the numbering of a PDU that has a CmdSN, and what its ExpStatSN proves. It reports whether the
+// PDU is to be processed: one outside the window is ignored (RFC 7143 4.2.2.1). A gap ends the connection:
+// with one connection TCP keeps the order, and what was left out can't come any more.
+func (c *conn) arrive(h *header) (at scsi.Stamp, ok bool, err error) {
+	c.mu.Lock()
+	at = c.stamps.expects(h.expStatSN())
+	c.mu.Unlock()
+	if h.immediate() {
+		return at, true, nil
+	}
+	exp, limit := c.sess.expCmdSN.Load(), c.sess.maxCmdSN.Load()
+	sn := h.cmdSN()
+	switch {
+	case before(sn, exp) || before(limit, sn):
+		c.log.Debug("PDU outside the command window ignored", "cmdsn", sn, "expcmdsn", exp, "maxcmdsn", limit)
+		return at, false, nil
+	case sn != exp:
+		return at, false, badPDU(h, "CmdSN %d where %d is expected", sn, exp)
+	}
+	c.sess.expCmdSN.Store(exp + 1)
+	return at, true, nil
+}
+
+// ended opens the window by one for a numbered PDU that is done.
+func (c *conn) ended(immediate bool) {
+	if !immediate {
+		c.sess.maxCmdSN.Add(1)
+	}
+}

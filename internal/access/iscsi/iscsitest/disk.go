@@ -1,0 +1,338 @@
+package iscsitest
+
+import (
+	"crypto/sha256"
+	"sync"
+	"time"
+
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+)
+
+// chunk is the unit in which a Disk has memory, and in which space is provisioned.
+const chunk = 4096
+
+// Disk is a thin disk in memory. The zero value is not usable: NewDisk makes one.
+type Disk struct {
+	identity scsi.Identity
+
+	mu       sync.RWMutex
+	geometry scsi.Geometry
+	paths    reserve.PathInfo
+	chunks   map[int64][]byte
+	fault    func(op Op, req scsi.Request, off int64, n int) error
+	hold     chan struct{} // while not nil, calls wait for it to be closed
+	delay    time.Duration
+	flushes  int
+	inFlight sync.WaitGroup
+
+	buffers sync.Pool
+}
+
+// Op names a call of a Disk, for faults.
+type Op string
+
+// The calls.
+const (
+	OpRead    Op = "read"
+	OpWrite   Op = "write"
+	OpZero    Op = "zero"
+	OpCompare Op = "compare"
+	OpFlush   Op = "flush"
+)
+
+// NewDisk makes a disk of a size; its identity follows from the name. blockSize is 512 or 4096.
+func NewDisk(name string, sizeBytes int64, blockSize uint32) *Disk {
+	d := &Disk{chunks: map[int64][]byte{}, paths: reserve.SinglePath(1)}
+	d.geometry = scsi.Geometry{Blocks: uint64(sizeBytes) / uint64(blockSize), BlockSize: blockSize,
+		PhysicalBlockSize: chunk, VolatileCache: true}
+	sum := sha256.Sum256([]byte(name))
+	d.identity = scsi.Identity{ID: [16]byte(sum[:16]), Vendor: "DOZO", Product: "MEMORY", Revision: "1"}
+	return d
+}
+
+// SetGeometry changes shape and manner; the contents stay.
+func (d *Disk) SetGeometry(change func(*scsi.Geometry)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(&d.geometry)
+}
+
+// SetPaths changes what the disk says of its paths.
+func (d *Disk) SetPaths(p reserve.PathInfo) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.paths = p
+}
+
+// SetFault lets calls fail: f says with what, nil for not at all.
+func (d *Disk) SetFault(f func(op Op, req scsi.Request, off int64, n int) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fault = f
+}
+
+// Hold makes calls wait until release is called.
+func (d *Disk) Hold() (release func()) {
+	ch := make(chan struct{})
+	d.mu.Lock()
+	d.hold = ch
+	d.mu.Unlock()
+	return func() {
+		d.mu.Lock()
+		d.hold = nil
+		d.mu.Unlock()
+		close(ch)
+	}
+}
+
+// SetDelay makes every call complete so much later, on a goroutine of its own.
+func (d *Disk) SetDelay(t time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.delay = t
+}
+
+// Flushes counts Flush calls.
+func (d *Disk) Flushes() int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.flushes
+}
+
+// Wait returns when no call is in flight.
+func (d *Disk) Wait() { d.inFlight.Wait() }
+
+// later runs f now, or after the hold or delay.
+func (d *Disk) later(f func()) {
+	d.mu.RLock()
+	hold, delay := d.hold, d.delay
+	d.mu.RUnlock()
+	if hold == nil && delay == 0 {
+		f()
+		return
+	}
+	d.inFlight.Go(func() {
+		if hold != nil {
+			<-hold
+		}
+		if delay > 0 {
+			time.Sleep(delay)
+		}
+		f()
+	})
+}
+
+func (d *Disk) failure(op Op, req scsi.Request, off int64, n int) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fault != nil {
+		return d.fault(op, req, off, n)
+	}
+	return nil
+}
+
+// Geometry, Identity and Paths are scsi.Disk's.
+func (d *Disk) Geometry() scsi.Geometry {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.geometry
+}
+
+// Identity names the disk.
+func (d *Disk) Identity() scsi.Identity { return d.identity }
+
+// Paths says how the disk's paths are.
+func (d *Disk) Paths() reserve.PathInfo {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.paths
+}
+
+// buffer is memory for a write, or what a read found.
+type buffer struct {
+	d    *Disk
+	off  int64
+	b    []byte
+	list [1][]byte
+}
+
+func (b *buffer) Bytes() []byte     { return b.b }
+func (b *buffer) Buffers() [][]byte { b.list[0] = b.b; return b.list[:] }
+func (b *buffer) Release()          { b.d.buffers.Put(b) }
+
+func (d *Disk) get(off int64, n int) *buffer {
+	b, _ := d.buffers.Get().(*buffer)
+	if b == nil || cap(b.b) < n {
+		b = &buffer{d: d, b: make([]byte, n)}
+	}
+	b.off, b.b = off, b.b[:n]
+	return b
+}
+
+// NewWrite gives a buffer.
+func (d *Disk) NewWrite(off int64, n int) (scsi.WriteBuffer, error) { return d.get(off, n), nil }
+
+// Write stores a buffer.
+func (d *Disk) Write(req scsi.Request, w scsi.WriteBuffer, _ bool, done func(error)) {
+	d.later(func() {
+		b := w.(*buffer)
+		err := d.failure(OpWrite, req, b.off, len(b.b))
+		if err == nil {
+			d.mu.Lock()
+			if err = d.check(b.off, len(b.b)); err == nil {
+				d.store(b.off, b.b)
+			}
+			d.mu.Unlock()
+		}
+		b.Release()
+		done(err)
+	})
+}
+
+func (d *Disk) check(off int64, n int) error {
+	if off < 0 || uint64(off)+uint64(n) > d.geometry.Blocks*uint64(d.geometry.BlockSize) {
+		return scsi.ErrOutOfRange
+	}
+	return nil
+}
+
+func (d *Disk) store(off int64, b []byte) {
+	for len(b) > 0 {
+		at, in := off/chunk, int(off%chunk)
+		mem := d.chunks[at]
+		if mem == nil {
+			mem = make([]byte, chunk)
+			d.chunks[at] = mem
+		}
+		n := copy(mem[in:], b)
+		b, off = b[n:], off+int64(n)
+	}
+}
+
+func (d *Disk) load(off int64, b []byte) {
+	for len(b) > 0 {
+		in := int(off % chunk)
+		n := min(chunk-in, len(b))
+		if mem := d.chunks[off/chunk]; mem != nil {
+			copy(b[:n], mem[in:])
+		} else {
+			clear(b[:n])
+		}
+		b, off = b[n:], off+int64(n)
+	}
+}
+
+// Read fetches a copy.
+func (d *Disk) Read(req scsi.Request, off int64, n int, done func(scsi.ReadResult, error)) {
+	d.later(func() {
+		err := d.failure(OpRead, req, off, n)
+		if err != nil {
+			done(nil, err)
+			return
+		}
+		b := d.get(off, n)
+		d.mu.RLock()
+		if err = d.check(off, n); err == nil {
+			d.load(off, b.b)
+		}
+		d.mu.RUnlock()
+		if err != nil {
+			b.Release()
+			done(nil, err)
+			return
+		}
+		done(b, nil)
+	})
+}
+
+// Zero makes a range read as zeros and gives whole chunks back.
+func (d *Disk) Zero(req scsi.Request, off, n int64, _ bool, done func(error)) {
+	d.later(func() {
+		err := d.failure(OpZero, req, off, int(n))
+		if err == nil {
+			d.mu.Lock()
+			if err = d.check(off, int(n)); err == nil {
+				d.zero(off, n)
+			}
+			d.mu.Unlock()
+		}
+		done(err)
+	})
+}
+
+func (d *Disk) zero(off, n int64) {
+	end := off + n
+	if n/chunk > int64(len(d.chunks)) {
+		// A large range over few chunks: walk what there is.
+		for at, mem := range d.chunks {
+			first, last := max(off, at*chunk), min(end, (at+1)*chunk)
+			switch {
+			case last-first == chunk:
+				delete(d.chunks, at)
+			case last > first:
+				clear(mem[first%chunk : first%chunk+last-first])
+			}
+		}
+		return
+	}
+	for off < end {
+		in := off % chunk
+		m := min(chunk-in, end-off)
+		if m == chunk {
+			delete(d.chunks, off/chunk)
+		} else if mem := d.chunks[off/chunk]; mem != nil {
+			clear(mem[in : in+m])
+		}
+		off += m
+	}
+}
+
+// CompareAndWrite compares and stores under one lock.
+func (d *Disk) CompareAndWrite(req scsi.Request, compare []byte, w scsi.WriteBuffer, _ bool, done func(int, error)) {
+	d.later(func() {
+		b := w.(*buffer)
+		defer b.Release()
+		if err := d.failure(OpCompare, req, b.off, len(b.b)); err != nil {
+			done(-1, err)
+			return
+		}
+		at := -1
+		d.mu.Lock()
+		err := d.check(b.off, len(b.b))
+		if err == nil {
+			now := make([]byte, len(b.b))
+			d.load(b.off, now)
+			for i := range now {
+				if now[i] != compare[i] {
+					at = i
+					break
+				}
+			}
+			if at < 0 {
+				d.store(b.off, b.b)
+			}
+		}
+		d.mu.Unlock()
+		done(at, err)
+	})
+}
+
+// Flush counts.
+func (d *Disk) Flush(req scsi.Request, done func(error)) {
+	d.later(func() {
+		err := d.failure(OpFlush, req, 0, 0)
+		d.mu.Lock()
+		d.flushes++
+		d.mu.Unlock()
+		done(err)
+	})
+}
+
+// Provisioned says whether there is a chunk.
+func (d *Disk) Provisioned(off int64) (bool, int64, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, has := d.chunks[off/chunk]
+	return has, chunk - off%chunk, nil
+}

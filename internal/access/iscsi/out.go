@@ -1,0 +1,270 @@
+package iscsi
+
+import (
+	"encoding/binary"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"dozo/internal/access/scsi"
+)
+
+// The stages of output:
+//
+//	completions, reader ──(conn.mu)──> conn.out ──(writer role)──> socket
+//
+// Appending is done by many goroutines under conn.mu, which also gives out StatSNs, so the stream is in their
+// order. The writer role belongs to one goroutine at a time: it takes all of conn.out and writes it without
+// the lock. Who appends and finds neither a writer nor the reader about to flush takes the role. It never
+// waits for the socket: what the socket doesn't take at once is left, with the role, to the connection's
+// writer goroutine.
+
+// copyMax is the largest piece of read data that is copied to the headers around it; for longer ones an entry
+// of writev is cheaper than the copy. A guess, between one page and two.
+const copyMax = 8 << 10
+
+// batch is what one turn of the writer writes.
+type batch struct {
+	mem   []byte   // headers, small data, padding and digests, in order
+	run   int      // start in mem of the run that iov doesn't have yet
+	iov   [][]byte // what to write, in order, up to run
+	reads []scsi.ReadResult
+	size  int // bytes to write
+	cost  int // bytes of read memory that are free once it is written
+}
+
+func (b *batch) empty() bool { return b.size == 0 }
+
+// own appends bytes by copying them.
+func (b *batch) own(p []byte) {
+	b.mem = append(b.mem, p...)
+	b.size += len(p)
+}
+
+// refer appends bytes that stay where they are until the batch is released.
+func (b *batch) refer(p []byte) {
+	if len(b.mem) > b.run {
+		b.iov = append(b.iov, b.mem[b.run:len(b.mem):len(b.mem)])
+		b.run = len(b.mem)
+	}
+	b.iov = append(b.iov, p)
+	b.size += len(p)
+}
+
+// pieces gives everything to write.
+func (b *batch) pieces() [][]byte {
+	if len(b.mem) > b.run {
+		b.iov = append(b.iov, b.mem[b.run:])
+		b.run = len(b.mem)
+	}
+	return b.iov
+}
+
+// batchMemKeep is how much header memory an idle connection keeps.
+const batchMemKeep = 64 << 10
+
+// release gives the read data back and empties the batch.
+func (b *batch) release() {
+	for i, r := range b.reads {
+		r.Release()
+		b.reads[i] = nil
+	}
+	clear(b.iov)
+	if cap(b.mem) > batchMemKeep {
+		b.mem = nil
+	}
+	*b = batch{mem: b.mem[:0], iov: b.iov[:0], reads: b.reads[:0]}
+}
+
+// appendPDULocked puts a PDU into the out queue, copying its data. The header's sequence numbers are the
+// caller's. Digests begin with the full feature phase: until then c.params has none.
+func (c *conn) appendPDULocked(h *header, data []byte) {
+	h.setDataLen(len(data))
+	b := c.out
+	b.own(h[:])
+	c.headerDigestLocked(h)
+	if len(data) == 0 {
+		return
+	}
+	b.own(data)
+	crc := uint32(0)
+	if c.params.DataDigest {
+		crc = digest(0, data)
+	}
+	c.endDataLocked(len(data), crc)
+}
+
+// headerDigestLocked follows a header where header digests were agreed upon.
+func (c *conn) headerDigestLocked(h *header) {
+	if c.params.HeaderDigest {
+		c.out.mem = binary.LittleEndian.AppendUint32(c.out.mem, digest(0, h[:]))
+		c.out.size += 4
+	}
+}
+
+// endDataLocked pads a data segment and adds its digest, continuing the data's sum.
+func (c *conn) endDataLocked(n int, crc uint32) {
+	b := c.out
+	b.own(zeroPad[:pad(n)])
+	if c.params.DataDigest {
+		b.mem = binary.LittleEndian.AppendUint32(b.mem, digest(crc, zeroPad[:pad(n)]))
+		b.size += 4
+	}
+}
+
+// numberLocked sets StatSN, ExpCmdSN and MaxCmdSN; a PDU that uses its StatSN up carries news of this moment.
+func (c *conn) numberLocked(h *header, uses bool) {
+	h.put32(24, c.statSN)
+	c.commandWindowLocked(h)
+	if uses {
+		c.statSN++
+		if c.sess != nil && c.sess.target != nil {
+			c.stamps.told(c.sess.target.Stamp())
+		} else {
+			c.stamps.told(scsi.Stamp{})
+		}
+	}
+}
+
+func (c *conn) commandWindowLocked(h *header) {
+	if c.sess != nil {
+		h.put32(28, c.sess.expCmdSN.Load())
+		h.put32(32, c.sess.maxCmdSN.Load())
+	}
+}
+
+// flushLocked writes the out queue if nobody else does. It may release and retake the lock.
+func (c *conn) flushLocked() {
+	if c.writing || c.gathering || c.out.empty() || c.dead {
+		return
+	}
+	c.writing = true
+	c.writeLocked(false)
+}
+
+// writeLocked holds the writer role. With wait it writes all; without, it hands the role over when the socket
+// takes no more.
+func (c *conn) writeLocked(wait bool) {
+	for !c.out.empty() && !c.dead {
+		b := c.out
+		c.out = c.spare
+		c.spare = nil
+		c.mu.Unlock()
+		rest, err := b.pieces(), error(nil)
+		size := b.size
+		if !wait {
+			rest, err = c.tryWrite(rest)
+		}
+		if err == nil && len(rest) > 0 {
+			if !wait {
+				c.leftover, c.leftoverBatch = rest, b
+				c.mu.Lock()
+				c.wake <- struct{}{} // the role goes with it; the channel has room for one
+				return
+			}
+			err = writeAll(c.nc, rest)
+		}
+		c.finishBatch(b, size, err)
+	}
+	c.writing = false
+}
+
+// finishBatch gives a written batch back; it returns with the lock held.
+func (c *conn) finishBatch(b *batch, size int, err error) {
+	cost := b.cost
+	b.release()
+	c.mu.Lock()
+	c.spare = b
+	c.written += uint64(size)
+	c.readMem -= cost
+	if err != nil {
+		c.killLocked(err)
+	}
+	c.room.Broadcast()
+	if cost > 0 {
+		c.admitLocked()
+	}
+}
+
+func writeAll(nc net.Conn, pieces [][]byte) error {
+	bufs := net.Buffers(pieces)
+	_, err := bufs.WriteTo(nc)
+	return err
+}
+
+// writer is the goroutine that waits for the socket; it ends when the channel is closed.
+func (c *conn) writer() {
+	for range c.wake {
+		err := writeAll(c.nc, c.leftover)
+		b := c.leftoverBatch
+		c.leftover, c.leftoverBatch = nil, nil
+		c.finishBatch(b, b.size, err)
+		c.writeLocked(true)
+		c.mu.Unlock()
+	}
+}
+
+// rawWriter writes to a socket without waiting.
+type rawWriter struct {
+	raw    syscall.RawConn
+	pieces [][]byte
+	n      int
+	err    error
+	try    func(fd uintptr) bool
+}
+
+func newRawWriter(nc net.Conn) *rawWriter {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	w := &rawWriter{raw: raw}
+	w.try = func(fd uintptr) bool {
+		if len(w.pieces) == 1 {
+			w.n, w.err = unix.Write(int(fd), w.pieces[0])
+		} else {
+			w.n, w.err = unix.Writev(int(fd), w.pieces[:min(len(w.pieces), iovMax)])
+		}
+		return true // never wait here
+	}
+	return w
+}
+
+// iovMax is how many pieces one writev takes (Linux UIO_MAXIOV).
+const iovMax = 1024
+
+// tryWrite writes what the socket takes at once and gives back what is left.
+func (c *conn) tryWrite(pieces [][]byte) ([][]byte, error) {
+	if c.raw == nil {
+		return pieces, nil
+	}
+	for len(pieces) > 0 {
+		c.raw.pieces, c.raw.n, c.raw.err = pieces, 0, nil
+		err := c.raw.raw.Write(c.raw.try)
+		c.raw.pieces = nil
+		switch {
+		case err != nil:
+			return nil, err
+		case c.raw.err == unix.EINTR:
+			continue
+		case c.raw.err == unix.EAGAIN:
+			return pieces, nil
+		case c.raw.err != nil:
+			return nil, c.raw.err
+		}
+		n := c.raw.n
+		for len(pieces) > 0 && n >= len(pieces[0]) {
+			n -= len(pieces[0])
+			pieces = pieces[1:]
+		}
+		if n > 0 {
+			pieces[0] = pieces[0][n:]
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,282 @@
+package iscsi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Config is what a Server needs. Zero values of the limits mean the defaults below.
+type Config struct {
+	Provider Provider
+	Log      *slog.Logger
+	Group    uint16 // target portal group tag of this access server, not 0
+	Offers   Offers // zero: DefaultOffers
+
+	LoginTimeout time.Duration // of a connection that is not yet in full feature phase
+	// PingEvery is the interval of NOP-Ins (rule R9 wants 1 s); negative means never, for tests only.
+	PingEvery time.Duration
+	// PingTimeout ends a connection that answers no ping for so long.
+	PingTimeout time.Duration
+	QueueDepth  int // commands that a session may have outstanding
+	// WriteMemory and ReadMemory bound, per connection, the buffers of commands that run; unsolicited data
+	// come on top, at most QueueDepth times FirstBurstLength.
+	WriteMemory, ReadMemory int
+	ConnectionsMax          int // connections at a time, beyond which new ones are closed
+}
+
+// Defaults, chosen by us.
+const (
+	defaultLoginTimeout = 15 * time.Second
+	defaultPingEvery    = time.Second
+	defaultPingTimeout  = 10 * time.Second
+	defaultQueueDepth   = 256
+	defaultMemory       = 32 << 20
+	defaultConnections  = 4096
+	// outMax is how many bytes of answers may wait for the socket before the reader stops reading.
+	outMax = 4 << 20
+	// immediateMax is how many immediate commands may be outstanding beside the window.
+	immediateMax = 32
+)
+
+func (c *Config) fill() {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.QueueDepth = min(c.QueueDepth, slotsMax-immediateMax-1)
+	if c.Offers.MaxBurstLength == 0 {
+		c.Offers = DefaultOffers()
+	}
+	set(&c.LoginTimeout, defaultLoginTimeout)
+	set(&c.PingEvery, defaultPingEvery)
+	set(&c.PingTimeout, defaultPingTimeout)
+	set(&c.QueueDepth, defaultQueueDepth)
+	set(&c.WriteMemory, defaultMemory)
+	set(&c.ReadMemory, defaultMemory)
+	set(&c.ConnectionsMax, defaultConnections)
+}
+
+func set[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Server serves any number of portals with one Provider.
+type Server struct {
+	cfg    Config
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		closed    bool
+		listeners []net.Listener
+		conns     map[*conn]struct{}
+		sessions  map[uint16]*Session // by TSIH
+		nextTSIH  uint16
+	}
+}
+
+// New makes a server; Serve gives it portals.
+func New(cfg Config) *Server {
+	cfg.fill()
+	s := &Server{cfg: cfg}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.mu.conns = map[*conn]struct{}{}
+	s.mu.sessions = map[uint16]*Session{}
+	if cfg.PingEvery > 0 {
+		s.wg.Go(s.pinger)
+	}
+	return s
+}
+
+// ErrServerClosed is what Serve returns after Close.
+var ErrServerClosed = errors.New("iscsi server closed")
+
+// Serve accepts connections until the listener fails or the server is closed. It takes the listener over.
+func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.mu.closed {
+		s.mu.Unlock()
+		_ = l.Close()
+		return ErrServerClosed
+	}
+	s.mu.listeners = append(s.mu.listeners, l)
+	s.mu.Unlock()
+	for delay := time.Duration(0); ; {
+		nc, err := l.Accept()
+		if err != nil {
+			if s.ctx.Err() != nil {
+				return ErrServerClosed
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			// Out of descriptors, most likely: wait for some to come back rather than give the portal up.
+			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+			s.cfg.Log.Warn("accept", "err", err)
+			select {
+			case <-time.After(delay):
+				continue
+			case <-s.ctx.Done():
+				return ErrServerClosed
+			}
+		}
+		delay = 0
+		s.start(nc)
+	}
+}
+
+// start runs a connection.
+func (s *Server) start(nc net.Conn) {
+	c := newConn(s, nc)
+	s.mu.Lock()
+	full := len(s.mu.conns) >= s.cfg.ConnectionsMax
+	if s.mu.closed || full {
+		s.mu.Unlock()
+		if full {
+			s.cfg.Log.Warn("connection refused: too many", "peer", nc.RemoteAddr())
+		}
+		_ = nc.Close()
+		return
+	}
+	s.mu.conns[c] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	go func() {
+		defer s.wg.Done()
+		c.run()
+		s.mu.Lock()
+		delete(s.mu.conns, c)
+		s.mu.Unlock()
+	}()
+}
+
+// Close ends all connections and returns when nothing of the server runs any more, commands included. A
+// second call waits as well.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.mu.closed = true
+	listeners := s.mu.listeners
+	s.mu.listeners = nil
+	conns := make([]*conn, 0, len(s.mu.conns))
+	for c := range s.mu.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	s.cancel()
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+	for _, c := range conns {
+		c.kill(ErrServerClosed)
+	}
+	s.wg.Wait()
+	return nil
+}
+
+// Sessions lists what is open, ordered by TSIH.
+func (s *Server) Sessions() []*Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*Session, 0, len(s.mu.sessions))
+	for _, x := range s.mu.sessions {
+		all = append(all, x)
+	}
+	slices.SortFunc(all, func(a, b *Session) int { return int(a.tsih) - int(b.tsih) })
+	return all
+}
+
+// sessionsOf lists the sessions of a target.
+func (s *Server) sessionsOf(target string) []*Session {
+	all := s.Sessions()
+	return slices.DeleteFunc(all, func(x *Session) bool { return x.targetName != target })
+}
+
+// Logout asks the initiators of a target (of all, if the name is empty) to log out within a time, after which
+// their connections are closed: for a planned stop, or when a target goes away. It returns at once.
+func (s *Server) Logout(target string, within time.Duration) {
+	for _, x := range s.Sessions() {
+		if target == "" || x.targetName == target {
+			x.Logout(within)
+		}
+	}
+}
+
+// errReplaced ends the older of two sessions of one initiator port.
+var errReplaced = errors.New("session reinstated by the initiator")
+
+// register enters a new session, after the older ones of the same initiator port, target and group have gone
+// (RFC 7143 6.3.5, session reinstatement).
+func (s *Server) register(x *Session) error {
+	s.mu.Lock()
+	if s.mu.closed {
+		s.mu.Unlock()
+		return ErrServerClosed
+	}
+	var old []*Session
+	for _, o := range s.mu.sessions {
+		if !o.discovery && !x.discovery && o.targetName == x.targetName && o.initiator.Nexus == x.initiator.Nexus {
+			old = append(old, o)
+			delete(s.mu.sessions, o.tsih)
+		}
+	}
+	for {
+		s.mu.nextTSIH++
+		if _, taken := s.mu.sessions[s.mu.nextTSIH]; s.mu.nextTSIH != 0 && !taken {
+			break
+		}
+		if len(s.mu.sessions) == 65535 {
+			s.mu.Unlock()
+			return ErrOutOfResources
+		}
+	}
+	x.tsih = s.mu.nextTSIH
+	s.mu.sessions[x.tsih] = x
+	s.mu.Unlock()
+	for _, o := range old {
+		o.kill(errReplaced)
+	}
+	return nil
+}
+
+// unregister removes a session unless it was replaced already.
+func (s *Server) unregister(x *Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.sessions[x.tsih] == x {
+		delete(s.mu.sessions, x.tsih)
+	}
+}
+
+func (s *Server) sessionByTSIH(tsih uint16) *Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.sessions[tsih]
+}
+
+// randomID is for RequestID.Conn.
+func randomID() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // it never fails (crypto/rand)
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// addrPort is the address of one end of a connection, as far as it has one.
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}

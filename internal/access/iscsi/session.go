@@ -1,0 +1,120 @@
+package iscsi
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+)
+
+// Session is one iSCSI session. With MaxConnections=1 it has one connection; the command numbering is the
+// session's all the same.
+type Session struct {
+	srv        *Server
+	tsih       uint16
+	discovery  bool
+	initiator  *scsi.Initiator
+	alias      string
+	targetName string // empty in a discovery session
+	target     Target // nil in a discovery session
+	nexus      *scsi.Nexus
+	params     Params
+	peer       Peer
+	opened     time.Time
+
+	// RFC 7143 4.2.2.1. maxCmdSN grows by one with every numbered command that ends, so the window that
+	// initiators see is the queue depth less what is outstanding.
+	expCmdSN, maxCmdSN atomic.Uint32
+
+	readCommands, writeCommands, otherCommands atomic.Uint64
+	readBytes, writtenBytes                    atomic.Uint64
+
+	mu struct {
+		sync.Mutex
+		conns []*conn
+	}
+}
+
+// SessionInfo is what there is to say about a session.
+type SessionInfo struct {
+	TSIH      uint16
+	Discovery bool
+	Initiator string
+	Alias     string
+	ISID      [6]byte
+	Target    string
+	Group     uint16
+	Remote    string
+	Local     string
+	Opened    time.Time
+	Params    Params
+
+	ReadCommands, WriteCommands, OtherCommands uint64
+	ReadBytes, WrittenBytes                    uint64
+	Outstanding                                int
+}
+
+// Info gives the present state.
+func (x *Session) Info() SessionInfo {
+	i := SessionInfo{
+		TSIH: x.tsih, Discovery: x.discovery, Initiator: x.initiator.Nexus.Initiator, Alias: x.alias,
+		ISID: x.initiator.Nexus.ISID, Target: x.targetName, Group: x.peer.Group, Remote: x.peer.Remote.String(),
+		Local: x.peer.Local.String(), Opened: x.opened, Params: x.params,
+		ReadCommands: x.readCommands.Load(), WriteCommands: x.writeCommands.Load(), OtherCommands: x.otherCommands.Load(),
+		ReadBytes: x.readBytes.Load(), WrittenBytes: x.writtenBytes.Load(),
+	}
+	for _, c := range x.connections() {
+		c.mu.Lock()
+		i.Outstanding += c.tasks
+		c.mu.Unlock()
+	}
+	return i
+}
+
+// Nexus is the session's I_T nexus, nil for a discovery session.
+func (x *Session) Nexus() *scsi.Nexus { return x.nexus }
+
+// Post establishes a unit attention at one logical unit of the session.
+func (x *Session) Post(lun uint16, a reserve.Attention) {
+	if x.nexus != nil {
+		x.nexus.Post(lun, a)
+	}
+}
+
+// errKilled ends a session by the administrator's wish.
+var errKilled = errors.New("session killed by the administrator")
+
+// Kill ends the session at once. The initiator may log in again.
+func (x *Session) Kill() { x.kill(errKilled) }
+
+func (x *Session) kill(cause error) {
+	for _, c := range x.connections() {
+		c.kill(cause)
+	}
+}
+
+// errLogoutIgnored ends a session whose initiator was asked to log out and didn't.
+var errLogoutIgnored = errors.New("initiator was asked to log out and did not")
+
+// Logout asks the initiator to log out (asynchronous message 1) and ends the session if it hasn't after a
+// time. It returns at once.
+func (x *Session) Logout(within time.Duration) {
+	for _, c := range x.connections() {
+		c.askLogout(within)
+	}
+}
+
+func (x *Session) connections() []*conn {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return append([]*conn(nil), x.mu.conns...)
+}
+
+func (x *Session) attach(c *conn) {
+	x.mu.Lock()
+	x.mu.conns = append(x.mu.conns, c)
+	x.mu.Unlock()
+}

@@ -1,0 +1,449 @@
+package iscsi
+
+import (
+	"dozo/internal/access/scsi"
+)
+
+// task is a SCSI command of a connection, from its PDU to its response. Its fields are under conn.mu, except
+// that memory for data-out belongs to the reader while conn.filling names the task, and to the device server
+// while it runs.
+//
+//	waiting ──> receiving ──> running ──> gone
+//	   └────────────┴─ aborted ─┴───────────^
+type task struct {
+	scsi.Command
+	c         *conn
+	slot      uint16
+	gen       uint16 // counts the slot's uses, so that a late Data-Out doesn't find its successor
+	itt       uint32
+	expected  uint32 // expected data transfer length
+	isRead    bool
+	isWrite   bool
+	immediate bool
+	ordered   bool
+	aborted   bool // no response any more
+	phase     phase
+	lun       uint16
+
+	// Data-out. Data come in order (DataPDUInOrder and DataSequenceInOrder are Yes), so one offset says all.
+	want        int  // bytes to keep: what the CDB asks for
+	got         int  // bytes received
+	unsolicited bool // more unsolicited data follow
+	unsolSN     uint32
+	asked       int // bytes that were announced or asked for
+	r2tSN       uint32
+	r2ts        []r2t  // outstanding, in order
+	stash       []byte // data that came before there was memory
+	segment     int    // the place in Out where the next byte goes
+	segmentOff  int
+	spoiled     bool // a Data-Out was out of sequence: ends with CHECK CONDITION, nothing is written
+
+	writeCost, readCost int
+	// wantOut is the CDB's own wish, for the residual count, also after the command was refused.
+	wantOut uint64
+}
+
+type phase uint8
+
+const (
+	phaseWaiting phase = iota
+	phaseAdmitting
+	phaseReceiving
+	phaseRunning
+)
+
+// r2t is an outstanding R2T.
+type r2t struct {
+	ttt    uint32
+	end    int
+	dataSN uint32
+}
+
+// newTaskLocked takes a task from the pool and gives it a slot. There is always one: the window and the bound
+// of immediate commands are what slots there are.
+func (c *conn) newTaskLocked() *task {
+	var t *task
+	if n := len(c.pool); n > 0 {
+		t = c.pool[n-1]
+		c.pool = c.pool[:n-1]
+	} else {
+		t = &task{c: c}
+		t.Command.Finish = func(*scsi.Command) { t.c.complete(t) }
+	}
+	if n := len(c.freeSlots); n > 0 {
+		t.slot = c.freeSlots[n-1]
+		c.freeSlots = c.freeSlots[:n-1]
+	} else {
+		t.slot = uint16(len(c.slots))
+		c.slots = append(c.slots, nil)
+	}
+	t.gen++
+	c.slots[t.slot] = t
+	c.tasks++
+	return t
+}
+
+// dropLocked ends a task: its slot is free, the window opens, its memory is accounted back. The caller gives
+// the task to recycle afterwards, without the lock.
+func (c *conn) dropLocked(t *task) {
+	c.slots[t.slot] = nil
+	c.freeSlots = append(c.freeSlots, t.slot)
+	c.tasks--
+	if t.immediate {
+		c.immediate--
+	} else {
+		c.sess.maxCmdSN.Add(1)
+	}
+	if t.phase != phaseWaiting {
+		c.running--
+		c.writeMem -= t.writeCost
+		c.readMem -= t.readCost
+	}
+	if t.ordered && t.phase != phaseWaiting {
+		c.ordered = false
+	}
+	c.room.Broadcast()
+}
+
+// recycleLocked gives a task's memory back and the task to the pool.
+func (c *conn) recycleLocked(t *task) {
+	t.Command.Reset()
+	if cap(t.stash) > 64<<10 {
+		t.stash = nil
+	}
+	c.pool = append(c.pool, t)
+	t.clear()
+}
+
+// clear makes a task as new but for what it keeps: its memory and the count of uses.
+func (t *task) clear() {
+	t.itt, t.expected = 0, 0
+	t.isRead, t.isWrite, t.immediate, t.ordered, t.aborted, t.spoiled, t.unsolicited = false, false, false, false, false, false, false
+	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
+	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
+	t.writeCost, t.readCost, t.wantOut = 0, 0, 0
+}
+
+// Task attributes (RFC 7143 11.3.1).
+const (
+	attrOrdered = 2
+	attrACA     = 4 // and above: reserved
+)
+
+// command takes a SCSI Command PDU.
+func (c *conn) command(h *header, ahs []byte) error {
+	bidirectional, err := parseAHS(ahs)
+	if err != nil {
+		return badPDU(h, "%v", err)
+	}
+	// The proof comes with the PDU itself, before anything it carries is looked at.
+	at, ok, err := c.arrive(h)
+	if err != nil {
+		return err
+	}
+	n := h.dataLen()
+	write, read := h[1]&0x20 != 0, h[1]&0x40 != 0
+	expected := h.u32(20)
+	if ok {
+		switch {
+		case n > 0 && !write:
+			return badPDU(h, "data with a command that writes none")
+		case n > 0 && !c.params.ImmediateData:
+			return badPDU(h, "immediate data although ImmediateData is No")
+		case uint32(n) > expected || n > 0 && uint32(n) > c.params.FirstBurstLength:
+			return badPDU(h, "%d bytes of immediate data, expected length %d, FirstBurstLength %d", n, expected, c.params.FirstBurstLength)
+		case !h.final() && (!write || c.params.InitialR2T):
+			return badPDU(h, "unsolicited data are not agreed upon")
+		}
+	}
+	if !ok {
+		return c.skipData(h)
+	}
+	c.mu.Lock()
+	if h.immediate() && c.immediate >= immediateMax {
+		c.mu.Unlock()
+		c.reject(h, rejectTooManyImmediate)
+		return c.skipData(h)
+	}
+	t := c.newTaskLocked()
+	c.filling = t // the reader's own until advance
+	if t.immediate = h.immediate(); t.immediate {
+		c.immediate++
+	}
+	c.requests++
+	t.itt, t.expected, t.isRead, t.isWrite = h.itt(), expected, read, write
+	t.unsolicited = write && !h.final()
+	t.ordered = h[1]&7 == attrOrdered
+	t.LUN = h.lun()
+	t.lun, _ = scsi.LUNNumber(t.LUN)
+	copy(t.CDB[:], h[32:48])
+	t.Request = scsi.Request{Initiator: c.sess.initiator, Stamp: at,
+		ID: scsi.RequestID{Conn: c.id, Seq: c.requests, Tag: t.itt}}
+	t.ExpectIn, t.ExpectOut = 0, 0
+	if read {
+		t.ExpectIn = expected
+	}
+	if write {
+		t.ExpectOut = expected
+	}
+	c.mu.Unlock()
+
+	nexus := c.sess.nexus
+	nexus.Prepare(&t.Command)
+	t.wantOut = t.WantOut
+	switch {
+	case bidirectional || read && write, h[1]&7 >= attrACA:
+		// No command moves data both ways, and there is no auto contingent allegiance.
+		nexus.RejectTransfer(&t.Command)
+	case t.WantOut > uint64(t.ExpectOut), t.WantOut < uint64(t.ExpectOut) && t.NeedsExactOut() && !t.Failed():
+		nexus.RejectTransfer(&t.Command)
+	}
+	t.want, t.asked = int(t.WantOut), n
+	c.count(t)
+	c.place(t)
+	if n > 0 {
+		if err := c.receive(t, h, n); err != nil {
+			return err
+		}
+	}
+	c.advance(t)
+	return nil
+}
+
+// count keeps the session's statistics.
+func (c *conn) count(t *task) {
+	switch {
+	case t.WritesData():
+		c.sess.writeCommands.Add(1)
+		c.sess.writtenBytes.Add(uint64(t.want))
+	case t.ReadsData():
+		c.sess.readCommands.Add(1)
+		c.sess.readBytes.Add(uint64(t.ReadCost))
+	default:
+		c.sess.otherCommands.Add(1)
+	}
+}
+
+// skipData reads and forgets a PDU's data segment.
+func (c *conn) skipData(h *header) error {
+	_, err := c.readData(h)
+	return err
+}
+
+// mayStartLocked reports whether the bounds admit a task now. A task larger than a bound is admitted alone.
+func (c *conn) mayStartLocked(t *task) bool {
+	switch {
+	case c.ordered || t.ordered && c.running > 0:
+		return false
+	case t.want > 0 && c.writeMem > 0 && c.writeMem+t.want > c.srv.cfg.WriteMemory:
+		return false
+	case t.ReadCost > 0 && c.readMem > 0 && c.readMem+t.ReadCost > c.srv.cfg.ReadMemory:
+		return false
+	}
+	return true
+}
+
+// enterLocked admits a task.
+func (c *conn) enterLocked(t *task, p phase) {
+	t.phase = p
+	c.running++
+	t.writeCost, t.readCost = t.want, t.ReadCost
+	c.writeMem += t.writeCost
+	c.readMem += t.readCost
+	c.ordered = c.ordered || t.ordered
+}
+
+// place admits a new task, or puts it behind those that wait.
+func (c *conn) place(t *task) {
+	c.mu.Lock()
+	if len(c.waiting) > 0 || !c.mayStartLocked(t) {
+		t.phase = phaseWaiting
+		c.waiting = append(c.waiting, t)
+		c.mu.Unlock()
+		return
+	}
+	c.enterLocked(t, phaseReceiving)
+	c.mu.Unlock()
+	c.allocate(t)
+}
+
+// allocate gets a task's memory; where that fails there is nothing to fetch any more.
+func (c *conn) allocate(t *task) {
+	c.sess.nexus.Allocate(&t.Command)
+	if t.Failed() {
+		t.want = 0
+	}
+}
+
+// receive reads n bytes of data-out into the memory of the task that the reader holds; what the CDB doesn't
+// ask for is dropped.
+func (c *conn) receive(t *task, h *header, n int) error {
+	crc := uint32(0)
+	keep := max(0, min(n, t.want-t.got))
+	rest := n - keep
+	t.got += n
+	if t.phase == phaseWaiting {
+		at := len(t.stash)
+		t.stash = append(t.stash, make([]byte, keep)...)
+		if err := c.fill(t.stash[at:], &crc); err != nil {
+			return err
+		}
+		keep = 0
+	}
+	for keep > 0 {
+		dst := t.Out[t.segment][t.segmentOff:]
+		dst = dst[:min(len(dst), keep)]
+		if err := c.fill(dst, &crc); err != nil {
+			return err
+		}
+		t.advanceSegment(len(dst))
+		keep -= len(dst)
+	}
+	if rest > 0 {
+		if err := c.dropData(rest, &crc); err != nil {
+			return err
+		}
+	}
+	return c.endData(h, n, crc)
+}
+
+func (t *task) advanceSegment(n int) {
+	t.segmentOff += n
+	for t.segment < len(t.Out) && t.segmentOff == len(t.Out[t.segment]) {
+		t.segment, t.segmentOff = t.segment+1, 0
+	}
+}
+
+func (c *conn) fill(dst []byte, crc *uint32) error {
+	if err := c.rd.full(dst); err != nil {
+		return err
+	}
+	if c.params.DataDigest {
+		*crc = digest(*crc, dst)
+	}
+	return nil
+}
+
+func (c *conn) dropData(n int, crc *uint32) error {
+	if !c.params.DataDigest {
+		return c.rd.discard(n)
+	}
+	for n > 0 {
+		b, err := c.rd.next(min(n, 4096))
+		if err != nil {
+			return unexpected(err)
+		}
+		*crc = digest(*crc, b)
+		n -= len(b)
+	}
+	return nil
+}
+
+// advance lets go of the task that the reader held and carries it on.
+func (c *conn) advance(t *task) {
+	c.mu.Lock()
+	c.filling = nil
+	run := false
+	if t.aborted {
+		c.forgetLocked(t)
+	} else {
+		run = c.advanceLocked(t)
+	}
+	if len(c.waiting) > 0 {
+		c.admitLocked()
+	}
+	c.mu.Unlock()
+	if run {
+		c.sess.nexus.Execute(&t.Command)
+	}
+}
+
+// advanceLocked decides what a task does next: it reports that the task is to be executed, or asks for more
+// data, or leaves it waiting.
+func (c *conn) advanceLocked(t *task) (run bool) {
+	switch {
+	case t.phase == phaseWaiting || t.unsolicited:
+		return false
+	case t.got >= t.want:
+		t.phase = phaseRunning
+		return true
+	}
+	t.asked = max(t.asked, t.got)
+	c.solicitLocked(t)
+	return false
+}
+
+// admitLocked starts tasks that waited, as far as the bounds allow. It releases and retakes the lock; only
+// one goroutine at a time does it.
+func (c *conn) admitLocked() {
+	if c.pumping || c.dead {
+		return
+	}
+	c.pumping = true
+	for len(c.waiting) > 0 && !c.dead {
+		t := c.waiting[0]
+		if t == c.filling || !c.mayStartLocked(t) {
+			break
+		}
+		c.waiting = c.waiting[:copy(c.waiting, c.waiting[1:])]
+		c.enterLocked(t, phaseAdmitting)
+		c.mu.Unlock()
+		c.allocate(t)
+		for data := t.stash[:min(len(t.stash), t.want)]; len(data) > 0; {
+			n := copy(t.Out[t.segment][t.segmentOff:], data)
+			t.advanceSegment(n)
+			data = data[n:]
+		}
+		c.mu.Lock()
+		t.phase = phaseReceiving
+		c.room.Broadcast()
+		if t.aborted {
+			c.forgetLocked(t)
+		} else if c.advanceLocked(t) {
+			c.mu.Unlock()
+			c.sess.nexus.Execute(&t.Command)
+			c.mu.Lock()
+		}
+	}
+	c.pumping = false
+	c.room.Broadcast()
+	c.flushLocked()
+}
+
+// forgetLocked ends a task without a response.
+func (c *conn) forgetLocked(t *task) {
+	c.dropLocked(t)
+	c.recycleLocked(t)
+}
+
+// abortLocked ends a task without a response, now or, if it runs or somebody fills it, when that is over.
+func (c *conn) abortLocked(t *task) {
+	t.aborted = true
+	if t == c.filling || t.phase == phaseAdmitting || t.phase == phaseRunning {
+		return
+	}
+	if t.phase == phaseWaiting {
+		for i, w := range c.waiting {
+			if w == t {
+				c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
+				break
+			}
+		}
+	}
+	c.forgetLocked(t)
+}
+
+// complete is Finish of every task: it answers.
+func (c *conn) complete(t *task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dropLocked(t)
+	if !t.aborted && !c.dead {
+		c.respondLocked(t)
+	}
+	c.recycleLocked(t)
+	c.flushLocked()
+	if len(c.waiting) > 0 {
+		c.admitLocked()
+	}
+}

@@ -1,0 +1,208 @@
+package scsi
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"dozo/internal/access/reserve"
+)
+
+// UnitConfig says what is at one LUN of a nexus.
+type UnitConfig struct {
+	LUN  uint16
+	Disk Disk
+}
+
+// Nexus is the device servers that one session reaches: what SAM calls the I_T nexus. Prepare is called by
+// one goroutine at a time; everything else may be called concurrently.
+type Nexus struct {
+	initiator *Initiator
+	target    string // SCSI name of the target device, for VPD page 83h
+	units     []*Unit
+	absent    Unit // answers for LUNs that aren't there
+}
+
+// Unit is the device server of one logical unit for one nexus (the I_T_L nexus).
+type Unit struct {
+	nexus      *Nexus
+	lun        uint16
+	disk       Disk // nil where there is no logical unit
+	table      *opcodeTable
+	attentions reserve.Attentions
+	// What the initiator was last told, to notice changes; touched by Prepare only.
+	seenBlocks uint64
+	seenPaths  uint64
+}
+
+// NewNexus makes the device servers of a new session. Each begins with the unit attention of a new nexus.
+func NewNexus(initiator *Initiator, target string, units ...UnitConfig) *Nexus {
+	n := &Nexus{initiator: initiator, target: target}
+	n.absent = Unit{nexus: n, table: absentTable}
+	for _, u := range units {
+		unit := &Unit{nexus: n, lun: u.LUN, disk: u.Disk, table: diskTable,
+			seenBlocks: u.Disk.Geometry().Blocks, seenPaths: u.Disk.Paths().Generation}
+		unit.attentions.Post(reserve.PowerOn)
+		n.units = append(n.units, unit)
+	}
+	slices.SortFunc(n.units, func(a, b *Unit) int { return int(a.lun) - int(b.lun) })
+	return n
+}
+
+// Initiator is whose nexus this is.
+func (n *Nexus) Initiator() *Initiator { return n.initiator }
+
+// Post establishes a unit attention condition at one logical unit.
+func (n *Nexus) Post(lun uint16, a reserve.Attention) {
+	if u := n.unitAt(lun); u != nil {
+		u.attentions.Post(a)
+	}
+}
+
+// PostAll establishes a unit attention condition at every logical unit.
+func (n *Nexus) PostAll(a reserve.Attention) {
+	for _, u := range n.units {
+		u.attentions.Post(a)
+	}
+}
+
+// HasLUN reports whether a LUN field names a logical unit of this nexus.
+func (n *Nexus) HasLUN(field uint64) (uint16, bool) {
+	lun, ok := LUNNumber(field)
+	return lun, ok && n.unitAt(lun) != nil
+}
+
+func (n *Nexus) unitAt(lun uint16) *Unit {
+	for _, u := range n.units {
+		if u.lun == lun {
+			return u
+		}
+	}
+	return nil
+}
+
+// LUNNumber decodes a single level LUN field (SAM-5 4.7): peripheral device addressing on bus 0, or flat
+// space addressing.
+func LUNNumber(field uint64) (uint16, bool) {
+	if field&0x0000_ffff_ffff_ffff != 0 {
+		return 0, false
+	}
+	first := uint16(field >> 48)
+	switch first >> 14 {
+	case 0:
+		return first, first < 256 // a bus identifier other than 0 is not ours
+	case 1:
+		return first & 0x3fff, true
+	}
+	return 0, false
+}
+
+// LUNField encodes a LUN as LUNNumber decodes it: peripheral addressing below 256, flat space above.
+func LUNField(lun uint16) uint64 {
+	if lun < 256 {
+		return uint64(lun) << 48
+	}
+	return uint64(lun|0x4000) << 48
+}
+
+// Prepare takes a command in: it finds the logical unit and the operation, reports a waiting unit attention,
+// checks the CDB, and says how much data is to be fetched. It never blocks.
+func (n *Nexus) Prepare(c *Command) {
+	c.unit = &n.absent
+	if lun, ok := LUNNumber(c.LUN); ok {
+		if u := n.unitAt(lun); u != nil {
+			c.unit = u
+		}
+	}
+	c.unit.prepare(c)
+}
+
+func (u *Unit) prepare(c *Command) {
+	row, known := u.table.find(c.CDB[0], c.CDB[1])
+	if u.disk == nil && (row == nil || row.flags&anyLUN == 0) {
+		c.illegal(codeLUNotSupported)
+		return
+	}
+	if u.disk != nil {
+		u.noticeChanges(c)
+	}
+	if row == nil || row.flags&ignoresAttention == 0 {
+		// An unknown operation too reports a waiting condition first: SAM-5 5.14.3 names the exceptions.
+		if a, ok := u.attentions.Take(); ok {
+			c.check(senseData{key: UnitAttention, code: Code(binary.BigEndian.Uint16([]byte{a.ASC, a.ASCQ}))})
+			return
+		}
+	}
+	switch {
+	case row == nil && known:
+		c.badField(1, 4)
+		return
+	case row == nil:
+		c.illegal(codeInvalidOpcode)
+		return
+	}
+	c.op = row
+	switch {
+	case !row.checkUsage(c):
+	case row.flags&needsReady != 0 && c.geo.Blocks == 0:
+		c.fail(ErrNotReady)
+	case row.flags&changesMedium != 0 && c.geo.ReadOnly:
+		c.fail(ErrWriteProtected)
+	default:
+		row.prepare(u, c)
+	}
+}
+
+// noticeChanges establishes the attentions that follow from what the disk says now.
+func (u *Unit) noticeChanges(c *Command) {
+	c.geo = u.disk.Geometry()
+	if c.geo.Blocks != u.seenBlocks {
+		if u.seenBlocks != 0 && c.geo.Blocks != 0 {
+			u.attentions.Post(reserve.CapacityChanged)
+		}
+		u.seenBlocks = c.geo.Blocks
+	}
+	if g := u.disk.Paths().Generation; g != u.seenPaths {
+		u.attentions.Post(reserve.AccessStateChanged)
+		u.seenPaths = g
+	}
+}
+
+// Allocate gives the command's data-out a place. The transport calls it when it has room for WantOut bytes.
+func (n *Nexus) Allocate(c *Command) {
+	if c.failed || c.WantOut == 0 {
+		return
+	}
+	u := c.unit
+	switch c.op.code {
+	case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e:
+		u.allocateWrite(c)
+	case 0x89:
+		c.allocateOut(int(c.n))
+		u.allocateWrite(c)
+	default:
+		c.allocateOut(int(c.WantOut))
+	}
+}
+
+// Execute runs a command whose data-out, if any, is complete, and finishes it. A transport that could not
+// fetch the data-out doesn't call it.
+func (n *Nexus) Execute(c *Command) {
+	if c.failed || c.op.execute == nil {
+		c.finish()
+		return
+	}
+	c.op.execute(c.unit, c)
+}
+
+// RejectTransfer ends a prepared command whose data-out the initiator announced with another length than the
+// CDB asks for: nothing is written (FCP-4's INVALID FIELD IN COMMAND INFORMATION UNIT, which SAM transports
+// share).
+func (n *Nexus) RejectTransfer(c *Command) { c.illegal(codeInvalidFieldInInfoUnit) }
+
+// NeedsExactOut reports a command for which more data than the CDB asks for is an error too, not only less.
+func (c *Command) NeedsExactOut() bool {
+	return c.op != nil && (c.op.code == 0x41 || c.op.code == 0x93 || c.op.code == 0x89)
+}
+
+// Fail ends a prepared command because the transport could not fetch its data-out.
+func (n *Nexus) Fail(c *Command, err error) { c.fail(err) }

@@ -1,0 +1,176 @@
+package scsi
+
+import "bytes"
+
+// prepareWrite is WRITE and WRITE AND VERIFY (6), (10), (12) and (16).
+func (u *Unit) prepareWrite(c *Command) {
+	lba, blocks := c.extent()
+	verifying := c.CDB[0] == 0x2e || c.CDB[0] == 0xae || c.CDB[0] == 0x8e
+	if verifying && c.byteCheck() > 1 {
+		c.badField(1, 2)
+		return
+	}
+	if !u.setRange(c, lba, blocks, transferMax) {
+		return
+	}
+	c.WantOut = uint64(c.n)
+	if verifying {
+		c.fua = true
+		c.ReadCost = int(c.n)
+	} else if c.CDB[0] != 0x0a {
+		c.fua = c.CDB[1]&0x08 != 0
+	}
+}
+
+// allocateWrite gets the disk's buffers for the command's range, in records.
+func (u *Unit) allocateWrite(c *Command) {
+	for at := int64(0); at < c.n; at += RecordMax {
+		w, err := u.disk.NewWrite(c.off+at, int(min(RecordMax, c.n-at)))
+		if err != nil {
+			c.fail(err)
+			return
+		}
+		c.writes = append(c.writes, w)
+		c.Out = append(c.Out, w.Bytes())
+	}
+}
+
+// submit passes the command's buffers to the disk as one stage.
+func (u *Unit) submit(c *Command, after func(*Command)) {
+	c.begin(after)
+	for i, w := range c.writes {
+		c.writes[i] = nil // the disk's from now on
+		c.add()
+		u.disk.Write(c.part(i), w, c.fua, c.onStep)
+	}
+	c.end()
+}
+
+func (u *Unit) write(c *Command) { u.submit(c, (*Command).finish) }
+
+// writeVerify writes through to stable storage and reads back; with BYTCHK it compares.
+func (u *Unit) writeVerify(c *Command) {
+	if c.n == 0 {
+		c.finish()
+		return
+	}
+	if c.byteCheck() == 1 {
+		// The disk owns the buffers once they are written, so what to compare with is copied first.
+		c.outBuf = c.outBuf[:0]
+		for _, w := range c.writes {
+			c.outBuf = append(c.outBuf, w.Bytes()...)
+		}
+	}
+	u.submit(c, func(c *Command) { u.fetch(c, (*Command).compareReads) })
+}
+
+// prepareCompareAndWrite (SBC-3 5.2): the data-out is what to compare with, then what to write.
+func (u *Unit) prepareCompareAndWrite(c *Command) {
+	lba, blocks := c.extent()
+	if !u.setRange(c, lba, blocks, transferMax) {
+		return
+	}
+	c.fua = c.CDB[1]&0x08 != 0
+	c.WantOut = 2 * uint64(c.n)
+}
+
+func (u *Unit) compareAndWrite(c *Command) {
+	if c.n == 0 {
+		c.finish()
+		return
+	}
+	c.begin((*Command).finish)
+	w := c.writes[0]
+	c.writes[0] = nil
+	u.disk.CompareAndWrite(c.Request, c.outBuf, w, c.fua, c.onCAW)
+}
+
+// cawDone completes the one call of a COMPARE AND WRITE.
+func (c *Command) cawDone(mismatch int, err error) {
+	if err == nil && mismatch >= 0 {
+		c.miscompare(mismatch)
+		c.finish()
+		return
+	}
+	c.stepDone(err)
+}
+
+// prepareSynchronize is SYNCHRONIZE CACHE (10) and (16); a length of 0 means up to the end.
+func (u *Unit) prepareSynchronize(c *Command) {
+	lba, blocks := c.extent()
+	u.setRange(c, lba, blocks, ^uint64(0))
+}
+
+// synchronize flushes the whole disk whatever the range: a flush covers the prefix of the history (protocol
+// rule R8). With IMMED set the answer may come at once, but one that comes late is as right, and the
+// initiator learns of a failure.
+func (u *Unit) synchronize(c *Command) {
+	c.begin((*Command).finish)
+	u.disk.Flush(c.Request, c.onStep)
+}
+
+// prepareWriteSame is WRITE SAME (10) and (16) (SBC-3 5.43).
+func (u *Unit) prepareWriteSame(c *Command) {
+	const unmap, anchor, noData = 0x08, 0x10, 0x01
+	lba, blocks := c.extent()
+	if blocks == 0 { // WSNZ
+		if lba > c.geo.Blocks {
+			c.illegal(codeLBAOutOfRange)
+			return
+		}
+		c.badField(c.lengthAt(), 7)
+		return
+	}
+	if !u.setRange(c, lba, blocks, sameMax) {
+		return
+	}
+	if c.CDB[0] == 0x93 && c.CDB[1]&noData != 0 {
+		return
+	}
+	c.WantOut = uint64(c.geo.BlockSize)
+}
+
+func (u *Unit) writeSame(c *Command) {
+	unmap := c.CDB[1]&0x08 != 0
+	if allZero(c.outBuf) {
+		c.begin((*Command).finish)
+		u.disk.Zero(c.Request, c.off, c.n, unmap, c.onStep)
+		return
+	}
+	u.writeSameRecord(c, 0)
+}
+
+// writeSameRecord writes the pattern record after record, one at a time: a long range must not take memory
+// for all of it.
+func (u *Unit) writeSameRecord(c *Command, at int64) {
+	if at >= c.n {
+		c.finish()
+		return
+	}
+	n := int(min(RecordMax, c.n-at))
+	w, err := u.disk.NewWrite(c.off+at, n)
+	if err != nil {
+		c.fail(err)
+		c.finish()
+		return
+	}
+	for b := w.Bytes(); len(b) > 0; b = b[len(c.outBuf):] {
+		copy(b, c.outBuf)
+	}
+	c.begin(func(c *Command) { u.writeSameRecord(c, at+int64(n)) })
+	u.disk.Write(c.part(int(at/RecordMax)), w, false, c.onStep)
+}
+
+// zeros is what allZero compares with, a piece at a time.
+var zeros [4096]byte
+
+func allZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeros))
+		if !bytes.Equal(b[:n], zeros[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
