@@ -2,6 +2,7 @@ package volume
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -27,12 +28,12 @@ const (
 
 // appendLeaf appends the body of a leaf's part, packed, or raw where that is shorter.
 func appendLeaf(dst []byte, id LeafID, l *leaf) []byte {
-	dst = appendHead(dst, PartLeaf, uint64(id))
-	at := len(dst)
 	n := len(l.ext)
 	if l.flat != nil {
 		n = int(l.runs)
 	}
+	dst = appendHead(slices.Grow(dst, 24+8*n), PartLeaf, uint64(id))
+	at := len(dst)
 	dst = append(dst, leafPacked)
 	dst = binary.AppendUvarint(dst, uint64(n))
 	var end int

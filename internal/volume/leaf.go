@@ -284,16 +284,6 @@ func (l *leaf) each(fn func(extent)) {
 	}
 }
 
-// extents gives all extents; the slice is the leaf's own where it has that form, else scratch is filled.
-func (l *leaf) extents(scratch []extent) []extent {
-	if l.flat == nil {
-		return l.ext
-	}
-	scratch = scratch[:0]
-	l.each(func(x extent) { scratch = append(scratch, x) })
-	return scratch
-}
-
 // anyUnknown reports whether something in [a, end) needs the part that isn't merged in yet.
 func (l *leaf) anyUnknown(a, end int) bool {
 	if !l.pending {

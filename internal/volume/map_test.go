@@ -197,17 +197,17 @@ func fill(t testing.TB, m *Map, s Slot, leaves int) {
 	}
 }
 
-// 1 TiB written wholly at random may take 2.1 GiB: 8.4 bytes a block. A sixteenth of a TiB would be slow
-// here; 1 GiB shows the leaves' share, pages and directories are added as a TiB has them.
+// 1 TiB written wholly at random may take 2.1 GiB: 8.4 bytes a block. 16 GiB show the leaves'
+// share; pages, directories and the segment table are added as a TiB has them.
 func TestMemoryOfARandomFill(t *testing.T) {
-	const leaves = 256
+	const leaves = 4096
 	m, s := newTestMap(t, leaves*leafBlocks)
 	base := m.Memory()
 	fill(t, m, s, leaves)
 	if m.Mapped() < leaves*leafBlocks*99/100 {
 		t.Fatalf("%d blocks mapped of %d: not a full fill", m.Mapped(), leaves*leafBlocks)
 	}
-	perLeaf := float64(m.Memory()-base-dirMemory-pageMemory) / leaves
+	perLeaf := float64(m.Memory()-base-dirMemory-leaves/pageSize*pageMemory) / leaves
 	const leavesPerTiB = 1 << 18
 	table := int64(1<<40/journal.SegmentCapacityGoal) * (int64(unsafe.Sizeof(Segment{})) + 81)
 	total := perLeaf*leavesPerTiB + float64(leavesPerTiB/pageSize*pageMemory+dirMemory+table)
