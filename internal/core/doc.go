@@ -1,0 +1,18 @@
+// Package core is the core server: it keeps replicas of segments on local disks, takes appends, serves reads,
+// fences old owners and grants leases.
+//
+// Start at Store (store.go), one for each data directory on one disk; it implements journal.Store. A write
+// goes through append.go, becomes stable in sync.go and immutable in seal.go; fence.go and lease.go hold R6;
+// restart.go says what is believed of a disk after a crash. What must survive a power cut apart from the
+// records (fences, which replicas are open or sealed) is in the notes log: notes.go for its bytes,
+// noteslog.go for the writer.
+//
+// The Store owns all state; locks are taken in the order replica.mu, journal.mu, notes.mu, and Store.mu and
+// Leases.mu are never held across another or across I/O. replica.mu alone is held while the kernel takes the
+// bytes of an append: that is what keeps appends of a segment in order.
+//
+// Always true: a fence is durable before anything of its epoch is taken; a replica's durable note exists
+// before its first record; bytes in front of a replica's end never change; a sealed replica never changes; a
+// file whose fdatasync failed is never believed again. Offsets and lengths are bytes within a segment file.
+// Bytes on disk: docs/format.md.
+package core

@@ -1,0 +1,131 @@
+package core
+
+import (
+	"context"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+func fenced(code wire.Code, fence, epoch ident.Epoch) error {
+	e := wire.Errorf(code, "epoch %s, the fence is %s", epoch, fence)
+	e.Epoch = fence
+	return e
+}
+
+// check compares an epoch with a fence.
+func checkEpoch(fence, epoch ident.Epoch) error {
+	switch {
+	case epoch.Less(fence):
+		return fenced(wire.CodeFenced, fence, epoch)
+	case epoch.Conflicts(fence):
+		return fenced(wire.CodeConflict, fence, epoch)
+	}
+	return nil
+}
+
+// admit lets a request of an epoch through: an older one is refused, a newer one raises the fence, durably
+// before anything else (R6). The common case is one atomic load.
+func (s *Store) admit(ctx context.Context, j *journalState, epoch ident.Epoch) error {
+	if *j.durable.Load() == epoch {
+		return nil
+	}
+	return s.raise(ctx, j, epoch)
+}
+
+func (s *Store) raise(ctx context.Context, j *journalState, epoch ident.Epoch) error {
+	j.mu.Lock()
+	if err := checkEpoch(j.mu.fence, epoch); err != nil {
+		j.mu.Unlock()
+		return err
+	}
+	if j.mu.fence.Less(epoch) {
+		j.mu.was = j.mu.fence
+		j.mu.fence = epoch
+		j.mu.raising = s.notes.putJournal(j.noteLocked())
+	}
+	batch := j.mu.raising
+	j.mu.Unlock()
+	s.opts.Leases.remove(s.id, j.id, epoch)
+	if err := batch.wait(ctx); err != nil {
+		return answer("raise the fence", err)
+	}
+	j.mu.Lock()
+	if j.mu.fence == epoch {
+		j.durable.Store(&epoch)
+	}
+	j.mu.Unlock()
+	return nil
+}
+
+// Fence implements journal.Store. The fence is obeyed from the first line on; only the answer waits for the
+// disk and for the grants that run.
+func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	j := s.journal(m.Journal)
+	if err := s.raise(ctx, j, m.Epoch); err != nil {
+		return reply, err
+	}
+	if err := s.waitSilent(ctx, j, m.Epoch); err != nil {
+		return reply, answer("wait for leases", err)
+	}
+	reply.Boot = s.opts.Boot
+	// An append that was let in before the fence rose has its replica locked until its bytes are counted; so
+	// what describe sees is final for the older epochs.
+	for _, id := range s.ids(m.Journal) {
+		if r := s.replica(id); r != nil {
+			reply.Replicas = append(reply.Replicas, s.describe(r))
+		}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := checkEpoch(j.mu.fence, m.Epoch); err != nil { // a newer taker came by meanwhile
+		return wire.FenceReply{}, err
+	}
+	reply.Was, reply.Commit, reply.Stable = j.mu.was, j.mu.commit, j.mu.stable
+	return reply, nil
+}
+
+// waitSilent waits until no owner of an older epoch can believe in a grant of this store: those given have
+// run out or were given back, and one full lease time has passed since the start, for what was given before.
+func (s *Store) waitSilent(ctx context.Context, j *journalState, epoch ident.Epoch) error {
+	for {
+		until, changed := s.opts.Leases.until(s.id, j.id, epoch)
+		until = max(until, s.fenceFrom)
+		left := until - s.now()
+		if left <= 0 {
+			return nil
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-timer.C:
+		case <-changed:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-s.life.Done():
+			timer.Stop()
+			return wire.Errorf(wire.CodeShutdown, "store %s is closing", s.id)
+		}
+		timer.Stop()
+	}
+}
+
+// Notice implements journal.Store.
+func (s *Store) Notice(m *wire.Notice) {
+	s.mu.RLock()
+	j := s.mu.journals[m.Journal]
+	s.mu.RUnlock()
+	if j == nil || s.closed.Load() {
+		return
+	}
+	j.mu.Lock()
+	if j.mu.fence == m.Epoch {
+		j.hearLocked(m.Commit, m.Stable)
+	}
+	j.mu.Unlock()
+}

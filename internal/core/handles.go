@@ -1,0 +1,141 @@
+package core
+
+import (
+	"sync"
+
+	"dozo/internal/vfs"
+)
+
+// handles keeps files of replicas open, the longest unused ones not beyond a number. A handle in use is never
+// closed; a replica with unsynced bytes keeps using its own, because the kernel reports a failed write to the
+// handles that are open then.
+type handles struct {
+	fs  vfs.FS
+	max int
+
+	mu struct {
+		sync.Mutex
+		count int
+		// Idle and used handles in one ring; head.next is the one used last.
+		head handle
+	}
+}
+
+type handle struct {
+	vfs.File
+	r          *replica
+	refs       int
+	gone       bool // no longer in the ring: closed by the last user
+	prev, next *handle
+}
+
+func newHandles(fsys vfs.FS, most int) *handles {
+	h := &handles{fs: fsys, max: most}
+	h.mu.head.prev, h.mu.head.next = &h.mu.head, &h.mu.head
+	return h
+}
+
+func (h *handles) unlinkLocked(f *handle) {
+	f.prev.next, f.next.prev = f.next, f.prev
+	h.mu.count--
+}
+
+func (h *handles) pushLocked(f *handle) {
+	f.prev, f.next = &h.mu.head, h.mu.head.next
+	f.prev.next, f.next.prev = f, f
+	h.mu.count++
+}
+
+// acquire gives the replica's file, opened if need be.
+func (h *handles) acquire(r *replica) (*handle, error) {
+	h.mu.Lock()
+	if f := r.file; f != nil {
+		f.refs++
+		if h.mu.head.next != f {
+			h.unlinkLocked(f)
+			h.pushLocked(f)
+		}
+		h.mu.Unlock()
+		return f, nil
+	}
+	h.mu.Unlock()
+	file, err := h.fs.OpenReadWrite(r.path)
+	if err != nil {
+		return nil, err
+	}
+	return h.adopt(r, file), nil
+}
+
+// adopt takes a file that was just opened, or closes it if another one was quicker.
+func (h *handles) adopt(r *replica, file vfs.File) *handle {
+	f := &handle{File: file, r: r, refs: 1}
+	var spare []*handle
+	h.mu.Lock()
+	if r.file != nil {
+		spare = append(spare, f)
+		f = r.file
+		f.refs++
+	} else {
+		r.file = f
+		h.pushLocked(f)
+		for last := h.mu.head.prev; h.mu.count > h.max && last != &h.mu.head; {
+			prev := last.prev
+			if last.refs == 0 {
+				h.evictLocked(last)
+				spare = append(spare, last)
+			}
+			last = prev
+		}
+	}
+	h.mu.Unlock()
+	for _, s := range spare {
+		_ = s.File.Close()
+	}
+	return f
+}
+
+func (h *handles) evictLocked(f *handle) {
+	h.unlinkLocked(f)
+	f.r.file = nil
+	f.gone = true
+}
+
+func (h *handles) release(f *handle) {
+	h.mu.Lock()
+	f.refs--
+	closing := f.gone && f.refs == 0
+	h.mu.Unlock()
+	if closing {
+		_ = f.File.Close()
+	}
+}
+
+// forget closes the replica's handle once nobody uses it.
+func (h *handles) forget(r *replica) {
+	h.mu.Lock()
+	f := r.file
+	closing := false
+	if f != nil {
+		h.evictLocked(f)
+		closing = f.refs == 0
+	}
+	h.mu.Unlock()
+	if closing {
+		_ = f.File.Close()
+	}
+}
+
+// closeAll closes everything; nothing may be in use.
+func (h *handles) closeAll() {
+	for {
+		h.mu.Lock()
+		f := h.mu.head.next
+		if f == &h.mu.head {
+			h.mu.Unlock()
+			return
+		}
+		h.evictLocked(f)
+		h.mu.Unlock()
+		_ = f.File.Close()
+	}
+}

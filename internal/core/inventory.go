@@ -1,0 +1,60 @@
+package core
+
+import (
+	"context"
+	"slices"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// inventoryGoal is how many replicas one reply of Inventory has unless the request says otherwise; also the
+// most that it may say.
+const inventoryGoal = 4096
+
+// Inventory implements journal.Store.
+func (s *Store) Inventory(ctx context.Context, m *wire.Inventory) (reply wire.InventoryReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	limit := int(m.Limit)
+	if limit == 0 || limit > inventoryGoal {
+		limit = inventoryGoal
+	}
+	reply.Boot = s.opts.Boot
+	list := s.ids(m.Journal)
+	at, there := slices.BinarySearchFunc(list, m.After, ident.SegmentID.Compare)
+	if there {
+		at++
+	}
+	for _, id := range list[at:] {
+		if len(reply.Replicas) == limit {
+			reply.More = true
+			break
+		}
+		if r := s.replica(id); r != nil {
+			if d := s.describe(r); d.State != stateDropped {
+				reply.Replicas = append(reply.Replicas, d)
+			}
+		}
+	}
+	return reply, nil
+}
+
+// Status implements journal.Store.
+func (s *Store) Status(ctx context.Context, m *wire.StoreStatus) (reply wire.StoreStatusReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	u, err := s.fs.Usage(s.dir)
+	if err != nil {
+		return reply, ioError("free space", err)
+	}
+	s.mu.RLock()
+	n := len(s.mu.replicas)
+	s.mu.RUnlock()
+	return wire.StoreStatusReply{Boot: s.opts.Boot, Failed: s.Failed(), Capacity: u.Total, Free: u.Free,
+		Used: uint64(max(0, s.used.Load())), Replicas: uint64(n), Corrupt: s.corrupt.Load()}, nil
+}

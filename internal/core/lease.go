@@ -1,0 +1,217 @@
+package core
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// Leases grants owners the right to answer reads (R6), for all stores of a node, batched per pair of nodes.
+//
+// A grant counts at the owner from the moment of sending, here from the later moment of arrival, and here a
+// tenth longer: so an owner's belief ends first. All methods of a nil *Leases do nothing.
+type Leases struct {
+	clock func() time.Duration
+	most  time.Duration
+	boot  ident.BootID
+
+	mu struct {
+		sync.Mutex
+		stores  map[ident.StoreID]*Store
+		pairs   map[ident.NodeName]*leasePair
+		changed chan struct{} // closed and made anew when a grant ends early
+	}
+}
+
+// leasePair is what one owner's process holds.
+type leasePair struct {
+	instance uint64
+	dead     []uint64 // earlier instances: their late messages count for nothing
+	until    time.Duration
+	journals map[leaseKey]*enrolled
+}
+
+type leaseKey struct {
+	store   ident.StoreID
+	journal ident.JournalID
+}
+
+type enrolled struct {
+	epoch   ident.Epoch
+	removed bool
+	fence   ident.Epoch   // that removed it
+	until   time.Duration // once removed: when the last grant that covered it runs out
+}
+
+// deadMax bounds how many earlier instances of a node are told apart: a message is not delayed for longer
+// than a process takes to start so often.
+const deadMax = 64
+
+// NewLeases makes the leases of a node; grants are for most at the most.
+func NewLeases(clock func() time.Duration, most time.Duration, boot ident.BootID) *Leases {
+	l := &Leases{clock: clock, most: most, boot: boot}
+	l.mu.stores = map[ident.StoreID]*Store{}
+	l.mu.pairs = map[ident.NodeName]*leasePair{}
+	l.mu.changed = make(chan struct{})
+	return l
+}
+
+// Add makes a store's journals leasable.
+func (l *Leases) Add(s *Store) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.stores[s.id] = s
+}
+
+// Handle answers one request of an owner.
+func (l *Leases) Handle(ctx context.Context, m *wire.Lease) (reply wire.LeaseReply, err error) {
+	// A grant of a higher epoch first raises the fence, durably; so before the lock is taken.
+	refused := map[leaseKey]wire.JournalEpoch{}
+	for _, e := range m.Enroll {
+		l.mu.Lock()
+		s := l.mu.stores[e.Store]
+		l.mu.Unlock()
+		if s == nil {
+			refused[leaseKey{e.Store, e.Journal}] = wire.JournalEpoch{Store: e.Store, Journal: e.Journal}
+			continue
+		}
+		if err := s.admitLease(ctx, e.Journal, e.Epoch); err != nil {
+			fence, ok := fenceOf(err)
+			if !ok {
+				return reply, err
+			}
+			refused[leaseKey{e.Store, e.Journal}] = wire.JournalEpoch{Store: e.Store, Journal: e.Journal, Epoch: fence}
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock()
+	pair := l.mu.pairs[m.Owner]
+	if pair == nil {
+		pair = &leasePair{instance: m.Instance, journals: map[leaseKey]*enrolled{}}
+		l.mu.pairs[m.Owner] = pair
+	}
+	if pair.instance != m.Instance {
+		for _, d := range pair.dead {
+			if d == m.Instance {
+				return reply, wire.Errorf(wire.CodeStale, "a newer process of node %s has asked", m.Owner)
+			}
+		}
+		// The process that held the grants is gone, and its grants with it.
+		pair.dead = append(pair.dead, pair.instance)
+		if len(pair.dead) > deadMax {
+			pair.dead = pair.dead[1:]
+		}
+		pair.instance, pair.until = m.Instance, 0
+		clear(pair.journals)
+		l.wakeLocked()
+	}
+	for _, e := range m.Leave {
+		key := leaseKey{e.Store, e.Journal}
+		if have := pair.journals[key]; have != nil && !e.Epoch.Less(have.epoch) {
+			delete(pair.journals, key)
+			l.wakeLocked()
+		}
+	}
+	for _, e := range m.Enroll {
+		key := leaseKey{e.Store, e.Journal}
+		if _, no := refused[key]; no {
+			continue
+		}
+		if fence := l.mu.stores[e.Store].fence(e.Journal); fence != e.Epoch { // raised since it was admitted
+			refused[key] = wire.JournalEpoch{Store: e.Store, Journal: e.Journal, Epoch: fence}
+			continue
+		}
+		if have := pair.journals[key]; have == nil || have.epoch.Less(e.Epoch) {
+			pair.journals[key] = &enrolled{epoch: e.Epoch}
+		}
+	}
+	reply = wire.LeaseReply{Sent: m.Sent, Duration: max(0, min(m.Duration, l.most)), Boot: l.boot}
+	pair.until = max(pair.until, now+longer(reply.Duration))
+	for _, r := range refused {
+		reply.Removed = append(reply.Removed, r)
+	}
+	for key, e := range pair.journals {
+		if _, told := refused[key]; e.removed && !told {
+			reply.Removed = append(reply.Removed, wire.JournalEpoch{Store: key.store, Journal: key.journal, Epoch: e.fence})
+		}
+	}
+	return reply, nil
+}
+
+// longer is how long the granting side counts: clocks drift.
+func longer(d time.Duration) time.Duration { return d + d/10 }
+
+func (l *Leases) wakeLocked() {
+	close(l.mu.changed)
+	l.mu.changed = make(chan struct{})
+}
+
+// remove takes a journal out of the leases of epochs below fence. Grants given run on.
+func (l *Leases) remove(store ident.StoreID, id ident.JournalID, fence ident.Epoch) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, pair := range l.mu.pairs {
+		e := pair.journals[leaseKey{store, id}]
+		if e == nil || !e.epoch.Less(fence) {
+			continue
+		}
+		if !e.removed {
+			e.removed, e.until = true, pair.until
+		}
+		if e.fence.Less(fence) {
+			e.fence = fence
+		}
+	}
+}
+
+// until says when the last grant of an epoch below fence runs out, and gives a channel that closes when that
+// may have become earlier.
+func (l *Leases) until(store ident.StoreID, id ident.JournalID, fence ident.Epoch) (until time.Duration, changed <-chan struct{}) {
+	if l == nil {
+		return 0, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, pair := range l.mu.pairs {
+		e := pair.journals[leaseKey{store, id}]
+		switch {
+		case e == nil || !e.epoch.Less(fence):
+		case e.removed:
+			until = max(until, e.until)
+		default:
+			until = max(until, pair.until)
+		}
+	}
+	return until, l.mu.changed
+}
+
+// admitLease is admit for an enrolment.
+func (s *Store) admitLease(ctx context.Context, id ident.JournalID, epoch ident.Epoch) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.end()
+	return s.admit(ctx, s.journal(id), epoch)
+}
+
+func (s *Store) fence(id ident.JournalID) ident.Epoch {
+	j := s.journal(id)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mu.fence
+}
+
+// fenceOf gives the fence that an error names.
+func fenceOf(err error) (ident.Epoch, bool) {
+	if e, ok := err.(*wire.Error); ok && (e.Code == wire.CodeFenced || e.Code == wire.CodeConflict) {
+		return e.Epoch, true
+	}
+	return ident.Epoch{}, false
+}

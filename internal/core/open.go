@@ -1,0 +1,156 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// OpenSegment implements journal.Store: file, space, name and note are stable in this order, so that a noted
+// replica has a file, and a file without a note never had a record.
+func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wire.OpenReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	least := uint32(journal.SegmentHeaderSize + journal.IndexSize(0))
+	if m.Capacity < least || m.Capacity > journal.SegmentCapacityMax {
+		return reply, wire.Errorf(wire.CodeBadRequest, "segment %s with a capacity of %d", m.Segment, m.Capacity)
+	}
+	if m.Epoch.Less(m.Segment.Epoch) || m.Segment.Journal.IsZero() {
+		return reply, wire.Errorf(wire.CodeBadRequest, "segment %s opened in epoch %s", m.Segment, m.Epoch)
+	}
+	if err := s.usable(); err != nil {
+		return reply, err
+	}
+	j := s.journal(m.Segment.Journal)
+	if err := s.admit(ctx, j, m.Epoch); err != nil {
+		return reply, err
+	}
+	s.mu.Lock()
+	r, o := s.mu.replicas[m.Segment], s.mu.opening[m.Segment]
+	mine := false
+	if r == nil && o == nil {
+		o, mine = &opening{done: make(chan struct{})}, true
+		s.mu.opening[m.Segment] = o
+		s.work.Add(1) // Close waits for it
+	}
+	s.mu.Unlock()
+	if mine {
+		go func() {
+			defer s.work.Done()
+			o.err = s.makeReplica(m.Segment, m.Capacity)
+			s.mu.Lock()
+			delete(s.mu.opening, m.Segment)
+			s.mu.Unlock()
+			close(o.done)
+		}()
+	}
+	if o != nil {
+		select {
+		case <-o.done:
+			err = o.err
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if err != nil {
+			return reply, answer("open segment "+m.Segment.String(), err)
+		}
+	} else if state := s.describe(r).State; state != wire.ReplicaOpen && state != wire.ReplicaSealed && state != wire.ReplicaShort {
+		return reply, wire.Errorf(wire.CodeConflict, "replica of %s is there in state %d", m.Segment, state)
+	}
+	return wire.OpenReply{Boot: s.opts.Boot}, nil
+}
+
+func (s *Store) makeReplica(id ident.SegmentID, capacity uint32) error {
+	if err := s.makeRoom(int64(capacity)); err != nil {
+		return err
+	}
+	defer s.reserved.Add(-int64(capacity))
+	r := s.newReplica(&replicaNote{Segment: id, State: wire.ReplicaOpen, Boot: s.opts.Boot, Capacity: capacity})
+	dir := path.Dir(r.path)
+	if err := s.makeDir(dir); err != nil {
+		return ioError("make "+dir, err)
+	}
+	f, err := s.fs.Create(r.path)
+	if errors.Is(err, fs.ErrExist) {
+		// Left by an OpenSegment that failed, or being dropped: it isn't noted.
+		if err = s.fs.Remove(r.path); err == nil {
+			f, err = s.fs.Create(r.path)
+		}
+	}
+	if err != nil {
+		return ioError("create "+r.path, err)
+	}
+	if err = f.Preallocate(int64(capacity)); err == nil {
+		if err = f.SyncData(); err != nil {
+			s.fail("fdatasync "+r.path, err)
+		}
+	}
+	if err == nil {
+		if err = s.fs.SyncDir(dir); err != nil {
+			s.fail("fsync "+dir, err)
+		}
+	}
+	if err == nil {
+		err = s.notes.putReplica(r.note.Load()).wait(context.Background())
+		if err != nil {
+			s.fail("note that a replica is open", err)
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		_ = s.fs.Remove(r.path)
+		return ioError("make "+r.path, err)
+	}
+	s.handles.release(s.handles.adopt(r, f))
+	s.used.Add(int64(capacity))
+	s.addReplica(r)
+	return nil
+}
+
+// makeRoom holds back capacity bytes of the disk and a place in the notes, or says that there is none.
+func (s *Store) makeRoom(capacity int64) error {
+	if !s.notes.room() {
+		if err := s.notes.grow(context.Background()); err != nil {
+			return ioError("grow the notes log", err)
+		}
+	}
+	taken := s.reserved.Add(capacity)
+	u, err := s.fs.Usage(s.dir)
+	if err != nil {
+		s.reserved.Add(-capacity)
+		return ioError("free space", err)
+	}
+	if u.Free < uint64(taken)+s.opts.ReserveBytes {
+		s.reserved.Add(-capacity)
+		return wire.Errorf(wire.CodeNoSpace, "%d bytes free, %d wanted and %d kept in reserve", u.Free, taken, s.opts.ReserveBytes)
+	}
+	return nil
+}
+
+// makeDir makes a directory below segments/ and its name stable.
+func (s *Store) makeDir(dir string) error {
+	s.mu.RLock()
+	there := s.mu.dirs[dir]
+	s.mu.RUnlock()
+	if there {
+		return nil
+	}
+	if err := s.fs.MkdirAll(dir); err != nil {
+		return err
+	}
+	if err := s.fs.SyncDir(path.Dir(dir)); err != nil {
+		return fmt.Errorf("sync %s: %w", path.Dir(dir), err)
+	}
+	s.mu.Lock()
+	s.mu.dirs[dir] = true
+	s.mu.Unlock()
+	return nil
+}

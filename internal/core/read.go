@@ -1,0 +1,296 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/bits"
+	"sync"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// The path of a read: look the replica up, take its file, read header, CRC array and blocks (in one call for
+// a small record), verify header and blocks, hand the buffer over. No lock is held while the disk works:
+// bytes in front of a replica's end never change.
+
+// buffer is a pooled buffer with the function that gives it back, made once.
+type buffer struct {
+	b       []byte
+	class   int
+	release func()
+}
+
+// buffers are pooled by powers of two from 8 KiB to 64 MiB.
+const (
+	bufferMin     = 13
+	bufferMax     = 26
+	readDataMax   = 64 << 20 // of one request
+	readPiecesMax = 64 << 10
+)
+
+var bufferPools [bufferMax + 1]sync.Pool
+
+func getBuffer(size int) *buffer {
+	class := max(bufferMin, bits.Len(uint(size-1)))
+	if class > bufferMax {
+		b := &buffer{b: make([]byte, size)}
+		b.release = func() {}
+		return b
+	}
+	if b, _ := bufferPools[class].Get().(*buffer); b != nil {
+		b.b = b.b[:size]
+		return b
+	}
+	b := &buffer{b: make([]byte, size, 1<<class), class: class}
+	b.release = func() { bufferPools[b.class].Put(b) }
+	return b
+}
+
+// headMax is the largest header with CRC array.
+const headMax = journal.RecordHeaderSize + 4*(journal.RecordBodyMax/journal.BlockSize)
+
+// readAhead is the largest record whose body is read along with its header before the header is known.
+const readAhead = 64 << 10
+
+// Read implements journal.Store.
+func (s *Store) Read(m *wire.Read, done func(wire.ReadReply, error)) {
+	if err := s.begin(); err != nil {
+		done(wire.ReadReply{}, err)
+		return
+	}
+	reply, err := s.read(m)
+	s.end()
+	done(reply, err)
+}
+
+func (s *Store) read(m *wire.Read) (reply wire.ReadReply, err error) {
+	began := s.now()
+	// Room for the blocks, and behind them for a head and what is read along with it.
+	total := 0
+	if len(m.Pieces) > readPiecesMax {
+		return reply, wire.Errorf(wire.CodeBadRequest, "read of %d pieces", len(m.Pieces))
+	}
+	for i := range m.Pieces {
+		total += int(m.Pieces[i].Blocks) * journal.BlockSize
+	}
+	if total == 0 || total > readDataMax {
+		return reply, wire.Errorf(wire.CodeBadRequest, "read of %d bytes in %d pieces", total, len(m.Pieces))
+	}
+	buf := getBuffer(total + headMax + readAhead)
+	data, used := buf.b[:total], 0
+	scratch := buf.b[total:]
+	for i := range m.Pieces {
+		p := &m.Pieces[i]
+		n, err := s.readPiece(m.Journal, p, data[used:used+int(p.Blocks)*journal.BlockSize], scratch)
+		if err != nil {
+			buf.release()
+			return reply, err
+		}
+		used += n
+	}
+	s.metrics.read(used, s.now()-began)
+	return wire.ReadReply{Data: data[:used], Release: buf.release}, nil
+}
+
+// readPiece reads the blocks of p into dst and gives their number of bytes: fewer than dst has if the record's
+// body ends within the last block.
+func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, dst, scratch []byte) (int, error) {
+	if p.Segment.Journal != id {
+		return 0, wire.Errorf(wire.CodeBadRequest, "segment %s in a read of journal %s", p.Segment, id)
+	}
+	if p.Record < journal.SegmentHeaderSize || p.Record%journal.Alignment != 0 || p.Blocks == 0 {
+		return 0, wire.Errorf(wire.CodeBadRequest, "read of %d blocks of a record at %d", p.Blocks, p.Record)
+	}
+	r := s.replica(p.Segment)
+	if r == nil {
+		return 0, absent(p.Segment)
+	}
+	end := r.end.Load()
+	if int64(p.Record)+journal.RecordHeaderSize > int64(end) {
+		return 0, wire.Errorf(wire.CodeAbsent, "no record at %d of %s, which ends at %d", p.Record, p.Segment, end)
+	}
+	f, err := s.handles.acquire(r)
+	if err != nil {
+		return 0, s.readError(r, p.Record, err)
+	}
+	defer s.handles.release(f)
+
+	// Most records are what one asks for, from the first block to the last: guess that, and read it at once.
+	got := headMax
+	if upTo := uint32(p.First+p.Blocks) * journal.BlockSize; upTo <= readAhead {
+		got = journal.RecordSize(upTo)
+	}
+	got = min(got, int(end-p.Record))
+	if _, err := f.ReadAt(scratch[:got], int64(p.Record)); err != nil {
+		return 0, s.readError(r, p.Record, err)
+	}
+	head, err := journal.HeadLen(scratch[:got])
+	if err != nil {
+		return 0, s.foundCorrupt(r, p.Record, err)
+	}
+	if head > got {
+		if got = head; int64(p.Record)+int64(head) > int64(end) {
+			return 0, s.foundCorrupt(r, p.Record, journal.ErrCutOff)
+		}
+		if _, err := f.ReadAt(scratch[:got], int64(p.Record)); err != nil {
+			return 0, s.readError(r, p.Record, err)
+		}
+	}
+	var rec journal.Record
+	if err := rec.Decode(scratch[:head]); err != nil {
+		return 0, s.foundCorrupt(r, p.Record, err)
+	}
+	if err := s.checkRecord(r, p, &rec); err != nil {
+		return 0, err
+	}
+	from := int(p.First) * journal.BlockSize
+	n := min(len(dst), int(rec.StoredLen)-from)
+	at := journal.BodyOffset(rec.StoredLen) + from
+	if int64(p.Record)+int64(at+n) > int64(end) {
+		return 0, s.foundCorrupt(r, p.Record, journal.ErrCutOff)
+	}
+	have := 0
+	if at < got {
+		have = copy(dst[:n], scratch[at:got])
+	}
+	if have < n {
+		if _, err := f.ReadAt(dst[have:n], int64(p.Record)+int64(at+have)); err != nil {
+			return 0, s.readError(r, p.Record, err)
+		}
+	}
+	if bad := journal.VerifyBlocks(scratch[journal.RecordHeaderSize+4*int(p.First):], dst[:n]); bad >= 0 {
+		return 0, s.foundCorrupt(r, p.Record, &journal.CorruptionError{Offset: int64(p.Record), Detail: "CRC of a block"})
+	}
+	return n, nil
+}
+
+// checkRecord holds a record to be one that the piece can mean.
+func (s *Store) checkRecord(r *replica, p *wire.ReadPiece, rec *journal.Record) error {
+	if rec.Journal != r.id.Journal || r.id.Epoch.Less(rec.Epoch) {
+		// A write of another journal that the disk put here.
+		return s.foundCorrupt(r, p.Record, wire.Errorf(wire.CodeCorrupt, "record of journal %s, epoch %s", rec.Journal, rec.Epoch))
+	}
+	if rec.Codec != journal.CodecNone || rec.KeyID != 0 {
+		return wire.Errorf(wire.CodeVersion, "record at %d of %s is stored with codec %d, key %d", p.Record, r.id, rec.Codec, rec.KeyID)
+	}
+	if blocks := journal.CRCCount(rec.StoredLen); int(p.First)+int(p.Blocks) > blocks {
+		return wire.Errorf(wire.CodeBadRequest, "blocks %d+%d of a record of %d at %d of %s", p.First, p.Blocks, blocks, p.Record, r.id)
+	}
+	return nil
+}
+
+// readError: what cannot be read is healed from another copy, like what reads wrong.
+func (s *Store) readError(r *replica, offset uint32, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errors.New("the file is too short")
+	}
+	return s.foundCorrupt(r, offset, err)
+}
+
+// foundCorrupt counts bytes that are not what was written, tells who heals them, and makes the answer.
+func (s *Store) foundCorrupt(r *replica, offset uint32, err error) error {
+	if s.replica(r.id) != r {
+		return absent(r.id) // dropped under the read
+	}
+	s.corrupt.Add(1)
+	s.metrics.corrupt.Inc()
+	s.log.Warn("corrupt bytes", "segment", r.id.String(), "offset", offset, "err", err)
+	if s.opts.OnCorrupt != nil {
+		s.opts.OnCorrupt(r.id, offset, err)
+	}
+	return wire.Errorf(wire.CodeCorrupt, "segment %s at %d: %v", r.id, offset, err)
+}
+
+// readHead reads the header of the record at offset.
+func (s *Store) readHead(r *replica, offset uint32) (rec journal.Record, err error) {
+	f, err := s.handles.acquire(r)
+	if err != nil {
+		return rec, s.readError(r, offset, err)
+	}
+	defer s.handles.release(f)
+	buf := getBuffer(headMax)
+	defer buf.release()
+	n := min(headMax, int(r.end.Load()-offset))
+	if _, err := f.ReadAt(buf.b[:n], int64(offset)); err != nil {
+		return rec, s.readError(r, offset, err)
+	}
+	if err := rec.Decode(buf.b[:n]); err != nil {
+		return rec, s.foundCorrupt(r, offset, err)
+	}
+	return rec, nil
+}
+
+// ReadRaw implements journal.Store. It gives records only: the index of a sealed replica is had by ReadIndex.
+func (s *Store) ReadRaw(ctx context.Context, m *wire.ReadRaw) (reply wire.ReadReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	r := s.replica(m.Segment)
+	if r == nil {
+		return reply, absent(m.Segment)
+	}
+	return s.readRaw(r, m.Offset, m.Len)
+}
+
+func (s *Store) readRaw(r *replica, offset, length uint32) (reply wire.ReadReply, err error) {
+	end := r.end.Load()
+	if offset >= end || length == 0 {
+		return wire.ReadReply{}, nil
+	}
+	n := min(length, end-offset)
+	f, err := s.handles.acquire(r)
+	if err != nil {
+		return reply, s.readError(r, offset, err)
+	}
+	defer s.handles.release(f)
+	buf := getBuffer(int(n))
+	if _, err := f.ReadAt(buf.b, int64(offset)); err != nil {
+		buf.release()
+		return reply, s.readError(r, offset, err)
+	}
+	return wire.ReadReply{Data: buf.b, Release: buf.release}, nil
+}
+
+// ReadIndex implements journal.Store.
+func (s *Store) ReadIndex(ctx context.Context, m *wire.ReadIndex) (reply wire.ReadReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	r := s.replica(m.Segment)
+	if r == nil {
+		return reply, absent(m.Segment)
+	}
+	r.mu.Lock()
+	if r.mu.state != wire.ReplicaSealed {
+		x := journal.Index{Segment: r.id, Before: r.mu.before, Last: r.mu.last, End: r.end.Load(), Entries: r.mu.index}
+		b := journal.AppendIndex(nil, &x)
+		r.mu.Unlock()
+		return wire.ReadReply{Data: b}, nil
+	}
+	end, length := r.end.Load(), r.note.Load().Length
+	r.mu.Unlock()
+	f, err := s.handles.acquire(r)
+	if err != nil {
+		return reply, s.readError(r, end, err)
+	}
+	defer s.handles.release(f)
+	buf := getBuffer(int(length - end))
+	if _, err := f.ReadAt(buf.b, int64(end)); err != nil {
+		buf.release()
+		return reply, s.readError(r, end, err)
+	}
+	x, err := journal.DecodeIndex(buf.b)
+	if err == nil && (x.Segment != r.id || x.End != end || x.Last != r.note.Load().Last) {
+		err = wire.Errorf(wire.CodeCorrupt, "index of %s from %s to %s ending at %d", x.Segment, x.Before, x.Last, x.End)
+	}
+	if err != nil {
+		buf.release()
+		return reply, s.foundCorrupt(r, end, err)
+	}
+	return wire.ReadReply{Data: buf.b, Release: buf.release}, nil
+}

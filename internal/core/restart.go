@@ -1,0 +1,226 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// scanners is how many files a start reads at once: a guess between a rotating disk and an SSD.
+const scanners = 4
+
+// restart makes the state from the notes and the files. What is believed:
+//
+//   - a sealed replica is what its note says; its bytes are verified when they are read;
+//   - an open one is what its file holds, record by record. In the boot in which it was opened the page cache
+//     has everything that was answered, so a bad record before good ones is damage. After another boot it is
+//     short (R4): there the disk may well have taken later pages and not earlier ones, so it ends at the first
+//     bad record, and it is damaged only if that lies in front of what is known to have been stable;
+//   - a file without a note never held an answered record: it is removed if it is empty.
+func (s *Store) restart(fresh bool) error {
+	image := s.notes.mu.image // nobody else is here yet; the maps are only added to below, after the walk
+	boot := image.store.Boot
+	s.opts.LeaseMax = max(s.opts.LeaseMax, image.store.LeaseMax)
+	if !fresh {
+		s.fenceFrom = s.now() + longer(s.opts.LeaseMax)
+	}
+	s.readMark()
+	for id, n := range image.journals {
+		s.mu.journals[id] = newJournalState(n)
+	}
+	var scan, dropped []*replicaNote
+	for _, n := range image.replicas {
+		switch n.State {
+		case stateDropped:
+			dropped = append(dropped, n)
+		case wire.ReplicaSealed:
+			s.addReplica(s.newReplica(n))
+			s.used.Add(n.space())
+		default:
+			scan = append(scan, n)
+		}
+	}
+	files, err := s.listFiles()
+	if err != nil {
+		return err
+	}
+	for _, n := range dropped {
+		if err := s.unlink(n.Segment, s.replicaPath(n.Segment)); err != nil {
+			return fmt.Errorf("finish dropping %s: %w", n.Segment, err)
+		}
+		delete(files, n.Segment)
+	}
+	var g errgroup.Group
+	g.SetLimit(scanners)
+	var mu sync.Mutex
+	var changed []*noteBatch
+	for _, n := range scan {
+		g.Go(func() error {
+			r := s.newReplica(n)
+			if err := s.rescan(r); err != nil {
+				return err
+			}
+			r.mu.Lock()
+			if r.mu.state != n.State {
+				batch := s.noteLocked(r, r.mu.state, 0)
+				mu.Lock()
+				changed = append(changed, batch)
+				mu.Unlock()
+			}
+			r.mu.Unlock()
+			s.used.Add(n.space())
+			s.addReplica(r)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for id, r := range s.mu.replicas {
+		if !files[id] && r.mu.state != wire.ReplicaDamaged {
+			s.log.Error("the file of a replica is missing", "segment", id.String())
+			r.mu.Lock()
+			r.mu.state = wire.ReplicaDamaged
+			changed = append(changed, s.noteLocked(r, wire.ReplicaDamaged, r.note.Load().Length))
+			r.mu.Unlock()
+		}
+		delete(files, id)
+	}
+	orphans, err := s.orphans(files)
+	if err != nil {
+		return err
+	}
+	changed = append(changed, orphans...)
+	changed = append(changed, s.notes.putStore(storeNote{Boot: s.opts.Boot, Starts: image.store.Starts + 1, LeaseMax: s.opts.LeaseMax}))
+	for _, b := range changed {
+		if err := b.wait(context.Background()); err != nil {
+			return err
+		}
+	}
+	if !fresh {
+		s.log.Info("store open", "replicas", len(s.mu.replicas), "scanned", len(scan), "rebooted", boot != s.opts.Boot, "failed", s.Failed())
+	}
+	return nil
+}
+
+// listFiles gives the segments that have a file.
+func (s *Store) listFiles() (map[ident.SegmentID]bool, error) {
+	files := map[ident.SegmentID]bool{}
+	root := s.dir + "/" + segmentsName
+	subs, err := s.fs.List(root)
+	if err != nil {
+		return nil, err
+	}
+	for _, sub := range subs {
+		dir := root + "/" + sub
+		names, err := s.fs.List(dir)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.makeDir(dir); err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			id, err := ident.ParseSegmentID(name)
+			if err != nil || path.Dir(s.replicaPath(id)) != dir {
+				s.log.Warn("not a segment of ours", "file", dir+"/"+name)
+				continue
+			}
+			files[id] = true
+		}
+	}
+	return files, nil
+}
+
+// rescan brings a replica that isn't sealed to what its file holds.
+func (s *Store) rescan(r *replica) error {
+	n := r.note.Load()
+	known := n.Boot == s.opts.Boot // page cache has been with us since the replica was opened
+	f, err := s.fs.OpenReadWrite(r.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // restart sees it in the list of files
+	}
+	if err != nil {
+		s.damaged(r, err.Error())
+		return nil
+	}
+	sc, err := scan(f, r.id, n.StableEnd, nil)
+	if err != nil {
+		_ = f.Close()
+		s.damaged(r, err.Error())
+		return nil
+	}
+	s.handles.release(s.handles.adopt(r, f))
+	r.mu.before, r.mu.last, r.mu.start, r.mu.index = sc.before, sc.last, sc.start, sc.index
+	r.end.Store(sc.end)
+	switch {
+	case n.State == wire.ReplicaDamaged:
+		r.mu.closing = true
+		return nil
+	case sc.end < n.StableEnd:
+		s.damaged(r, fmt.Sprintf("valid up to %d, was stable up to %d: %v", sc.end, n.StableEnd, sc.bad))
+		return nil
+	case known && (sc.follows != 0 || !sc.header && sc.bad != nil):
+		s.damaged(r, fmt.Sprintf("bad at %d (%v), before a good record at %d", sc.end, sc.bad, sc.follows))
+		return nil
+	case n.State == wire.ReplicaFork:
+		r.mu.closing = true
+	case !known:
+		r.mu.state = wire.ReplicaShort
+	}
+	r.mu.stable = sc.stable
+	if !known && n.State == wire.ReplicaOpen { // read from the disk itself, moments after the boot
+		r.mu.stableEnd, r.mu.stable = sc.end, sc.last
+	}
+	if behind := sc.end - r.mu.stableEnd; behind > 0 {
+		r.j.unsynced.Add(int64(behind))
+		r.mu.dirtySince = s.now()
+		s.mu.Lock()
+		s.mu.dirty[r] = struct{}{}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+func (s *Store) damaged(r *replica, why string) {
+	s.log.Error("replica is damaged", "segment", r.id.String(), "why", why)
+	s.corrupt.Add(1)
+	r.mu.state = wire.ReplicaDamaged
+	r.mu.closing = true
+	r.mu.stableEnd = min(r.mu.stableEnd, r.end.Load())
+}
+
+// orphans looks at files without a note. An empty one is what an OpenSegment left that was never answered.
+// One with a header should not be: it is kept, as damaged, and shown.
+func (s *Store) orphans(files map[ident.SegmentID]bool) (notes []*noteBatch, err error) {
+	for id := range files {
+		name := s.replicaPath(id)
+		f, err := s.fs.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		sc, err := scan(f, id, 0, nil)
+		size, _ := f.Size()
+		_ = f.Close()
+		if err == nil && !sc.header && sc.bad == nil && sc.follows == 0 {
+			if err := s.fs.Remove(name); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		s.log.Error("a segment file that no note knows is kept as damaged", "file", name)
+		r := s.newReplica(&replicaNote{Segment: id, State: wire.ReplicaDamaged, Capacity: uint32(size), End: sc.end, Before: sc.before, Last: sc.last, Start: sc.start})
+		r.mu.closing = true
+		s.addReplica(r)
+		notes = append(notes, s.notes.putReplica(r.note.Load()))
+	}
+	return notes, nil
+}

@@ -1,0 +1,263 @@
+package core
+
+import (
+	"context"
+	"slices"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// Seal implements journal.Store.
+func (s *Store) Seal(ctx context.Context, m *wire.Seal) (reply wire.SealReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	r := s.replica(m.Segment)
+	if r == nil {
+		if m.End <= journal.SegmentHeaderSize { // an empty one, sealed before
+			return wire.SealReply{Boot: s.opts.Boot}, nil
+		}
+		return reply, absent(m.Segment)
+	}
+	if err := s.admit(ctx, r.j, m.Epoch); err != nil {
+		return reply, err
+	}
+	// The caller may go away; the work is finished all the same.
+	type result struct {
+		length uint32
+		err    error
+	}
+	c := make(chan result, 1)
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		length, err := s.seal(r, m)
+		c <- result{length, err}
+	}()
+	select {
+	case res := <-c:
+		if res.err != nil {
+			return reply, res.err
+		}
+		return wire.SealReply{Boot: s.opts.Boot, Length: res.length}, nil
+	case <-ctx.Done():
+		return reply, answer("seal", ctx.Err())
+	}
+}
+
+func (s *Store) seal(r *replica, m *wire.Seal) (length uint32, err error) {
+	r.sealing.Lock()
+	defer r.sealing.Unlock()
+	keep, err := s.admitSeal(r, m)
+	if err != nil {
+		return 0, err
+	}
+	if keep < 0 { // it is sealed like this already
+		return r.note.Load().Length, nil
+	}
+	if m.End <= journal.SegmentHeaderSize {
+		return 0, s.discard(r)
+	}
+	f, err := s.handles.acquire(r)
+	if err != nil {
+		return 0, s.sealFailed(r, ioError("open "+r.path, err))
+	}
+	defer s.handles.release(f)
+
+	r.mu.Lock()
+	if end := r.end.Load(); end > m.End {
+		r.mu.index = slices.Clip(r.mu.index[:keep])
+		if cut := min(end, max(r.mu.stableEnd, m.End)); end > cut {
+			r.j.unsynced.Add(-int64(end - cut))
+		}
+		r.mu.stableEnd = min(r.mu.stableEnd, m.End)
+		r.mu.last = m.Last
+		r.end.Store(m.End)
+		r.mu.Unlock()
+		// The tail goes before the index is written: what is left of it behind the index would look like
+		// records after a bad one. Its space is taken back at once.
+		if err := f.Truncate(int64(m.End)); err != nil {
+			return 0, s.sealFailed(r, ioError("cut "+r.path, err))
+		}
+		r.mu.Lock()
+	}
+	x := journal.Index{Segment: r.id, Before: r.mu.before, Last: r.mu.last, End: m.End, Entries: r.mu.index}
+	r.mu.Unlock()
+	index := journal.AppendIndex(nil, &x)
+	length = m.End + uint32(len(index))
+	if err := f.Preallocate(int64(length)); err != nil {
+		return 0, s.sealFailed(r, ioError("room for the index of "+r.path, err))
+	}
+	if _, err := f.WriteAt(index, int64(m.End)); err != nil {
+		return 0, s.sealFailed(r, ioError("write the index of "+r.path, err))
+	}
+	if err := f.Truncate(int64(length)); err != nil {
+		return 0, s.sealFailed(r, ioError("truncate "+r.path, err))
+	}
+	if err := s.syncFile(r); err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	s.countStableLocked(r, r.end.Load())
+	r.mu.stable = r.mu.last
+	space := r.note.Load().space()
+	batch := s.noteLocked(r, wire.ReplicaSealed, length)
+	r.mu.Unlock()
+	if err := batch.wait(context.Background()); err != nil {
+		s.fail("note that a replica is sealed", err)
+		return 0, answer("note that a replica is sealed", err)
+	}
+	r.mu.Lock()
+	r.mu.state = wire.ReplicaSealed
+	r.mu.index = nil
+	unpin := r.mu.pinned
+	r.mu.pinned = nil
+	s.mu.Lock()
+	delete(s.mu.dirty, r)
+	s.mu.Unlock()
+	r.mu.Unlock()
+	if unpin != nil {
+		s.handles.release(unpin)
+	}
+	s.used.Add(int64(length) - space)
+	return length, nil
+}
+
+// sealFailed lets appends in again: nothing was promised. An error of the disk itself ends the store.
+func (s *Store) sealFailed(r *replica, err *wire.Error) error {
+	if err.Code == wire.CodeIO {
+		s.fail("seal "+r.path, err)
+	}
+	r.mu.Lock()
+	r.mu.closing = false
+	r.mu.Unlock()
+	return err
+}
+
+// admitSeal decides whether the replica may end at m.End and closes it to appends if so. It gives how many
+// records stay, -1 if it is sealed like that already.
+func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
+	if err := s.usable(); err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.j.mu.Lock()
+	err = checkEpoch(r.j.mu.fence, m.Epoch)
+	r.j.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	end := r.end.Load()
+	switch r.mu.state {
+	case wire.ReplicaDamaged:
+		return 0, wire.Errorf(wire.CodeCorrupt, "replica of %s is damaged", r.id)
+	case wire.ReplicaFork:
+		return 0, wire.Errorf(wire.CodeFork, "replica of %s is set aside as a fork", r.id)
+	case stateDropped:
+		return 0, absent(r.id)
+	}
+	if end < m.End {
+		return 0, wire.Errorf(wire.CodeGap, "seal of %s at %d, the end is %d", r.id, m.End, end)
+	}
+	if r.mu.state == wire.ReplicaSealed {
+		if end == m.End && r.mu.last == m.Last {
+			return -1, nil
+		}
+		// What was sealed was committed then; who wants less follows another history.
+		return 0, wire.Errorf(wire.CodeFork, "seal of %s at %d, it is sealed at %d", r.id, m.End, end)
+	}
+	switch {
+	case m.End <= journal.SegmentHeaderSize:
+		keep = 0
+	case end == m.End:
+		if r.mu.last != m.Last {
+			return 0, wire.Errorf(wire.CodeMismatch, "seal of %s after %s, the last record is %s", r.id, m.Last, r.mu.last)
+		}
+		keep = len(r.mu.index)
+	default:
+		if keep, err = s.positionAtLocked(r, m.End, m.Last); err != nil {
+			return 0, err
+		}
+	}
+	if end > m.End && len(r.mu.index) > keep && !s.mayCutLocked(r, m) {
+		r.mu.state = wire.ReplicaFork
+		r.mu.closing = true
+		if err := s.noteLocked(r, wire.ReplicaFork, 0).wait(s.life); err != nil {
+			s.log.Error("a fork could not be noted", "segment", r.id.String(), "err", err)
+		}
+		return 0, wire.Errorf(wire.CodeFork, "replica of %s goes on to %s behind %s and may not be cut by the start of epoch %s", r.id, r.mu.last, m.Last, m.Start.At.Epoch)
+	}
+	r.mu.closing = true
+	return keep, nil
+}
+
+// positionAtLocked holds last to be the position at the record boundary end, and counts the records before it.
+func (s *Store) positionAtLocked(r *replica, end uint32, last ident.Position) (keep int, err error) {
+	keep, ok := slices.BinarySearchFunc(r.mu.index, end, func(e journal.IndexEntry, at uint32) int { return int(e.Offset) - int(at) })
+	if !ok || keep == 0 {
+		return 0, wire.Errorf(wire.CodeMismatch, "seal of %s at %d, where no record ends", r.id, end)
+	}
+	rec, err := s.readHead(r, r.mu.index[keep-1].Offset)
+	if err != nil {
+		return 0, err
+	}
+	if rec.Position() != last {
+		return 0, wire.Errorf(wire.CodeMismatch, "seal of %s at %d after %s, the record there is %s", r.id, end, last, rec.Position())
+	}
+	return keep, nil
+}
+
+// mayCutLocked says whether what lies behind m.Last may be discarded. The owner of the segment itself may
+// abandon what it appended and never got committed. Anybody else needs R14: its own epoch-start, committed, of
+// the highest epoch here (the fence has seen to that), and every epoch-start between the tail and that history
+// proven. A start that isn't known here is not proven.
+func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
+	if m.Epoch == r.id.Epoch {
+		return true
+	}
+	start := m.Start
+	if start.At.Epoch != m.Epoch || start.At.Seq == 0 {
+		return false
+	}
+	starts := s.starts(r)
+	for {
+		if !start.Proven {
+			return false
+		}
+		if start.Before.Seq <= m.Last.Seq || !m.Last.Epoch.Less(start.Before.Epoch) {
+			return true // directly behind what is kept, or only records of that epoch in between
+		}
+		next, known := starts[start.Before.Epoch]
+		if !known || !next.At.Epoch.Less(start.At.Epoch) {
+			return false
+		}
+		start = next
+	}
+}
+
+// starts gives the epoch-starts that replicas of the journal here carry. r's own is read without its lock,
+// which the caller holds.
+func (s *Store) starts(locked *replica) map[ident.Epoch]wire.EpochStart {
+	starts := map[ident.Epoch]wire.EpochStart{}
+	for _, id := range s.ids(locked.id.Journal) {
+		r := s.replica(id)
+		if r == nil || r == locked {
+			continue
+		}
+		// The durable note has the start of a sealed replica; an open one is asked, unless it is busy: two
+		// replicas are never locked in a chain.
+		start := r.note.Load().Start
+		if r.mu.TryLock() {
+			start = r.mu.start
+			r.mu.Unlock()
+		}
+		if start.At.Seq != 0 {
+			starts[start.At.Epoch] = start
+		}
+	}
+	return starts
+}

@@ -1,0 +1,134 @@
+package core
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/vfs"
+	"dozo/internal/wire"
+)
+
+func TestAppendReadSealRestart(t *testing.T) {
+	for name, fsys := range map[string]vfs.FS{"memory": vfs.NewMem(0), "disk": vfs.Default} {
+		t.Run(name, func(t *testing.T) {
+			opts := testOptions(fsys, boot1)
+			if name == "disk" {
+				opts.Dir = t.TempDir() + "/store"
+				opts.FailMarkDir = t.TempDir()
+			}
+			s := openStore(t, opts)
+			a, b := newOwner(t, segment(jA, 1, 1)), newOwner(t, segment(jB, 1, 1))
+			a.open(s)
+			a.open(s) // again is no error
+			b.open(s)
+			for i := range 5 {
+				a.write(s, i+1, byte(i))
+				b.write(s, 1, 0xb0+byte(i))
+			}
+			offset := a.ends[2]
+			check := func(s *Store) {
+				t.Helper()
+				a.wantRecords(s, 5)
+				data, err := read(s, jA, wire.ReadPiece{Segment: a.seg, Record: offset, First: 1, Blocks: 2}, wire.ReadPiece{Segment: a.seg, Record: journal.SegmentHeaderSize, Blocks: 1})
+				if err != nil {
+					t.Fatalf("read: %v", err)
+				}
+				if want := append(bytes.Repeat([]byte{3}, 2*4096), make([]byte, 4096)...); !bytes.Equal(data, want) {
+					t.Fatalf("read %d wrong bytes", len(data))
+				}
+				index, err := s.ReadIndex(context.Background(), &wire.ReadIndex{Segment: a.seg})
+				if err != nil {
+					t.Fatalf("index: %v", err)
+				}
+				x, err := journal.DecodeIndex(index.Data)
+				if err != nil || len(x.Entries) != 5 || x.End != a.off || x.Last != a.at || x.Entries[3].Offset != offset {
+					t.Fatalf("index %+v, %v", x, err)
+				}
+			}
+			check(s)
+			a.sync(s)
+			a.seal(s)
+			a.seal(s)
+			check(s)
+			b.write(s, 2, 9)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s = openStore(t, opts)
+			check(s)
+			inv := inventory(t, s, ident.JournalID{})
+			if len(inv) != 2 || inv[a.seg].State != wire.ReplicaSealed || inv[b.seg].State != wire.ReplicaOpen || inv[b.seg].Last != b.at || inv[b.seg].End != b.off {
+				t.Fatalf("inventory %+v", inv)
+			}
+			b.write(s, 1, 10)
+			b.seal(s)
+			b.wantRecords(s, 7)
+			if _, err := s.Drop(context.Background(), &wire.Drop{Epoch: b.epoch, Segment: b.seg, Permit: 1}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Drop(context.Background(), &wire.Drop{Epoch: b.epoch, Segment: b.seg, Permit: 1}); err != nil {
+				t.Fatalf("drop again: %v", err)
+			}
+			_, err := read(s, jB, wire.ReadPiece{Segment: b.seg, Record: 4096, Blocks: 1})
+			wantCode(t, err, wire.CodeAbsent)
+			s.Close()
+			s = openStore(t, opts)
+			if inv := inventory(t, s, jB); len(inv) != 0 {
+				t.Fatalf("dropped and there: %+v", inv)
+			}
+			st, err := s.Status(context.Background(), &wire.StoreStatus{})
+			if err != nil || st.Replicas != 1 || st.Used == 0 || st.Failed != "" {
+				t.Fatalf("status %+v, %v", st, err)
+			}
+		})
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	m := vfs.NewMem(0)
+	opts := testOptions(m, boot1)
+	opts.Create = false
+	if _, err := Open(opts); !errors.Is(err, ErrNoStore) {
+		t.Fatalf("no store: %v", err)
+	}
+	opts.Create = true
+	s := openStore(t, opts)
+	if _, err := Open(opts); !errors.Is(err, vfs.ErrLocked) {
+		t.Fatalf("opened twice: %v", err)
+	}
+	s.Close()
+	other := opts
+	other.Cluster = "another"
+	if _, err := Open(other); err == nil || !strings.Contains(err.Error(), "belongs to cluster") {
+		t.Fatalf("other cluster: %v", err)
+	}
+	rewrite := func(from, to string) {
+		t.Helper()
+		b, err := readWhole(m, "/store/"+superName, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := m.OpenReadWrite("/store/" + superName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = bytes.Replace(b, []byte(from), []byte(to), 1)
+		f.WriteAt(b, 0)
+		f.Close()
+	}
+	rewrite(`"cluster": "c"`, `"cluster": "d"`)
+	if _, err := Open(opts); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Fatalf("changed superblock: %v", err)
+	}
+	rewrite(`"cluster": "d"`, `"cluster": "c"`)
+	rewrite(`"format": 1`, `"format": 2`)
+	var v *journal.VersionError
+	if _, err := Open(opts); !errors.As(err, &v) {
+		t.Fatalf("newer format: %v", err)
+	}
+}

@@ -1,0 +1,215 @@
+package core
+
+import (
+	"context"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// syncRun is one fdatasync of one replica, and those who wait for it. A request joins the run that hasn't
+// begun yet, never the one that has: that may miss the last bytes.
+type syncRun struct {
+	done chan struct{}
+	err  error
+}
+
+// startSyncLocked gives the run that makes everything written so far stable; nil if it is already.
+func (s *Store) startSyncLocked(r *replica) *syncRun {
+	if r.mu.stableEnd >= r.end.Load() {
+		return nil
+	}
+	if r.mu.running != nil {
+		if r.mu.next == nil {
+			r.mu.next = &syncRun{done: make(chan struct{})}
+		}
+		return r.mu.next
+	}
+	run := &syncRun{done: make(chan struct{})}
+	r.mu.running = run
+	s.work.Add(1) // the caller is a request or the background, so Close isn't waiting yet
+	go s.runSync(r, run)
+	return run
+}
+
+func (s *Store) runSync(r *replica, run *syncRun) {
+	defer s.work.Done()
+	for run != nil {
+		r.mu.Lock()
+		end, last := r.end.Load(), r.mu.last
+		began := s.now()
+		r.mu.Unlock()
+		err := s.usable()
+		if err == nil {
+			// A restart in the same boot may find unsynced bytes with no handle that wrote them; a new handle
+			// syncs them as well, and hears of errors that nobody has heard of yet.
+			err = s.syncFile(r)
+		}
+		var unpin *handle
+		r.mu.Lock()
+		if now := r.end.Load(); end > now { // a seal has cut meanwhile
+			end, last = now, r.mu.last
+		}
+		if err == nil && end > r.mu.stableEnd {
+			s.countStableLocked(r, end)
+			r.mu.stable = last
+			if r.end.Load() == end { // clean
+				unpin, r.mu.pinned = r.mu.pinned, nil
+				s.mu.Lock()
+				delete(s.mu.dirty, r)
+				s.mu.Unlock()
+			} else {
+				r.mu.dirtySince = began
+			}
+		}
+		run.err = err
+		close(run.done)
+		run, r.mu.next = r.mu.next, nil
+		r.mu.running = run
+		r.mu.Unlock()
+		if unpin != nil {
+			s.handles.release(unpin)
+		}
+	}
+}
+
+// syncFile is the fdatasync. An error ends the store.
+func (s *Store) syncFile(r *replica) error {
+	f, err := s.handles.acquire(r)
+	if err != nil {
+		s.fail("open "+r.path, err)
+		return ioError("open "+r.path, err)
+	}
+	defer s.handles.release(f)
+	began := s.now()
+	slow := time.AfterFunc(s.opts.SyncTimeout, func() {
+		s.metrics.slowSyncs.Inc()
+		s.log.Warn("fdatasync takes long", "segment", r.id.String(), "after", s.opts.SyncTimeout)
+	})
+	err = f.SyncData()
+	slow.Stop()
+	if err != nil {
+		s.fail("fdatasync "+r.path, err)
+		return ioError("fdatasync "+r.path, err)
+	}
+	s.metrics.synced(s.now() - began)
+	return nil
+}
+
+// countStableLocked moves the stable end forward.
+func (s *Store) countStableLocked(r *replica, end uint32) {
+	if end > r.mu.stableEnd {
+		r.j.unsynced.Add(-int64(end - r.mu.stableEnd))
+		r.mu.stableEnd = end
+	}
+}
+
+// Sync implements journal.Store. The replicas are synced concurrently; the slowest counts.
+func (s *Store) Sync(ctx context.Context, m *wire.Sync) (reply wire.SyncReply, err error) {
+	if err := s.begin(); err != nil {
+		return reply, err
+	}
+	defer s.end()
+	if err := s.admit(ctx, s.journal(m.Journal), m.Epoch); err != nil {
+		return reply, err
+	}
+	reply.Boot = s.opts.Boot
+	var runs []*syncRun
+	var list []*replica
+	for _, id := range m.Segments {
+		r := s.replica(id)
+		if r == nil {
+			continue
+		}
+		list = append(list, r)
+		r.mu.Lock()
+		if run := s.startSyncLocked(r); run != nil {
+			runs = append(runs, run)
+		}
+		r.mu.Unlock()
+	}
+	for _, run := range runs {
+		select {
+		case <-run.done:
+			if run.err != nil {
+				err = run.err // the others go on by themselves
+			}
+		case <-ctx.Done():
+			return reply, answer("sync", ctx.Err())
+		}
+	}
+	if err != nil {
+		return wire.SyncReply{}, err
+	}
+	for _, r := range list {
+		r.mu.Lock()
+		reply.Synced = append(reply.Synced, wire.SegmentSynced{Segment: r.id, StableEnd: r.mu.stableEnd, Stable: r.mu.stable})
+		r.mu.Unlock()
+	}
+	return reply, nil
+}
+
+// background bounds what is unsynced (R8), so that a flush never waits for gigabytes, starts the device on it
+// early, and notes now and then what the journals were told.
+func (s *Store) background() {
+	ticker := time.NewTicker(tickEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-s.life.Done():
+			return
+		case <-ticker.C:
+			s.syncDue(s.now())
+		case <-s.tickle:
+			s.syncDue(s.now())
+		}
+	}
+}
+
+// syncDue starts the syncs that are due and doesn't wait for them.
+func (s *Store) syncDue(now time.Duration) {
+	s.mu.RLock()
+	dirty := make([]*replica, 0, len(s.mu.dirty))
+	for r := range s.mu.dirty {
+		dirty = append(dirty, r)
+	}
+	s.mu.RUnlock()
+	if s.failure.Load() != nil {
+		return
+	}
+	for _, r := range dirty {
+		var hint *handle
+		var from, to uint32
+		r.mu.Lock()
+		due := now-r.mu.dirtySince >= s.opts.SyncAfter || r.j.unsynced.Load() > s.opts.UnsyncedMax
+		switch end := r.end.Load(); {
+		case due && r.mu.running == nil:
+			s.startSyncLocked(r)
+		case end >= r.mu.hinted+writeBackStep && r.mu.pinned != nil:
+			from, to = r.mu.hinted, end
+			r.mu.hinted = end
+			hint, _ = s.handles.acquire(r)
+		}
+		r.mu.Unlock()
+		if hint != nil {
+			hint.WriteBack(int64(from), int64(to-from))
+			s.handles.release(hint)
+		}
+	}
+}
+
+// writeBackStep is how much is gathered before the device is started on it: a guess, large enough for the
+// device to stream.
+const writeBackStep = 4 << 20
+
+// stableOf is the stable end as a segment of a journal is asked for it; for tests and status.
+func (s *Store) stableOf(id ident.SegmentID) uint32 {
+	r := s.replica(id)
+	if r == nil {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mu.stableEnd
+}
