@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"encoding/binary"
+
 	"dozo/internal/ident"
 )
 
@@ -76,3 +78,15 @@ var ErrCutOff = errCutOff{}
 type errCutOff struct{}
 
 func (errCutOff) Error() string { return "record cut off" }
+
+// SizeAt is the size of the record that starts at b, from its header alone; ErrCutOff if b is too short for a
+// header. Nothing is verified but the limits.
+func SizeAt(b []byte) (int, error) {
+	if len(b) < RecordHeaderSize {
+		return 0, ErrCutOff
+	}
+	if _, err := HeadLen(b); err != nil {
+		return 0, err
+	}
+	return RecordSize(binary.LittleEndian.Uint32(b[16:])), nil
+}

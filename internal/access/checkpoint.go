@@ -1,0 +1,401 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/volume"
+	"dozo/internal/wire"
+)
+
+// checkpointState is what the owner's loop keeps about checkpoints.
+type checkpointState struct {
+	running   bool
+	last      time.Duration // when the last one ended
+	lastBytes uint64        // written then
+	lastSeq   ident.Seq     // that it covers
+	appliedAt ident.Position
+	number    uint32
+	idleSeq   ident.Seq
+	orphans   []ident.SegmentID // checkpoint segments that no checkpoint needs
+	retired   []retiredAt       // retirements whose replicas are still to go
+}
+
+type retiredAt struct {
+	segments []ident.SegmentID
+	seq      ident.Seq
+}
+
+// maybeCheckpoint starts one when enough has been written or enough time has passed (architecture §5).
+func (o *Owner) maybeCheckpoint(now time.Duration) {
+	c := &o.cp
+	if c.running || o.stopErr != nil || !o.w.Serving() || o.m.Applied() == c.lastSeq {
+		return
+	}
+	if now-c.last < o.env.Limits.CheckpointInterval && o.written-c.lastBytes < o.env.Limits.CheckpointBytes {
+		return
+	}
+	c.running = true
+	o.goBackground(func() {
+		start := time.Now()
+		point, err := o.checkpoint()
+		o.call(func() {
+			c.running = false
+			c.last, c.lastBytes = time.Duration(o.env.Clock()), o.written
+			if err != nil {
+				if o.stopErr == nil {
+					o.log.Warn("checkpoint", "err", err)
+				}
+				return
+			}
+			o.env.Metrics.Checkpoints.Inc()
+			o.log.Info("checkpoint", "seq", point.At.Seq, "took", time.Since(start).Round(time.Millisecond))
+		})
+	})
+}
+
+// Checkpoint writes one now and waits until its announcement is committed.
+func (o *Owner) Checkpoint() error {
+	for {
+		busy := false
+		o.ask(func() {
+			if busy = o.cp.running; !busy {
+				o.cp.running = true
+			}
+		})
+		if !busy {
+			break
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-o.stopped:
+			return o.stopErr
+		}
+	}
+	_, err := o.checkpoint()
+	o.ask(func() { o.cp.running, o.cp.last = false, time.Duration(o.env.Clock()) })
+	return err
+}
+
+// checkpoint writes the map as it is now, waits until all is stable, and announces it (R12). Dying at any
+// line leaves segments that nothing announces; the next owner drops them.
+func (o *Owner) checkpoint() (point journal.CheckpointPoint, err error) {
+	var cp *volume.Checkpoint
+	var at ident.Position
+	o.ask(func() {
+		if o.stopErr != nil {
+			err = o.stopErr
+			return
+		}
+		at = o.cp.appliedAt
+		cp, err = o.m.BeginCheckpoint(at)
+	})
+	if err != nil {
+		return point, err
+	}
+	w := &partWriter{o: o}
+	defer func() {
+		if err != nil {
+			o.ask(func() { o.m.AbandonCheckpoint(cp) })
+			w.abandon()
+		}
+	}()
+	reader := o.partReader()
+	for {
+		var step volume.Step
+		if o.ask(func() { step, err = cp.Next(1 << 20) }); err != nil {
+			return point, err
+		}
+		if step.Need != volume.NoLeaf {
+			if err = o.loadLeafNow(step.Need, reader); err != nil {
+				return point, err
+			}
+			continue
+		}
+		if err = w.add(cp, step.Parts); err != nil {
+			return point, err
+		}
+		if step.Done {
+			break
+		}
+	}
+	if err = w.finish(); err != nil {
+		return point, err
+	}
+	// A checkpoint waits until all that it covers is stable (R8).
+	if err = o.waitStable(at.Seq); err != nil {
+		return point, err
+	}
+	committed := make(chan struct{})
+	o.ask(func() {
+		if o.stopErr != nil {
+			err = o.stopErr
+			return
+		}
+		if point, err = o.m.FinishCheckpoint(cp); err != nil {
+			return
+		}
+		body := journal.AppendCheckpoint(nil, point)
+		o.queueOwn(journal.KindCheckpoint, body, func() {
+			o.cp.lastSeq = point.At.Seq
+			o.w.SetPoint(point)
+			close(committed)
+		})
+	})
+	if err != nil {
+		return point, err
+	}
+	select {
+	case <-committed:
+		return point, nil
+	case <-o.stopped:
+		return point, o.stopErr
+	}
+}
+
+// queueOwn gives a record of the owner's own its place; then is called in the loop once it is committed.
+func (o *Owner) queueOwn(kind journal.Kind, body []byte, then func()) ident.Seq {
+	e := &journal.Entry{Record: journal.Record{Kind: kind, StoredLen: uint32(len(body)), LogicalLen: uint32(len(body))}, Context: then}
+	e.Bytes = make([]byte, journal.RecordSize(e.StoredLen))
+	crcs := e.Bytes[journal.RecordHeaderSize : journal.RecordHeaderSize+4*journal.CRCCount(e.StoredLen)]
+	journal.PutCRCs(crcs, body)
+	e.BodyDigest = journal.DigestCRCs(crcs)
+	copy(e.Bytes[journal.BodyOffset(e.StoredLen):], body)
+	o.w.Queue(e)
+	return e.Seq
+}
+
+// waitStable waits until everything up to seq is stable.
+func (o *Owner) waitStable(seq ident.Seq) error {
+	op := NewOp()
+	done := make(chan error, 1)
+	op.Kind, op.seq = wire.OpFlush, seq
+	op.Done = func(op *Op, err error) { done <- err; op.Release() }
+	o.call(func() {
+		if o.stopErr != nil {
+			o.finish(op, o.stopErr)
+			return
+		}
+		o.awaitStable(op)
+	})
+	return <-done
+}
+
+// loadLeafNow loads a leaf that a checkpoint needs.
+func (o *Owner) loadLeafNow(id volume.LeafID, reader volume.PartReader) error {
+	for {
+		var seg ident.SegmentID
+		var offset uint32
+		var ok bool
+		o.ask(func() { seg, offset, ok = o.m.Locate(id) })
+		if !ok {
+			return nil
+		}
+		rec, body, err := reader.ReadPart(seg, offset)
+		if err != nil {
+			return err
+		}
+		o.ask(func() { err = o.m.Loaded(id, rec, body) })
+		if !errors.Is(err, volume.ErrStale) {
+			return err
+		}
+	}
+}
+
+// partWriter appends checkpoint parts to segments of their own on two stores.
+type partWriter struct {
+	o      *Owner
+	stores []journal.Store
+	seg    *segment
+	done   []*segment
+	at     ident.Position
+	end    uint32
+	count  int
+}
+
+func (w *partWriter) add(cp *volume.Checkpoint, parts []volume.Part) error {
+	o := w.o
+	for len(parts) > 0 {
+		if w.seg == nil {
+			if err := w.open(); err != nil {
+				return err
+			}
+		}
+		var data []byte
+		type place struct {
+			part   int
+			offset uint32
+			digest uint64
+		}
+		var places []place
+		if w.end == 0 {
+			data = journal.AppendSegmentHeader(data, journal.SegmentHeader{Segment: w.seg.id, Kind: journal.JournalVolume})
+		}
+		start := w.end
+		full := false
+		for len(parts) > 0 && len(data) < copyFrame {
+			p := parts[0]
+			size := journal.RecordSize(uint32(len(p.Body)))
+			if int(start)+len(data)+size+journal.IndexSize(w.count+1) > int(o.env.Limits.SegmentBytes) && w.count > 0 {
+				full = true
+				break
+			}
+			offset := start + uint32(len(data))
+			var r journal.Record
+			data, r = p.Append(data, o.journalID, o.epoch, w.at)
+			w.at = r.Position()
+			w.count++
+			places = append(places, place{p.Number, offset, r.BodyDigest})
+			parts = parts[1:]
+		}
+		if len(data) > 0 {
+			if err := w.append(start, data); err != nil {
+				return err
+			}
+			w.end = start + uint32(len(data))
+			var err error
+			o.ask(func() {
+				for _, p := range places {
+					if err = cp.Placed(p.part, w.seg.slot, p.offset, p.digest); err != nil {
+						return
+					}
+				}
+			})
+			if err != nil {
+				return err
+			}
+		}
+		if full {
+			if err := w.seal(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *partWriter) open() error {
+	o := w.o
+	w.stores = w.stores[:0]
+	o.ask(func() {
+		for _, home := range []bool{true, false} {
+			for i, m := range o.members {
+				if len(w.stores) < 2 && m.Home == home && o.env.Stores.Up(m.Store) {
+					w.stores = append(w.stores, o.stores[i])
+				}
+			}
+		}
+		o.cp.number++
+		w.seg = &segment{id: ident.SegmentID{Site: o.env.Site, Journal: o.journalID, Epoch: o.epoch, Number: ident.CheckpointBit | o.cp.number}}
+	})
+	w.at, w.end, w.count = ident.Position{}, 0, 0
+	if len(w.stores) < 2 {
+		w.seg = nil
+		return wire.Errorf(wire.CodeBusy, "fewer than two stores are up")
+	}
+	ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
+	defer cancel()
+	for _, st := range w.stores {
+		if _, err := st.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: w.seg.id, Capacity: o.env.Limits.SegmentBytes}); err != nil {
+			return fmt.Errorf("open checkpoint segment at %s: %w", st.ID(), err)
+		}
+	}
+	o.ask(func() {
+		if o.stopErr == nil {
+			o.enter(w.seg)
+		}
+	})
+	return o.Err()
+}
+
+func (w *partWriter) append(offset uint32, data []byte) error {
+	errs := make(chan error, 2)
+	for _, st := range w.stores {
+		st.Append(&wire.Append{Epoch: w.o.epoch, Segment: w.seg.id, Offset: offset, Data: [][]byte{data}}, func(_ wire.AppendReply, err error) { errs <- err })
+	}
+	for range w.stores {
+		select {
+		case err := <-errs:
+			if err != nil {
+				return fmt.Errorf("append to checkpoint segment: %w", err)
+			}
+		case <-time.After(10 * w.o.env.Limits.AppendTimeout):
+			return wire.Errorf(wire.CodeUnreached, "no answer to an append to a checkpoint segment")
+		case <-w.o.stopped:
+			return w.o.stopErr
+		}
+	}
+	return nil
+}
+
+// seal makes the segment complete and stable on both stores.
+func (w *partWriter) seal() error {
+	o := w.o
+	if w.seg == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
+	defer cancel()
+	errs := make(chan error, len(w.stores))
+	for _, st := range w.stores {
+		go func() {
+			_, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: w.seg.id, End: w.end, Last: w.at})
+			errs <- err
+		}()
+	}
+	var first error
+	for range w.stores {
+		if err := <-errs; err != nil && first == nil {
+			first = fmt.Errorf("seal checkpoint segment: %w", err)
+		}
+	}
+	if first != nil {
+		return first
+	}
+	o.ask(func() {
+		if o.stopErr != nil {
+			return
+		}
+		o.endSegment(w.seg, w.at, w.end)
+		for _, st := range w.stores {
+			w.seg.confirm(st.ID())
+		}
+	})
+	w.done = append(w.done, w.seg)
+	w.seg = nil
+	return nil
+}
+
+func (w *partWriter) finish() error {
+	if w.seg != nil {
+		return w.seal()
+	}
+	return nil
+}
+
+// abandon takes back what a failed checkpoint has written.
+func (w *partWriter) abandon() {
+	o := w.o
+	if w.seg != nil {
+		w.done = append(w.done, w.seg)
+	}
+	o.ask(func() {
+		for _, s := range w.done {
+			if s.slot != 0 {
+				_ = o.m.Remove(s.slot)
+			}
+			delete(o.segs, s.id)
+		}
+	})
+	for _, s := range w.done {
+		for _, st := range w.stores {
+			ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
+			_, _ = st.Drop(ctx, &wire.Drop{Epoch: o.epoch, Segment: s.id}) // else the next owner finds an orphan
+			cancel()
+		}
+	}
+}

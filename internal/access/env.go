@@ -1,0 +1,81 @@
+package access
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+)
+
+// Stores finds stores, in this process or elsewhere.
+type Stores interface {
+	// Store gives a handle; it works, or fails with wire.ErrUnreached, whether or not the store is up.
+	Store(id ident.StoreID) (journal.Store, bool)
+	// Local reports that the store is in this process.
+	Local(id ident.StoreID) bool
+	// Up reports that the store's node is thought to be reachable.
+	Up(id ident.StoreID) bool
+	// Site of the store's node, 0 if not known.
+	Site(id ident.StoreID) ident.SiteID
+	// Core lists the stores that a site has, in an order that is the same everywhere.
+	Core(site ident.SiteID) []ident.StoreID
+	// Host is the identity of the machine that has the store: an ensemble takes no two of one.
+	Host(id ident.StoreID) string
+}
+
+// Env is what owners need of their node.
+type Env struct {
+	Node    ident.NodeName
+	Site    ident.SiteID
+	Stores  Stores
+	Leases  Leases
+	Control control.Store
+	Clock   func() int64 // CLOCK_BOOTTIME in nanoseconds
+	Log     *slog.Logger
+	Metrics *Metrics
+	Limits  Limits
+}
+
+// Limits are an owner's settings; zero values become defaults.
+type Limits struct {
+	SegmentBytes       uint32        // 32 MiB
+	CheckpointInterval time.Duration // 60 s
+	CheckpointBytes    uint64        // 4 GiB
+	MapBudgetBytes     int64         // per volume; 1 GiB
+	AppendTimeout      time.Duration // a store that takes longer counts as failed; 900 ms
+	SyncTimeout        time.Duration // likewise for fdatasync (R8); 1 s, but see owner_actions.go
+	RepairGrace        time.Duration // how long a store may be away before what it held is copied again; 10 min
+	ShipWindow         int           // pushes under way to a site; 16
+	KeepBothLocal      bool          // never drop a local replica
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(p *time.Duration, d time.Duration) {
+		if *p == 0 {
+			*p = d
+		}
+	}
+	if l.SegmentBytes == 0 {
+		l.SegmentBytes = journal.SegmentCapacityGoal
+	}
+	def(&l.CheckpointInterval, time.Minute)
+	if l.CheckpointBytes == 0 {
+		l.CheckpointBytes = 4 << 30
+	}
+	if l.MapBudgetBytes == 0 {
+		l.MapBudgetBytes = 1 << 30
+	}
+	def(&l.AppendTimeout, 900*time.Millisecond)
+	def(&l.SyncTimeout, 5*time.Second)
+	def(&l.RepairGrace, 10*time.Minute)
+	if l.ShipWindow == 0 {
+		l.ShipWindow = 16
+	}
+	return l
+}
+
+// background is the context of work that belongs to the owner and not to a request.
+func (o *Owner) background() context.Context { return o.ctx }

@@ -1,0 +1,159 @@
+package access
+
+import (
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// Rule R9: a late command never runs. The owner refuses what may have been retried elsewhere meanwhile; the
+// client gets BUSY and asks again by itself.
+
+// stampAgeMax is below the path timeouts of initiators (protocol.md R9).
+const stampAgeMax = 3000 // ms
+
+// late keeps what the owner needs to tell a late command.
+type late struct {
+	resetTick uint64                     // LUN RESET or PREEMPT AND ABORT of everybody
+	bars      map[[16]byte]bar           // by nexus: login, reinstatement
+	aborted   map[wire.RequestID]uint64  // until their tick is out of every stamp's reach
+	sessions  map[string]*initiatorState // by initiator name
+	pruned    uint64
+}
+
+type bar struct {
+	session uint64
+	tick    uint64
+}
+
+// initiatorState says which sessions of an initiator were seen lately; only initiators with several have their
+// acknowledged writes remembered.
+type initiatorState struct {
+	sessions  map[uint64]uint64 // session -> tick last seen
+	acks      map[uint64]ack    // block -> last acknowledged write
+	acksOlder map[uint64]ack
+	turned    uint64
+}
+
+type ack struct {
+	tick    uint64
+	session uint64
+}
+
+func newLate() late {
+	return late{bars: map[[16]byte]bar{}, aborted: map[wire.RequestID]uint64{}, sessions: map[string]*initiatorState{}}
+}
+
+// check says whether a command may run; now is the owner's tick.
+func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
+	if op.Nexus == nil {
+		return nil // the node's own work, or a protocol without proof in its stream
+	}
+	s := op.Stamp
+	switch {
+	case s.Epoch != epoch:
+		return wire.Errorf(wire.CodeStale, "stamp of epoch %s, the owner's is %s", s.Epoch, epoch)
+	case s.Tick+stampAgeMax < now:
+		return wire.Errorf(wire.CodeStale, "stamp %d ms old", now-s.Tick)
+	case s.Tick < l.resetTick:
+		return wire.Errorf(wire.CodeStale, "older than a reset")
+	}
+	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && s.Tick <= b.tick {
+		return wire.Errorf(wire.CodeStale, "older than a newer login of its nexus")
+	}
+	if _, ok := l.aborted[op.Request]; ok && op.Request.Number != 0 {
+		return wire.Errorf(wire.CodeStale, "aborted")
+	}
+	i := l.sessions[op.Nexus.Initiator]
+	if i == nil {
+		i = &initiatorState{sessions: map[uint64]uint64{}}
+		l.sessions[op.Nexus.Initiator] = i
+	}
+	i.sessions[op.Session] = now
+	if i.acks != nil && writes(op.Kind) {
+		for _, m := range []map[uint64]ack{i.acks, i.acksOlder} {
+			if len(m) == 0 {
+				continue
+			}
+			if op.count <= uint64(len(m)) {
+				for b := op.first; b < op.first+op.count; b++ {
+					if a, ok := m[b]; ok && a.session != op.Session && s.Tick <= a.tick {
+						return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
+					}
+				}
+				continue
+			}
+			for b, a := range m {
+				if b >= op.first && b < op.first+op.count && a.session != op.Session && s.Tick <= a.tick {
+					return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// acknowledged remembers a write for the other sessions of its initiator.
+func (l *late) acknowledged(op *Op, now uint64) {
+	if op.Nexus == nil {
+		return
+	}
+	i := l.sessions[op.Nexus.Initiator]
+	if i == nil || len(i.sessions) < 2 && i.acks == nil {
+		return
+	}
+	if i.acks == nil || now-i.turned > stampAgeMax {
+		i.acks, i.acksOlder, i.turned = map[uint64]ack{}, i.acks, now
+	}
+	// A trim of terabytes is remembered as far as a map can; its blocks read as zeroes whoever wins.
+	for b := op.first; b < op.first+min(op.count, 1<<16); b++ {
+		i.acks[b] = ack{now, op.Session}
+	}
+}
+
+// bar records a refusal (R9) and returns the tick from which on commands run again.
+func (l *late) bar(m *wire.Bar, now uint64) {
+	switch m.Kind {
+	case wire.BarLogin:
+		l.bars[m.Nexus.Digest] = bar{m.Session, now}
+	case wire.BarAbortTask:
+		for n := m.First; n <= m.Last && n-m.First < 1<<16; n++ {
+			l.aborted[wire.RequestID{Forwarder: m.Forwarder, Number: n}] = now
+		}
+	case wire.BarLUNReset:
+		l.resetTick = now
+	case wire.BarPreemptAbort:
+		l.bars[m.Nexus.Digest] = bar{^uint64(0), now}
+	}
+}
+
+// prune forgets what no acceptable stamp can meet any more.
+func (l *late) prune(now uint64) {
+	if now-l.pruned < stampAgeMax {
+		return
+	}
+	l.pruned = now
+	for k, b := range l.bars {
+		if b.tick+2*stampAgeMax < now {
+			delete(l.bars, k)
+		}
+	}
+	for k, t := range l.aborted {
+		if t+2*stampAgeMax < now {
+			delete(l.aborted, k)
+		}
+	}
+	for name, i := range l.sessions {
+		for s, t := range i.sessions {
+			if t+10*stampAgeMax < now {
+				delete(i.sessions, s)
+			}
+		}
+		if len(i.sessions) == 0 {
+			delete(l.sessions, name)
+		}
+	}
+}
+
+func writes(k wire.ForwardOp) bool {
+	return k == wire.OpWrite || k == wire.OpTrim || k == wire.OpZero || k == wire.OpCompareAndWrite
+}

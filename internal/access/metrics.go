@@ -1,0 +1,45 @@
+package access
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics are the counters of all owners of a node. docs/reference/metrics.md says what each means.
+type Metrics struct {
+	Stale        prometheus.Counter
+	NoLease      prometheus.Counter
+	Corrupt      prometheus.Counter
+	Evicted      prometheus.Counter
+	Checkpoints  prometheus.Counter
+	Dropped      prometheus.Counter
+	Retired      prometheus.Counter
+	Repaired     prometheus.Counter
+	ShippedBytes prometheus.Counter
+	ShipMismatch prometheus.Counter
+	Forwarded    prometheus.Counter
+	SyncSeconds  prometheus.Histogram
+}
+
+// NewMetrics registers the metrics with reg.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "dozo", Subsystem: "access", Name: name, Help: help})
+		reg.MustRegister(c)
+		return c
+	}
+	m := &Metrics{
+		Stale:        counter("stale_commands_total", "Commands refused because they might have been retried elsewhere (R9)."),
+		NoLease:      counter("no_lease_total", "Reads refused because fewer than two stores had granted a lease (R6)."),
+		Corrupt:      counter("corrupt_reads_total", "Reads that met a bad checksum and went to another replica."),
+		Evicted:      counter("map_evicted_bytes_total", "Bytes of the map that were paged out."),
+		Checkpoints:  counter("checkpoints_total", "Checkpoints announced."),
+		Dropped:      counter("replicas_dropped_total", "Local replicas dropped because other sites hold the segment."),
+		Retired:      counter("segments_retired_total", "Segments that nothing needed any more."),
+		Repaired:     counter("replicas_repaired_total", "Replicas made again."),
+		ShippedBytes: counter("shipped_bytes_total", "Bytes of segments that other sites have taken."),
+		ShipMismatch: counter("ship_mismatch_total", "Times a site's copy did not continue the owner's history."),
+		Forwarded:    counter("forwarded_commands_total", "Commands passed on to the owner at another node."),
+		SyncSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "dozo", Subsystem: "access", Name: "sync_seconds",
+			Help: "How long stores took for an fdatasync.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}),
+	}
+	reg.MustRegister(m.SyncSeconds)
+	return m
+}

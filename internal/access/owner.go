@@ -1,0 +1,343 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/volume"
+	"dozo/internal/wire"
+)
+
+// Owner drives one journal in one epoch: it gives records their place, has them stored on two servers, keeps
+// the map, and answers. TakeOver makes one; it serves until it is deposed or closed.
+//
+// The stages of a write: Submit (any goroutine; checksums made) -> admit (R9, merges; loop) -> Writer.Queue
+// and Pump (seq, batch) -> append on two stores in parallel -> commit (map updated) -> Done, for FUA once
+// stable. Of a read: Submit -> admit, lease check, map look-up (loop) -> one or more stores -> Done.
+type Owner struct {
+	env    Env
+	log    *slog.Logger
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	journalID ident.JournalID
+	epoch     ident.Epoch
+	members   []journal.Member
+	stores    []journal.Store // by member
+	grants    []*Grant
+	spec      atomic.Pointer[control.VolumeSpec]
+	state     control.JournalState
+	started   time.Time
+
+	q struct {
+		sync.Mutex
+		events  []event
+		spare   []event
+		running bool
+	}
+
+	// The loop's own.
+	w           *journal.Writer
+	m           *volume.Map
+	segs        map[ident.SegmentID]*segment
+	order       []*segment // history segments by seq
+	late        late
+	uncommitted []*Op // writes with a place in the history, in order
+	merging     int   // commands whose blocks are being read for a merge
+	waiting     []*Op // commands that wait for overlapping ones (R7), in order of arrival
+	stableWait  []*Op // flushes and FUA writes, by seq
+	leafWait    map[volume.LeafID][]*Op
+	finished    []finish
+	cp          checkpointState
+	stopErr     error
+	recovered   *journal.Recovery
+	proven      bool
+	written     uint64
+	tails       []tailStamp // when records were committed, for the lag in seconds
+	ships       []*siteShip
+	permits     map[ident.SegmentID]pendingPermit
+	repair      repairState
+	lastAppend  time.Duration
+
+	serving chan struct{} // closed when the epoch-start is stable
+	stopped chan struct{} // closed when the owner serves no more
+	view    atomic.Pointer[View]
+}
+
+type finish struct {
+	op  *Op
+	err error
+}
+
+// event is one thing that happened to the owner.
+type event struct {
+	kind   eventKind
+	op     *Op
+	member int
+	seg    *journal.Segment
+	batch  *journal.Batch
+	boot   ident.BootID
+	err    error
+	fn     func()
+}
+
+type eventKind uint8
+
+const (
+	evSubmit eventKind = iota
+	evMerged
+	evAppended
+	evCall
+)
+
+// post adds an event and, if nobody runs the loop, runs it.
+func (o *Owner) post(ev event) {
+	o.q.Lock()
+	o.q.events = append(o.q.events, ev)
+	run := !o.q.running
+	o.q.running = true
+	o.q.Unlock()
+	if run {
+		o.run()
+	}
+}
+
+// call runs fn in the loop; it doesn't wait.
+func (o *Owner) call(fn func()) { o.post(event{kind: evCall, fn: fn}) }
+
+// ask runs fn in the loop and waits for it; never from the loop itself.
+func (o *Owner) ask(fn func()) {
+	done := make(chan struct{})
+	o.call(func() { fn(); close(done) })
+	<-done
+}
+
+func (o *Owner) run() {
+	for {
+		o.q.Lock()
+		if len(o.q.events) == 0 {
+			o.q.running = false
+			o.q.Unlock()
+			return
+		}
+		evs := o.q.events
+		o.q.events, o.q.spare = o.q.spare[:0], nil
+		o.q.Unlock()
+
+		for i := range evs {
+			o.handle(&evs[i])
+		}
+		o.settle()
+		clear(evs)
+		o.q.Lock()
+		if o.q.spare == nil {
+			o.q.spare = evs[:0]
+		}
+		o.q.Unlock()
+	}
+}
+
+func (o *Owner) handle(ev *event) {
+	switch ev.kind {
+	case evSubmit:
+		o.admit(ev.op)
+	case evMerged:
+		o.merged(ev.op, ev.err)
+	case evAppended:
+		o.w.Appended(ev.batch, ev.member, ev.boot, ev.err)
+	case evCall:
+		ev.fn()
+	}
+}
+
+// settle restores the invariants after events: everything sent that may be, everything answered that may be.
+func (o *Owner) settle() {
+	if o.w == nil {
+		return
+	}
+	for range 8 {
+		o.w.Pump()
+		more := o.perform()
+		more = o.committed() || more
+		if !more {
+			break
+		}
+	}
+	o.releaseStable()
+	done := o.finished
+	o.finished = nil
+	for i := range done {
+		op := done[i].op
+		op.Epoch, op.Tick = o.epoch, o.tick()
+		op.Done(op, done[i].err)
+	}
+	if o.finished == nil {
+		clear(done)
+		o.finished = done[:0]
+	}
+}
+
+// tick is the owner's clock for stamps (R9): milliseconds of CLOCK_BOOTTIME.
+func (o *Owner) tick() uint64 { return uint64(o.env.Clock() / int64(time.Millisecond)) }
+
+// Epoch of the owner.
+func (o *Owner) Epoch() ident.Epoch { return o.epoch }
+
+// Stamp is the present moment for stamps.
+func (o *Owner) Stamp() wire.Stamp { return wire.Stamp{Epoch: o.epoch, Tick: o.tick()} }
+
+// Serving is closed once the owner serves; Stopped once it serves no more.
+func (o *Owner) Serving() <-chan struct{} { return o.serving }
+
+// Stopped is closed once the owner serves no more.
+func (o *Owner) Stopped() <-chan struct{} { return o.stopped }
+
+// Err says why the owner stopped.
+func (o *Owner) Err() error {
+	select {
+	case <-o.stopped:
+		return o.stopErr
+	default:
+		return nil
+	}
+}
+
+// Submit takes a command; op.Done is called once.
+func (o *Owner) Submit(op *Op) {
+	op.first = uint64(op.Offset) / journal.BlockSize
+	op.count = (uint64(op.Offset)+uint64(op.Length)+journal.BlockSize-1)/journal.BlockSize - op.first
+	if op.Buf != nil && op.Kind == wire.OpWrite && op.Buf.aligned() {
+		op.Buf.sum()
+	}
+	o.post(event{kind: evSubmit, op: op})
+}
+
+// SetSpec tells the owner that the volume's specification has changed.
+func (o *Owner) SetSpec(s control.VolumeSpec) {
+	o.call(func() {
+		o.spec.Store(&s)
+		if blocks := uint64(s.SizeBytes) / journal.BlockSize; o.m != nil && o.m.Size() < blocks {
+			if err := o.m.Resize(blocks); err != nil {
+				o.log.Error("resize of the map", "err", err)
+			}
+		}
+	})
+}
+
+// Bar records a refusal (R9); the answer may be passed on to the client once it returns.
+func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
+	var r wire.BarReply
+	var err error
+	o.ask(func() {
+		if o.stopErr != nil {
+			err = wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch)
+			return
+		}
+		now := o.tick()
+		o.late.bar(m, now)
+		r = wire.BarReply{Epoch: o.epoch, Tick: now}
+	})
+	return r, err
+}
+
+// stop ends serving: every command gets an error, nothing is acknowledged any more. It runs in the loop.
+func (o *Owner) stop(err error) {
+	if o.stopErr != nil {
+		return
+	}
+	o.stopErr = err
+	o.log.Warn("owner stopped", "epoch", o.epoch, "err", err)
+	if o.w != nil {
+		o.w.Stop(err)
+	}
+	gone := wire.Errorf(wire.CodeNotOwner, "%v", err)
+	for _, list := range [][]*Op{o.uncommitted, o.waiting, o.stableWait} {
+		for _, op := range list {
+			o.finish(op, gone)
+		}
+	}
+	for _, list := range o.leafWait {
+		for _, op := range list {
+			o.finish(op, gone)
+		}
+	}
+	o.uncommitted, o.waiting, o.stableWait, o.leafWait = nil, nil, nil, nil
+	o.env.Leases.Leave(o.journalID, o.epoch)
+	o.cancel()
+	close(o.stopped)
+}
+
+// finish answers a command at the end of this turn of the loop; a command is answered once.
+func (o *Owner) finish(op *Op, err error) {
+	if op.Done == nil {
+		return
+	}
+	o.finished = append(o.finished, finish{op, err})
+}
+
+// Close stops the owner and waits for what it has under way. Acknowledged writes stay where they are.
+func (o *Owner) Close() error {
+	o.ask(func() { o.stop(errClosed) })
+	o.wg.Wait()
+	return nil
+}
+
+var errClosed = errors.New("the node is closing")
+
+// timers runs the owner's clockwork.
+func (o *Owner) timers() {
+	defer o.wg.Done()
+	fast := time.NewTicker(20 * time.Millisecond)
+	defer fast.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-o.ctx.Done():
+			return
+		case <-fast.C:
+		}
+		o.call(func() {
+			if o.stopErr != nil {
+				return
+			}
+			o.w.Tick(time.Duration(o.env.Clock()))
+			if n%50 == 0 {
+				o.everySecond()
+			}
+		})
+	}
+}
+
+// everySecond is the slow clockwork: liveness of members, checkpoints, what to drop and to repair, the view.
+func (o *Owner) everySecond() {
+	now := time.Duration(o.env.Clock())
+	for i, m := range o.members {
+		if o.env.Stores.Up(m.Store) {
+			o.w.Up(i)
+		}
+	}
+	if at := o.w.At().Seq; at != o.cp.idleSeq {
+		o.cp.idleSeq, o.lastAppend = at, now
+	} else if now-o.lastAppend > idleSealAfter {
+		o.w.CloseIdle()
+		o.lastAppend = now
+	}
+	o.late.prune(o.tick())
+	o.maybeCheckpoint(now)
+	o.dropSome()
+	o.repairSome(now)
+	if freed := o.m.Evict(o.env.Limits.MapBudgetBytes); freed > 0 {
+		o.env.Metrics.Evicted.Add(float64(freed))
+	}
+	o.publish()
+}
+
+// idleSealAfter is R4's "a tail idle for 60 s is sealed".
+const idleSealAfter = time.Minute

@@ -1,0 +1,367 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/volume"
+	"dozo/internal/wire"
+)
+
+// perform does what the writer asks for. Remote stores are asked before local ones, so that the network works
+// while the local kernel copies.
+func (o *Owner) perform() bool {
+	acts := o.w.Actions()
+	for i := range acts {
+		if a := &acts[i]; a.Kind == journal.ActAppend && !o.env.Stores.Local(o.members[a.Member].Store) {
+			o.append(a)
+		}
+	}
+	for i := range acts {
+		a := &acts[i]
+		switch a.Kind {
+		case journal.ActAppend:
+			if o.env.Stores.Local(o.members[a.Member].Store) {
+				o.append(a)
+			}
+		case journal.ActOpen:
+			o.open(*a)
+		case journal.ActSync:
+			o.sync(*a)
+		case journal.ActSeal:
+			o.seal(*a)
+		case journal.ActCopy:
+			o.copyOver(*a)
+		case journal.ActDiscard:
+			o.discard(*a)
+		case journal.ActNotice:
+			o.stores[a.Member].Notice(&wire.Notice{Epoch: o.epoch, Journal: o.journalID, Commit: o.w.Commit(), Stable: o.w.Stable()})
+		case journal.ActServing:
+			o.nowServing()
+		case journal.ActStopped:
+			o.stop(a.Err)
+		}
+	}
+	return len(acts) > 0
+}
+
+// appendCall is an append under way with its deadline: a store that doesn't answer in time has failed (gray
+// failures too).
+type appendCall struct {
+	o      *Owner
+	msg    wire.Append
+	batch  *journal.Batch
+	member int
+	timer  *time.Timer
+	done   bool
+	q      chan struct{} // one token: who takes it reports
+}
+
+func (o *Owner) append(a *journal.Action) {
+	store := o.stores[a.Member]
+	local := o.env.Stores.Local(o.members[a.Member].Store)
+	msg := &wire.Append{Epoch: o.epoch, Segment: a.Segment.ID, Offset: a.Batch.Offset, Commit: o.w.Commit(), Stable: o.w.Stable(),
+		Data: a.Batch.Data, Trusted: local}
+	batch, member := a.Batch, a.Member
+	if local {
+		store.Append(msg, func(r wire.AppendReply, err error) {
+			o.post(event{kind: evAppended, batch: batch, member: member, boot: r.Boot, err: err})
+		})
+		return
+	}
+	c := &appendCall{o: o, batch: batch, member: member, q: make(chan struct{}, 1)}
+	c.q <- struct{}{}
+	c.timer = time.AfterFunc(o.env.Limits.AppendTimeout, func() {
+		c.report(wire.AppendReply{}, wire.Errorf(wire.CodeUnreached, "no answer to an append within %v", o.env.Limits.AppendTimeout))
+	})
+	store.Append(msg, c.report)
+}
+
+func (c *appendCall) report(r wire.AppendReply, err error) {
+	select {
+	case <-c.q:
+		c.timer.Stop()
+		c.o.post(event{kind: evAppended, batch: c.batch, member: c.member, boot: r.Boot, err: err})
+	default:
+	}
+}
+
+// unreached makes a context's end an answer that the rules know.
+func unreached(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return wire.Errorf(wire.CodeUnreached, "%v", err)
+	}
+	return err
+}
+
+func (o *Owner) open(a journal.Action) {
+	store := o.stores[a.Member]
+	o.goBackground(func() {
+		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
+		defer cancel()
+		r, err := store.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: a.Segment.ID, Capacity: o.env.Limits.SegmentBytes})
+		o.call(func() {
+			if err != nil && o.stopErr == nil {
+				o.log.Warn("segment not opened", "segment", a.Segment.ID, "store", store.ID(), "err", err)
+			}
+			o.w.Opened(a.Segment, a.Member, r.Boot, unreached(err))
+		})
+	})
+}
+
+func (o *Owner) sync(a journal.Action) {
+	store := o.stores[a.Member]
+	o.goBackground(func() {
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
+		defer cancel()
+		r, err := store.Sync(ctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: a.Segments})
+		o.env.Metrics.SyncSeconds.Observe(time.Since(start).Seconds())
+		o.call(func() { o.w.Synced(a.Member, r, unreached(err)) })
+	})
+}
+
+func (o *Owner) seal(a journal.Action) {
+	store := o.stores[a.Member]
+	end, last := a.Segment.End(), a.Segment.Last()
+	start := o.w.Start()
+	o.goBackground(func() {
+		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
+		defer cancel()
+		_, err := store.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: a.Segment.ID, End: end, Last: last, Start: start})
+		o.call(func() { o.sealed(a.Segment, a.Member, unreached(err)) })
+	})
+}
+
+// sealed notes a sealed replica, in the writer and in the owner's own table.
+func (o *Owner) sealed(s *journal.Segment, member int, err error) {
+	o.w.Sealed(s, member, err)
+	seg := o.segs[s.ID]
+	if seg == nil {
+		return
+	}
+	store := o.members[member].Store
+	if err != nil {
+		if o.stopErr == nil {
+			o.log.Warn("replica not sealed", "segment", s.ID, "store", store, "err", err)
+		}
+		if !errors.Is(err, wire.ErrUnreached) {
+			o.markBad(s.ID, store, err)
+		}
+		return
+	}
+	o.endSegment(seg, s.Last(), s.End())
+	seg.confirm(store)
+}
+
+// endSegment notes that nothing will be added to a segment.
+func (o *Owner) endSegment(seg *segment, last ident.Position, end uint32) {
+	if seg.sealed {
+		return
+	}
+	seg.sealed, seg.last, seg.end = true, last, end
+	if err := o.m.Seal(seg.slot, last, end); err != nil {
+		o.log.Error("segment table", "segment", seg.id, "err", err)
+	}
+}
+
+// confirm notes a stable, sealed replica.
+func (s *segment) confirm(store ident.StoreID) {
+	if h := s.holder(store); h != nil {
+		h.stable, h.bad = true, false
+		return
+	}
+	s.holders = append(s.holders, holder{store: store, stable: true})
+}
+
+func (s *segment) holder(store ident.StoreID) *holder {
+	for i := range s.holders {
+		if s.holders[i].store == store {
+			return &s.holders[i]
+		}
+	}
+	return nil
+}
+
+func (o *Owner) copyOver(a journal.Action) {
+	from, to := o.stores[a.Member], o.stores[a.Dest]
+	end, last, start := a.Segment.End(), a.Segment.Last(), o.w.Start()
+	o.goBackground(func() {
+		err := o.copySegment(from, to, a.Segment.ID, end, last, start)
+		o.call(func() { o.sealed(a.Segment, a.Dest, unreached(err)) })
+	})
+}
+
+// copyFrame is how much one push of a copy carries.
+const copyFrame = 1 << 20
+
+// copySegment makes a sealed replica of [0, end) at another store from one that has it.
+func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, last ident.Position, start wire.EpochStart) error {
+	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
+	defer cancel()
+	if _, err := to.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16)}); err != nil {
+		return fmt.Errorf("open at %s: %w", to.ID(), err)
+	}
+	// What the destination has already is compared by the append itself; a differing replica is loud.
+	inv, err := to.Inventory(ctx, &wire.Inventory{Journal: id.Journal, Limit: 1 << 20})
+	if err != nil {
+		return err
+	}
+	at := uint32(0)
+	for _, r := range inv.Replicas {
+		if r.Segment == id {
+			if r.State == wire.ReplicaSealed {
+				return nil
+			}
+			at = min(r.End, end)
+		}
+	}
+	ends, err := o.recordEnds(ctx, from, id)
+	if err != nil {
+		return err
+	}
+	for at < end {
+		n, _ := slices.BinarySearch(ends, at+copyFrame+1)
+		next := end
+		if n > 0 && ends[n-1] > at {
+			next = min(end, ends[n-1])
+		} else if n < len(ends) {
+			next = min(end, ends[n])
+		}
+		if _, err := from.Push(ctx, &wire.Push{Epoch: o.epoch, Segment: id, From: at, To: next, Commit: o.commitNow(), Stable: o.commitNow(), Dest: to.ID()}); err != nil {
+			return fmt.Errorf("push to %s: %w", to.ID(), err)
+		}
+		at = next
+	}
+	_, err = to.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+	return err
+}
+
+// recordEnds lists the offsets behind each record of a replica: pushes carry whole records.
+func (o *Owner) recordEnds(ctx context.Context, from journal.Store, id ident.SegmentID) ([]uint32, error) {
+	x, err := readIndex(ctx, from, id)
+	if err != nil {
+		return nil, err
+	}
+	ends := make([]uint32, 0, len(x.Entries))
+	for i := 1; i < len(x.Entries); i++ {
+		ends = append(ends, x.Entries[i].Offset)
+	}
+	return append(ends, x.End), nil
+}
+
+func readIndex(ctx context.Context, from journal.Store, id ident.SegmentID) (*journal.Index, error) {
+	r, err := from.ReadIndex(ctx, &wire.ReadIndex{Segment: id})
+	if err != nil {
+		return nil, fmt.Errorf("index of %s at %s: %w", id, from.ID(), err)
+	}
+	defer release(r)
+	return journal.DecodeIndex(r.Data)
+}
+
+func release(r wire.ReadReply) {
+	if r.Release != nil {
+		r.Release()
+	}
+}
+
+// commitNow is the commit point for messages that are made outside the loop: the last published one.
+func (o *Owner) commitNow() ident.Position {
+	if v := o.view.Load(); v != nil {
+		return v.Commit
+	}
+	return ident.Position{}
+}
+
+func (o *Owner) discard(a journal.Action) {
+	store := o.stores[a.Member]
+	o.goBackground(func() {
+		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
+		defer cancel()
+		// Best effort: what stays is an empty replica that the next owner's reconciliation removes.
+		if _, err := store.Drop(ctx, &wire.Drop{Epoch: o.epoch, Segment: a.Segment.ID}); err != nil && o.ctx.Err() == nil {
+			o.log.Debug("empty segment not dropped", "segment", a.Segment.ID, "store", store.ID(), "err", err)
+		}
+	})
+}
+
+// apply takes one committed record into the map and the owner's tables.
+func (o *Owner) apply(e *journal.Entry) {
+	s := o.segs[e.Segment]
+	if s == nil {
+		s = o.addSegment(e)
+	}
+	x := e.Entry(e.Offset)
+	if err := o.m.Apply(&x, e.Seq, s.slot); err != nil {
+		// A bug: rather stop than answer from a map that we do not understand.
+		o.stop(fmt.Errorf("map: %w", err))
+		return
+	}
+	s.last, s.end = e.Position(), e.Offset+uint32(len(e.Bytes))
+	o.cp.appliedAt = s.last
+	o.written += uint64(len(e.Bytes))
+	if e.Request.Number != 0 {
+		if err := o.m.Requests().Add(e.Request, e.Part, e.Seq); err != nil {
+			o.m.Requests().Forget(e.Request.Forwarder)
+			_ = o.m.Requests().Add(e.Request, e.Part, e.Seq)
+		}
+	}
+}
+
+// addSegment enters the segment of the first committed record in the tables.
+func (o *Owner) addSegment(e *journal.Entry) *segment {
+	s := &segment{id: e.Segment}
+	o.w.Pending(func(ws *journal.Segment, holders []int) {
+		if ws.ID == e.Segment {
+			s.before, s.writer = ws.Before, ws
+			for _, m := range holders {
+				s.holders = append(s.holders, holder{store: o.members[m].Store})
+			}
+		}
+	})
+	s.last = s.before
+	o.enter(s)
+	return s
+}
+
+// enter puts a segment of the history into the map's table and the order of seq.
+func (o *Owner) enter(s *segment) {
+	slot, err := o.m.AddSegment(volume.Segment{ID: s.id, Before: s.before, Last: s.last, End: s.end, Sealed: s.sealed})
+	if err != nil {
+		o.stop(err)
+		return
+	}
+	s.slot = slot
+	o.segs[s.id] = s
+	if s.id.IsCheckpoint() {
+		return
+	}
+	i, _ := slices.BinarySearchFunc(o.order, s, func(a, b *segment) int {
+		if a.before.Seq < b.before.Seq {
+			return -1
+		} else if a.before.Seq > b.before.Seq {
+			return 1
+		}
+		return 0
+	})
+	o.order = slices.Insert(o.order, i, s)
+}
+
+// nowServing opens the gates.
+func (o *Owner) nowServing() {
+	o.log.Info("owner serves", "epoch", o.epoch, "seq", o.w.At().Seq, "proven", o.proven,
+		"took", time.Since(o.started).Round(time.Millisecond))
+	close(o.serving)
+	o.publish()
+	list := o.waiting
+	o.waiting = nil
+	for _, op := range list {
+		o.admit(op)
+	}
+	o.afterServing()
+}

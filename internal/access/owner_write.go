@@ -1,0 +1,394 @@
+package access
+
+import (
+	"bytes"
+
+	"dozo/internal/control"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// admit decides upon a command that has arrived or has waited: it runs, waits, or is refused.
+func (o *Owner) admit(op *Op) {
+	if o.stopErr != nil {
+		o.finish(op, wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch))
+		o.dropBuf(op)
+		return
+	}
+	if !o.w.Serving() {
+		o.waiting = append(o.waiting, op)
+		return
+	}
+	if !op.barred {
+		if op.Forward && writes(op.Kind) && o.answered(op) {
+			o.dropBuf(op)
+			return
+		}
+		if err := o.late.check(op, o.epoch, o.tick()); err != nil {
+			o.env.Metrics.Stale.Inc()
+			o.finish(op, err)
+			o.dropBuf(op)
+			return
+		}
+		if size := o.spec.Load().SizeBytes; op.Offset < 0 || op.Length < 0 || op.Offset > size || op.Length > size-op.Offset {
+			o.finish(op, wire.Errorf(wire.CodeBadRequest, "bytes %d+%d of a volume of %d", op.Offset, op.Length, size))
+			o.dropBuf(op)
+			return
+		}
+		op.barred = true
+	}
+	switch op.Kind {
+	case wire.OpRead:
+		o.read(op)
+	case wire.OpProvisioned:
+		o.provisioned(op)
+	case wire.OpFlush:
+		op.seq = o.w.At().Seq
+		o.awaitStable(op)
+	case wire.OpWrite:
+		if o.mustWait(op, !op.Buf.aligned()) {
+			o.waiting = append(o.waiting, op)
+			return
+		}
+		if op.Buf.aligned() {
+			o.queueWrite(op)
+			return
+		}
+		o.merge(op)
+	case wire.OpCompareAndWrite:
+		if o.mustWait(op, true) {
+			o.waiting = append(o.waiting, op)
+			return
+		}
+		o.merge(op)
+	case wire.OpTrim, wire.OpZero:
+		partial := op.Offset%journal.BlockSize != 0 || (op.Offset+op.Length)%journal.BlockSize != 0
+		if o.mustWait(op, partial) {
+			o.waiting = append(o.waiting, op)
+			return
+		}
+		if partial {
+			o.merge(op)
+			return
+		}
+		o.queueTrim(op)
+	default:
+		o.finish(op, wire.Errorf(wire.CodeBadRequest, "operation %d", op.Kind))
+	}
+}
+
+func (o *Owner) dropBuf(op *Op) {
+	if op.Buf != nil {
+		op.Buf.Release()
+		op.Buf = nil
+	}
+}
+
+// answered answers a forwarded request that a former owner, or this one, has put into the history already
+// (R9). Its parts are found one by one: a request is answered once all that were sent are committed.
+func (o *Owner) answered(op *Op) bool {
+	id := journal.RequestID{Forwarder: op.Request.Forwarder, Number: op.Request.Number}
+	seq, found, _ := o.m.Requests().Find(id, 0)
+	if !found {
+		for _, u := range o.uncommitted {
+			if u.Forward && u.Request == op.Request {
+				// The same request is under way: it was sent twice over two connections. The first answers both.
+				first := u.Done
+				u.Done = func(x *Op, err error) {
+					op.Epoch, op.Tick = x.Epoch, x.Tick
+					op.Done(op, err)
+					first(x, err)
+				}
+				return true
+			}
+		}
+		return false
+	}
+	op.seq = seq
+	if op.FUA {
+		o.awaitStable(op)
+	} else {
+		o.finish(op, nil)
+	}
+	return true
+}
+
+// mustWait applies R7: what depends on state waits for overlapping records in flight; everything waits for
+// overlapping commands that are being decided, and for those that wait already (so that none is overtaken
+// for ever).
+func (o *Owner) mustWait(op *Op, decides bool) bool {
+	if decides {
+		for _, u := range o.uncommitted {
+			if u.overlaps(op) {
+				return true
+			}
+		}
+	}
+	for _, x := range o.waiting {
+		if (x.merging || decides) && x != op && x.overlaps(op) {
+			return true
+		}
+	}
+	return false
+}
+
+// requestID of a record: only forwarded requests need one.
+func requestID(op *Op) journal.RequestID {
+	if !op.Forward {
+		return journal.RequestID{}
+	}
+	return journal.RequestID{Forwarder: op.Request.Forwarder, Number: op.Request.Number}
+}
+
+// queueWrite gives a write its place in the history.
+func (o *Owner) queueWrite(op *Op) {
+	e := &op.Buf.entry
+	e.Request = requestID(op)
+	e.Context = op
+	op.parts = 1
+	o.w.Queue(e)
+	op.seq = e.Seq
+	o.uncommitted = append(o.uncommitted, op)
+}
+
+// queueTrim gives a trim of whole blocks its place. A command longer than a record can say becomes several.
+func (o *Owner) queueTrim(op *Op) {
+	op.parts = 0
+	const most = 1 << 31 // blocks in a record
+	for first, left := op.first, op.count; ; {
+		n := min(left, most)
+		if n == 0 {
+			break
+		}
+		e := &journal.Entry{Record: journal.Record{Kind: journal.KindTrim, Block: first, Count: uint32(n), Part: uint8(op.parts), Request: requestID(op)}, Context: op}
+		e.Bytes = make([]byte, journal.RecordSize(0))
+		op.parts++
+		o.w.Queue(e)
+		op.seq = e.Seq
+		first, left = first+n, left-n
+	}
+	if op.parts == 0 {
+		o.finish(op, nil)
+		return
+	}
+	o.uncommitted = append(o.uncommitted, op)
+}
+
+// merge reads the blocks that a command replaces only in part or compares, and holds others off them
+// meanwhile. The command stays on the waiting list, marked, until merged.
+func (o *Owner) merge(op *Op) {
+	op.merging = true
+	o.merging++
+	o.waiting = append(o.waiting, op)
+	r := NewOp()
+	r.Kind, r.Offset, r.Length = wire.OpRead, int64(op.first)*journal.BlockSize, int64(op.count)*journal.BlockSize
+	if op.Kind == wire.OpTrim || op.Kind == wire.OpZero {
+		// Only the first and the last block may be partial.
+		r.Length = journal.BlockSize
+	}
+	r.first, r.count = uint64(r.Offset)/journal.BlockSize, uint64(r.Length)/journal.BlockSize
+	r.barred = true
+	r.Done = func(r *Op, err error) {
+		if err == nil {
+			err = o.mergeRead(op, r)
+		}
+		r.Release()
+		o.post(event{kind: evMerged, op: op, err: err})
+	}
+	o.read(r)
+}
+
+// mergeRead puts what was read around what the client writes. It runs on the reader's goroutine; the command
+// is marked, so nobody else touches it.
+func (o *Owner) mergeRead(op *Op, r *Op) error {
+	switch op.Kind {
+	case wire.OpWrite, wire.OpCompareAndWrite:
+		old := make([]byte, 0, r.Length)
+		for _, d := range r.Data {
+			old = append(old, d...)
+		}
+		b := op.Buf
+		at := int(b.off - int64(b.first)*journal.BlockSize)
+		if op.Kind == wire.OpCompareAndWrite {
+			there := old[at : at+len(b.data)]
+			if !bytes.Equal(there, op.Compare) {
+				for i := range there {
+					if there[i] != op.Compare[i] {
+						op.Miscompare = int64(i)
+						break
+					}
+				}
+				return wire.Errorf(wire.CodeMiscompare, "at byte %d", op.Miscompare)
+			}
+		}
+		copy(b.body[:at], old[:at])
+		copy(b.body[at+len(b.data):], old[at+len(b.data):])
+		b.sum()
+		return nil
+	}
+	// A trim or zero: the partial blocks become writes of whole ones. The head was read;
+	// zeroParts makes a command of its own of a partial tail.
+	head := NewWriteBuf(int64(op.first)*journal.BlockSize, journal.BlockSize)
+	n := 0
+	for _, d := range r.Data {
+		n += copy(head.body[n:], d)
+	}
+	from := op.Offset - int64(op.first)*journal.BlockSize
+	clear(head.body[from:min(journal.BlockSize, from+op.Length)])
+	head.sum()
+	op.zeroHead = head
+	return nil
+}
+
+// merged goes on with a command whose blocks have been read.
+func (o *Owner) merged(op *Op, err error) {
+	o.merging--
+	op.merging = false
+	for i, x := range o.waiting {
+		if x == op {
+			o.waiting = append(o.waiting[:i], o.waiting[i+1:]...)
+			break
+		}
+	}
+	defer o.retryWaiting()
+	if o.stopErr != nil {
+		o.finish(op, wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch))
+		return
+	}
+	if err != nil {
+		o.dropBuf(op)
+		o.finish(op, err)
+		return
+	}
+	if op.Kind == wire.OpWrite || op.Kind == wire.OpCompareAndWrite {
+		o.queueWrite(op)
+		return
+	}
+	o.zeroParts(op)
+}
+
+// zeroParts continues a partial trim or zero: its first block is ready; what follows is a command of its own,
+// which ends in whole blocks or in a last partial one.
+func (o *Owner) zeroParts(op *Op) {
+	head := op.zeroHead
+	op.zeroHead = nil
+	headEnd := (int64(op.first) + 1) * journal.BlockSize
+	rest := op.Offset + op.Length - headEnd
+	w := NewOp()
+	w.Kind, w.Offset, w.Length, w.Buf, w.FUA, w.barred = wire.OpWrite, int64(head.first)*journal.BlockSize, journal.BlockSize, head, op.FUA, true
+	w.first, w.count = head.first, 1
+	left, answered := 1, false
+	done := func(x *Op, err error) {
+		x.Release()
+		left--
+		if !answered && (left == 0 || err != nil) {
+			answered = true
+			o.finish(op, err)
+		}
+	}
+	sub := func(off, n int64) {
+		if n <= 0 {
+			return
+		}
+		left++
+		z := NewOp()
+		z.Kind, z.Offset, z.Length, z.FUA, z.barred = op.Kind, off, n, op.FUA, true
+		z.first, z.count = uint64(off)/journal.BlockSize, uint64(off+n+journal.BlockSize-1)/journal.BlockSize-uint64(off)/journal.BlockSize
+		z.Done = func(x *Op, err error) { o.call(func() { done(x, err) }) }
+		o.admit(z)
+	}
+	w.Done = func(x *Op, err error) { o.call(func() { done(x, err) }) }
+	o.queueWrite(w)
+	whole := rest / journal.BlockSize * journal.BlockSize
+	sub(headEnd, whole)
+	sub(headEnd+whole, rest-whole)
+}
+
+// committed takes what the writer has committed into the map and answers.
+func (o *Owner) committed() bool {
+	entries := o.w.Committed()
+	if len(entries) == 0 {
+		return false
+	}
+	sync := o.spec.Load().Durability == control.Sync
+	now := o.tick()
+	for _, e := range entries {
+		o.apply(e)
+		op, ok := e.Context.(*Op)
+		if !ok {
+			if fn, ok := e.Context.(func()); ok {
+				fn()
+			}
+			continue
+		}
+		if op.Buf != nil {
+			op.Buf.Release()
+			op.Buf = nil
+		}
+		if op.parts--; op.parts > 0 {
+			continue
+		}
+		o.late.acknowledged(op, now)
+		if op.FUA || sync {
+			o.stableWait = append(o.stableWait, op)
+			o.w.WantStable(op.seq)
+		} else {
+			o.finish(op, nil)
+		}
+	}
+	// Those committed are the oldest: they are at the head.
+	n := 0
+	for n < len(o.uncommitted) && o.uncommitted[n].parts == 0 {
+		n++
+	}
+	o.uncommitted = append(o.uncommitted[:0], o.uncommitted[n:]...)
+	o.noteTail(entries[len(entries)-1], now)
+	if len(o.waiting) > 0 {
+		o.retryWaiting()
+	}
+	return true
+}
+
+// retryWaiting admits waiting commands again, in order.
+func (o *Owner) retryWaiting() {
+	if len(o.waiting) == o.merging {
+		return
+	}
+	list := o.waiting
+	o.waiting = nil
+	for _, op := range list {
+		if op.merging {
+			o.waiting = append(o.waiting, op)
+		} else {
+			o.admit(op)
+		}
+	}
+}
+
+// awaitStable answers op once everything up to op.seq is stable (R8).
+func (o *Owner) awaitStable(op *Op) {
+	if op.seq <= o.w.Stable().Seq {
+		o.finish(op, nil)
+		return
+	}
+	o.stableWait = append(o.stableWait, op)
+	o.w.WantStable(op.seq)
+}
+
+// releaseStable answers flushes and FUA writes up to the stable point.
+func (o *Owner) releaseStable() {
+	if len(o.stableWait) == 0 || !o.w.Serving() {
+		return
+	}
+	stable := o.w.Stable().Seq
+	kept := o.stableWait[:0]
+	for _, op := range o.stableWait {
+		if op.seq <= stable {
+			o.finish(op, nil)
+		} else {
+			kept = append(kept, op)
+		}
+	}
+	clear(o.stableWait[len(kept):])
+	o.stableWait = kept
+}

@@ -1,0 +1,441 @@
+package access
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/volume"
+	"dozo/internal/wire"
+)
+
+// rebuild makes the map as it is at the recovery's commit point and reads the tail above it: the newest
+// announced checkpoint (R12), then the records since, from the segments' indexes.
+func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.FenceReply, rec *journal.Recovery, cfg *journal.WriterConfig) error {
+	blocks := uint64(o.spec.Load().SizeBytes) / journal.BlockSize
+	for store, a := range answers {
+		for _, r := range a.Replicas {
+			if r.Segment.IsCheckpoint() && r.State == wire.ReplicaSealed {
+				s := o.segs[r.Segment]
+				if s == nil {
+					s = &segment{id: r.Segment, last: r.Last, end: r.End, sealed: true}
+					o.segs[r.Segment] = s
+				}
+				s.confirm(store)
+			}
+		}
+	}
+	for _, r := range rec.Past {
+		s := &segment{id: r.Segment, before: r.Before, sealed: true}
+		for _, h := range r.Holders {
+			s.holders = append(s.holders, holder{store: h.Store, stable: h.State == wire.ReplicaSealed && r.Sealed, bad: !h.Has(&r)})
+		}
+		o.segs[r.Segment] = s
+	}
+	rd := &rebuilder{o: o, ctx: ctx, indexes: map[ident.SegmentID]*journal.Index{}}
+	tail, err := rd.tail(rec)
+	if err != nil {
+		return err
+	}
+	if rec.Lost {
+		// The commit point that was seen is gone: the history ends at what is there.
+		cfg.Heard = rd.at
+		cfg.Tail = nil
+	} else {
+		cfg.Tail = tail
+	}
+	point, err := rd.newestCheckpoint(rec)
+	if err != nil {
+		return err
+	}
+	if point.At.Seq > 0 {
+		if o.m, err = volume.Load(o.journalID, point, o.partReader()); err != nil {
+			return fmt.Errorf("map of %s: %w", o.journalID, err)
+		}
+		cfg.Point = point
+	} else if o.m, err = volume.New(o.journalID, blocks); err != nil {
+		return err
+	}
+	if o.m.Size() < blocks {
+		if err := o.m.Resize(blocks); err != nil {
+			return err
+		}
+	}
+	o.cp.appliedAt = cfg.Heard
+	for _, r := range rec.Past {
+		if err := rd.replay(&r); err != nil {
+			return err
+		}
+	}
+	// Segments that no answering store has: a dead one may, and other sites do.
+	for slot, seg := range o.m.Segments() {
+		if o.segs[seg.ID] == nil && !seg.Retired {
+			s := &segment{id: seg.ID, slot: slot, before: seg.Before, last: seg.Last, end: seg.End, sealed: true}
+			o.segs[seg.ID] = s
+			if !seg.ID.IsCheckpoint() {
+				o.order = append(o.order, s)
+			}
+		}
+	}
+	slices.SortFunc(o.order, func(a, b *segment) int { return cmp.Compare(a.before.Seq, b.before.Seq) })
+	for id, s := range o.segs {
+		if id.IsCheckpoint() {
+			if slot, ok := o.m.Slot(id); ok {
+				s.slot = slot
+			} else {
+				o.cp.orphans = append(o.cp.orphans, id)
+			}
+		}
+	}
+	return nil
+}
+
+type rebuilder struct {
+	o       *Owner
+	ctx     context.Context
+	indexes map[ident.SegmentID]*journal.Index
+	at      ident.Position
+}
+
+// stores lists who has the whole of a range, this node's store first.
+func (rd *rebuilder) stores(r *journal.Range) []journal.Store {
+	var list []journal.Store
+	for _, h := range r.Holders {
+		if st, ok := rd.o.env.Stores.Store(h.Store); ok && h.Has(r) {
+			list = append(list, st)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b journal.Store) int {
+		la, lb := rd.o.env.Stores.Local(a.ID()), rd.o.env.Stores.Local(b.ID())
+		switch {
+		case la == lb:
+			return 0
+		case la:
+			return -1
+		}
+		return 1
+	})
+	return list
+}
+
+func (rd *rebuilder) index(r *journal.Range) (*journal.Index, error) {
+	if x := rd.indexes[r.Segment]; x != nil && ident.Seq(len(x.Entries)) >= r.To-r.Before.Seq {
+		return x, nil
+	}
+	var last error = fmt.Errorf("segment %s to seq %d: no replica has it", r.Segment, r.To)
+	for _, st := range rd.stores(r) {
+		x, err := readIndex(rd.ctx, st, r.Segment)
+		if err != nil {
+			last = err
+			continue
+		}
+		if ident.Seq(len(x.Entries)) >= r.To-r.Before.Seq {
+			rd.indexes[r.Segment] = x
+			return x, nil
+		}
+	}
+	return nil, last
+}
+
+// tail reads the records above the commit point and verifies them from the head of their segments on.
+func (rd *rebuilder) tail(rec *journal.Recovery) ([]*journal.Entry, error) {
+	var out []*journal.Entry
+	rd.at = rec.Commit
+	for i := range rec.Tail {
+		r := &rec.Tail[i]
+		got, err := rd.readRange(r)
+		if err != nil {
+			return nil, fmt.Errorf("tail: %w", err)
+		}
+		for _, e := range got {
+			if e.Seq == rec.Commit.Seq && e.Position() != rec.Commit {
+				return nil, fmt.Errorf("tail: seq %d is %s, the commit point %s: the history has two versions", e.Seq, e.Position(), rec.Commit)
+			}
+			if e.Seq >= r.From && e.Seq <= r.To {
+				out = append(out, e)
+				rd.at = e.Position()
+			}
+		}
+	}
+	if rec.Lost && len(rec.Past) > 0 {
+		got, err := rd.readRange(&rec.Past[len(rec.Past)-1])
+		if err != nil {
+			return nil, err
+		}
+		rd.at = got[len(got)-1].Position()
+	}
+	return out, nil
+}
+
+// readRange reads a range's records from one of its holders.
+func (rd *rebuilder) readRange(r *journal.Range) ([]*journal.Entry, error) {
+	var last error = fmt.Errorf("segment %s to seq %d: no replica has it", r.Segment, r.To)
+	for _, st := range rd.stores(r) {
+		got, err := rd.readFrom(st, r)
+		if err == nil {
+			return got, nil
+		}
+		last = fmt.Errorf("segment %s at %s: %w", r.Segment, st.ID(), err)
+	}
+	return nil, last
+}
+
+func (rd *rebuilder) readFrom(st journal.Store, r *journal.Range) ([]*journal.Entry, error) {
+	var raw []byte
+	for off := uint32(0); ; {
+		reply, err := st.ReadRaw(rd.ctx, &wire.ReadRaw{Segment: r.Segment, Offset: off, Len: copyFrame})
+		if err != nil {
+			return nil, err
+		}
+		raw = append(raw, reply.Data...)
+		n := len(reply.Data)
+		release(reply)
+		if n == 0 {
+			break
+		}
+		off += uint32(n)
+	}
+	h, err := journal.DecodeSegmentHeader(raw)
+	if err != nil {
+		return nil, err
+	}
+	run := journal.Run{Segment: r.Segment, At: h.Before, Offset: journal.SegmentHeaderSize, Bodies: true}
+	var out []*journal.Entry
+	for run.At.Seq < r.To {
+		rest := raw[run.Offset:]
+		n, err := run.Next(rest)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &journal.Entry{Record: run.Record, Bytes: append([]byte(nil), rest[:n]...)})
+	}
+	return out, nil
+}
+
+// newestCheckpoint finds the newest announcement: the header of a segment repeats those before it, later ones
+// stand in the records.
+func (rd *rebuilder) newestCheckpoint(rec *journal.Recovery) (p journal.CheckpointPoint, err error) {
+	for i := len(rec.Past) - 1; i >= 0; i-- {
+		r := &rec.Past[i]
+		x, err := rd.index(r)
+		if err != nil {
+			return p, err
+		}
+		for j := int(r.To-r.Before.Seq) - 1; j >= 0; j-- {
+			if x.Entries[j].Kind != journal.KindCheckpoint {
+				continue
+			}
+			_, body, err := rd.o.readRecord(r.Segment, x.Entries[j].Offset)
+			if err != nil {
+				return p, fmt.Errorf("checkpoint announcement: %w", err)
+			}
+			return journal.DecodeCheckpoint(body)
+		}
+		var head wire.ReadReply
+		var last error = fmt.Errorf("segment %s: no replica answers", r.Segment)
+		for _, st := range rd.stores(r) {
+			if head, last = st.ReadRaw(rd.ctx, &wire.ReadRaw{Segment: r.Segment, Offset: 0, Len: journal.SegmentHeaderSize}); last == nil {
+				break
+			}
+		}
+		if last != nil {
+			return p, last
+		}
+		h, err := journal.DecodeSegmentHeader(head.Data)
+		release(head)
+		if err != nil {
+			return p, err
+		}
+		return h.Point, nil
+	}
+	return p, nil
+}
+
+// replay applies the records of a range that the map doesn't have.
+func (rd *rebuilder) replay(r *journal.Range) error {
+	o := rd.o
+	s := o.segs[r.Segment]
+	if slot, ok := o.m.Slot(r.Segment); ok && r.To <= o.m.Applied() {
+		seg, _ := o.m.Segment(slot)
+		if seg.Sealed {
+			s.slot, s.last, s.end = slot, seg.Last, seg.End
+			o.order = append(o.order, s)
+			return nil
+		}
+	}
+	x, err := rd.index(r)
+	if err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	n := int(r.To - r.Before.Seq)
+	s.end = x.End
+	if n < len(x.Entries) {
+		s.end = x.Entries[n].Offset
+	}
+	if s.last, err = rd.positionAt(r, x, n); err != nil {
+		return err
+	}
+	slot, err := o.m.AddSegment(volume.Segment{ID: s.id, Before: s.before, Last: s.last, End: s.end, Sealed: true})
+	if err != nil {
+		return err
+	}
+	s.slot = slot
+	if err := o.m.Seal(slot, s.last, s.end); err != nil {
+		return err
+	}
+	o.order = append(o.order, s)
+	for i := range x.Entries[:n] {
+		seq := r.Before.Seq + 1 + ident.Seq(i)
+		if seq < r.From {
+			continue
+		}
+		if err := o.replayed(r.Segment, &x.Entries[i], seq, slot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replayed takes one record of the past into the map.
+func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Seq, slot volume.Slot) error {
+	if seq <= o.m.Applied() {
+		return nil
+	}
+	switch e.Kind {
+	case journal.KindPermit:
+		_, body, err := o.readRecord(id, e.Offset)
+		if err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
+		permits, err := journal.DecodePermits(body)
+		if err != nil {
+			return err
+		}
+		for _, p := range permits {
+			if s := o.segs[p.Segment]; s != nil {
+				if h := s.holder(p.Store); h != nil {
+					h.going = true // from the permit on, no epoch counts it (R13)
+				}
+			}
+			o.permits[p.Segment] = pendingPermit{Permit: p, seq: seq}
+		}
+	case journal.KindRetire:
+		_, body, err := o.readRecord(id, e.Offset)
+		if err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
+		retired, err := journal.DecodeRetired(body)
+		if err != nil {
+			return err
+		}
+		o.cp.retired = append(o.cp.retired, retiredAt{retired, seq})
+	}
+	if err := o.m.Apply(e, seq, slot); err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	return nil
+}
+
+// positionAt is the position after the n-th record of an index.
+func (rd *rebuilder) positionAt(r *journal.Range, x *journal.Index, n int) (ident.Position, error) {
+	if n == len(x.Entries) {
+		return x.Last, nil
+	}
+	rec, _, err := rd.o.readRecord(r.Segment, x.Entries[n-1].Offset)
+	if err != nil {
+		return ident.Position{}, err
+	}
+	return rec.Position(), nil
+}
+
+// partReader reads records one by one from whichever replica has them intact: checkpoint parts and the
+// journal's own small records.
+func (o *Owner) partReader() volume.PartReader { return partReader{o} }
+
+type partReader struct{ o *Owner }
+
+func (p partReader) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+	return p.o.readRecordFrom(p.o.holdersOf(id), id, offset)
+}
+
+// holdersOf lists the stores of a segment; it may be called from any goroutine once the owner runs.
+func (o *Owner) holdersOf(id ident.SegmentID) []journal.Store {
+	var list []journal.Store
+	collect := func() {
+		s := o.segs[id]
+		if s == nil {
+			return
+		}
+		if first := o.readFrom(s); first != nil {
+			list = append(list, first)
+		}
+		for _, h := range s.holders {
+			if st, ok := o.env.Stores.Store(h.store); ok && !slices.Contains(list, st) {
+				list = append(list, st)
+			}
+		}
+	}
+	if o.w == nil { // still taking over: nobody else is there
+		collect()
+	} else {
+		o.ask(collect)
+	}
+	return list
+}
+
+func (o *Owner) readRecord(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+	return o.readRecordFrom(o.holdersOf(id), id, offset)
+}
+
+// recordGuess is how much is read before a record's size is known; most parts and small records fit.
+const recordGuess = 64 << 10
+
+func (o *Owner) readRecordFrom(stores []journal.Store, id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+	var last error = wire.Errorf(wire.CodeAbsent, "no replica of segment %s is known", id)
+	for _, st := range stores {
+		rec, body, err := o.readOne(st, id, offset)
+		if err == nil {
+			return rec, body, nil
+		}
+		last = fmt.Errorf("record at %d of segment %s at %s: %w", offset, id, st.ID(), err)
+	}
+	return nil, nil, last
+}
+
+func (o *Owner) readOne(st journal.Store, id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+	var raw []byte
+	for want := recordGuess; len(raw) < want; {
+		r, err := st.ReadRaw(o.ctx, &wire.ReadRaw{Segment: id, Offset: offset + uint32(len(raw)), Len: uint32(min(want-len(raw), copyFrame))})
+		if err != nil {
+			return nil, nil, err
+		}
+		raw = append(raw, r.Data...)
+		n := len(r.Data)
+		release(r)
+		if len(raw) >= journal.RecordHeaderSize {
+			stored := binary.LittleEndian.Uint32(raw[16:])
+			if stored > journal.RecordBodyMax {
+				break
+			}
+			want = journal.RecordSize(stored)
+		}
+		if n == 0 {
+			break
+		}
+	}
+	var rec journal.Record
+	if err := rec.Decode(raw); err != nil {
+		return nil, nil, err
+	}
+	if err := rec.VerifyBody(raw); err != nil {
+		return nil, nil, err
+	}
+	if rec.Journal != id.Journal {
+		return nil, nil, fmt.Errorf("record of journal %s in a segment of %s", rec.Journal, id.Journal)
+	}
+	return &rec, raw[journal.BodyOffset(rec.StoredLen):][:rec.StoredLen], nil
+}

@@ -1,0 +1,487 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// Shipping brings the journal to the other sites: in order, streamed up to the commit point, each segment as
+// the bytes that it is (architecture §3 step 4, §7). Where a site stands is never remembered: a session
+// begins by fencing the site's stores and asking what they have, and every append compares positions and
+// hashes again.
+//
+//	fence, inventory ──> segment by segment: open, append what is committed, seal ──error──> wait, begin again
+
+const (
+	shipFrame   = 2<<20 + 16<<10       // two of the largest records that we make
+	shipSmall   = 256 << 10            // below it a frame waits shipGather for more
+	shipGather  = 5 * time.Millisecond // less than any distance that is worth the name
+	shipRetry   = time.Second
+	shipSealing = 4 // seals under way
+)
+
+// siteShip is the shipping to one site. The fields below mu are read by the status.
+type siteShip struct {
+	site ident.SiteID
+	wake chan struct{}
+
+	mu struct {
+		sync.Mutex
+		mark    ident.Position // the site holds everything up to here
+		stable  ident.Seq      // and stably to here
+		segment ident.SegmentID
+		shipped uint32 // of segment
+		state   string
+	}
+}
+
+func (s *siteShip) set(state string) {
+	s.mu.Lock()
+	s.mu.state = state
+	s.mu.Unlock()
+}
+
+func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
+	s.mu.Lock()
+	if p.Seq > s.mu.mark.Seq {
+		s.mu.mark = p
+	}
+	s.mu.segment, s.mu.shipped = id, end
+	s.mu.Unlock()
+}
+
+// afterServing starts the work that never hinders answers: ending old segments, shipping, dropping.
+func (o *Owner) afterServing() {
+	o.cp.last = time.Duration(o.env.Clock())
+	o.lastAppend = o.cp.last
+	o.endPast()
+	for _, site := range o.state.Sites {
+		if site == o.env.Site {
+			continue
+		}
+		s := &siteShip{site: site, wake: make(chan struct{}, 1)}
+		s.mu.state = "starting"
+		o.ships = append(o.ships, s)
+		o.goBackground(func() { o.shipLoop(s) })
+	}
+}
+
+// endPast seals the segments of former epochs where their history ends.
+func (o *Owner) endPast() {
+	start := o.w.Start()
+	for _, s := range o.order {
+		if s.id.Epoch == o.epoch {
+			continue
+		}
+		for _, h := range s.holders {
+			if !h.stable && !h.bad {
+				o.reseal(s, h.store, start)
+			}
+		}
+	}
+}
+
+// reseal has a holder seal its replica where the segment ends; what it can't is made again from another.
+func (o *Owner) reseal(s *segment, store ident.StoreID, start wire.EpochStart) {
+	st, ok := o.env.Stores.Store(store)
+	if !ok {
+		return
+	}
+	id, end, last := s.id, s.end, s.last
+	o.goBackground(func() {
+		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
+		defer cancel()
+		_, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+		o.call(func() {
+			switch {
+			case err == nil:
+				s.confirm(store)
+			case errors.Is(err, wire.ErrUnreached) || ctx.Err() != nil:
+			case errors.Is(err, wire.ErrFork):
+				o.log.Error("a replica's tail is a fork and is kept", "segment", id, "store", store)
+				o.markBad(id, store, err)
+			default:
+				o.log.Warn("replica of a former epoch can't be sealed", "segment", id, "store", store, "err", err)
+				o.markBad(id, store, err)
+			}
+		})
+	})
+}
+
+func (o *Owner) shipLoop(s *siteShip) {
+	for o.ctx.Err() == nil {
+		err := o.shipSession(s)
+		if o.ctx.Err() != nil {
+			return
+		}
+		s.set(fmt.Sprintf("waiting: %v", err))
+		o.log.Warn("shipping interrupted", "site", s.site, "err", err)
+		select {
+		case <-time.After(shipRetry):
+		case <-o.ctx.Done():
+		}
+	}
+}
+
+// have is what a store of the site has of a segment.
+type have struct {
+	store journal.Store
+	state wire.ReplicaState
+	end   uint32
+	last  ident.Position
+}
+
+// shipSession ships until something fails.
+func (o *Owner) shipSession(s *siteShip) error {
+	ctx, cancel := context.WithCancel(o.ctx)
+	defer cancel()
+	s.set("comparing positions")
+	there, stores, err := o.siteInventory(ctx, s.site)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.mu.mark, s.mu.stable = ident.Position{}, 0 // watermarks are computed from what is readable now (R12)
+	s.mu.Unlock()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	failed := make(chan error, 8)
+	wg.Go(func() {
+		if err := o.shipCheckpoints(ctx, s, stores); err != nil && ctx.Err() == nil {
+			failed <- err
+		}
+	})
+	sealing := make(chan struct{}, shipSealing)
+	var after ident.Seq
+	opened := map[ident.SegmentID]bool{}
+	for {
+		seg := o.segmentAfter(after)
+		if seg == nil {
+			s.set("in step")
+			if err := o.shipWait(ctx, s, failed); err != nil {
+				return err
+			}
+			continue
+		}
+		id := seg.id
+		if h, ok := sealedAt(there[id]); ok {
+			o.call(func() { seg.confirm(h.store.ID()) })
+			after = h.last.Seq
+			s.progress(h.last, id, h.end)
+			s.markStable(h.last.Seq)
+			continue
+		}
+		dest, from := o.shipTo(seg, there[id], stores)
+		if dest == nil {
+			return wire.Errorf(wire.CodeUnreached, "no store of site %d is up", s.site)
+		}
+		if !opened[id] && from == 0 {
+			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: o.env.Limits.SegmentBytes}); err != nil {
+				return fmt.Errorf("open %s at %s: %w", id, dest.ID(), err)
+			}
+			opened[id] = true
+		}
+		s.set("shipping")
+		end, err := o.shipSegment(ctx, s, seg, dest, from, failed)
+		if err != nil {
+			return err
+		}
+		after = end.last.Seq
+		select {
+		case sealing <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		wg.Go(func() {
+			defer func() { <-sealing }()
+			if _, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start}); err != nil {
+				if ctx.Err() == nil {
+					failed <- fmt.Errorf("seal %s at %s: %w", id, dest.ID(), err)
+				}
+				return
+			}
+			o.call(func() { seg.confirm(dest.ID()) })
+			s.markStable(end.last.Seq)
+		})
+	}
+}
+
+func (s *siteShip) markStable(seq ident.Seq) {
+	s.mu.Lock()
+	s.mu.stable = max(s.mu.stable, min(seq, s.mu.mark.Seq))
+	s.mu.Unlock()
+}
+
+// siteInventory fences the site's stores (receivers are fenced before their prefix is read, R1) and lists what
+// they have.
+func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident.SegmentID][]have, []journal.Store, error) {
+	there := map[ident.SegmentID][]have{}
+	var stores []journal.Store
+	for _, id := range o.env.Stores.Core(site) {
+		st, ok := o.env.Stores.Store(id)
+		if !ok || !o.env.Stores.Up(id) {
+			continue
+		}
+		fctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
+		r, err := st.Fence(fctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+		cancel()
+		if errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrConflict) {
+			o.call(func() { o.stop(fmt.Errorf("a store of site %d: %w", site, err)) })
+			return nil, nil, err
+		}
+		if err != nil {
+			o.log.Warn("store of another site doesn't answer", "site", site, "store", id, "err", err)
+			continue
+		}
+		stores = append(stores, st)
+		for _, x := range r.Replicas {
+			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last})
+		}
+	}
+	if len(stores) == 0 {
+		return nil, nil, wire.Errorf(wire.CodeUnreached, "no core server of site %d answers", site)
+	}
+	return there, stores, nil
+}
+
+func sealedAt(list []have) (have, bool) {
+	for _, h := range list {
+		if h.state == wire.ReplicaSealed {
+			return h, true
+		}
+	}
+	return have{}, false
+}
+
+// segmentAfter finds the segment of the history that holds the record after seq; nil if there is none yet.
+func (o *Owner) segmentAfter(seq ident.Seq) (found *segment) {
+	o.ask(func() {
+		i, _ := slices.BinarySearchFunc(o.order, seq, func(s *segment, seq ident.Seq) int {
+			if s.last.Seq <= seq && s.last.Seq != 0 {
+				return -1
+			}
+			return 1
+		})
+		if i < len(o.order) {
+			found = o.order[i]
+		}
+	})
+	return found
+}
+
+// shipTo chooses the store of the site for a segment: the one that has a part of it already, else one by the
+// segment's number, so that load and capacity spread.
+func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32) {
+	for _, h := range there {
+		if h.state == wire.ReplicaOpen && o.env.Stores.Up(h.store.ID()) {
+			return h.store, h.end
+		}
+	}
+	for i := range stores {
+		st := stores[(int(seg.id.Number)+i)%len(stores)]
+		taken := slices.ContainsFunc(there, func(h have) bool { return h.store == st })
+		if !taken && o.env.Stores.Up(st.ID()) {
+			return st, 0
+		}
+	}
+	return nil, 0
+}
+
+// shipEnd is where a segment ended.
+type shipEnd struct {
+	end   uint32
+	last  ident.Position
+	start wire.EpochStart
+}
+
+// shipSegment appends what is committed of one segment to dest until the segment has ended and all of it is
+// there.
+func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, dest journal.Store, at uint32, failed chan error) (shipEnd, error) {
+	window := make(chan struct{}, o.env.Limits.ShipWindow)
+	drain := func() {
+		for range cap(window) {
+			window <- struct{}{}
+		}
+	}
+	defer drain() // the stores have given their last word before another session begins
+	last := time.Time{}
+	for {
+		var end uint32
+		var sealed bool
+		var e shipEnd
+		var commit, stable ident.Position
+		var source journal.Store
+		o.ask(func() {
+			end, sealed = seg.end, seg.sealed
+			e = shipEnd{seg.end, seg.last, o.w.Start()}
+			commit, stable = o.w.Commit(), o.w.Stable()
+			source = o.readFrom(seg)
+		})
+		if err := o.Err(); err != nil {
+			return e, err
+		}
+		if at >= end {
+			if sealed {
+				drain()
+				for range cap(window) {
+					<-window
+				}
+				select {
+				case err := <-failed:
+					return e, err
+				default:
+				}
+				return e, nil
+			}
+			if err := o.shipWait(ctx, s, failed); err != nil {
+				return e, err
+			}
+			continue
+		}
+		if end-at < shipSmall && !sealed && time.Since(last) < shipGather {
+			select {
+			case <-time.After(shipGather):
+			case <-ctx.Done():
+				return e, ctx.Err()
+			}
+			last = time.Time{}
+			continue
+		}
+		last = time.Now()
+		if source == nil {
+			return e, wire.Errorf(wire.CodeAbsent, "no replica of segment %s can be read", seg.id)
+		}
+		r, err := source.ReadRaw(ctx, &wire.ReadRaw{Segment: seg.id, Offset: at, Len: min(end-at, shipFrame)})
+		if err != nil {
+			return e, fmt.Errorf("read %s: %w", seg.id, err)
+		}
+		n := wholeRecords(r.Data, at)
+		if n == 0 {
+			release(r)
+			return e, wire.Errorf(wire.CodeCorrupt, "segment %s has no record at %d", seg.id, at)
+		}
+		select {
+		case window <- struct{}{}:
+		case err := <-failed:
+			release(r)
+			return e, err
+		case <-ctx.Done():
+			release(r)
+			return e, ctx.Err()
+		}
+		next := at + uint32(n)
+		dest.Append(&wire.Append{Epoch: o.epoch, Segment: seg.id, Offset: at, Commit: commit, Stable: stable, Data: [][]byte{r.Data[:n]}},
+			func(reply wire.AppendReply, err error) {
+				release(r)
+				if err != nil {
+					o.shipFailed(s, seg, dest, err)
+					select {
+					case failed <- fmt.Errorf("append to %s at %s: %w", seg.id, dest.ID(), err):
+					default:
+					}
+				} else {
+					s.progress(reply.Held, seg.id, next)
+					o.env.Metrics.ShippedBytes.Add(float64(n))
+				}
+				<-window
+			})
+		at = next
+	}
+}
+
+// shipFailed makes a mismatch loud: it is never shipped over (§2.3).
+func (o *Owner) shipFailed(s *siteShip, seg *segment, dest journal.Store, err error) {
+	if errors.Is(err, wire.ErrMismatch) || errors.Is(err, wire.ErrGap) {
+		o.env.Metrics.ShipMismatch.Inc()
+		o.log.Error("a site's copy does not continue ours", "site", s.site, "segment", seg.id, "store", dest.ID(), "err", err)
+	}
+	if errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrConflict) {
+		o.call(func() { o.stop(err) })
+	}
+}
+
+// wholeRecords is how many of the bytes, which lie at offset in a segment, are whole records (and the header).
+func wholeRecords(b []byte, offset uint32) int {
+	n := 0
+	if offset == 0 {
+		if len(b) < journal.SegmentHeaderSize {
+			return 0
+		}
+		n = journal.SegmentHeaderSize
+	}
+	for {
+		size, err := journal.SizeAt(b[n:])
+		if err != nil || n+size > len(b) {
+			return n
+		}
+		n += size
+	}
+}
+
+// shipWait waits for more to ship.
+func (o *Owner) shipWait(ctx context.Context, s *siteShip, failed chan error) error {
+	select {
+	case <-s.wake:
+		return nil
+	case <-time.After(200 * time.Millisecond):
+		return nil
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// wakeShips tells the ships that the commit point has moved.
+func (o *Owner) wakeShips() {
+	for _, s := range o.ships {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// shipCheckpoints copies sealed checkpoint segments to the site, so that it can recover from them (R12).
+func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journal.Store) error {
+	for {
+		var todo []*segment
+		o.ask(func() {
+			for id, seg := range o.segs {
+				if id.IsCheckpoint() && seg.sealed && seg.slot != 0 && !slices.ContainsFunc(seg.holders, func(h holder) bool {
+					return h.stable && !h.going && !h.bad && o.env.Stores.Site(h.store) == s.site
+				}) {
+					todo = append(todo, seg)
+				}
+			}
+		})
+		slices.SortFunc(todo, func(a, b *segment) int { return a.id.Compare(b.id) })
+		for _, seg := range todo {
+			var from journal.Store
+			var e shipEnd
+			o.ask(func() { from, e = o.readFrom(seg), shipEnd{seg.end, seg.last, o.w.Start()} })
+			to := stores[int(seg.id.Number&0xffff)%len(stores)]
+			if from == nil || !o.env.Stores.Up(to.ID()) {
+				return wire.Errorf(wire.CodeUnreached, "checkpoint segment %s: no store to copy from or to", seg.id)
+			}
+			if err := o.copySegment(from, to, seg.id, e.end, e.last, e.start); err != nil {
+				return fmt.Errorf("checkpoint segment %s: %w", seg.id, err)
+			}
+			o.call(func() { seg.confirm(to.ID()) })
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,318 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/volume"
+	"dozo/internal/wire"
+)
+
+const (
+	fencePatience   = 500 * time.Millisecond // for the last store, once enough have answered
+	fenceRetry      = time.Second
+	uncertainWait   = 30 * time.Second // R4
+	membersPatience = 3 * time.Second  // for home stores to come up before an ensemble is chosen without them
+)
+
+// TakeOver makes this node the owner of a journal at a new epoch (architecture §4; R1 to R4). The steps, each
+// safe to die after:
+//
+//	control store: owner, epoch+1 -> fence all but one of every ensemble -> what the history is (journal.Recover)
+//	-> map from the newest checkpoint and the records since -> the tail and the epoch-start to two stores
+//	-> stable -> serving
+//
+// It returns once the last step is under way; Owner.Serving tells when it is done. Errors leave nothing
+// behind but the higher epoch.
+func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, error) {
+	started := time.Now()
+	env.Limits = env.Limits.withDefaults()
+	log := env.Log.With("journal", spec.ID.String(), "volume", spec.Name)
+	_, rev, err := env.Control.JournalNow(ctx, spec.ID)
+	if err != nil {
+		return nil, fmt.Errorf("journal %s: %w", spec.ID, err)
+	}
+	state, rev, err := env.Control.TakeJournal(ctx, spec.ID, rev, env.Node)
+	if err != nil {
+		return nil, fmt.Errorf("take journal %s: %w", spec.ID, err)
+	}
+	log = log.With("epoch", state.Epoch.String())
+	o := &Owner{env: env, log: log, journalID: spec.ID, epoch: state.Epoch, state: state, started: started,
+		segs: map[ident.SegmentID]*segment{}, late: newLate(), leafWait: map[volume.LeafID][]*Op{},
+		permits: map[ident.SegmentID]pendingPermit{},
+		serving: make(chan struct{}), stopped: make(chan struct{})}
+	o.ctx, o.cancel = context.WithCancel(context.Background())
+	o.spec.Store(&spec)
+	fail := func(err error) (*Owner, error) {
+		o.cancel()
+		o.wg.Wait()
+		return nil, err
+	}
+
+	answers, rec, err := o.fence(ctx, state)
+	if err != nil {
+		return fail(err)
+	}
+	o.recovered = rec
+	if len(state.Ensembles) > 0 {
+		log.Info("history found", "what", rec.Describe())
+	}
+	if rec.Lost {
+		log.Error("records at or below the commit point are lost", "last", rec.Last.Seq, "stable", rec.Stable.Seq)
+	}
+	if rec.LostStable {
+		return fail(fmt.Errorf("journal %s ends at seq %d, below the stable point %d: an operator has to force it", spec.ID, rec.Last.Seq, rec.Stable.Seq))
+	}
+	if err := o.chooseMembers(ctx, rev); err != nil {
+		return fail(err)
+	}
+	cfg := journal.WriterConfig{Journal: spec.ID, Kind: journal.JournalVolume, Site: env.Site, Epoch: state.Epoch, Members: o.members,
+		Capacity: env.Limits.SegmentBytes, Heard: rec.Commit, HeardStable: rec.Stable, Proven: rec.Proven()}
+	if err := o.rebuild(ctx, answers, rec, &cfg); err != nil {
+		return fail(err)
+	}
+	o.proven = cfg.Proven
+	if rec.Lost {
+		cfg.HeardStable = cfg.Heard
+	}
+	stores := make([]ident.StoreID, len(o.members))
+	for i, m := range o.members {
+		stores[i] = m.Store
+	}
+	o.grants = env.Leases.Enroll(spec.ID, state.Epoch, stores, func(e ident.Epoch) {
+		o.call(func() { o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: e, Detail: "seen by the lease keeper"}) })
+	})
+	o.call(func() {
+		o.w = journal.NewWriter(cfg, time.Duration(env.Clock()))
+		for i, m := range o.members {
+			if !env.Stores.Up(m.Store) {
+				o.w.Down(i)
+			}
+		}
+	})
+	o.wg.Add(1)
+	go o.timers()
+	return o, nil
+}
+
+// fence asks every store of every ensemble until enough have answered (R2) and the end is known or R4's
+// patience is over.
+func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[ident.StoreID]*wire.FenceReply, *journal.Recovery, error) {
+	var ensembles [][]ident.StoreID
+	var ids []ident.StoreID
+	for _, e := range state.Ensembles {
+		ensembles = append(ensembles, e.Stores)
+		for _, s := range e.Stores {
+			if !slices.Contains(ids, s) {
+				ids = append(ids, s)
+			}
+		}
+	}
+	answers := map[ident.StoreID]*wire.FenceReply{}
+	if len(ids) == 0 {
+		return answers, journal.Recover(ensembles, answers), nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		store ident.StoreID
+		reply wire.FenceReply
+		err   error
+	}
+	got := make(chan answer)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for _, id := range ids {
+		wg.Go(func() {
+			for {
+				err := error(wire.Errorf(wire.CodeAbsent, "store %s is not registered", id))
+				var r wire.FenceReply
+				if st, ok := o.env.Stores.Store(id); ok {
+					r, err = st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+				}
+				select {
+				case got <- answer{id, r, err}:
+				case <-ctx.Done():
+					return
+				}
+				if err == nil || errors.Is(err, wire.ErrFenced) {
+					return
+				}
+				select {
+				case <-time.After(fenceRetry):
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	var enoughSince, complained time.Time
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	begun := time.Now()
+	for {
+		select {
+		case a := <-got:
+			if a.err == nil {
+				answers[a.store] = &a.reply
+			} else if errors.Is(a.err, wire.ErrFenced) || errors.Is(a.err, wire.ErrConflict) {
+				return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, a.err)
+			} else {
+				o.log.Debug("store does not answer the fence", "store", a.store, "err", a.err)
+			}
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, ctx.Err())
+		}
+		rec := journal.Recover(ensembles, answers)
+		if !rec.Enough {
+			if time.Since(begun) > 2*time.Second && time.Since(complained) > 10*time.Second {
+				complained = time.Now()
+				o.log.Warn("takeover waits for stores", "missing", fmt.Sprint(rec.Missing))
+			}
+			continue
+		}
+		if enoughSince.IsZero() {
+			enoughSince = time.Now()
+		}
+		all := len(answers) == len(ids)
+		switch {
+		case rec.EndKnown && (all || time.Since(enoughSince) > fencePatience):
+			return answers, rec, nil
+		case all || time.Since(enoughSince) > uncertainWait:
+			o.log.Error("the end of the history is not known: served as not proven", "missing", fmt.Sprint(rec.Missing))
+			return answers, rec, nil
+		}
+	}
+}
+
+// chooseMembers takes the newest ensemble, or records a new one where there is none at this site. It is in
+// the control store before anything is appended (R3).
+func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
+	if e, ok := o.state.Newest(); ok && o.usable(e.Stores) {
+		o.setMembers(e.Stores)
+		return nil
+	}
+	deadline := time.Now().Add(membersPatience)
+	var stores []ident.StoreID
+	for {
+		var home int
+		stores, home = ChooseEnsemble(o.env.Stores, o.env.Site, o.journalID, o.state.Sites)
+		if home >= 2 || len(stores) >= 2 && time.Now().After(deadline) {
+			break
+		}
+		if time.Now().After(deadline.Add(30 * time.Second)) {
+			return wire.Errorf(wire.CodeBusy, "journal %s: fewer than two core servers can be reached", o.journalID)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	number := uint32(0)
+	if e, ok := o.state.Newest(); ok {
+		number = e.Number + 1
+	}
+	list := append(o.state.Clone().Ensembles, control.Ensemble{Epoch: o.epoch, Number: number, Stores: stores})
+	change := control.EnsembleChange{Journal: o.journalID, Rev: rev, Ensembles: list}
+	r := o.env.Control.ChangeEnsembles(ctx, []control.EnsembleChange{change})[0]
+	var uncertain *control.UncertainError
+	if errors.As(r.Err, &uncertain) {
+		r.State, r.Rev, r.Err = o.env.Control.Settle(ctx, uncertain)
+	}
+	if r.Err != nil {
+		return fmt.Errorf("record the ensemble of %s: %w", o.journalID, r.Err)
+	}
+	o.state = r.State
+	o.setMembers(stores)
+	return nil
+}
+
+func (o *Owner) usable(stores []ident.StoreID) bool {
+	home, have := 0, len(o.env.Stores.Core(o.env.Site))
+	for _, s := range stores {
+		if _, ok := o.env.Stores.Store(s); !ok {
+			return false
+		}
+		if o.env.Stores.Site(s) == o.env.Site {
+			home++
+		}
+	}
+	return home > 0 || have == 0
+}
+
+func (o *Owner) setMembers(stores []ident.StoreID) {
+	for _, s := range stores {
+		st, _ := o.env.Stores.Store(s)
+		o.members = append(o.members, journal.Member{Store: s, Home: o.env.Stores.Site(s) == o.env.Site})
+		o.stores = append(o.stores, st)
+	}
+}
+
+// ChooseEnsemble picks the stores for a journal whose owner is at site: three of different hosts at home where
+// there are so many, else two and a third at another site, which is used only while fewer than two at home
+// answer (R3). A site without core servers takes those of the first of the copy sites that has some.
+// Stores that are down are taken only if there are no others. home is how many of them are of the site and up.
+func ChooseEnsemble(dir Stores, site ident.SiteID, journal ident.JournalID, sites []ident.SiteID) (stores []ident.StoreID, home int) {
+	var hosts []string
+	take := func(from ident.SiteID, most int, up bool) {
+		list := dir.Core(from)
+		slices.SortFunc(list, func(a, b ident.StoreID) int {
+			if dir.Local(a) != dir.Local(b) {
+				if dir.Local(a) {
+					return -1
+				}
+				return 1
+			}
+			return rendezvous(journal, a, b)
+		})
+		for _, s := range list {
+			if len(stores) < most && dir.Up(s) == up && !slices.Contains(hosts, dir.Host(s)) {
+				stores = append(stores, s)
+				hosts = append(hosts, dir.Host(s))
+			}
+		}
+	}
+	take(site, 3, true)
+	home = len(stores)
+	if home < 2 {
+		take(site, 2, false)
+	}
+	for _, other := range sites {
+		if other != site {
+			take(other, 3, true)
+		}
+	}
+	return stores, home
+}
+
+// rendezvous orders stores for a journal: everybody comes to the same order, and different journals to
+// different ones.
+func rendezvous(j ident.JournalID, a, b ident.StoreID) int {
+	weigh := func(s ident.StoreID) uint64 {
+		h := uint64(14695981039346656037)
+		for _, c := range j {
+			h = (h ^ uint64(c)) * 1099511628211
+		}
+		for _, c := range s {
+			h = (h ^ uint64(c)) * 1099511628211
+		}
+		return h
+	}
+	if x, y := weigh(a), weigh(b); x != y {
+		if x > y {
+			return -1
+		}
+		return 1
+	}
+	return a.Compare(b)
+}
