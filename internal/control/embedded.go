@@ -45,8 +45,8 @@ type EmbeddedConfig struct {
 	Log       *slog.Logger // default: nothing is logged
 
 	// Heartbeat and Election are the leader's rhythm and the silence after which a new one is elected. Defaults:
-	// 200 ms and 2 s, one and ten round trips of 200 ms, which suits distant sites; the first election is quick
-	// all the same, since a voter that starts counts as having waited already.
+	// 200 ms and 2 s, one and ten round trips of 200 ms, which suits distant sites; half of that where all voters
+	// are on this machine. The first election is quicker, since a voter that starts counts as having waited.
 	Heartbeat, Election time.Duration
 }
 
@@ -96,34 +96,37 @@ func StartEmbedded(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
 		return nil, fmt.Errorf("start embedded control store %s: %w", c.Name, err)
 	}
 	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: make(chan error, 1), done: make(chan struct{})}
-	// etcd reports the failure of a listener or of the server here, and expects somebody to listen.
-	e.wg.Go(func() {
-		for {
-			select {
-			case err, ok := <-etcd.Err():
-				if !ok {
-					return
-				}
-				select {
-				case e.failed <- err:
-				default: // one failure is enough to end upon
-				}
-			case <-etcd.Server.StopNotify():
-				return
-			case <-e.done:
-				return
-			}
-		}
-	})
+	e.wg.Go(func() { e.attend(c.Name) })
 	select {
 	case <-etcd.Server.ReadyNotify():
 		return e, nil
 	case err := <-e.failed:
 		return nil, errors.Join(fmt.Errorf("start embedded control store %s: %w", c.Name, err), e.Close())
-	case <-etcd.Server.StopNotify():
-		return nil, errors.Join(fmt.Errorf("start embedded control store %s: it stopped by itself", c.Name), e.Close())
 	case <-ctx.Done():
 		return nil, errors.Join(fmt.Errorf("start embedded control store %s: no majority of its voters: %w", c.Name, context.Cause(ctx)), e.Close())
+	}
+}
+
+// attend listens to what etcd reports, as it expects somebody to: the failure of a listener or of the server.
+func (e *Embedded) attend(name ident.NodeName) {
+	for {
+		var err error
+		select {
+		case <-e.done:
+			return
+		case <-e.etcd.Server.StopNotify():
+			err = fmt.Errorf("embedded control store %s stopped by itself: it was removed from the voters, or can not go on", name)
+		case err = <-e.etcd.Err():
+		}
+		select {
+		case e.failed <- err:
+		default: // one failure is enough to end upon
+		}
+		select {
+		case <-e.etcd.Server.StopNotify():
+			return
+		default:
+		}
 	}
 }
 
@@ -135,13 +138,7 @@ func (c EmbeddedConfig) etcd() (*embed.Config, error) {
 	if !HasVoterData(c.Dir) && !slices.ContainsFunc(c.Initial, func(v VoterAddr) bool { return v.Name == c.Name }) {
 		return nil, invalidf("embedded control store %s: it is not among the initial voters %s", c.Name, initialCluster(c.Initial))
 	}
-	heartbeat, election := c.Heartbeat, c.Election
-	if heartbeat <= 0 {
-		heartbeat = 200 * time.Millisecond
-	}
-	if election <= 0 {
-		election = 10 * heartbeat
-	}
+	heartbeat, election := c.rhythm()
 	cfg := embed.NewConfig()
 	cfg.Name = string(c.Name)
 	cfg.Dir = filepath.Join(c.Dir, "etcd")
@@ -180,6 +177,21 @@ func (c EmbeddedConfig) etcd() (*embed.Config, error) {
 		return nil, fmt.Errorf("embedded control store %s: %w", c.Name, err)
 	}
 	return cfg, nil
+}
+
+// rhythm gives Heartbeat and Election with their defaults.
+func (c EmbeddedConfig) rhythm() (heartbeat, election time.Duration) {
+	heartbeat, election = c.Heartbeat, c.Election
+	if heartbeat <= 0 {
+		heartbeat = 200 * time.Millisecond
+		if len(c.Initial) > 0 && !slices.ContainsFunc(c.Initial, func(v VoterAddr) bool { return !v.Peer.Addr().IsLoopback() }) {
+			heartbeat = 100 * time.Millisecond
+		}
+	}
+	if election <= 0 {
+		election = 10 * heartbeat
+	}
+	return heartbeat, election
 }
 
 func initialCluster(voters []VoterAddr) string {
@@ -226,7 +238,9 @@ func prepareDir(dir string) error {
 // ClientURL is where clients reach this voter.
 func (e *Embedded) ClientURL() string { return e.clientURL }
 
-// Failed gives an error if the voter can not go on; the process should then end with it.
+// Failed gives an error if the voter can not go on. The owner must then Close it, since what is left of it would
+// go on taking connections, and usually end the process; a voter that was removed needs its directory deleted
+// before it can join again.
 func (e *Embedded) Failed() <-chan error { return e.failed }
 
 // Leads reports whether this voter is the leader now.
@@ -239,7 +253,12 @@ func (e *Embedded) Close() error {
 	e.closeOnce.Do(func() {
 		close(e.done)
 		e.wg.Wait()
-		// Close drains etcd's error channel itself.
+		select {
+		case <-e.etcd.Server.ReadyNotify():
+		default:
+			// Before a voter is ready its listeners wait for that, and Close for them: end the wait first.
+			e.etcd.Server.Stop()
+		}
 		e.etcd.Close()
 	})
 	return nil

@@ -218,15 +218,19 @@ func TestThreeVoters(t *testing.T) {
 
 	// One voter dies, the leader if it is the first: changes go on, cached reads never stopped.
 	lead := max(slices.IndexFunc(voters, (*Embedded).Leads), 0)
-	_ = voters[lead].Close()
 	began := time.Now()
+	_ = voters[lead].Close()
+	t.Logf("closing the leader took %v", time.Since(began).Round(time.Millisecond))
+	began = time.Now()
 	must(c.CreateVolume(ctx, testVolume("v2"), []ident.SiteID{a.ID}))(t)
 	t.Logf("a change after the leader's death took %v", time.Since(began).Round(time.Millisecond))
 
 	// All die: no majority, no changes, but everything that was known.
+	began = time.Now()
 	for _, e := range voters {
 		_ = e.Close()
 	}
+	t.Logf("closing the others took %v", time.Since(began).Round(time.Millisecond))
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	_, err := c.CreateVolume(short, testVolume("v3"), []ident.SiteID{a.ID})
 	cancel()
@@ -263,6 +267,11 @@ func TestThreeVoters(t *testing.T) {
 	if err := admin.RemoveVoter(ctx, "v1"); err != nil {
 		t.Fatal(err)
 	}
+	if err := <-voters[0].Failed(); !strings.Contains(err.Error(), "removed") {
+		t.Errorf("the removed voter failed with %v", err)
+	}
+	_ = voters[0].Close()
+	c.SetEndpoints([]string{ClientURL(cfgs[1].ListenClient), ClientURL(cfgs[2].ListenClient), ClientURL(j.ListenClient)})
 	wantErr(t, "removed again", admin.RemoveVoter(ctx, "v1"), ErrNotFound)
 	have := must(admin.Voters(ctx))(t)
 	if len(have) != 3 || slices.ContainsFunc(have, func(v Voter) bool { return v.Name == "v1" || v.Learner || !v.Started }) {

@@ -33,6 +33,13 @@ const (
 	etcdPingTimeout = 5 * time.Second
 )
 
+// How long one attempt may take before the next one goes to another voter: longer than an election, and for
+// listings long enough for some megabytes over a slow line.
+const (
+	etcdAttempt = 4 * time.Second
+	etcdListing = 20 * time.Second
+)
+
 // releaseTimeout bounds giving back a lease when the process ends; otherwise it runs out by itself.
 const releaseTimeout = time.Second
 
@@ -98,6 +105,8 @@ func (k *etcdKV) pairOf(p *mvccpb.KeyValue) pair {
 }
 
 func (k *etcdKV) get(ctx context.Context, key string) (pair, Rev, error) {
+	ctx, cancel := context.WithTimeout(ctx, etcdAttempt)
+	defer cancel()
 	res, err := k.cli.Get(ctx, k.prefix+key)
 	if err != nil {
 		return pair{}, 0, classify(err)
@@ -109,6 +118,8 @@ func (k *etcdKV) get(ctx context.Context, key string) (pair, Rev, error) {
 }
 
 func (k *etcdKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
+	ctx, cancel := context.WithTimeout(ctx, etcdListing)
+	defer cancel()
 	res, err := k.cli.Get(ctx, k.prefix+dir, clientv3.WithPrefix())
 	if err != nil {
 		return nil, 0, classify(err)
@@ -141,6 +152,8 @@ func (k *etcdKV) commit(ctx context.Context, t txn) (txnResult, error) {
 	for i, key := range t.reads {
 		reads[i] = clientv3.OpGet(k.prefix + key)
 	}
+	ctx, cancel := context.WithTimeout(ctx, etcdAttempt)
+	defer cancel()
 	// The client library never repeats a transaction by itself.
 	res, err := k.cli.Txn(ctx).If(conds...).Then(ops...).Else(reads...).Commit()
 	if err != nil {
@@ -232,6 +245,13 @@ func (k *etcdKV) keepOnce(ctx context.Context, key string, value []byte, ttl tim
 	for range beats {
 	}
 	return errors.New("lease ran out")
+}
+
+// SetEndpoints tells the client where the voters are now. It does nothing for a client in memory.
+func (c *Client) SetEndpoints(urls []string) {
+	if k, ok := c.kv.(*etcdKV); ok && len(urls) > 0 {
+		k.cli.SetEndpoints(urls...)
+	}
 }
 
 func (k *etcdKV) close() error { return k.cli.Close() }

@@ -82,8 +82,16 @@ func (a *Admin) AddVoter(ctx context.Context, v VoterAddr) ([]VoterAddr, error) 
 		return nil, fmt.Errorf("add voter %s at %s: %w at %s; remove it first", v.Name, v.Peer, ErrExists, have[i].Peer)
 	}
 	if !known {
-		if _, err := a.cli.MemberAddAsLearner(ctx, []string{ClientURL(v.Peer)}); err != nil {
-			return nil, fmt.Errorf("add voter %s: %w", v.Name, err)
+		var b backoff
+		for {
+			_, err := a.cli.MemberAddAsLearner(ctx, []string{ClientURL(v.Peer)})
+			if err == nil {
+				break
+			}
+			// etcd wants to have seen the other voters for five seconds; one of them may just have restarted.
+			if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.wait(ctx) {
+				return nil, fmt.Errorf("add voter %s: %w", v.Name, err)
+			}
 		}
 		if have, err = a.Voters(ctx); err != nil {
 			return nil, err
