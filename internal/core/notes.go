@@ -67,17 +67,16 @@ type replicaNote struct {
 
 // Sizes of entries, kind and length included.
 const (
-	entryHead        = 4
-	positionSize     = 36
-	segmentIDSize    = 34
-	epochStartSize   = 2*positionSize + 1
-	storeNoteSize    = entryHead + 16 + 8 + 8
-	journalNoteSize  = entryHead + 16 + 12 + 2*positionSize
-	replicaNoteSize  = entryHead + segmentIDSize + 1 + 16 + 4*4 + 2*positionSize + epochStartSize
-	goneNoteSize     = entryHead + segmentIDSize
-	supersededSize   = entryHead + 8
-	batchesReserve   = 4 * (batchHeadSize + replicaNoteSize) // for the last batch of a file
-	notesMarginBytes = 256 << 10                             // kept free of replicas: fences of journals yet unknown
+	entryHead       = 4
+	positionSize    = 36
+	segmentIDSize   = 34
+	epochStartSize  = 2*positionSize + 1
+	storeNoteSize   = entryHead + 16 + 8 + 8
+	journalNoteSize = entryHead + 16 + 12 + 2*positionSize
+	replicaNoteSize = entryHead + segmentIDSize + 1 + 16 + 4*4 + 2*positionSize + epochStartSize
+	goneNoteSize    = entryHead + segmentIDSize
+	supersededSize  = entryHead + 8
+	batchesReserve  = 4 * (batchHeadSize + replicaNoteSize) // for the last batch of a file
 )
 
 var noteSizes = [...]int{noteStore: storeNoteSize, noteJournal: journalNoteSize, noteReplica: replicaNoteSize,

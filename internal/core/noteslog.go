@@ -32,8 +32,9 @@ type notesLog struct {
 		size    int64      // of the smaller file
 		closing bool
 	}
-	kick chan struct{}
-	done chan struct{}
+	growing sync.Mutex // held while zeroes are written behind a file's end, so that only one does
+	kick    chan struct{}
+	done    chan struct{}
 
 	// Of the writing goroutine:
 	files      [2]vfs.File
@@ -207,19 +208,23 @@ func (l *notesLog) putStore(n storeNote) *noteBatch {
 	return l.put(n.append, func(m *noteImage) { m.store = n })
 }
 
-// room reports whether a replica more fits, with the margin kept for fences. If not it asks for larger files
-// first; the caller asks again after the batch.
+// room reports whether a replica more fits. A quarter of a file is kept free of them: fences of journals that
+// are not known yet must find room on a full disk.
 func (l *notesLog) room() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.mu.image.size()+notesMarginBytes+replicaNoteSize <= l.mu.size
+	return l.mu.image.size()+replicaNoteSize <= l.mu.size-l.mu.size/4
 }
 
-// grow makes both files large enough for twice of what is noted. It is called by OpenSegment only, which may
-// fail.
+// grow doubles both files. It is called by OpenSegment only, which may fail.
 func (l *notesLog) grow(ctx context.Context) error {
+	l.growing.Lock()
+	defer l.growing.Unlock()
+	if l.room() {
+		return nil // somebody else was here
+	}
 	l.mu.Lock()
-	want := 2 * (l.mu.image.size() + notesMarginBytes)
+	want := 2 * l.mu.size
 	l.mu.Unlock()
 	for i := range 2 {
 		f, err := l.fs.OpenReadWrite(notesName(l.dir, i))
@@ -291,15 +296,10 @@ func (l *notesLog) write(payload []byte) error {
 func (l *notesLog) compact() error {
 	next := l.generation + 1
 	f := l.files[next%2]
-	size, err := f.Size()
-	if err != nil {
+	var err error
+	if l.sizes[next%2], err = f.Size(); err != nil { // OpenSegment may have made it larger
 		return err
 	}
-	l.sizes[next%2] = size
-	if size, err = l.files[l.generation%2].Size(); err != nil {
-		return err
-	}
-	l.sizes[l.generation%2] = size
 
 	l.mu.Lock()
 	var snapshot, payload []byte
@@ -326,10 +326,15 @@ func (l *notesLog) compact() error {
 	end := int64(notesHeaderSize + len(snapshot))
 	if end+batchesReserve > l.sizes[next%2] {
 		want := 2 * end
-		if err := growNotes(f, l.sizes[next%2], want); err != nil {
+		l.growing.Lock()
+		if l.sizes[next%2], err = f.Size(); err == nil {
+			err = growNotes(f, l.sizes[next%2], want)
+		}
+		l.growing.Unlock()
+		if err != nil {
 			return err
 		}
-		l.sizes[next%2] = want
+		l.sizes[next%2] = max(l.sizes[next%2], want)
 	}
 	if _, err := f.WriteAt(snapshot, notesHeaderSize); err != nil {
 		return err

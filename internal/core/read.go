@@ -3,12 +3,14 @@ package core
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/bits"
 	"sync"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/vfs"
 	"dozo/internal/wire"
 )
 
@@ -55,116 +57,163 @@ const headMax = journal.RecordHeaderSize + 4*(journal.RecordBodyMax/journal.Bloc
 // readAhead is the largest record whose body is read along with its header before the header is known.
 const readAhead = 64 << 10
 
-// Read implements journal.Store.
+// Read implements journal.Store. What is in the page cache is answered before it returns; a read that has to
+// wait for the disk goes on in a goroutine of its own, so that the caller's loop does not.
 func (s *Store) Read(m *wire.Read, done func(wire.ReadReply, error)) {
 	if err := s.begin(); err != nil {
 		done(wire.ReadReply{}, err)
 		return
 	}
-	reply, err := s.read(m)
-	s.end()
-	done(reply, err)
+	reply, err := s.read(m, !s.cantTell.Load())
+	if err != vfs.ErrNotCached {
+		s.end()
+		done(reply, err)
+		return
+	}
+	go func() {
+		reply, err := s.read(m, false)
+		s.end() // Close has waited for this
+		done(reply, err)
+	}()
 }
 
-func (s *Store) read(m *wire.Read) (reply wire.ReadReply, err error) {
+// readAll reads all of b at off; if cached, only from memory.
+func (s *Store) readAll(f *handle, b []byte, off int64, cached bool) error {
+	if cached {
+		err := f.ReadCachedAt(b, off)
+		if err != vfs.ErrCantTell {
+			return err
+		}
+		s.cantTell.Store(true)
+	}
+	_, err := f.ReadAt(b, off)
+	return err
+}
+
+// guess is what is read of a record before its header is known. Most records are what one asks for, from the
+// first block to the last: then it is the whole record.
+func guess(p *wire.ReadPiece) int {
+	if upTo := (uint32(p.First) + uint32(p.Blocks)) * journal.BlockSize; upTo <= readAhead {
+		return journal.RecordSize(upTo)
+	}
+	return headMax
+}
+
+func (s *Store) read(m *wire.Read, cached bool) (reply wire.ReadReply, err error) {
 	began := s.now()
-	// Room for the blocks, and behind them for a head and what is read along with it.
-	total := 0
 	if len(m.Pieces) > readPiecesMax {
 		return reply, wire.Errorf(wire.CodeBadRequest, "read of %d pieces", len(m.Pieces))
 	}
+	total, scratch := 0, headMax
 	for i := range m.Pieces {
 		total += int(m.Pieces[i].Blocks) * journal.BlockSize
+		scratch = max(scratch, guess(&m.Pieces[i]))
 	}
 	if total == 0 || total > readDataMax {
 		return reply, wire.Errorf(wire.CodeBadRequest, "read of %d bytes in %d pieces", total, len(m.Pieces))
 	}
-	buf := getBuffer(total + headMax + readAhead)
-	data, used := buf.b[:total], 0
-	scratch := buf.b[total:]
-	for i := range m.Pieces {
-		p := &m.Pieces[i]
-		n, err := s.readPiece(m.Journal, p, data[used:used+int(p.Blocks)*journal.BlockSize], scratch)
+	if len(m.Pieces) == 1 {
+		// Header and blocks land in one buffer, and the blocks are answered from where they are.
+		buf := getBuffer(max(scratch, headMax+total))
+		data, err := s.readPiece(m.Journal, &m.Pieces[0], buf.b, nil, cached)
 		if err != nil {
 			buf.release()
 			return reply, err
 		}
-		used += n
+		s.metrics.read(len(data), s.now()-began)
+		return wire.ReadReply{Data: data, Release: buf.release}, nil
+	}
+	buf := getBuffer(total + scratch)
+	used := 0
+	for i := range m.Pieces {
+		p := &m.Pieces[i]
+		data, err := s.readPiece(m.Journal, p, buf.b[total:], buf.b[used:used+int(p.Blocks)*journal.BlockSize], cached)
+		if err != nil {
+			buf.release()
+			return reply, err
+		}
+		used += len(data)
 	}
 	s.metrics.read(used, s.now()-began)
-	return wire.ReadReply{Data: data[:used], Release: buf.release}, nil
+	return wire.ReadReply{Data: buf.b[:used], Release: buf.release}, nil
 }
 
-// readPiece reads the blocks of p into dst and gives their number of bytes: fewer than dst has if the record's
-// body ends within the last block.
-func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, dst, scratch []byte) (int, error) {
+// readPiece reads the blocks of p: into dst, or, if that is nil, somewhere into scratch. They are fewer bytes
+// than asked for if the record's body ends within the last block.
+func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, scratch, dst []byte, cached bool) ([]byte, error) {
 	if p.Segment.Journal != id {
-		return 0, wire.Errorf(wire.CodeBadRequest, "segment %s in a read of journal %s", p.Segment, id)
+		return nil, wire.Errorf(wire.CodeBadRequest, "segment %s in a read of journal %s", p.Segment, id)
 	}
 	if p.Record < journal.SegmentHeaderSize || p.Record%journal.Alignment != 0 || p.Blocks == 0 {
-		return 0, wire.Errorf(wire.CodeBadRequest, "read of %d blocks of a record at %d", p.Blocks, p.Record)
+		return nil, wire.Errorf(wire.CodeBadRequest, "read of %d blocks of a record at %d", p.Blocks, p.Record)
 	}
 	r := s.replica(p.Segment)
 	if r == nil {
-		return 0, absent(p.Segment)
+		return nil, absent(p.Segment)
 	}
 	end := r.end.Load()
 	if int64(p.Record)+journal.RecordHeaderSize > int64(end) {
-		return 0, wire.Errorf(wire.CodeAbsent, "no record at %d of %s, which ends at %d", p.Record, p.Segment, end)
+		return nil, wire.Errorf(wire.CodeAbsent, "no record at %d of %s, which ends at %d", p.Record, p.Segment, end)
 	}
 	f, err := s.handles.acquire(r)
 	if err != nil {
-		return 0, s.readError(r, p.Record, err)
+		return nil, s.readError(r, p.Record, err)
 	}
 	defer s.handles.release(f)
 
-	// Most records are what one asks for, from the first block to the last: guess that, and read it at once.
-	got := headMax
-	if upTo := uint32(p.First+p.Blocks) * journal.BlockSize; upTo <= readAhead {
-		got = journal.RecordSize(upTo)
-	}
-	got = min(got, int(end-p.Record))
-	if _, err := f.ReadAt(scratch[:got], int64(p.Record)); err != nil {
-		return 0, s.readError(r, p.Record, err)
+	got := min(guess(p), int(end-p.Record))
+	if err := s.readAll(f, scratch[:got], int64(p.Record), cached); err != nil {
+		return nil, s.readError(r, p.Record, err)
 	}
 	head, err := journal.HeadLen(scratch[:got])
 	if err != nil {
-		return 0, s.foundCorrupt(r, p.Record, err)
+		return nil, s.foundCorrupt(r, p.Record, err)
 	}
 	if head > got {
 		if got = head; int64(p.Record)+int64(head) > int64(end) {
-			return 0, s.foundCorrupt(r, p.Record, journal.ErrCutOff)
+			return nil, s.foundCorrupt(r, p.Record, journal.ErrCutOff)
 		}
-		if _, err := f.ReadAt(scratch[:got], int64(p.Record)); err != nil {
-			return 0, s.readError(r, p.Record, err)
+		if err := s.readAll(f, scratch[:got], int64(p.Record), cached); err != nil {
+			return nil, s.readError(r, p.Record, err)
 		}
 	}
 	var rec journal.Record
 	if err := rec.Decode(scratch[:head]); err != nil {
-		return 0, s.foundCorrupt(r, p.Record, err)
+		return nil, s.foundCorrupt(r, p.Record, err)
 	}
 	if err := s.checkRecord(r, p, &rec); err != nil {
-		return 0, err
+		return nil, err
 	}
 	from := int(p.First) * journal.BlockSize
-	n := min(len(dst), int(rec.StoredLen)-from)
+	n := min(int(p.Blocks)*journal.BlockSize, int(rec.StoredLen)-from)
 	at := journal.BodyOffset(rec.StoredLen) + from
 	if int64(p.Record)+int64(at+n) > int64(end) {
-		return 0, s.foundCorrupt(r, p.Record, journal.ErrCutOff)
+		return nil, s.foundCorrupt(r, p.Record, journal.ErrCutOff)
 	}
 	have := 0
-	if at < got {
-		have = copy(dst[:n], scratch[at:got])
-	}
-	if have < n {
-		if _, err := f.ReadAt(dst[have:n], int64(p.Record)+int64(at+have)); err != nil {
-			return 0, s.readError(r, p.Record, err)
+	switch {
+	case at+n <= got && dst == nil:
+		dst, have = scratch[at:at+n], n
+	case dst == nil:
+		dst = scratch[head : head+n]
+		if at < got { // what was read along moves to where the rest follows it
+			have = copy(dst, scratch[at:got])
+		}
+	default:
+		dst = dst[:n]
+		if at < got {
+			have = copy(dst, scratch[at:got])
 		}
 	}
-	if bad := journal.VerifyBlocks(scratch[journal.RecordHeaderSize+4*int(p.First):], dst[:n]); bad >= 0 {
-		return 0, s.foundCorrupt(r, p.Record, &journal.CorruptionError{Offset: int64(p.Record), Detail: "CRC of a block"})
+	if have < n {
+		if err := s.readAll(f, dst[have:], int64(p.Record)+int64(at+have), cached); err != nil {
+			return nil, s.readError(r, p.Record, err)
+		}
 	}
-	return n, nil
+	if bad := journal.VerifyBlocks(scratch[journal.RecordHeaderSize+4*int(p.First):], dst); bad >= 0 {
+		return nil, s.foundCorrupt(r, p.Record, fmt.Errorf("CRC of block %d of the record's body", int(p.First)+bad))
+	}
+	return dst, nil
 }
 
 // checkRecord holds a record to be one that the piece can mean.
@@ -184,6 +233,9 @@ func (s *Store) checkRecord(r *replica, p *wire.ReadPiece, rec *journal.Record) 
 
 // readError: what cannot be read is healed from another copy, like what reads wrong.
 func (s *Store) readError(r *replica, offset uint32, err error) error {
+	if err == vfs.ErrNotCached {
+		return err
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errors.New("the file is too short")
 	}

@@ -118,6 +118,7 @@ type journalState struct {
 		raising *noteBatch
 		commit  ident.Position
 		stable  ident.Position
+		noted   journalNote // as last put by noteTold
 	}
 }
 
@@ -126,7 +127,7 @@ func newJournalState(n *journalNote) *journalState {
 	fence := n.Fence
 	j.durable.Store(&fence)
 	j.mu.fence, j.mu.was = n.Fence, n.Fence
-	j.mu.commit, j.mu.stable = n.Commit, n.Stable
+	j.mu.commit, j.mu.stable, j.mu.noted = n.Commit, n.Stable, *n
 	return j
 }
 

@@ -41,13 +41,14 @@ type Store struct {
 		journals map[ident.JournalID]*journalState
 		replicas map[ident.SegmentID]*replica
 		opening  map[ident.SegmentID]*opening
-		dirs     map[string]bool     // of segments/: made and stable
-		sorted   []ident.SegmentID   // all replicas in order, nil when it has to be made again
+		dirs     map[string]bool       // of segments/: made and stable
+		sorted   []ident.SegmentID     // all replicas in order, nil when it has to be made again
 		dirty    map[*replica]struct{} // with unsynced bytes
 	}
 	reserved atomic.Int64 // capacity that OpenSegment calls under way will take
 	used     atomic.Int64
 	corrupt  atomic.Uint64
+	cantTell atomic.Bool            // the file system never knows what is in memory
 	failure  atomic.Pointer[string] // not nil: no appends any more, and why
 
 	life   context.Context // ends with Close
@@ -167,6 +168,7 @@ func (s *Store) Close() error {
 	s.end()
 	<-s.drained
 	s.work.Wait()
+	s.noteTold()
 	s.notes.close()
 	s.handles.closeAll()
 	s.metrics.unregister()

@@ -150,17 +150,60 @@ func (s *Store) Sync(ctx context.Context, m *wire.Sync) (reply wire.SyncReply, e
 	return reply, nil
 }
 
+// noteEvery is how often what the journals were told is noted: it need not be exact (R4 compares it with what
+// the others were told), so it isn't worth an fdatasync each.
+const noteEvery = 5 * time.Second
+
+// noteTold puts into the notes how far commit and stable points and the stable ends of open replicas have
+// come. Nobody waits for it.
+func (s *Store) noteTold() {
+	s.mu.RLock()
+	journals := make([]*journalState, 0, len(s.mu.journals))
+	for _, j := range s.mu.journals {
+		journals = append(journals, j)
+	}
+	var unsealed []*replica
+	for _, r := range s.mu.replicas {
+		if r.note.Load().State != wire.ReplicaSealed {
+			unsealed = append(unsealed, r)
+		}
+	}
+	s.mu.RUnlock()
+	for _, j := range journals {
+		j.mu.Lock()
+		n := j.noteLocked()
+		if n.Commit != j.mu.noted.Commit || n.Stable != j.mu.noted.Stable {
+			j.mu.noted = *n
+			s.notes.putJournal(n)
+		}
+		j.mu.Unlock()
+	}
+	for _, r := range unsealed {
+		r.mu.Lock()
+		if n := r.note.Load(); !r.mu.closing && r.mu.stableEnd > n.StableEnd {
+			s.noteLocked(r, n.State, 0)
+		}
+		r.mu.Unlock()
+	}
+}
+
 // background bounds what is unsynced (R8), so that a flush never waits for gigabytes, starts the device on it
 // early, and notes now and then what the journals were told.
 func (s *Store) background() {
 	ticker := time.NewTicker(tickEvery)
 	defer ticker.Stop()
+	noted := s.now()
 	for {
 		select {
 		case <-s.life.Done():
 			return
 		case <-ticker.C:
-			s.syncDue(s.now())
+			now := s.now()
+			s.syncDue(now)
+			if now-noted >= noteEvery {
+				noted = now
+				s.noteTold()
+			}
 		case <-s.tickle:
 			s.syncDue(s.now())
 		}

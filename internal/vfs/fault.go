@@ -219,7 +219,7 @@ func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // ReadCachedAt sends every read through ReadAt, where the faults are.
-func (f *faultFile) ReadCachedAt([]byte, int64) (int, bool, error) { return 0, false, nil }
+func (f *faultFile) ReadCachedAt([]byte, int64) error { return ErrNotCached }
 
 func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.fs.before(Call{Op: OpWrite, Path: f.name, Off: off, Len: len(p)}); err != nil {

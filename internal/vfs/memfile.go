@@ -46,9 +46,11 @@ func (f *memFile) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // ReadCachedAt: all is in memory.
-func (f *memFile) ReadCachedAt(p []byte, off int64) (int, bool, error) {
-	n, err := f.ReadAt(p, off)
-	return n, err == nil, nil
+func (f *memFile) ReadCachedAt(p []byte, off int64) error {
+	if _, err := f.ReadAt(p, off); err != nil {
+		return ErrNotCached
+	}
+	return nil
 }
 
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {

@@ -105,20 +105,20 @@ func (f *osFile) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-func (f *osFile) ReadCachedAt(p []byte, off int64) (n int, ok bool, err error) {
+func (f *osFile) ReadCachedAt(p []byte, off int64) error {
 	iov := [1][]byte{p}
 	for {
-		n, err = unix.Preadv2(f.fd, iov[:], off, unix.RWF_NOWAIT)
+		n, err := unix.Preadv2(f.fd, iov[:], off, unix.RWF_NOWAIT)
 		switch {
 		case err == unix.EINTR:
 			continue
-		case err != nil: // not cached, or a file system that doesn't know the flag: the other way reports errors
-			return 0, false, nil
-		case n < len(p):
-			// The rest may be uncached or beyond the end of the file: ReadAt knows.
-			return n, false, nil
+		case err == unix.EOPNOTSUPP || err == unix.ENOSYS || err == unix.EINVAL:
+			return ErrCantTell
+		case err != nil || n < len(p):
+			// Not cached, or an error, or the end of the file: ReadAt knows.
+			return ErrNotCached
 		}
-		return n, true, nil
+		return nil
 	}
 }
 

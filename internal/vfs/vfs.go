@@ -52,6 +52,12 @@ type Usage struct {
 // ErrLocked says that somebody else has the lock.
 var ErrLocked = errors.New("locked by another process")
 
+// ErrNotCached says that reading would wait for a device.
+var ErrNotCached = errors.New("not in memory")
+
+// ErrCantTell says that a file can't tell what is in memory.
+var ErrCantTell = errors.New("unknown whether in memory")
+
 // File is an open file. Reads and writes may be concurrent with each other and with SyncData; Close may not
 // be concurrent with anything.
 type File interface {
@@ -62,9 +68,9 @@ type File interface {
 	// WriteVAt writes bufs one behind the other at off, in as few system calls as there can be.
 	WriteVAt(bufs [][]byte, off int64) (int, error)
 
-	// ReadCachedAt is ReadAt without waiting for a device: ok is false, and p undefined, when some of the
-	// bytes aren't in memory or the file system can't tell.
-	ReadCachedAt(p []byte, off int64) (n int, ok bool, err error)
+	// ReadCachedAt fills p without waiting for a device, or gives ErrNotCached, or ErrCantTell where that is
+	// never known.
+	ReadCachedAt(p []byte, off int64) error
 
 	// Preallocate makes the file at least size bytes long and takes the space for all of them, so that
 	// writing within can't run out of it. New bytes read as zeroes.
