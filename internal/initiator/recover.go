@@ -152,7 +152,11 @@ func (s *Session) recover(lost *conn) error {
 	s.mu.Lock()
 	cause := lost.err
 	level := s.params.ErrorRecoveryLevel
+	closing := s.state >= stateClosing
 	s.mu.Unlock()
+	if closing {
+		return ErrClosed // the target hangs up after a logout
+	}
 	if level == 2 && s.cfg.ReconnectTimeout > 0 {
 		err := s.recoverConnection(lost)
 		if err == nil {
@@ -329,6 +333,10 @@ func (s *Session) recoverConnection(lost *conn) error {
 	var finished list
 	var reassign []*Command
 	s.mu.Lock()
+	// What the target has seen, the login says: the rest is sent as it was, that is reassigned.
+	if snLess(s.expCmdSN, r.expCmdSN) {
+		s.expCmdSN = r.expCmdSN
+	}
 	i := slices.Index(s.conns, lost)
 	s.conns = slices.Clone(s.conns)
 	s.conns[i] = cn

@@ -25,6 +25,7 @@ type reader struct {
 		full []byte // all of it, for the digest
 	}
 	done list
+	pdu  PDU // being handled; here because a hook's argument would be allocated anew each time
 }
 
 // directMin is where a second readv for the rest costs less than copying it.
@@ -95,8 +96,8 @@ func (cn *conn) processLocked() error {
 				continue
 			}
 		}
-		var p PDU
-		n, err := cn.frame.decode(b, &p)
+		p := &in.pdu
+		n, err := cn.frame.decode(b, p)
 		if n == 0 && err == nil {
 			return cn.makeRoom(b)
 		}
@@ -106,7 +107,7 @@ func (cn *conn) processLocked() error {
 		in.r += n
 		if h := cn.s.cfg.Hooks.In; h != nil {
 			var act Action
-			act, err = cn.hookInLocked(h, &p, err)
+			act, err = cn.hookInLocked(h, p, err)
 			if err != nil && !errors.Is(err, ErrDataDigest) {
 				return err
 			}
@@ -115,9 +116,9 @@ func (cn *conn) processLocked() error {
 			}
 		}
 		if err != nil {
-			err = cn.badDataLocked(&p)
+			err = cn.badDataLocked(p)
 		} else {
-			err = cn.handleLocked(&p)
+			err = cn.handleLocked(p)
 		}
 		if err != nil {
 			return err
@@ -223,16 +224,17 @@ func (cn *conn) finishDirectLocked() (bool, error) {
 		sum := crc32.Update(crc32.Checksum(d.full, castagnoli), castagnoli, b[:pad])
 		bad = sum != binary.LittleEndian.Uint32(b[pad:])
 	}
-	p := PDU{BHS: d.bhs, Data: d.full}
+	p := &in.pdu
+	p.BHS, p.AHS, p.Data = d.bhs, nil, d.full
 	c := d.cmd
 	var err error
 	switch {
 	case bad && cn.s.params.ErrorRecoveryLevel == 0:
 		err = ErrDataDigest
 	case bad:
-		err = cn.badDataLocked(&p)
+		err = cn.badDataLocked(p)
 	default:
-		err = cn.dataInLocked(&p, c, true)
+		err = cn.dataInLocked(p, c, true)
 	}
 	cn.releaseDirectLocked(&in.done)
 	return true, err
