@@ -228,7 +228,7 @@ func TestHooksBreakWhatTheyShould(t *testing.T) {
 		"data digest":   {Action{BreakDataDigest: true}, ErrConnectionLost},
 		"half a PDU":    {Action{Truncate: 20, CloseWrite: true}, ErrConnectionLost},
 		"nothing":       {Action{Truncate: -1, CloseWrite: true}, ErrConnectionLost},
-		"raw bytes":     {Action{Raw: bytes.Repeat([]byte{0xff}, 96)}, ErrConnectionLost},
+		"raw bytes":     {Action{Raw: bytes.Repeat([]byte{0xff}, 96), CloseWrite: true}, ErrConnectionLost},
 		"reset":         {Action{Reset: true}, ErrConnectionLost},
 		"delay":         {Action{Delay: time.Millisecond}, nil},
 	} {

@@ -150,7 +150,7 @@ func (c *Config) validate() error {
 		return errors.New("no URL")
 	case c.Runtime <= 0 && c.Count == 0:
 		return errors.New("neither a run time nor a count")
-	case c.BlockSize < 512 || c.BlockSize%512 != 0 || c.BlockSize > 16<<20:
+	case c.BlockSize < 512 || c.BlockSize%512 != 0 || c.BlockSize > blockSizeMax:
 		return fmt.Errorf("block size %d is not a multiple of 512 up to 16M", c.BlockSize)
 	case c.Depth < 1 || c.Depth > 32768:
 		return fmt.Errorf("depth %d", c.Depth)

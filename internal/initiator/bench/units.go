@@ -4,30 +4,12 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"dozo/internal/size"
 )
 
-// ParseSize reads sizes as people write them: 512, 4k, 4KiB, 1M, 20G, 1TiB. All units are powers of 1,024.
-func ParseSize(s string) (int64, error) {
-	digits := strings.TrimRightFunc(s, func(r rune) bool { return r < '0' || r > '9' })
-	unit := strings.ToLower(s[len(digits):])
-	unit = strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")
-	shift, ok := map[string]uint{"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[unit]
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if !ok || err != nil || n < 0 || n > (1<<62)>>shift {
-		return 0, fmt.Errorf("%q is not a size like 4k, 1MiB or 20G", s)
-	}
-	return n << shift, nil
-}
-
-// FormatSize is the shortest exact form of n.
-func FormatSize(n int64) string {
-	for i, u := range []string{"", "k", "M", "G", "T"} {
-		if i == 4 || n>>(10*i)%1024 != 0 || n>>(10*i) == 0 {
-			return strconv.FormatInt(n>>(10*i), 10) + u
-		}
-	}
-	return ""
-}
+// blockSizeMax bounds one I/O, and with the depth the buffers of a run.
+const blockSizeMax = 16 << 20
 
 // ParseWorkload reads KIND:SIZE:DEPTH, for instance randwrite:4k:32. KIND is read, write, randread, randwrite, or
 // rw70 and randrw70 for 70 % reads.
@@ -55,15 +37,15 @@ func ParseWorkload(s string) (Workload, error) {
 	default:
 		return bad()
 	}
-	size, err := ParseSize(f[1])
+	block, err := size.Parse(f[1])
 	if err != nil {
 		return bad()
 	}
 	depth, err := strconv.Atoi(f[2])
-	if err != nil || depth < 1 || size < 512 {
+	if err != nil || depth < 1 || block < 512 || block > blockSizeMax {
 		return bad()
 	}
-	w.BlockSize, w.Depth = int(size), depth
+	w.BlockSize, w.Depth = int(block), depth
 	return w, nil
 }
 
@@ -81,5 +63,5 @@ func (w Workload) String() string {
 	default:
 		kind += "rw" + strconv.Itoa(w.ReadPercent)
 	}
-	return fmt.Sprintf("%s:%s:%d", kind, FormatSize(int64(w.BlockSize)), w.Depth)
+	return fmt.Sprintf("%s:%s:%d", kind, size.Exact(uint64(w.BlockSize)), w.Depth)
 }
