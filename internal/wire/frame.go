@@ -132,8 +132,8 @@ func Verify(h *Header, payload []byte) error {
 	return nil
 }
 
-// AppendFrame appends one whole frame with m, checked or not. It sets Type, Length, PayloadCRC and FlagReply
-// of h. Messages that need more than one frame and data that must not be copied are the business of package
+// AppendFrame appends one whole frame with m, checked or not. It sets Length, PayloadCRC and, where it is
+// zero, Type of h. Messages that need more than one frame and data that must not be copied are the business of package
 // peer.
 func AppendFrame(b []byte, h Header, m Message, checked bool) []byte {
 	start := len(b)
@@ -143,7 +143,9 @@ func AppendFrame(b []byte, h Header, m Message, checked bool) []byte {
 	for _, p := range DataOf(nil, m) {
 		b = append(b, p...)
 	}
-	h.Type = m.Type()
+	if h.Type == 0 {
+		h.Type = m.Type() // a reply may be shared by several types: then h says which
+	}
 	if checked {
 		covered := b[start+HeaderSize:]
 		if _, ok := SelfChecking(h.Type); ok && h.Flags&FlagReply == 0 {
