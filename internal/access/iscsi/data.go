@@ -149,8 +149,8 @@ const (
 // residual compares what the CDB asked to move with what the initiator expected.
 func (t *task) residual() (flags byte, count uint32) {
 	want := t.WantIn
-	if t.isWrite || t.wantOut > 0 {
-		want = t.wantOut
+	if t.isWrite || t.WantOut > 0 {
+		want = t.WantOut
 	}
 	switch expected := uint64(t.expected); {
 	case want > expected:

@@ -39,8 +39,6 @@ type task struct {
 	spoiled     bool // a Data-Out was out of sequence: ends with CHECK CONDITION, nothing is written
 
 	writeCost, readCost int
-	// wantOut is the CDB's own wish, for the residual count, also after the command was refused.
-	wantOut uint64
 }
 
 type phase uint8
@@ -121,7 +119,7 @@ func (t *task) clear() {
 	t.isRead, t.isWrite, t.immediate, t.ordered, t.aborted, t.spoiled, t.unsolicited = false, false, false, false, false, false, false
 	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
 	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
-	t.writeCost, t.readCost, t.wantOut = 0, 0, 0
+	t.writeCost, t.readCost = 0, 0
 }
 
 // Task attributes (RFC 7143 11.3.1).
@@ -190,15 +188,12 @@ func (c *conn) command(h *header, ahs []byte) error {
 
 	nexus := c.sess.nexus
 	nexus.Prepare(&t.Command)
-	t.wantOut = t.WantOut
 	switch {
 	case bidirectional || read && write, h[1]&7 >= attrACA:
 		// No command moves data both ways, and there is no auto contingent allegiance.
 		nexus.RejectTransfer(&t.Command)
-	case t.WantOut > uint64(t.ExpectOut), t.WantOut < uint64(t.ExpectOut) && t.NeedsExactOut() && !t.Failed():
-		nexus.RejectTransfer(&t.Command)
 	}
-	t.want, t.asked = int(t.WantOut), n
+	t.want, t.asked = t.FetchOut, n
 	c.count(t)
 	c.place(t)
 	if n > 0 {

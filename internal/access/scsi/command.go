@@ -26,13 +26,16 @@ type Command struct {
 
 	// Set by Prepare.
 
-	// WantOut is how many bytes of data-out the CDB asks for; the transport has to fetch WantOut bytes if
-	// it is not above ExpectOut. A command that has failed already wants none.
+	// WantOut is how many bytes of data-out the CDB asks for, also after the command has failed for it: the
+	// transport tells the initiator by how much it differs from ExpectOut.
 	WantOut uint64
+	// FetchOut is how many bytes of data-out the transport has to fetch: at most ExpectOut, none once the
+	// command has failed.
+	FetchOut int
 	// ReadCost is about how many bytes of memory Execute takes for what it reads.
 	ReadCost int
 
-	// Out, set by Allocate, is where the data-out goes, in order; altogether WantOut bytes.
+	// Out, set by Allocate, is where the data-out goes, in order; altogether FetchOut bytes.
 	Out [][]byte
 
 	// Set when finished.
@@ -54,6 +57,7 @@ type Command struct {
 	off      int64
 	n        int64 // bytes of the disk that the command is about
 	fua      bool
+	partial  int // bytes of a last block that the initiator sends only the beginning of
 	writes   []WriteBuffer
 	reads    []ReadResult
 	inBuf    []byte // backing of In for answers that are made here
@@ -98,6 +102,7 @@ func (c *Command) Reset() {
 	c.inBuf, c.outBuf = c.inBuf[:0], c.outBuf[:0]
 	c.LUN, c.CDB, c.Request = 0, [CDBMax]byte{}, Request{}
 	c.ExpectIn, c.ExpectOut, c.WantOut, c.WantIn, c.ReadCost = 0, 0, 0, 0, 0
+	c.FetchOut, c.partial = 0, 0
 	c.Status, c.Sense = StatusGood, nil
 	c.unit, c.op, c.geo, c.failed, c.off, c.n, c.fua = nil, nil, Geometry{}, false, 0, 0, false
 	c.step.pending, c.step.err, c.after = 0, nil, nil
@@ -133,7 +138,7 @@ func (c *Command) check(s senseData) {
 	c.failed = true
 	c.Status = StatusCheckCondition
 	c.Sense = s.appendFixed(c.senseMem[:0])
-	c.WantOut, c.ReadCost = 0, 0
+	c.FetchOut, c.ReadCost = 0, 0
 	c.dropIn()
 }
 
@@ -163,6 +168,7 @@ func (c *Command) fail(err error) {
 	if o.status != StatusCheckCondition {
 		c.failed = true
 		c.Status, c.Sense = o.status, nil
+		c.FetchOut, c.ReadCost = 0, 0
 		c.dropIn()
 		return
 	}

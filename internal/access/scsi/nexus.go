@@ -149,7 +149,38 @@ func (u *Unit) prepare(c *Command) {
 		c.fail(ErrWriteProtected)
 	default:
 		row.prepare(u, c)
+		c.matchOut()
 	}
+}
+
+// matchOut compares the data-out that the CDB asks for with what the initiator announced. A longer
+// announcement is cut; a shorter one is an error, except for the writes, which have seen to it; for commands
+// that give their one block or pair a meaning, any difference is.
+func (c *Command) matchOut() {
+	if c.failed {
+		return
+	}
+	expected := uint64(c.ExpectOut)
+	switch c.CDB[0] {
+	case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e:
+		return
+	case 0x89:
+		if c.WantOut != expected {
+			c.badField(13, 7)
+			return
+		}
+	case 0x41, 0x93:
+		if c.WantOut != expected {
+			c.illegal(codeInvalidFieldInInfoUnit)
+			return
+		}
+	default:
+		if c.WantOut > expected {
+			c.illegal(codeInvalidFieldInInfoUnit)
+			return
+		}
+	}
+	c.FetchOut = int(c.WantOut)
 }
 
 // noticeChanges establishes the attentions that follow from what the disk says now.
@@ -167,9 +198,9 @@ func (u *Unit) noticeChanges(c *Command) {
 	}
 }
 
-// Allocate gives the command's data-out a place. The transport calls it when it has room for WantOut bytes.
+// Allocate gives the command's data-out a place. The transport calls it when it has room for FetchOut bytes.
 func (n *Nexus) Allocate(c *Command) {
-	if c.failed || c.WantOut == 0 {
+	if c.failed || c.FetchOut == 0 {
 		return
 	}
 	u := c.unit
@@ -180,7 +211,7 @@ func (n *Nexus) Allocate(c *Command) {
 		c.allocateOut(int(c.n))
 		u.allocateWrite(c)
 	default:
-		c.allocateOut(int(c.WantOut))
+		c.allocateOut(c.FetchOut)
 	}
 }
 
@@ -194,15 +225,9 @@ func (n *Nexus) Execute(c *Command) {
 	c.op.execute(c.unit, c)
 }
 
-// RejectTransfer ends a prepared command whose data-out the initiator announced with another length than the
-// CDB asks for: nothing is written (FCP-4's INVALID FIELD IN COMMAND INFORMATION UNIT, which SAM transports
-// share).
+// RejectTransfer ends a prepared command whose frame asks for what the transport doesn't do: INVALID FIELD IN
+// COMMAND INFORMATION UNIT.
 func (n *Nexus) RejectTransfer(c *Command) { c.illegal(codeInvalidFieldInInfoUnit) }
-
-// NeedsExactOut reports a command for which more data than the CDB asks for is an error too, not only less.
-func (c *Command) NeedsExactOut() bool {
-	return c.op != nil && (c.op.code == 0x41 || c.op.code == 0x93 || c.op.code == 0x89)
-}
 
 // Fail ends a prepared command because the transport could not fetch its data-out.
 func (n *Nexus) Fail(c *Command, err error) { c.fail(err) }

@@ -6,7 +6,7 @@ import "encoding/binary"
 const (
 	// transferMax bounds one READ, WRITE or VERIFY: far more than initiators use, little enough that a
 	// connection's memory bound admits several.
-	transferMax = 16 << 20
+	transferMax = 32 << 20
 	// transferOptimal is the record: longer transfers are split there.
 	transferOptimal = RecordMax
 	// compareMax bounds COMPARE AND WRITE in blocks: what its one-byte length can say, and one record with

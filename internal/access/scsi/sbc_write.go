@@ -14,6 +14,14 @@ func (u *Unit) prepareWrite(c *Command) {
 		return
 	}
 	c.WantOut = uint64(c.n)
+	c.FetchOut = int(c.n)
+	if e := int64(c.ExpectOut); e < c.n {
+		// The initiator sends less than the CDB says: what it sends is written, to the byte, and the transport
+		// reports the difference.
+		size := int64(c.geo.BlockSize)
+		c.n, c.partial = e/size*size, int(e%size)
+		c.FetchOut = int(e)
+	}
 	if verifying {
 		c.fua = true
 		c.ReadCost = int(c.n)
@@ -33,6 +41,9 @@ func (u *Unit) allocateWrite(c *Command) {
 		c.writes = append(c.writes, w)
 		c.Out = append(c.Out, w.Bytes())
 	}
+	if c.partial > 0 {
+		c.allocateOut(c.partial)
+	}
 }
 
 // submit passes the command's buffers to the disk as one stage.
@@ -46,12 +57,52 @@ func (u *Unit) submit(c *Command, after func(*Command)) {
 	c.end()
 }
 
-func (u *Unit) write(c *Command) { u.submit(c, (*Command).finish) }
+func (u *Unit) write(c *Command) {
+	if c.partial > 0 {
+		u.submit(c, u.writePartial)
+		return
+	}
+	u.submit(c, (*Command).finish)
+}
+
+// writePartial writes the beginning of a block: it reads the block, and replaces it if nobody else has
+// changed it meanwhile, or begins again.
+func (u *Unit) writePartial(c *Command) {
+	off, size := c.off+c.n, int(c.geo.BlockSize)
+	end := func(err error) {
+		if err != nil {
+			c.fail(err)
+		}
+		c.finish()
+	}
+	u.disk.Read(c.part(len(c.writes)), off, size, func(r ReadResult, err error) {
+		if err != nil {
+			end(err)
+			return
+		}
+		old := bytes.Join(r.Buffers(), nil)
+		r.Release()
+		w, err := u.disk.NewWrite(off, size)
+		if err != nil {
+			end(err)
+			return
+		}
+		copy(w.Bytes(), old)
+		copy(w.Bytes(), c.outBuf[:c.partial])
+		u.disk.CompareAndWrite(c.part(len(c.writes)), old, w, c.fua, func(mismatch int, err error) {
+			if err == nil && mismatch >= 0 {
+				u.writePartial(c)
+				return
+			}
+			end(err)
+		})
+	})
+}
 
 // writeVerify writes through to stable storage and reads back; with BYTCHK it compares.
 func (u *Unit) writeVerify(c *Command) {
-	if c.n == 0 {
-		c.finish()
+	if c.n == 0 || c.partial > 0 {
+		u.write(c) // nothing to compare with a block of which only a part is known
 		return
 	}
 	if c.byteCheck() == 1 {
