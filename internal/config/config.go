@@ -19,7 +19,7 @@ type Config struct {
 	StateDir string `yaml:"state_dir"` // keys, control store, sockets: small and on stable storage
 
 	// Address is the node's one address where the more particular ones below are not given.
-	Address        netip.Addr `yaml:"address,omitempty"`
+	Address        IP         `yaml:"address,omitempty"`
 	Portals        []Endpoint `yaml:"portals,omitempty"` // iSCSI; several, IPv4 and IPv6
 	ClusterAddr    Endpoint   `yaml:"cluster_address,omitempty"`
 	WanAddr        Endpoint   `yaml:"wan_address,omitempty"`
@@ -72,7 +72,7 @@ type Site struct {
 type Store struct {
 	Path  string `yaml:"path"`
 	Label string `yaml:"label,omitempty"`
-	// Reserve is what stays free on the file system: a full disk must still be able to record a fence.
+	// Reserve is what stays free on the file system: a full disk must still be able to record a fence. 0: 256 MiB.
 	Reserve Size `yaml:"reserve,omitempty"`
 	// Capacity bounds what the store uses; 0: the whole file system less Reserve.
 	Capacity Size `yaml:"capacity,omitempty"`
