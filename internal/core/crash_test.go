@@ -288,12 +288,12 @@ func TestFullDiskStillFencesAndSeals(t *testing.T) {
 	m.SetCapacity(1)
 	for e := uint64(2); e < 300; e++ { // more notes than a file takes
 		for j := range byte(4) {
-			fence(t, s, ident.JournalID{j}, e)
+			fence(t, s, ident.JournalID{j + 1}, e)
 		}
 	}
 	s2 := openStore(t, testOptions(powerCut(m, 0, 1), boot2))
 	for j := range byte(4) {
-		_, err := s2.Fence(context.Background(), &wire.Fence{Journal: ident.JournalID{j}, Epoch: epoch(298)})
+		_, err := s2.Fence(context.Background(), &wire.Fence{Journal: ident.JournalID{j + 1}, Epoch: epoch(298)})
 		wantCode(t, err, wire.CodeFenced)
 	}
 	for _, o := range open {

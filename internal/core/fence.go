@@ -66,6 +66,9 @@ func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply
 		return reply, err
 	}
 	defer s.end()
+	if m.Journal.IsZero() {
+		return reply, wire.Errorf(wire.CodeBadRequest, "fence of no journal")
+	}
 	j := s.journal(m.Journal)
 	if err := s.raise(ctx, j, m.Epoch); err != nil {
 		return reply, err

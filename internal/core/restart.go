@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dozo/internal/ident"
+	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
 
@@ -152,7 +153,7 @@ func (s *Store) rescan(r *replica) error {
 		s.damaged(r, err.Error())
 		return nil
 	}
-	sc, err := scan(f, r.id, n.StableEnd, nil)
+	sc, err := scan(f, r.id, journal.SegmentCapacityMax, n.StableEnd, nil)
 	if err != nil {
 		_ = f.Close()
 		s.damaged(r, err.Error())
@@ -207,7 +208,7 @@ func (s *Store) orphans(files map[ident.SegmentID]bool) (notes []*noteBatch, err
 		if err != nil {
 			return nil, err
 		}
-		sc, err := scan(f, id, 0, nil)
+		sc, err := scan(f, id, journal.SegmentCapacityMax, 0, nil)
 		size, _ := f.Size()
 		_ = f.Close()
 		if err == nil && !sc.header && sc.bad == nil && sc.follows == 0 {

@@ -27,14 +27,15 @@ type scanned struct {
 // scanWindow is what is read at once: at least one whole record.
 const scanWindow = 4 << 20
 
-// scan walks along the records of an unsealed file, bodies included, to the first that isn't valid; then it
-// looks for good ones behind it. An error is the file's, not the bytes'. visit, if not nil, is called with each record.
-func scan(f vfs.File, id ident.SegmentID, stableEnd uint32, visit func(offset uint32, rec *journal.Record)) (sc scanned, err error) {
+// scan walks along the records in the first limit bytes of a file, bodies included, to the first that isn't
+// valid; then it looks for good ones behind it. An error is the file's, not the bytes'. visit, if not nil, is
+// called with each record.
+func scan(f vfs.File, id ident.SegmentID, limit int64, stableEnd uint32, visit func(offset uint32, rec *journal.Record, whole []byte)) (sc scanned, err error) {
 	size, err := f.Size()
 	if err != nil {
 		return sc, err
 	}
-	w := window{f: f, size: min(size, journal.SegmentCapacityMax)}
+	w := window{f: f, size: min(size, limit)}
 	head, err := w.at(0, journal.SegmentHeaderSize)
 	if err != nil {
 		return sc, err
@@ -81,7 +82,7 @@ func scan(f vfs.File, id ident.SegmentID, stableEnd uint32, visit func(offset ui
 			sc.start = start
 		}
 		if visit != nil {
-			visit(at, &run.Record)
+			visit(at, &run.Record, b[:n])
 		}
 		if run.Offset == stableEnd {
 			sc.stable = run.At

@@ -1,0 +1,274 @@
+package core
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/vfs"
+	"dozo/internal/wire"
+)
+
+// InspectOptions says how Inspect prints.
+type InspectOptions struct {
+	JSON bool // one JSON object a line instead of text
+	// Body, if not nil, gives a line about a record's body, or nothing.
+	Body func(rec *journal.Record, body []byte) (string, error)
+}
+
+// ErrBad says that Inspect found something bad; the lines that it printed say what.
+var ErrBad = errors.New("the file is bad")
+
+// The lines of Inspect with JSON; "line" tells them apart. Fields are stable.
+type (
+	lineSegment struct {
+		Line     string          `json:"line"` // "segment"
+		Segment  string          `json:"segment"`
+		Journal  ident.JournalID `json:"journal"`
+		Kind     uint8           `json:"kind"`
+		Before   string          `json:"before"`
+		Start    string          `json:"start,omitempty"`
+		Proven   bool            `json:"proven"`
+		Boundary string          `json:"boundary,omitempty"`
+	}
+	lineRecord struct {
+		Line    string `json:"line"` // "record"
+		Offset  uint32 `json:"offset"`
+		Seq     uint64 `json:"seq"`
+		Epoch   string `json:"epoch"`
+		Kind    string `json:"kind"`
+		Part    uint8  `json:"part"`
+		Block   uint64 `json:"block"`
+		Count   uint32 `json:"count"`
+		Logical uint32 `json:"logical"`
+		Stored  uint32 `json:"stored"`
+		Codec   uint16 `json:"codec"`
+		Key     uint32 `json:"key"`
+		Request string `json:"request,omitempty"`
+		Hash    string `json:"hash"`
+		Body    string `json:"body,omitempty"`
+	}
+	lineIndex struct {
+		Line    string `json:"line"` // "index"
+		Offset  uint32 `json:"offset"`
+		Entries int    `json:"entries"`
+		Last    string `json:"last"`
+	}
+	lineBad struct {
+		Line   string `json:"line"` // "bad", or "note" for what is no fault
+		Offset uint32 `json:"offset"`
+		Error  string `json:"error"`
+	}
+	lineEnd struct {
+		Line    string `json:"line"` // "end"
+		Sealed  bool   `json:"sealed"`
+		Records int    `json:"records"`
+		End     uint32 `json:"end"`
+		Bytes   int64  `json:"bytes"`
+		Last    string `json:"last"`
+		Bad     int    `json:"bad"`
+	}
+)
+
+// Inspect prints a segment file and verifies every checksum, the hash chain, and the index against the
+// records. It reads only; a file that a store has open may be printed as well. An error is ErrBad if
+// something in the file is wrong, else the file system's.
+func Inspect(w io.Writer, fsys vfs.FS, name string, o InspectOptions) error {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	out := bufio.NewWriter(w)
+	p := &inspector{w: out, o: o, f: f}
+	err = p.run()
+	if e := out.Flush(); err == nil {
+		err = e
+	}
+	if err == nil && p.bad > 0 {
+		return fmt.Errorf("%s: %w: %d findings", name, ErrBad, p.bad)
+	}
+	return err
+}
+
+type inspector struct {
+	w   io.Writer
+	o   InspectOptions
+	f   vfs.File
+	bad int
+}
+
+// print writes one line, as JSON or as text.
+func (p *inspector) print(line any, format string, args ...any) {
+	if !p.o.JSON {
+		fmt.Fprintf(p.w, format+"\n", args...)
+		return
+	}
+	b, err := json.Marshal(line)
+	if err == nil {
+		fmt.Fprintf(p.w, "%s\n", b)
+	}
+}
+
+func (p *inspector) fault(offset uint32, err error) {
+	p.bad++
+	p.print(lineBad{"bad", offset, err.Error()}, "BAD at %d: %v", offset, err)
+}
+
+func (p *inspector) run() error {
+	size, err := p.f.Size()
+	if err != nil {
+		return err
+	}
+	head := make([]byte, min(size, journal.SegmentHeaderSize))
+	if _, err := p.f.ReadAt(head, 0); err != nil && err != io.EOF {
+		return err
+	}
+	if len(head) == journal.SegmentHeaderSize && allZero(head) {
+		p.print(lineEnd{Line: "end", Bytes: size}, "empty: no header has been written, %d bytes allocated", size)
+		return nil
+	}
+	h, err := journal.DecodeSegmentHeader(head)
+	if err != nil {
+		p.fault(0, err)
+		return nil
+	}
+	p.header(&h)
+
+	x, err := readIndex(p.f)
+	sealed := !errors.Is(err, journal.ErrNoIndex)
+	limit := min(size, journal.SegmentCapacityMax)
+	switch {
+	case err == nil:
+		limit = int64(x.End)
+	case sealed:
+		p.fault(uint32(max(0, size-journal.TrailerSize)), fmt.Errorf("index: %w", eofIsShort(err)))
+	}
+	sc, err := scan(p.f, h.Segment, limit, 0, p.record)
+	if err != nil {
+		return err
+	}
+	p.tail(&sc, x, sealed)
+	if x != nil {
+		p.print(lineIndex{"index", x.End, len(x.Entries), x.Last.String()}, "index at %d: %d entries, last %s", x.End, len(x.Entries), x.Last)
+		if x.Segment != h.Segment || x.Before != sc.before || x.Last != sc.last || !slices.Equal(x.Entries, sc.index) {
+			p.fault(x.End, errors.New("the index is not that of the records"))
+		}
+	}
+	state := "not sealed"
+	if sealed {
+		state = "sealed"
+	}
+	verdict := "everything verified"
+	if p.bad > 0 {
+		verdict = fmt.Sprintf("BAD: %d findings", p.bad)
+	}
+	p.print(lineEnd{"end", sealed, len(sc.index), sc.end, size, sc.last.String(), p.bad},
+		"%s, %d records up to %d of %d bytes, last %s: %s", state, len(sc.index), sc.end, size, sc.last, verdict)
+	return nil
+}
+
+func (p *inspector) header(h *journal.SegmentHeader) {
+	line := lineSegment{Line: "segment", Segment: h.Segment.String(), Journal: h.Segment.Journal, Kind: uint8(h.Kind), Before: h.Before.String()}
+	start, point, boundary := "", "", ""
+	if h.Start.At.Seq != 0 {
+		line.Start, line.Proven = h.Start.At.String(), h.Start.Proven
+		start = fmt.Sprintf("\n  start of the epoch %s after %s, proven %v", h.Start.At, h.Start.Before, h.Start.Proven)
+	}
+	if h.Point.At.Seq != 0 {
+		point = fmt.Sprintf("\n  checkpoint covers %s, root at %d of %s", h.Point.At, h.Point.Offset, h.Point.Segment)
+	}
+	if h.Boundary != (ident.Position{}) {
+		line.Boundary = h.Boundary.String()
+		boundary = fmt.Sprintf("\n  older epochs end at %s", h.Boundary)
+	}
+	p.print(line, "segment %s, kind %d, before %s%s%s%s", h.Segment, h.Kind, h.Before, start, point, boundary)
+	if !p.o.JSON {
+		fmt.Fprintf(p.w, "%10s %12s %10s %-11s %14s %8s %8s %8s %s\n", "offset", "seq", "epoch", "kind", "block", "count", "logical", "stored", "hash")
+	}
+}
+
+func (p *inspector) record(offset uint32, rec *journal.Record, whole []byte) {
+	line := lineRecord{"record", offset, uint64(rec.Seq), rec.Epoch.String(), rec.Kind.String(), rec.Part, rec.Block, rec.Count,
+		rec.LogicalLen, rec.StoredLen, uint16(rec.Codec), rec.KeyID, "", rec.Hash.String(), ""}
+	extra := ""
+	if rec.Request != (journal.RequestID{}) {
+		line.Request = fmt.Sprintf("%x-%x", rec.Request.Forwarder, rec.Request.Number)
+		extra += " request " + line.Request
+	}
+	if rec.Part != 0 {
+		extra += fmt.Sprintf(" part %d", rec.Part)
+	}
+	if rec.Codec != journal.CodecNone || rec.KeyID != 0 {
+		extra += fmt.Sprintf(" codec %d key %d", rec.Codec, rec.KeyID)
+	}
+	text, err := p.body(rec, body(rec, whole))
+	if text != "" {
+		line.Body = text
+		extra += " " + text
+	}
+	p.print(line, "%10d %12d %10s %-11s %14d %8d %8d %8d %s%s", offset, rec.Seq, rec.Epoch, rec.Kind, rec.Block, rec.Count, rec.LogicalLen, rec.StoredLen, rec.Hash, extra)
+	if err != nil {
+		p.fault(offset, fmt.Errorf("body: %w", err))
+	}
+}
+
+// body says what a record's body holds, where that is not blocks of a volume.
+func (p *inspector) body(rec *journal.Record, b []byte) (text string, err error) {
+	if rec.Codec != journal.CodecNone || rec.KeyID != 0 {
+		return "", nil
+	}
+	switch rec.Kind {
+	case journal.KindEpochStart:
+		var s wire.EpochStart
+		if s, err = journal.DecodeEpochStart(rec, b); err == nil {
+			text = fmt.Sprintf("after %s, proven %v", s.Before, s.Proven)
+		}
+	case journal.KindCheckpoint:
+		var c journal.CheckpointPoint
+		if c, err = journal.DecodeCheckpoint(b); err == nil {
+			text = fmt.Sprintf("covers %s, root at %d of %s", c.At, c.Offset, c.Segment)
+		}
+	case journal.KindPermit:
+		var permits []journal.Permit
+		if permits, err = journal.DecodePermits(b); err == nil {
+			for _, q := range permits {
+				text += fmt.Sprintf("[%s may go from %s] ", q.Segment, q.Store)
+			}
+		}
+	case journal.KindRetire:
+		var retired []ident.SegmentID
+		if retired, err = journal.DecodeRetired(b); err == nil {
+			text = fmt.Sprintf("%d segments: %v", len(retired), retired)
+		}
+	default:
+		if p.o.Body != nil {
+			text, err = p.o.Body(rec, b)
+		}
+	}
+	return text, err
+}
+
+// tail judges what stands behind the last valid record.
+func (p *inspector) tail(sc *scanned, x *journal.Index, sealed bool) {
+	switch {
+	case x != nil && sc.bad == nil && sc.end == x.End:
+	case x != nil:
+		p.fault(sc.end, cmpErr(sc.bad, "the records end before the index"))
+	case sealed || sc.bad == nil: // a bad index was reported already
+	default:
+		// In a file that is open, zeroes follow, or what a torn append has left.
+		var next [8]byte
+		if _, err := p.f.ReadAt(next[:], int64(sc.end)); err == nil && !allZero(next[:]) {
+			p.print(lineBad{"note", sc.end, sc.bad.Error()}, "note at %d: not a record, as an append or a seal leaves it that was cut off: %v", sc.end, sc.bad)
+		}
+	}
+	if sc.follows != 0 {
+		p.fault(sc.follows, errors.New("a valid record header behind the bad place"))
+	}
+}
