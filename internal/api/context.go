@@ -14,7 +14,7 @@ import (
 )
 
 // DefaultSocket is where a node that is installed on a host has its socket.
-const DefaultSocket = "/run/dozo/api.sock"
+const DefaultSocket = "/var/lib/dozo/api.sock"
 
 // DefaultDir is the directory that dozo up uses, in the current one, where none is given.
 const DefaultDir = "dozo-data"

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"dozo/internal/api"
+	"dozo/internal/config"
 	"dozo/internal/pki"
 )
 
@@ -190,7 +191,7 @@ func prepareCA(dir, clusterID string, now time.Time) (*pki.CA, error) {
 	if _, err := os.Stat(cert); err == nil {
 		return pki.LoadCA(cert, key)
 	}
-	ca, err := pki.NewCA(clusterID, "dozo-up", now)
+	ca, err := pki.NewCA(clusterID, clusterName, now)
 	if err != nil {
 		return nil, err
 	}
@@ -228,11 +229,15 @@ func prepareNode(dir string, r record, plan []Process, p Process, ca *pki.CA, no
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	text, err := yaml.Marshal(nodeConfig(dir, r.ClusterID, r.Shape, plan, p))
+	text, err := nodeConfig(dir, r.ClusterID, r.Shape, plan, p).Marshal()
 	if err != nil {
 		return fmt.Errorf("configuration of %s: %w", p.Name, err)
 	}
-	head := "# Made by dozo up for node " + string(p.Name) + ". It is not written again: what you change here stays.\n"
+	// What this program writes, a node must take: better said here than by six logs.
+	if _, err := config.Parse(text, nd); err != nil {
+		return fmt.Errorf("configuration of %s: %w", p.Name, err)
+	}
+	head := "# Made by dozo up. It is not written again: what you change here stays.\n"
 	return pki.WriteFileAtomic(path, append([]byte(head), text...))
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"dozo/internal/config"
 	"dozo/internal/ident"
+	"dozo/internal/pki"
 )
 
 // Bounds of a system on one machine. Each node is a process that wants some 100 MiB and four addresses' worth
@@ -18,6 +19,16 @@ const (
 	votersMax = 7
 	netMax    = 254
 )
+
+// What each node may keep in memory: a machine has room for six of them, which a machine of their own would
+// give to one.
+const (
+	mapMemory   = 256 << 20
+	cacheMemory = 128 << 20
+)
+
+// clusterName is what certificates and status call the system.
+const clusterName = "dozo-up"
 
 // witnessHost is the last octet of the witness's address 127.N.0.7: site 0 is nobody else's.
 const witnessHost = 7
@@ -145,22 +156,19 @@ func nodeDir(dir string, name ident.NodeName) string {
 func nodeConfig(dir, clusterID string, s Shape, plan []Process, p Process) *config.Config {
 	state := nodeDir(dir, p.Name)
 	at := func(a netip.Addr, port uint16) config.Endpoint { return config.Endpoint{Addr: a, Port: port} }
-	c := &config.Config{
-		Cluster: config.Cluster{Name: "dozo-up", ID: clusterID},
-		Node:    p.Name,
-		Roles:   p.roles(),
-		// All nodes are on one machine, and to the rules each is a host of its own: that is what this system is
-		// for.
-		HostID:         "up-" + string(p.Name),
-		StateDir:       state,
-		Address:        p.Addr,
-		ManagementAddr: at(p.Addr, config.PortAPI),
-		Socket:         filepath.Join(state, socketFile),
-		Control:        config.Control{Embedded: p.Voter},
-		TLS:            config.TLS{CAFile: filepath.Join(state, "ca.crt"), NodeFile: filepath.Join(state, "node.pem")},
-	}
+	c := config.Default()
+	c.Cluster = config.Cluster{Name: clusterName, ID: clusterID}
+	c.Node, c.Roles = p.Name, p.roles()
+	// All nodes are on one machine, and to the rules each is a host of its own: that is what this system is for.
+	c.HostID = "up-" + string(p.Name)
+	c.StateDir, c.Socket = state, filepath.Join(state, socketFile)
+	c.Address = config.IP{Addr: p.Addr}
+	c.ManagementAddr = at(p.Addr, config.PortAPI)
+	c.Control = config.Control{Embedded: p.Voter}
+	c.TLS = config.TLS{CAFile: filepath.Join(state, pki.CAFile), NodeFile: filepath.Join(state, pki.NodeFile)}
+	c.Limits.MapMemory, c.Limits.CacheMemory = mapMemory, cacheMemory
 	if p.Issuer {
-		c.TLS.CAKeyFile = filepath.Join(dir, caDir, "ca.key")
+		c.TLS.CAKeyFile = filepath.Join(dir, caDir, pki.CAKeyFile)
 	}
 	if p.Kind == kindServe {
 		c.Site = config.Site{Name: p.Site, CIDRs: []netip.Prefix{netip.PrefixFrom(p.Addr, 24).Masked()}}

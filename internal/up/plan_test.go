@@ -73,6 +73,13 @@ func TestNodeConfig(t *testing.T) {
 	hosts := map[string]bool{}
 	for _, p := range plan {
 		c := nodeConfig("/d", "00112233445566778899aabbccddeeff", s, plan, p)
+		text, err := c.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := config.Parse(text, "/elsewhere"); err != nil || back.StateDir != c.StateDir || back.ManagementAddr != c.ManagementAddr || p.Issuer && back.TLS.CAKeyFile != c.TLS.CAKeyFile {
+			t.Errorf("%s: read back: %v\n%s", p.Name, err, text)
+		}
 		if hosts[c.HostID] {
 			t.Errorf("%s: host ID %s is another's: no ensemble could have both", p.Name, c.HostID)
 		}

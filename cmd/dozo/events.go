@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+	"dozo/internal/api/view"
+)
+
+type events struct {
+	since time.Duration
+	req   dozov1.EventsRequest
+}
+
+func newEvents(a *app) *cobra.Command {
+	var o events
+	c := &cobra.Command{
+		Use: "events", Short: "Show who changed what, and what happened",
+		Long: `Show the audit log: who changed what, and what the cluster did by itself. With --follow the command stays and shows
+new events as they happen; one that is cut off goes on with --after, the last REVISION that was seen. -o json prints
+one object a line.`,
+		Args: names(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), a) },
+	}
+	c.Flags().BoolVarP(&o.req.Follow, "follow", "f", false, "go on with new events")
+	c.Flags().Int64Var(&o.req.AfterRevision, "after", 0, "only events after this `revision`")
+	c.Flags().DurationVar(&o.since, "since", 0, "only events of the last while, such as 1h")
+	c.Flags().Uint32VarP(&o.req.Limit, "limit", "n", 0, "only the newest so many of those that are there (default all)")
+	return c
+}
+
+func (o *events) run(ctx context.Context, a *app) error {
+	if o.since > 0 {
+		o.req.Since = timestamppb.New(time.Now().Add(-o.since))
+	}
+	return a.with(func(c *api.Client) error {
+		stream, err := c.Cluster.Events(ctx, &o.req)
+		if err != nil {
+			return err
+		}
+		defer stream.Close()
+		for stream.Receive() {
+			if err := a.printEvent(stream.Msg()); err != nil {
+				return err
+			}
+		}
+		// A follower that is told to end has done what it was asked for.
+		if o.req.GetFollow() && ctx.Err() != nil {
+			return nil
+		}
+		return stream.Err()
+	})
+}
+
+func (a *app) printEvent(e *dozov1.Event) error {
+	if a.format != view.Table {
+		return a.format.Line(a.out, e)
+	}
+	note := e.GetNote()
+	if note != "" {
+		note = "  " + note
+	}
+	_, err := fmt.Fprintf(a.out, "%d  %s  %s  %s  %s%s\n", e.GetRevision(), when(e.GetTime()), e.GetActor(), e.GetAction(), e.GetObject(), note)
+	return err
+}

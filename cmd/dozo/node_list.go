@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+	"dozo/internal/api/view"
+	"dozo/internal/size"
+)
+
+type nodeList struct{ req dozov1.ListNodesRequest }
+
+func newNodeList(a *app) *cobra.Command {
+	var o nodeList
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List nodes", Args: names(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), a) },
+	}
+	c.Flags().StringVar(&o.req.Site, "site", "", "only this `site`'s")
+	return c
+}
+
+func (o *nodeList) run(ctx context.Context, a *app) error {
+	return a.with(func(c *api.Client) error {
+		resp, err := c.Nodes.List(ctx, &o.req)
+		if err != nil {
+			return err
+		}
+		if a.format != view.Table {
+			return view.List(a.format, a.out, resp.GetNodes())
+		}
+		g := view.NewGrid("NAME", "SITE", "ADDRESS", "ROLES", "STATE", "PID", "VOTER", "USED", "CAPACITY", "VERSION")
+		for _, n := range resp.GetNodes() {
+			var used, capacity uint64
+			for _, s := range n.GetStores() {
+				used, capacity = used+s.GetUsedBytes(), capacity+s.GetCapacityBytes()
+			}
+			voter, pid := "", ""
+			if n.GetVoter() {
+				voter = "yes"
+			}
+			if n.GetPid() != 0 {
+				pid = number(n.GetPid())
+			}
+			g.Row(n.GetName(), n.GetSite(), n.GetAddress(), strings.Join(n.GetRoles(), ","), n.GetState(), pid, voter, size.Format(used), size.Format(capacity), n.GetVersion())
+		}
+		return g.Write(a.out)
+	})
+}

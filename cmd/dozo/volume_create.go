@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+)
+
+type volumeCreate struct {
+	name, size string
+	req        dozov1.CreateVolumeRequest
+}
+
+func newVolumeCreate(a *app) *cobra.Command {
+	var o volumeCreate
+	c := &cobra.Command{
+		Use:   "create NAME SIZE",
+		Short: "Make a volume",
+		Long: `Make a volume of SIZE (20G, 1TiB, ...). Space is taken as it is written.
+
+With --durability replicated (the default) a write is acknowledged once two servers hold it in memory, and survives
+the loss of either; a flush puts it on stable storage. With sync every write waits for that.`,
+		Example: "  dozo volume create web1 20G\n  dozo volume create db1 1TiB --sites 2 --at site-2 --durability sync --block-size 4096",
+		Args:    names("NAME", "SIZE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.name, o.size = args[0], args[1]
+			return o.run(cmd.Context(), a)
+		},
+	}
+	f := c.Flags()
+	f.Uint32Var(&o.req.Sites, "sites", 0, "how many sites hold a copy (default all, up to 3)")
+	f.StringVar(&o.req.AtSite, "at", "", "`site` of the first owner (default that of the node that is asked)")
+	f.StringVar(&o.req.Durability, "durability", "", "replicated or sync (default replicated)")
+	f.Uint32Var(&o.req.BlockSize, "block-size", 0, "logical block size, 512 or 4096 (default 512)")
+	f.StringVar(&o.req.Partition, "partition", "", "what the owner does when its site is cut off: continue or stop (default continue)")
+	f.StringToStringVar(&o.req.Labels, "label", nil, "label as `key=value`; may be repeated")
+	f.StringSliceVar(&o.req.Hosts, "host", nil, "`name` of a host that may use it; may be repeated (default all)")
+	tenantFlag(c, &o.req.Tenant)
+	_ = c.RegisterFlagCompletionFunc("durability", cobra.FixedCompletions([]string{"replicated", "sync"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("partition", cobra.FixedCompletions([]string{"continue", "stop"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("block-size", cobra.FixedCompletions([]string{"512", "4096"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("at", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.complete(cmd, nil, siteNames)
+	})
+	return c
+}
+
+func (o *volumeCreate) run(ctx context.Context, a *app) error {
+	n, err := parseSize(o.size)
+	if err != nil {
+		return err
+	}
+	o.req.Name, o.req.SizeBytes = o.name, n
+	return a.with(func(c *api.Client) error {
+		resp, err := c.Volumes.Create(ctx, &o.req)
+		if err != nil {
+			return err
+		}
+		return a.printVolume(resp.GetVolume(), "created")
+	})
+}
