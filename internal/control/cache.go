@@ -181,13 +181,13 @@ func (t *content) put(p pair) error {
 		t.cluster = &entry[Cluster]{v, p.mod}
 	case dirSites:
 		v, _, err := decode[Site](p.key, p.value)
-		if err != nil {
+		if err = misplaced(p.key, keySite(v.ID), err); err != nil {
 			return err
 		}
 		t.sites[v.ID] = entry[Site]{v, p.mod}
 	case dirNodes:
 		v, _, err := decode[Node](p.key, p.value)
-		if err != nil {
+		if err = misplaced(p.key, keyNode(v.Name), err); err != nil {
 			return err
 		}
 		t.drop(p.key)
@@ -197,7 +197,7 @@ func (t *content) put(p pair) error {
 		}
 	case dirHosts:
 		v, err := decodeHost(p.key, p.value)
-		if err != nil {
+		if err = misplaced(p.key, keyHost(v.Tenant, v.Name), err); err != nil {
 			return err
 		}
 		t.drop(p.key)
@@ -207,7 +207,7 @@ func (t *content) put(p pair) error {
 		}
 	case dirVolumes:
 		v, _, err := decode[VolumeSpec](p.key, p.value)
-		if err != nil {
+		if err = misplaced(p.key, keyVolume(v.ID), err); err != nil {
 			return err
 		}
 		t.drop(p.key)
@@ -231,19 +231,19 @@ func (t *content) put(p pair) error {
 		t.alive[ident.NodeName(rest)] = true
 	case dirRevoked:
 		v, _, err := decode[pki.Revocation](p.key, p.value)
-		if err != nil {
+		if err = misplaced(p.key, keyRevoked(v.Serial), err); err != nil {
 			return err
 		}
 		t.revoked[v.Serial] = v
 	case dirJoin:
 		v, _, err := decode[pki.JoinTokenRecord](p.key, p.value)
-		if err != nil {
+		if err = misplaced(p.key, keyJoin(v.Hash), err); err != nil {
 			return err
 		}
 		t.joins[v.Hash] = v
 	case dirAPI:
 		v, _, err := decode[pki.APITokenRecord](p.key, p.value)
-		if err != nil {
+		if err = misplaced(p.key, keyAPI(v.Name), err); err != nil {
 			return err
 		}
 		t.drop(p.key)
@@ -251,6 +251,14 @@ func (t *content) put(p pair) error {
 		t.tokenByHash[v.Hash] = v.Name
 	}
 	return nil
+}
+
+// misplaced refuses a value that belongs under another key: it could never be taken away again.
+func misplaced(key, want string, err error) error {
+	if err == nil && key != want {
+		return fmt.Errorf("control store: value of %s belongs under %s", key, want)
+	}
+	return err
 }
 
 // drop removes what the key stood for, inverse entries included.

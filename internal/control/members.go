@@ -145,8 +145,15 @@ func (a *Admin) RemoveVoter(ctx context.Context, name ident.NodeName) error {
 	if i < 0 {
 		return fmt.Errorf("remove voter %s: %w", name, ErrNotFound)
 	}
-	if _, err := a.cli.MemberRemove(ctx, have[i].ID); err != nil {
-		return fmt.Errorf("remove voter %s: %w", name, err)
+	var b backoff
+	for {
+		_, err := a.cli.MemberRemove(ctx, have[i].ID)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.wait(ctx) { // as in AddVoter
+			return fmt.Errorf("remove voter %s: %w", name, err)
+		}
 	}
 	a.log.Info("voter of the control store was removed", "node", name)
 	return nil
