@@ -268,7 +268,7 @@ func testLog(testing.TB) *slog.Logger { return slog.New(slog.DiscardHandler) }
 // startServer serves h on loopback until the test ends.
 func startServer(t testing.TB, h Handler, o Options) (*Server, Addr) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listenLoopback()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,3 +296,5 @@ func startPool(t testing.TB, o Options) *Pool {
 	t.Cleanup(p.Close)
 	return p
 }
+
+func listenLoopback() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }

@@ -286,6 +286,7 @@ type frameReader struct {
 	buf        []byte
 	start, end int
 	corked     bool
+	h          wire.Header // of the frame under way; here so that it needs no allocation
 	more       []byte      // the parts so far of a continued message
 	first      wire.Header // its first header
 }
@@ -318,14 +319,15 @@ func (r *frameReader) frame() error {
 	if err := r.fill(wire.HeaderSize); err != nil {
 		return err
 	}
-	h, err := wire.ParseHeader(r.buf[r.start:r.end])
-	if err != nil {
+	var err error
+	h := &r.h
+	if *h, err = wire.ParseHeader(r.buf[r.start:r.end]); err != nil {
 		return fmt.Errorf("%w: %w", errMalformed, err)
 	}
 	if r.link.checked && h.Flags&wire.FlagChecked == 0 {
 		return fmt.Errorf("%w: %s without payload checksum on a connection without encryption", errMalformed, h.Type)
 	}
-	pooled, err := r.link.handler.wants(&h)
+	pooled, err := r.link.handler.wants(h)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errMalformed, err)
 	}
@@ -347,7 +349,7 @@ func (r *frameReader) frame() error {
 		payload = r.buf[r.start+wire.HeaderSize : r.start+wire.HeaderSize+n]
 		r.start += wire.HeaderSize + n
 	}
-	if err := wire.Verify(&h, payload); err != nil {
+	if err := wire.Verify(h, payload); err != nil {
 		if buf != nil {
 			buf.put()
 		}
@@ -358,17 +360,17 @@ func (r *frameReader) frame() error {
 		r.link.cork()
 	}
 	if pooled {
-		return r.link.handler.handle(&h, payload, buf)
+		return r.link.handler.handle(h, payload, buf)
 	}
 	if buf != nil {
 		defer buf.put()
 	}
 	if h.Flags&wire.FlagMore != 0 || r.more != nil {
-		if payload, err = r.join(&h, payload); payload == nil || err != nil {
+		if payload, err = r.join(h, payload); payload == nil || err != nil {
 			return err
 		}
 	}
-	return r.link.handler.handle(&h, payload, nil)
+	return r.link.handler.handle(h, payload, nil)
 }
 
 // readFull fills p from buf and then straight from the socket: one copy at most for what is large.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 
@@ -14,7 +15,13 @@ import (
 	"dozo/internal/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		childServer()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // kindsOfConnection runs f with each way to connect: two sets of options that fit together.
 func kindsOfConnection(t *testing.T, f func(t *testing.T, server, client Options, plain bool)) {
@@ -144,7 +151,7 @@ func appendMany(t *testing.T, store appender, seg ident.SegmentID, n int) []byte
 			}
 			p := make([]byte, size)
 			for j := range p {
-				p[j] = byte(r.Uint32())
+				p[j] = byte(len(want) + j*j>>4)
 			}
 			m.Data = append(m.Data, p)
 			want = append(want, p...)
