@@ -355,3 +355,9 @@ func (b *backoff) wait(ctx context.Context) bool {
 		return true
 	}
 }
+
+// waitShort is wait for something that surely comes within seconds.
+func (b *backoff) waitShort(ctx context.Context) bool {
+	b.next = min(b.next, 250*time.Millisecond)
+	return b.wait(ctx)
+}

@@ -94,6 +94,7 @@ func single(c EmbeddedConfig) EmbeddedConfig {
 }
 
 func TestEtcd(t *testing.T) {
+	t.Parallel() // it mostly waits
 	k := newVoterKit(t)
 	cfg := single(k.config(t, "v1"))
 	start(t, cfg)
@@ -175,6 +176,7 @@ func must2[A, B any](a A, b B, err error) func(t *testing.T) (A, B) {
 
 // Three voters come up at once, one dies, then all, and all restart.
 func TestThreeVoters(t *testing.T) {
+	t.Parallel() // it mostly waits
 	k := newVoterKit(t)
 	var cfgs []EmbeddedConfig
 	var initial []VoterAddr
@@ -253,6 +255,7 @@ func TestThreeVoters(t *testing.T) {
 
 // A second voter joins a control store that runs, gets its vote, and takes the place of the first.
 func TestVoterJoinsAndLeaves(t *testing.T) {
+	t.Parallel() // it mostly waits
 	k := newVoterKit(t)
 	first := single(k.config(t, "v1"))
 	old := start(t, first)

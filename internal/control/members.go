@@ -89,7 +89,7 @@ func (a *Admin) AddVoter(ctx context.Context, v VoterAddr) ([]VoterAddr, error) 
 				break
 			}
 			// etcd wants to have seen the other voters for five seconds; one of them may just have restarted.
-			if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.wait(ctx) {
+			if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.waitShort(ctx) {
 				return nil, fmt.Errorf("add voter %s: %w", v.Name, err)
 			}
 		}
@@ -151,7 +151,7 @@ func (a *Admin) RemoveVoter(ctx context.Context, name ident.NodeName) error {
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.wait(ctx) { // as in AddVoter
+		if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.waitShort(ctx) { // as in AddVoter
 			return fmt.Errorf("remove voter %s: %w", name, err)
 		}
 	}
