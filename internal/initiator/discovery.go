@@ -8,14 +8,14 @@ import (
 
 // DiscoveredTarget is a target as SendTargets lists it.
 type DiscoveredTarget struct {
-	Name      string
-	Addresses []PortalAddress // empty: the address that was asked
+	Name      string          `json:"name"`
+	Addresses []PortalAddress `json:"addresses"` // empty: the address that was asked
 }
 
 // PortalAddress is one TargetAddress.
 type PortalAddress struct {
-	Addr     string // host:port
-	GroupTag string // portal group tag
+	Addr     string `json:"addr"`      // host:port
+	GroupTag string `json:"group_tag"` // portal group tag
 }
 
 // Discover asks cfg.Portal for its targets; cfg.Target, if set, limits the question to one (SendTargets=name).
