@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -17,8 +18,8 @@ import (
 // InspectOptions says how Inspect prints.
 type InspectOptions struct {
 	JSON bool // one JSON object a line instead of text
-	// Body, if not nil, gives a line about a record's body, or nothing.
-	Body func(rec *journal.Record, body []byte) (string, error)
+	// Part, if not nil, prints the part of a checkpoint that a record holds (volume.InspectPart).
+	Part func(w io.Writer, rec *journal.Record, body []byte) error
 }
 
 // ErrBad says that Inspect found something bad; the lines that it printed say what.
@@ -210,7 +211,7 @@ func (p *inspector) record(offset uint32, rec *journal.Record, whole []byte) {
 	text, err := p.body(rec, body(rec, whole))
 	if text != "" {
 		line.Body = text
-		extra += " " + text
+		extra += " " + strings.ReplaceAll(text, "\n", "\n    ")
 	}
 	p.print(line, "%10d %12d %10s %-11s %14d %8d %8d %8d %s%s", offset, rec.Seq, rec.Epoch, rec.Kind, rec.Block, rec.Count, rec.LogicalLen, rec.StoredLen, rec.Hash, extra)
 	if err != nil {
@@ -246,9 +247,11 @@ func (p *inspector) body(rec *journal.Record, b []byte) (text string, err error)
 		if retired, err = journal.DecodeRetired(b); err == nil {
 			text = fmt.Sprintf("%d segments: %v", len(retired), retired)
 		}
-	default:
-		if p.o.Body != nil {
-			text, err = p.o.Body(rec, b)
+	case journal.KindPart:
+		if p.o.Part != nil {
+			var part strings.Builder
+			err = p.o.Part(&part, rec, b)
+			text = strings.TrimRight(part.String(), "\n")
 		}
 	}
 	return text, err
