@@ -40,6 +40,13 @@ func newFakeStore() *fakeStore {
 	return &fakeStore{id: ident.NewStoreID(), keep: true, segments: make(map[ident.SegmentID][]byte), replicas: 1}
 }
 
+// bytes is what the store has of a segment.
+func (s *fakeStore) bytes(id ident.SegmentID) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.segments[id]
+}
+
 func (s *fakeStore) ID() ident.StoreID { return s.id }
 
 func (s *fakeStore) Append(m *wire.Append, done func(wire.AppendReply, error)) {
@@ -112,7 +119,7 @@ func (s *fakeStore) Sync(_ context.Context, m *wire.Sync) (wire.SyncReply, error
 	s.call(m)
 	var r wire.SyncReply
 	for _, id := range m.Segments {
-		r.Synced = append(r.Synced, wire.SegmentSynced{Segment: id, StableEnd: uint32(len(s.segments[id]))})
+		r.Synced = append(r.Synced, wire.SegmentSynced{Segment: id, StableEnd: uint32(len(s.bytes(id)))})
 	}
 	return r, nil
 }

@@ -456,7 +456,7 @@ func TestBulkConnectionsArePacedAndGoTheirOwnWay(t *testing.T) {
 	}
 	pool := startPool(t, o)
 	want := appendMany(t, pool.BulkStore(store.id, addr), testSegment(1), 100)
-	if !bytes.Equal(store.segments[testSegment(1)], want) {
+	if !bytes.Equal(store.bytes(testSegment(1)), want) {
 		t.Error("bytes differ")
 	}
 	appendMany(t, pool.Store(store.id, addr), testSegment(2), 10)
@@ -492,7 +492,7 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		if n > map[string]float64{"plain": 0, "tls": 2}[mode] { // crypto/tls makes two of its own
+		if n > map[string]float64{"plain": 0, "tls": 4}[mode] { // crypto/tls makes up to two a record that it reads
 			t.Errorf("%s: %v allocations an append", mode, n)
 		}
 	}

@@ -56,7 +56,7 @@ func TestStoreContract(t *testing.T) {
 			t.Fatalf("OpenSegment = %v, %v", r, err)
 		}
 		want := appendMany(t, remote, seg, 300)
-		if got := store.segments[seg]; !bytes.Equal(got, want) {
+		if got := store.bytes(seg); !bytes.Equal(got, want) {
 			t.Fatalf("store has %d bytes, want %d, or they differ", len(got), len(want))
 		}
 
@@ -126,7 +126,7 @@ func TestStoreContract(t *testing.T) {
 		}
 		bulk := pool.BulkStore(store.id, addr)
 		seg2 := testSegment(2)
-		if want := appendMany(t, bulk, seg2, 50); !bytes.Equal(store.segments[seg2], want) {
+		if want := appendMany(t, bulk, seg2, 50); !bytes.Equal(store.bytes(seg2), want) {
 			t.Errorf("appends by bulk connections differ")
 		}
 	})
