@@ -164,7 +164,9 @@ func (c *cluster) start(s *seat) {
 	if err != nil {
 		c.t.Fatalf("open store: %v", err)
 	}
-	s.id = st.ID()
+	if s.id.IsZero() {
+		s.id = st.ID()
+	}
 	s.live.Store(st)
 }
 

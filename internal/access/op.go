@@ -146,3 +146,6 @@ func (b *WriteBuf) Release() {
 
 // zeroes is what holes read as.
 var zeroes [journal.RecordBodyGoal]byte
+
+// Offset is the byte of the volume at which the payload goes.
+func (b *WriteBuf) Offset() int64 { return b.off }

@@ -1,0 +1,240 @@
+package export
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"sync"
+	"time"
+
+	"dozo/internal/access"
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+	"dozo/internal/control"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// disk is a volume as a direct access device for one session.
+type disk struct {
+	v       *access.Volume
+	session *session
+}
+
+// session is what the disks of one session share: the nexus in the owner's terms.
+type session struct {
+	nexus wire.Nexus
+	id    uint64 // the connection's
+	exp   *Exports
+}
+
+func newNexus(n reserve.NexusID) wire.Nexus {
+	x := wire.Nexus{Initiator: n.Initiator, ISID: n.ISID, TPGT: n.Port}
+	sum := sha256.Sum256([]byte(n.String()))
+	copy(x.Digest[:], sum[:])
+	return x
+}
+
+func (d *disk) Geometry() scsi.Geometry {
+	s := d.v.Spec()
+	return scsi.Geometry{Blocks: uint64(s.SizeBytes) / uint64(s.BlockSize), BlockSize: uint32(s.BlockSize),
+		PhysicalBlockSize: journal.BlockSize, VolatileCache: s.Durability != control.Sync}
+}
+
+func (d *disk) Identity() scsi.Identity {
+	return scsi.Identity{ID: d.v.ID(), Vendor: "DOZO", Product: "VOLUME", Revision: "1"}
+}
+
+func (d *disk) Paths() reserve.PathInfo { return d.session.exp.paths(d.v) }
+
+// buffer is a scsi.WriteBuffer.
+type buffer struct{ *access.WriteBuf }
+
+func (d *disk) NewWrite(off int64, n int) (scsi.WriteBuffer, error) {
+	return buffer{access.NewWriteBuf(off, n)}, nil
+}
+
+// op makes a command of the owner's from a request.
+func (d *disk) op(req scsi.Request, kind wire.ForwardOp, off, n int64) *access.Op {
+	op := access.NewOp()
+	op.Kind, op.Offset, op.Length = kind, off, n
+	op.Nexus, op.Session = &d.session.nexus, req.ID.Conn
+	op.Request = requestID(req.ID)
+	op.Stamp = wire.Stamp{Epoch: req.Stamp.Epoch, Tick: req.Stamp.Tick}
+	return op
+}
+
+// partBits is how many parts of one command have request numbers of their own.
+const partBits = 12
+
+func requestID(id scsi.RequestID) wire.RequestID {
+	return wire.RequestID{Forwarder: id.Conn, Number: id.Seq<<partBits | uint64(id.Part)&(1<<partBits-1)}
+}
+
+func (d *disk) Write(req scsi.Request, b scsi.WriteBuffer, fua bool, done func(error)) {
+	buf := b.(buffer).WriteBuf
+	op := d.op(req, wire.OpWrite, buf.Offset(), int64(len(buf.Bytes())))
+	op.Buf, op.FUA = buf, fua
+	op.Done = func(op *access.Op, err error) {
+		op.Release()
+		done(translate(err, true))
+	}
+	d.v.Submit(op)
+}
+
+// result is a scsi.ReadResult.
+type result struct{ op *access.Op }
+
+func (r result) Buffers() [][]byte { return r.op.Data }
+func (r result) Release()          { r.op.Release() }
+
+func (d *disk) Read(req scsi.Request, off int64, n int, done func(scsi.ReadResult, error)) {
+	op := d.op(req, wire.OpRead, off, int64(n))
+	op.Done = func(op *access.Op, err error) {
+		if err != nil {
+			op.Release()
+			done(nil, medium(off, translate(err, false)))
+			return
+		}
+		done(result{op}, nil)
+	}
+	d.v.Submit(op)
+}
+
+func (d *disk) Zero(req scsi.Request, off, n int64, unmap bool, done func(error)) {
+	kind := wire.OpZero
+	if unmap {
+		kind = wire.OpTrim
+	}
+	op := d.op(req, kind, off, n)
+	op.Done = func(op *access.Op, err error) {
+		op.Release()
+		done(translate(err, true))
+	}
+	d.v.Submit(op)
+}
+
+func (d *disk) CompareAndWrite(req scsi.Request, compare []byte, b scsi.WriteBuffer, fua bool, done func(int, error)) {
+	buf := b.(buffer).WriteBuf
+	op := d.op(req, wire.OpCompareAndWrite, buf.Offset(), int64(len(buf.Bytes())))
+	op.Buf, op.FUA, op.Compare = buf, fua, compare
+	op.Done = func(op *access.Op, err error) {
+		at := int(op.Miscompare)
+		op.Release()
+		switch {
+		case errors.Is(err, wire.ErrMiscompare):
+			done(at, nil)
+		case err != nil:
+			done(-1, translate(err, true))
+		default:
+			done(-1, nil)
+		}
+	}
+	d.v.Submit(op)
+}
+
+func (d *disk) Flush(req scsi.Request, done func(error)) {
+	op := d.op(req, wire.OpFlush, 0, 0)
+	op.Done = func(op *access.Op, err error) {
+		op.Release()
+		done(translate(err, true))
+	}
+	d.v.Submit(op)
+}
+
+// provisionedTimeout bounds GET LBA STATUS, which its caller waits for.
+const provisionedTimeout = 10 * time.Second
+
+func (d *disk) Provisioned(off int64) (mapped bool, n int64, err error) {
+	type answer struct {
+		mapped bool
+		n      int64
+		err    error
+	}
+	got := make(chan answer, 1)
+	op := access.NewOp()
+	op.Kind, op.Offset, op.Length = wire.OpProvisioned, off, 1
+	op.Nexus, op.Session, op.Stamp = &d.session.nexus, d.session.id, d.v.Stamp()
+	op.Done = func(op *access.Op, err error) {
+		got <- answer{op.Mapped, op.Extent, translate(err, false)}
+		op.Release()
+	}
+	d.v.Submit(op)
+	ctx, cancel := context.WithTimeout(context.Background(), provisionedTimeout)
+	defer cancel()
+	select {
+	case a := <-got:
+		return a.mapped, a.n, a.err
+	case <-ctx.Done():
+		return false, 0, scsi.ErrBusy
+	}
+}
+
+// sentinels is the one table from the owner's errors to SCSI's.
+var sentinels = []struct {
+	from  *wire.Error
+	read  error
+	write error
+}{
+	{wire.ErrStale, scsi.ErrStale, scsi.ErrStale},
+	{wire.ErrBusy, scsi.ErrBusy, scsi.ErrBusy},
+	{wire.ErrNotOwner, scsi.ErrBusy, scsi.ErrBusy},
+	{wire.ErrUnreached, scsi.ErrBusy, scsi.ErrBusy},
+	{wire.ErrFenced, scsi.ErrBusy, scsi.ErrBusy},
+	{wire.ErrConflict, scsi.ErrNotReady, scsi.ErrNotReady},
+	{wire.ErrShutdown, scsi.ErrBusy, scsi.ErrBusy},
+	{wire.ErrNoSpace, scsi.ErrNoSpace, scsi.ErrNoSpace},
+	{wire.ErrIO, scsi.ErrMedium, scsi.ErrWriteFailed},
+	{wire.ErrCorrupt, scsi.ErrMedium, scsi.ErrMedium},
+	{wire.ErrAbsent, scsi.ErrMedium, scsi.ErrNotReady},
+	{wire.ErrMismatch, scsi.ErrMedium, scsi.ErrWriteFailed},
+	{wire.ErrGap, scsi.ErrMedium, scsi.ErrWriteFailed},
+	{wire.ErrSealed, scsi.ErrInternal, scsi.ErrWriteFailed},
+	{wire.ErrFork, scsi.ErrForked, scsi.ErrForked},
+	{wire.ErrUnproven, scsi.ErrForked, scsi.ErrForked},
+	{wire.ErrDenied, scsi.ErrReservationConflict, scsi.ErrReservationConflict},
+	{wire.ErrBadRequest, scsi.ErrOutOfRange, scsi.ErrOutOfRange},
+	{wire.ErrVersion, scsi.ErrNotSupported, scsi.ErrNotSupported},
+	{wire.ErrMiscompare, scsi.ErrInternal, scsi.ErrInternal},
+}
+
+func translate(err error, write bool) error {
+	if err == nil {
+		return nil
+	}
+	for _, s := range sentinels {
+		if errors.Is(err, s.from) {
+			if write {
+				return &wrapped{s.write, err}
+			}
+			return &wrapped{s.read, err}
+		}
+	}
+	return &wrapped{scsi.ErrInternal, err}
+}
+
+// wrapped shows SCSI's sentinel to the device server and the cause to the log.
+type wrapped struct{ kind, cause error }
+
+func (w *wrapped) Error() string   { return w.kind.Error() + ": " + w.cause.Error() }
+func (w *wrapped) Unwrap() []error { return []error{w.kind, w.cause} }
+
+func medium(off int64, err error) error {
+	if errors.Is(err, scsi.ErrMedium) {
+		return &scsi.MediumError{Offset: off, Err: err}
+	}
+	return err
+}
+
+// pathCache keeps the PathInfo of a volume until its owner or the nodes change.
+type pathCache struct {
+	mu   sync.Mutex
+	info map[[16]byte]pathEntry
+}
+
+type pathEntry struct {
+	owner string
+	nodes uint64
+	at    time.Time
+	info  reserve.PathInfo
+}

@@ -1,0 +1,297 @@
+// Package export shows volumes to initiators: it is what stands between the iSCSI server and the access server,
+// and the only place that knows both.
+//
+// Start at Exports: it implements iscsi.Provider. A target is made at login, not kept per volume: the name
+// carries the volume's ID, access lists and secrets are the control store's. disk.go turns SCSI's calls into the
+// owner's commands, and the owner's errors into SCSI's.
+//
+// Always true: a volume has one IQN at all access servers, and a portal group of its own at each; every session
+// is barred at the owner before its login is answered (rule R9). Sizes are bytes.
+package export
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"dozo/internal/access"
+	"dozo/internal/access/iscsi"
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// IQNPrefix stands before a volume's ID in the name of its target. The date is the one at which the name's
+// authority began, as RFC 7143 4.2.7.4 wants.
+const IQNPrefix = "iqn.2026-11.dev.dozo:"
+
+// IQN is the name of a volume's target: the same at every access server, for ever.
+func IQN(id ident.JournalID) string { return IQNPrefix + id.String() }
+
+// ParseIQN finds the volume's ID in a target name.
+func ParseIQN(name string) (ident.JournalID, bool) {
+	text, ok := strings.CutPrefix(strings.ToLower(name), IQNPrefix)
+	if !ok {
+		return ident.JournalID{}, false
+	}
+	id, err := ident.ParseJournalID(text)
+	return id, err == nil
+}
+
+// Exports implements iscsi.Provider for one node.
+type Exports struct {
+	srv   *access.Server
+	ctl   control.Store
+	node  ident.NodeName
+	cache pathCache
+
+	mu       sync.Mutex
+	sessions map[*iscsi.Session]struct{}
+}
+
+// New makes the exports of a node's access server.
+func New(srv *access.Server, ctl control.Store, node ident.NodeName) *Exports {
+	return &Exports{srv: srv, ctl: ctl, node: node, sessions: map[*iscsi.Session]struct{}{}, cache: pathCache{info: map[[16]byte]pathEntry{}}}
+}
+
+// allowed says whether an initiator may use a volume: a volume that names hosts is theirs alone; one that names
+// none is everybody's, but an initiator that is known as a host has to come from that host's addresses.
+func (e *Exports) allowed(p iscsi.Peer, v control.VolumeSpec) bool {
+	h, known := e.ctl.HostByInitiator(p.Initiator)
+	if known && len(h.CIDRs) > 0 && !slices.ContainsFunc(h.CIDRs, func(c netip.Prefix) bool { return c.Contains(p.Remote.Addr().Unmap()) }) {
+		return false
+	}
+	if len(v.Hosts) == 0 {
+		return true
+	}
+	if known {
+		return h.Tenant == v.Tenant && slices.Contains(v.Hosts, h.Name)
+	}
+	// A host may be known by its addresses alone.
+	for _, name := range v.Hosts {
+		if h, ok := e.ctl.Host(v.Tenant, name); ok && len(h.InitiatorNames) == 0 &&
+			slices.ContainsFunc(h.CIDRs, func(c netip.Prefix) bool { return c.Contains(p.Remote.Addr().Unmap()) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// siteOf says which site a client is at: that whose subnet it is in, else that of the portal it came by.
+func (e *Exports) siteOf(p iscsi.Peer) ident.SiteID {
+	for _, s := range e.ctl.Sites() {
+		if slices.ContainsFunc(s.CIDRs, func(c netip.Prefix) bool { return c.Contains(p.Remote.Addr().Unmap()) }) {
+			return s.ID
+		}
+	}
+	n, _ := e.ctl.Node(e.node)
+	return n.Site
+}
+
+// Portals lists the portals of all access servers for a client at a site: those of this node, of the site, of
+// the others.
+func (e *Exports) Portals(site ident.SiteID) []iscsi.Portal {
+	nodes := slices.DeleteFunc(e.ctl.Nodes(), func(n control.Node) bool { return !n.Has(control.RoleAccess) })
+	rank := func(n control.Node) int {
+		switch {
+		case n.Name == e.node && n.Site == site:
+			return 0
+		case n.Site == site:
+			return 1
+		case n.Name == e.node:
+			return 2
+		}
+		return 3
+	}
+	slices.SortStableFunc(nodes, func(a, b control.Node) int { return rank(a) - rank(b) })
+	var list []iscsi.Portal
+	for _, n := range nodes {
+		for _, p := range n.Addrs.Portals {
+			list = append(list, iscsi.Portal{Address: p.Addr.String(), Group: n.TPGT})
+		}
+	}
+	return list
+}
+
+// Targets implements iscsi.Provider.
+func (e *Exports) Targets(_ context.Context, p iscsi.Peer) (list []iscsi.TargetInfo, err error) {
+	portals := e.Portals(e.siteOf(p))
+	for _, v := range e.ctl.Volumes() {
+		if e.allowed(p, v) {
+			list = append(list, iscsi.TargetInfo{Name: IQN(v.ID), Portals: portals})
+		}
+	}
+	return list, nil
+}
+
+// Credentials implements iscsi.Provider: an initiator that belongs to a host with a secret has to prove it.
+func (e *Exports) Credentials(_ context.Context, p iscsi.Peer, target string) (c iscsi.Credentials, err error) {
+	h, known := e.ctl.HostByInitiator(p.Initiator)
+	if !known {
+		if id, ok := ParseIQN(target); ok {
+			if v, ok := e.ctl.Volume(id); ok && len(v.Hosts) > 0 && e.anySecret(v) && !e.allowed(p, v) {
+				return iscsi.Credentials{Required: true}, nil // nobody we know: no answer is right
+			}
+		}
+		return c, nil
+	}
+	if h.CHAP.InUser != "" || !h.CHAP.InSecret.IsZero() {
+		c.Required = true
+		c.In = iscsi.Secret{Name: h.CHAP.InUser, Secret: h.CHAP.InSecret.Reveal()}
+		c.Out = iscsi.Secret{Name: h.CHAP.OutUser, Secret: h.CHAP.OutSecret.Reveal()}
+	}
+	return c, nil
+}
+
+func (e *Exports) anySecret(v control.VolumeSpec) bool {
+	return slices.ContainsFunc(v.Hosts, func(name string) bool {
+		h, ok := e.ctl.Host(v.Tenant, name)
+		return ok && !h.CHAP.InSecret.IsZero()
+	})
+}
+
+// Login implements iscsi.Provider.
+func (e *Exports) Login(_ context.Context, p iscsi.Peer, target string, isid [6]byte) (iscsi.Target, error) {
+	id, ok := ParseIQN(target)
+	if !ok {
+		return nil, iscsi.ErrTargetNotFound
+	}
+	spec, ok := e.ctl.Volume(id)
+	if !ok {
+		return nil, iscsi.ErrTargetNotFound
+	}
+	if spec.Deleted != nil {
+		return nil, iscsi.ErrTargetRemoved
+	}
+	if !e.allowed(p, spec) {
+		return nil, iscsi.ErrNotAuthorized
+	}
+	v, ok := e.srv.Volume(id)
+	if !ok {
+		return nil, iscsi.ErrTargetNotFound
+	}
+	v.Open()
+	s := &session{nexus: newNexus(reserve.NexusID{Initiator: p.Initiator, ISID: isid, Port: p.Group}), exp: e}
+	return &targetOf{v: v, session: s}, nil
+}
+
+// Opened implements iscsi.Provider.
+func (e *Exports) Opened(s *iscsi.Session) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sessions[s] = struct{}{}
+}
+
+// Closed implements iscsi.Provider.
+func (e *Exports) Closed(s *iscsi.Session) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.sessions, s)
+}
+
+// Sessions lists the sessions of this node.
+func (e *Exports) Sessions() []*iscsi.Session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := make([]*iscsi.Session, 0, len(e.sessions))
+	for s := range e.sessions {
+		list = append(list, s)
+	}
+	return list
+}
+
+// pathsFresh is how long a volume's PathInfo is kept before it is computed anew.
+const pathsFresh = time.Second
+
+// paths gives the path states of a volume: the portals of the owner's site are optimized, the others not.
+func (e *Exports) paths(v *access.Volume) reserve.PathInfo {
+	e.cache.mu.Lock()
+	defer e.cache.mu.Unlock()
+	old, ok := e.cache.info[v.ID()]
+	if ok && time.Since(old.at) < pathsFresh {
+		return old.info
+	}
+	owner, _ := e.ctl.Node(v.OwnerNode())
+	var groups []reserve.PortGroup
+	for _, n := range e.ctl.Nodes() {
+		if !n.Has(control.RoleAccess) {
+			continue
+		}
+		g := reserve.PortGroup{ID: n.TPGT, State: reserve.ActiveNonOptimized, Ports: []uint16{n.TPGT}}
+		if n.Site == owner.Site || owner.Name == "" {
+			g.State = reserve.ActiveOptimized
+			g.Preferred = n.Name == owner.Name
+		}
+		groups = append(groups, g)
+	}
+	slices.SortFunc(groups, func(a, b reserve.PortGroup) int { return int(a.ID) - int(b.ID) })
+	info := reserve.PathInfo{Generation: old.info.Generation, Groups: groups}
+	same := ok && slices.EqualFunc(groups, old.info.Groups, func(a, b reserve.PortGroup) bool {
+		return a.ID == b.ID && a.State == b.State && a.Preferred == b.Preferred
+	})
+	if !same {
+		info.Generation++
+	}
+	e.cache.info[v.ID()] = pathEntry{at: time.Now(), info: info}
+	return info
+}
+
+// targetOf is one session's target: the volume as LUN 0.
+type targetOf struct {
+	v       *access.Volume
+	session *session
+}
+
+func (t *targetOf) Units() []scsi.UnitConfig {
+	return []scsi.UnitConfig{{LUN: 0, Disk: &disk{v: t.v, session: t.session}}}
+}
+
+func (t *targetOf) Stamp() scsi.Stamp {
+	s := t.v.Stamp()
+	return scsi.Stamp{Epoch: s.Epoch, Tick: s.Tick}
+}
+
+// Bar implements iscsi.Target: the owner has barred the nexus's older connections when it returns.
+func (t *targetOf) Bar(ctx context.Context, nexus reserve.NexusID, conn uint64) error {
+	t.session.nexus = newNexus(nexus)
+	t.session.id = conn
+	return t.v.Bar(ctx, &wire.Bar{Kind: wire.BarLogin, Nexus: t.session.nexus, Session: conn})
+}
+
+// barTimeout bounds a task management function; after it the initiator is told that it failed and goes on to
+// the next larger one.
+const barTimeout = 8 * time.Second
+
+func (t *targetOf) bar(m *wire.Bar, done func(error)) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), barTimeout)
+		defer cancel()
+		done(t.v.Bar(ctx, m))
+	}()
+}
+
+func (t *targetOf) AbortTask(id scsi.RequestID, done func(error)) {
+	first := requestID(scsi.RequestID{Conn: id.Conn, Seq: id.Seq})
+	t.bar(&wire.Bar{Kind: wire.BarAbortTask, Nexus: t.session.nexus, Forwarder: first.Forwarder, Session: t.session.id,
+		First: first.Number, Last: first.Number | 1<<partBits - 1}, done)
+}
+
+func (t *targetOf) ResetLUN(nexus reserve.NexusID, _ uint16, done func(error)) {
+	t.bar(&wire.Bar{Kind: wire.BarLUNReset, Nexus: newNexus(nexus)}, done)
+}
+
+// ClearTaskSet aborts everybody's commands, like a reset.
+func (t *targetOf) ClearTaskSet(nexus reserve.NexusID, lun uint16, done func(error)) {
+	t.ResetLUN(nexus, lun, done)
+}
+
+func (t *targetOf) AbortTaskSet(nexus reserve.NexusID, _ uint16, done func(error)) {
+	t.bar(&wire.Bar{Kind: wire.BarPreemptAbort, Nexus: newNexus(nexus)}, done)
+}
+
+func (t *targetOf) Close() { t.v.Close() }

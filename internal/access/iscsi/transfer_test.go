@@ -1,0 +1,211 @@
+package iscsi_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"dozo/internal/access/iscsi"
+	"dozo/internal/access/iscsi/iscsitest"
+	"dozo/internal/access/scsi"
+)
+
+func pattern(n int, seed uint64) []byte {
+	b := make([]byte, n)
+	r := rand.New(rand.NewPCG(seed, 1))
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+// TestTransferCombinations writes and reads sizes around every limit under all combinations of the keys that
+// shape a transfer.
+func TestTransferCombinations(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	isid := byte(0)
+	for _, initialR2T := range []string{"Yes", "No"} {
+		for _, immediate := range []string{"Yes", "No"} {
+			for _, digest := range []string{"None", "CRC32C"} {
+				for _, r2ts := range []int{1, 4} {
+					isid++
+					t.Run(fmt.Sprintf("InitialR2T=%s/ImmediateData=%s/%s/R2T=%d", initialR2T, immediate, digest, r2ts), func(t *testing.T) {
+						c := dial(t, portal)
+						c.isid = isid
+						c.login("InitialR2T="+initialR2T, "ImmediateData="+immediate, "HeaderDigest="+digest, "DataDigest="+digest,
+							"MaxBurstLength=16384", "FirstBurstLength=8192", "MaxRecvDataSegmentLength=4096", fmt.Sprintf("MaxOutstandingR2T=%d", r2ts)).ready()
+						c.maxSend = min(c.maxSend, 2560) // several segments a burst
+						for i, n := range []int{512, 4096, 8192, 8704, 24576, 66048, 1 << 20, 1<<20 + 512} {
+							out := pattern(n, uint64(i)+uint64(isid)<<8)
+							lba := uint32(isid) * 4096
+							c.good(c.do(rw10(0x2a, lba, uint16(n/512)), 0, out))
+							r := c.good(c.do(rw10(0x28, lba, uint16(n/512)), n, nil))
+							if !bytes.Equal(r.data, out) {
+								t.Fatalf("%d bytes came back different", n)
+							}
+							if r.flags != 0 || r.residual != 0 {
+								t.Errorf("%d bytes: residual %#x %d", n, r.flags, r.residual)
+							}
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// TestMemoryBounds sends more writes and reads than the bounds admit, with data unasked and without: all end,
+// and all data are right.
+func TestMemoryBounds(t *testing.T) {
+	portal, d := serve(t, func(c *iscsi.Config) { c.WriteMemory, c.ReadMemory = 64<<10, 64<<10 }, nil)
+	c := dial(t, portal).login("InitialR2T=No", "ImmediateData=Yes", "FirstBurstLength=16384").ready()
+	const n, each = 40, 48 << 10
+	release := d.Hold()
+	outs := map[uint32][]byte{}
+	for i := range n {
+		out := pattern(each, uint64(i))
+		itt, _ := c.start(rw10(0x2a, uint32(i*each/512), each/512), 0, out)
+		outs[itt] = out
+	}
+	release()
+	for left := n; left > 0; {
+		p := c.must(c.recv())
+		switch p.op() {
+		case 0x31:
+			at, m := int(p.u32(40)), int(p.u32(44))
+			c.dataOut(p.u32(16), p.u32(20), outs[p.u32(16)][:at+m], at)
+		case 0x21:
+			if p.bhs[3] != 0 {
+				t.Fatalf("status %#x", p.bhs[3])
+			}
+			left--
+		}
+	}
+	got := map[uint32][]byte{}
+	for i := range n {
+		itt, _ := c.start(rw10(0x28, uint32(i*each/512), each/512), each, nil)
+		outs[itt] = pattern(each, uint64(i))
+	}
+	for left := n; left > 0; {
+		p := c.must(c.recv())
+		got[p.u32(16)] = append(got[p.u32(16)], p.data...)
+		if p.bhs[1]&1 != 0 {
+			if !bytes.Equal(got[p.u32(16)], outs[p.u32(16)]) {
+				t.Fatal("data came back different")
+			}
+			left--
+		}
+	}
+}
+
+func TestResiduals(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	c := dial(t, portal).login().ready()
+	c.good(c.do(rw10(0x2a, 0, 2), 0, bytes.Repeat([]byte{'a'}, 1024)))
+	const over, under = 0x04, 0x02
+	for _, x := range []struct {
+		name     string
+		cdb      []byte
+		read     int
+		out      []byte
+		flags    byte
+		residual uint32
+		data     int
+	}{
+		{"read more expected", rw10(0x28, 0, 1), 10000, nil, under, 9488, 512},
+		{"read less expected", rw10(0x28, 0, 1), 200, nil, over, 312, 200},
+		{"write more announced", rw10(0x2a, 0, 1), 0, bytes.Repeat([]byte{'b'}, 1024), under, 512, 0},
+		{"write less announced", rw10(0x2a, 0, 2), 0, bytes.Repeat([]byte{'b'}, 512), over, 512, 0},
+		{"write part of a block", rw10(0x2a, 1, 1), 0, bytes.Repeat([]byte{'c'}, 200), over, 312, 0},
+	} {
+		r := c.good(c.do(x.cdb, x.read, x.out))
+		if r.flags != x.flags || r.residual != x.residual || len(r.data) != x.data {
+			t.Errorf("%s: flags %#x residual %d data %d", x.name, r.flags, r.residual, len(r.data))
+		}
+	}
+	r := c.good(c.do(rw10(0x28, 0, 2), 1024, nil))
+	want := append(bytes.Repeat([]byte{'b'}, 512), bytes.Repeat([]byte{'c'}, 200)...)
+	want = append(want, bytes.Repeat([]byte{'a'}, 312)...)
+	if !bytes.Equal(r.data, want) {
+		t.Error("bytes beyond what was announced were touched, or others not written")
+	}
+}
+
+// TestDiskErrors sends the disk's errors through the whole path.
+func TestDiskErrors(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	c := dial(t, portal).login().ready()
+	for _, x := range []struct {
+		err    error
+		status byte
+		key    byte
+		code   uint16
+	}{
+		{scsi.ErrStale, 0x08, 0, 0},
+		{scsi.ErrReservationConflict, 0x18, 0, 0},
+		{scsi.ErrNoSpace, 0x02, 7, 0x2707},
+		{&scsi.MediumError{Offset: 7 * 512, Err: errors.New("checksum")}, 0x02, 3, 0x1100},
+		{errors.New("whatever"), 0x02, 4, 0x4400},
+	} {
+		d.SetFault(func(iscsitest.Op, scsi.Request, int64, int) error { return x.err })
+		for _, cdb := range [][]byte{rw10(0x28, 7, 1), rw10(0x2a, 7, 1)} {
+			read, out := 512, []byte(nil)
+			if cdb[0] == 0x2a {
+				read, out = 0, make([]byte, 512)
+			}
+			r := c.do(cdb, read, out)
+			if key, code := r.code(); r.status != x.status || key != x.key || code != x.code {
+				t.Errorf("%v at %#x: status %#x sense %x/%04x", x.err, cdb[0], r.status, key, code)
+			}
+		}
+	}
+	d.SetFault(nil)
+	c.good(c.do(rw10(0x28, 7, 1), 512, nil))
+}
+
+// TestDataOutOfSequence: the task ends with an error, nothing is written, the session goes on.
+func TestDataOutOfSequence(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	c := dial(t, portal).login("ImmediateData=No").ready()
+	itt, _ := c.start(rw10(0x2a, 0, 4), 0, pattern(2048, 1))
+	r2t := c.must(c.recv())
+	p := &pdu{data: make([]byte, 512)}
+	p.bhs[0] = 0x05
+	p.put(16, itt)
+	p.put(20, r2t.u32(20))
+	p.put(36, 1) // should be 0
+	if err := c.send(p); err != nil {
+		t.Fatal(err)
+	}
+	r := c.finish(itt, nil)
+	if key, code := r.code(); r.status != 2 || key != 0xb || code != 0x4705 {
+		t.Fatalf("status %#x sense %x/%04x", r.status, key, code)
+	}
+	// The rest of the burst finds no task any more.
+	p.put(36, 2)
+	if err := c.send(p); err != nil {
+		t.Fatal(err)
+	}
+	if r := c.good(c.do(rw10(0x28, 0, 4), 2048, nil)); !bytes.Equal(r.data, make([]byte, 2048)) {
+		t.Error("something was written")
+	}
+}
+
+// TestOrdered: nothing passes an ORDERED command, in either direction.
+func TestOrdered(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	c := dial(t, portal).login().ready()
+	c.good(c.do(rw10(0x2a, 0, 1), 0, bytes.Repeat([]byte{1}, 512)))
+	release := d.Hold()
+	first, _ := c.start(rw10(0x2a, 0, 1), 0, bytes.Repeat([]byte{2}, 512))
+	second, _ := c.start(rw10(0x28, 0, 1), 512, nil, 2)
+	third, _ := c.start(rw10(0x2a, 0, 1), 0, bytes.Repeat([]byte{3}, 512))
+	release()
+	c.good(c.finish(first, nil))
+	if r := c.good(c.finish(second, nil)); r.data[0] != 2 {
+		t.Errorf("the ordered read saw %d", r.data[0])
+	}
+	c.good(c.finish(third, nil))
+}

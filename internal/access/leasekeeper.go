@@ -1,0 +1,197 @@
+package access
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// LeaseNode is what the keeper needs of the node that has some stores: one batch of leases a pair of nodes.
+type LeaseNode interface {
+	Lease(ctx context.Context, m *wire.Lease) (wire.LeaseReply, error)
+}
+
+// LeaseKeeper keeps the leases of a node's owners (R6). Grants count from the moment of sending, on
+// CLOCK_BOOTTIME. One goroutine a node that is asked renews three times within a lease; Close waits for them.
+type LeaseKeeper struct {
+	node     ident.NodeName
+	instance uint64
+	duration time.Duration
+	clock    func() int64
+	log      *slog.Logger
+	find     func(ident.StoreID) (ident.NodeName, LeaseNode, bool)
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		pairs map[ident.NodeName]*leasePair
+	}
+}
+
+// leasePair is the lease from one node. Guarded by LeaseKeeper.mu.
+type leasePair struct {
+	node     LeaseNode
+	enrolled []*enrollment
+	leave    []wire.JournalEpoch
+	kick     chan struct{}
+}
+
+type enrollment struct {
+	wire.JournalEpoch
+	grant   *Grant
+	known   bool // the other side has confirmed it
+	deposed func(ident.Epoch)
+}
+
+// NewLeaseKeeper makes a keeper; find says which node has a store.
+func NewLeaseKeeper(node ident.NodeName, instance uint64, duration time.Duration, clock func() int64, log *slog.Logger,
+	find func(ident.StoreID) (ident.NodeName, LeaseNode, bool)) *LeaseKeeper {
+	k := &LeaseKeeper{node: node, instance: instance, duration: duration, clock: clock, log: log, find: find}
+	k.mu.pairs = map[ident.NodeName]*leasePair{}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	return k
+}
+
+// Close stops renewing and waits.
+func (k *LeaseKeeper) Close() {
+	k.cancel()
+	k.wg.Wait()
+}
+
+// Enroll implements Leases.
+func (k *LeaseKeeper) Enroll(journal ident.JournalID, epoch ident.Epoch, stores []ident.StoreID, deposed func(ident.Epoch)) []*Grant {
+	var once sync.Once
+	tell := func(e ident.Epoch) { once.Do(func() { deposed(e) }) }
+	var grants []*Grant
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range stores {
+		g := &Grant{Store: s}
+		grants = append(grants, g)
+		name, node, ok := k.find(s)
+		if !ok {
+			continue
+		}
+		p := k.mu.pairs[name]
+		if p == nil {
+			p = &leasePair{node: node, kick: make(chan struct{}, 1)}
+			k.mu.pairs[name] = p
+			k.wg.Go(func() { k.renew(p) })
+		}
+		p.enrolled = append(p.enrolled, &enrollment{wire.JournalEpoch{Store: s, Journal: journal, Epoch: epoch}, g, false, tell})
+		p.wake()
+	}
+	return grants
+}
+
+func (p *leasePair) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Leave implements Leases.
+func (k *LeaseKeeper) Leave(journal ident.JournalID, epoch ident.Epoch) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range k.mu.pairs {
+		p.enrolled = slices.DeleteFunc(p.enrolled, func(e *enrollment) bool {
+			if e.Journal != journal || e.Epoch != epoch {
+				return false
+			}
+			e.grant.Set(0) // before the other side hears of it
+			p.leave = append(p.leave, e.JournalEpoch)
+			return true
+		})
+		p.wake()
+	}
+}
+
+// renew asks one node again and again.
+func (k *LeaseKeeper) renew(p *leasePair) {
+	every := k.duration / 3
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-t.C:
+		case <-p.kick:
+		}
+		t.Reset(every)
+		k.ask(p, every)
+	}
+}
+
+func (k *LeaseKeeper) ask(p *leasePair, every time.Duration) {
+	k.mu.Lock()
+	if len(p.enrolled) == 0 && len(p.leave) == 0 {
+		k.mu.Unlock()
+		return
+	}
+	m := &wire.Lease{Owner: k.node, Instance: k.instance, Duration: k.duration}
+	asked := slices.Clone(p.enrolled)
+	for _, e := range asked {
+		if !e.known {
+			m.Enroll = append(m.Enroll, e.JournalEpoch)
+		}
+	}
+	m.Leave = slices.Clone(p.leave)
+	k.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(k.ctx, k.duration)
+	defer cancel()
+	m.Sent = uint64(k.clock())
+	r, err := p.node.Lease(ctx, m)
+	if err != nil {
+		// What the other side knows is not known: everything is enrolled again.
+		k.mu.Lock()
+		for _, e := range asked {
+			e.known = false
+		}
+		k.mu.Unlock()
+		return
+	}
+	until := int64(m.Sent) + int64(r.Duration)
+	type removal struct {
+		e     *enrollment
+		epoch ident.Epoch
+	}
+	var removed []removal
+	k.mu.Lock()
+	p.leave = p.leave[len(m.Leave):]
+	for _, e := range asked {
+		i := slices.IndexFunc(r.Removed, func(x wire.JournalEpoch) bool { return x.Store == e.Store && x.Journal == e.Journal })
+		if i >= 0 {
+			e.grant.Set(0)
+			e.known = false
+			if e.Epoch.Less(r.Removed[i].Epoch) {
+				removed = append(removed, removal{e, r.Removed[i].Epoch})
+			}
+			continue
+		}
+		if slices.Contains(p.enrolled, e) {
+			e.known = true
+			e.grant.Set(until)
+		}
+	}
+	for _, x := range r.Removed {
+		// Told until it is left out: an enrollment of a former epoch that nobody here keeps any more.
+		if !slices.ContainsFunc(p.enrolled, func(e *enrollment) bool { return e.Store == x.Store && e.Journal == x.Journal }) {
+			p.leave = append(p.leave, x)
+		}
+	}
+	k.mu.Unlock()
+	for _, x := range removed {
+		x.e.deposed(x.epoch)
+	}
+}
