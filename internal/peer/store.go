@@ -22,6 +22,10 @@ var _ journal.Store = (*remote)(nil)
 
 // Store gives the store id of the node at a. Requests fail with wire.ErrUnreached when they can't be sent or
 // their connection ends, with wire.ErrBusy when too much waits to be sent (Options.QueueMax).
+//
+// Callbacks of Append and Read run on the connection's reader: what they wait for, all later answers wait for,
+// and what they ask for is sent together, once the answers that have arrived are dealt with. A message handed
+// to a method with a context must not be changed later either, as it may still wait for a connection.
 func (p *Pool) Store(id ident.StoreID, a Addr) journal.Store {
 	return &remote{id: id, peer: p.Peer(a)}
 }
@@ -65,10 +69,16 @@ func dataBytes(pieces [][]byte) (n int) {
 	return n
 }
 
+// Notice goes by any connection that is there: what it says holds whenever it arrives. With none it is lost.
 func (s *remote) Notice(m *wire.Notice) {
-	slots := s.peer.slots[s.class(wire.TypeNotice)]
-	if c := slots[0].link.Load(); c != nil {
-		c.post(wire.Header{Type: wire.TypeNotice, Store: s.id}, m)
+	for _, class := range [...]wire.Class{s.class(wire.TypeNotice), wire.ClassControl} {
+		slots := s.peer.slots[class]
+		for i := range slots {
+			if c := slots[i].link.Load(); c != nil {
+				c.post(wire.Header{Type: wire.TypeNotice, Store: s.id}, m)
+				return
+			}
+		}
 	}
 }
 
