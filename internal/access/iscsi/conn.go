@@ -170,6 +170,7 @@ func (c *conn) end() {
 		c.srv.unregister(sess)
 	}
 	c.mu.Lock()
+	c.filling = nil // the reader has returned, perhaps in the middle of a task's data
 	for _, t := range c.slots {
 		if t != nil {
 			c.abortLocked(t)
