@@ -23,7 +23,7 @@ func newUp(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "up", Short: "Run a whole system on this machine: several sites of several nodes",
 		Long: `Run a whole system on this machine: --sites sites of --nodes nodes, each node a process of its own, and a witness
-where there are two sites, or two nodes in all. Node j of site i is sINj at 127.0.i.j: iSCSI at port 3260, API at 7070.
+where there are two sites, or two nodes in all. Node 2 of site 1 is s1n2 at 127.0.1.2: iSCSI at port 3260, API at 7070.
 
 Everything is in --dir. It survives dozo down, ctrl-C and kill -9 of any process; dozo up on the same directory starts
 what does not run, and leaves alone what does. Without --detach the command stays, says when a node ends, and stops all
