@@ -1,0 +1,545 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+
+	"dozo/internal/access"
+	"dozo/internal/access/export"
+	"dozo/internal/access/iscsi"
+	"dozo/internal/api"
+	"dozo/internal/config"
+	"dozo/internal/control"
+	"dozo/internal/core"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/peer"
+	"dozo/internal/pki"
+	"dozo/internal/wire"
+)
+
+// Version is the program's version; the build sets it.
+var Version = "0.1.0-dev"
+
+// Node is one running process.
+type Node struct {
+	cfg      *config.Config
+	log      *slog.Logger
+	id       *pki.Identity
+	reg      *prometheus.Registry
+	boot     ident.BootID
+	instance uint64
+	started  time.Time
+
+	voter  *control.Embedded
+	ctl    atomic.Pointer[control.Client]
+	self   atomic.Pointer[control.Node]
+	stores map[ident.StoreID]*core.Store
+	leases *core.Leases
+	pool   *peer.Pool
+	frames *peer.Server
+	keeper *access.LeaseKeeper
+	access *access.Server
+	export *export.Exports
+	iscsi  *iscsi.Server
+
+	state struct {
+		sync.Mutex
+		name     string
+		problems []string
+	}
+	wg sync.WaitGroup
+}
+
+// Clock is CLOCK_BOOTTIME: it goes on while the host sleeps, and nobody sets it.
+func Clock() int64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		panic(fmt.Sprintf("CLOCK_BOOTTIME: %v", err)) // every Linux that Go runs on has it
+	}
+	return t.Nano()
+}
+
+// Serve runs the node of a configuration file until ctx ends.
+func Serve(ctx context.Context, configFile string, out io.Writer) error {
+	cfg, err := config.Load(configFile)
+	if err != nil {
+		return err
+	}
+	if cfg.Has(config.RoleWitness) {
+		return fmt.Errorf("%s: a witness is started by: dozo witness --config %s", configFile, configFile)
+	}
+	return run(ctx, cfg, out)
+}
+
+// Witness runs a voter of the control store and nothing else.
+func Witness(ctx context.Context, configFile string, out io.Writer) error {
+	cfg, err := config.Load(configFile)
+	if err != nil {
+		return err
+	}
+	if !cfg.Has(config.RoleWitness) {
+		return fmt.Errorf("%s: the node's roles don't include witness; start it by: dozo serve --config %s", configFile, configFile)
+	}
+	return run(ctx, cfg, out)
+}
+
+func newLogger(c config.Log, out io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.Level)) // checked when it was loaded
+	o := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(out, o))
+	}
+	return slog.New(slog.NewTextHandler(out, o))
+}
+
+func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
+	n := &Node{cfg: cfg, log: newLogger(cfg.Log, out).With("node", string(cfg.Node)), instance: peer.NewInstance(), started: time.Now(),
+		stores: map[ident.StoreID]*core.Store{}, reg: prometheus.NewRegistry()}
+	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.setState("starting")
+	if cfg.Limits.Memory > 0 {
+		debug.SetMemoryLimit(int64(cfg.Limits.Memory))
+	}
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("boot ID: %w", err)
+	}
+	if n.boot, err = ident.ParseBootID(string(text)); err != nil {
+		return err
+	}
+	if n.id, err = pki.Load(cfg.TLS.CAFile, cfg.TLS.NodeFile); err != nil {
+		return err
+	}
+	if self := n.id.Self(); self.Name != string(cfg.Node) {
+		return fmt.Errorf("certificate %s is of node %s, the configuration is of %s", cfg.TLS.NodeFile, self.Name, cfg.Node)
+	}
+	n.log.Info("dozo starts", "version", Version, "boot", n.boot.String())
+
+	// From here on parts are running; they end in the reverse order.
+	ctx, cancel := context.WithCancel(ctx)
+	var closers []func()
+	defer func() {
+		n.setState("stopping")
+		cancel()
+		for i := len(closers) - 1; i >= 0; i-- {
+			closers[i]()
+		}
+		n.wg.Wait()
+		n.log.Info("dozo ends", "err", err)
+	}()
+	onClose := func(f func()) { closers = append(closers, f) }
+	fatal := make(chan error, 8)
+
+	if err := n.serveAPI(onClose, fatal); err != nil {
+		return err
+	}
+	if err := n.openStores(onClose); err != nil {
+		return err
+	}
+	if err := n.startControl(ctx, onClose, fatal); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	if !cfg.Has(config.RoleWitness) {
+		if err := n.startPeers(ctx, onClose, fatal); err != nil {
+			return err
+		}
+	}
+	if cfg.Has(config.RoleAccess) {
+		if err := n.startAccess(ctx, onClose, fatal); err != nil {
+			return err
+		}
+	}
+	if len(n.stores) > 0 {
+		n.wg.Go(func() { n.buryDeleted(ctx) })
+	}
+	n.wg.Go(func() { n.keepCertificate(ctx) })
+	n.setState("ready")
+	n.log.Info("dozo is ready", "took", time.Since(n.started).Round(time.Millisecond))
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-fatal:
+		return err
+	}
+}
+
+func (n *Node) setState(s string) {
+	n.state.Lock()
+	n.state.name = s
+	n.state.Unlock()
+}
+
+// control is the control store, nil while it hasn't been reached.
+func (n *Node) control() *control.Client { return n.ctl.Load() }
+
+func (n *Node) revoked(serial string) bool {
+	c := n.control()
+	return c != nil && c.Revoked(serial)
+}
+
+// serveAPI opens the API first, so that /healthz can say how the start goes on.
+func (n *Node) serveAPI(onClose func(func()), fatal chan<- error) error {
+	srv := api.NewServer(api.Options{Node: string(n.cfg.Node), Log: n.log, Backend: &backend{n}, Registerer: n.reg,
+		Peer:    func(cs tls.ConnectionState) (pki.Peer, error) { return n.id.Check(cs, n.revoked) },
+		Metrics: promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{})})
+	onClose(func() { _ = srv.Close() })
+	l, err := net.Listen("tcp", n.cfg.ManagementAddr.String())
+	if err != nil {
+		return fmt.Errorf("API: %w", err)
+	}
+	n.wg.Go(func() {
+		if err := srv.Serve(l, n.id.APIServer(n.revoked, "h2", "http/1.1")); err != nil {
+			fatal <- fmt.Errorf("API: %w", err)
+		}
+	})
+	if n.cfg.Socket == "" {
+		return nil
+	}
+	u, err := api.ListenSocket(n.cfg.Socket)
+	if err != nil {
+		return fmt.Errorf("API: %w", err)
+	}
+	n.wg.Go(func() {
+		if err := srv.ServeSocket(u); err != nil {
+			fatal <- fmt.Errorf("API socket: %w", err)
+		}
+	})
+	return nil
+}
+
+// openStores opens the core server's disks. They come before the control store: what they hold does not depend
+// on it.
+func (n *Node) openStores(onClose func(func())) error {
+	if !n.cfg.Has(config.RoleCore) {
+		return nil
+	}
+	clock := func() time.Duration { return time.Duration(Clock()) }
+	most := 2 * time.Duration(n.cfg.Timeouts.Lease)
+	n.leases = core.NewLeases(clock, most, n.boot)
+	for _, s := range n.cfg.Stores {
+		reg := prometheus.WrapRegistererWith(prometheus.Labels{"store": s.Path}, n.reg)
+		st, err := core.Open(core.Options{Dir: s.Path, Create: true, Cluster: n.id.ClusterID(), Boot: n.boot, Clock: clock,
+			Logger: n.log.With("store", s.Path), Metrics: reg, Leases: n.leases, LeaseMax: most,
+			ReserveBytes: uint64(s.Reserve), SyncAfter: time.Duration(n.cfg.Timeouts.SyncInterval), UnsyncedMax: int64(n.cfg.Limits.Unsynced),
+			Peers: n.storeOf,
+			OnCorrupt: func(segment ident.SegmentID, offset uint32, err error) {
+				n.log.Error("bad checksum on disk", "segment", segment.String(), "offset", offset, "err", err)
+			}})
+		if err != nil {
+			return fmt.Errorf("store %s: %w", s.Path, err)
+		}
+		onClose(func() {
+			if err := st.Close(); err != nil {
+				n.log.Error("close store", "store", s.Path, "err", err)
+			}
+		})
+		n.leases.Add(st)
+		n.stores[st.ID()] = st
+	}
+	return nil
+}
+
+// Files in the node's state directory.
+const (
+	controlDir = "control"
+	crlFile    = "revoked.crl"
+)
+
+// startControl starts the voter that runs here, if any, connects, and registers the node.
+func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal chan<- error) error {
+	c := n.cfg.Control
+	var endpoints []string
+	for _, e := range c.Endpoints {
+		endpoints = append(endpoints, control.ClientURL(addrPort(e)))
+	}
+	tlsConf := n.id.NodeClient("", n.revoked)
+	crl := filepath.Join(n.cfg.StateDir, crlFile)
+	if c.Embedded {
+		files, err := n.id.Etcd(n.cfg.TLS.CAFile, crl, nil)
+		if err != nil {
+			return err
+		}
+		voter := control.EmbeddedConfig{Name: n.cfg.Node, Dir: filepath.Join(n.cfg.StateDir, controlDir), ListenPeer: addrPort(c.PeerAddress),
+			ListenClient: addrPort(c.ClientAddress), Join: c.Join, ClusterID: n.id.ClusterID(), TLS: files, Log: n.log}
+		for _, v := range c.InitialCluster {
+			voter.Initial = append(voter.Initial, control.VoterAddr{Name: v.Node, Peer: addrPort(v.Peer)})
+		}
+		if c.Join && !control.HasVoterData(voter.Dir) {
+			if err := n.joinVoters(ctx, &voter, endpoints, tlsConf); err != nil {
+				return err
+			}
+		}
+		e, err := control.StartEmbedded(ctx, voter)
+		if err != nil {
+			return fmt.Errorf("control store: %w", err)
+		}
+		n.voter = e
+		onClose(func() { _ = e.Close() })
+		n.wg.Go(func() {
+			select {
+			case err := <-e.Failed():
+				fatal <- fmt.Errorf("control store: %w", err)
+			case <-ctx.Done():
+			}
+		})
+	}
+	if c.External {
+		conf, err := externalTLS(c)
+		if err != nil {
+			return err
+		}
+		tlsConf = conf
+		endpoints = externalURLs(c, conf != nil)
+	}
+	ctl, err := control.OpenEtcd(ctx, control.EtcdConfig{Endpoints: endpoints, TLS: tlsConf, Prefix: c.Prefix},
+		control.Options{Log: n.log, Timeout: time.Duration(n.cfg.Timeouts.Control)})
+	if err != nil {
+		return fmt.Errorf("control store: %w", err)
+	}
+	onClose(func() { _ = ctl.Close() })
+	if err := n.register(control.WithActor(ctx, "node/"+string(n.cfg.Node)), ctl); err != nil {
+		return err
+	}
+	n.ctl.Store(ctl)
+	n.wg.Go(func() { n.keepRevocations(ctx, ctl, crl) })
+	return nil
+}
+
+func addrPort(e config.Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr, e.Port) }
+
+// register writes this node's entry, and cluster and site if they are not there yet.
+func (n *Node) register(ctx context.Context, ctl *control.Client) error {
+	name := n.cfg.Cluster.Name
+	cl, err := ctl.InitCluster(ctx, control.Cluster{ID: n.id.ClusterID(), Name: name})
+	if err != nil {
+		return fmt.Errorf("cluster %s: %w", name, err)
+	}
+	if cl.ID != n.id.ClusterID() {
+		return fmt.Errorf("the control store is of cluster %s, this node's certificate of %s", cl.ID, n.id.ClusterID())
+	}
+	var site ident.SiteID
+	if s := n.cfg.Site; s.Name != "" {
+		have, ok := ctl.SiteByName(s.Name)
+		if !ok {
+			have, err = ctl.CreateSite(ctx, control.Site{Name: s.Name, CIDRs: s.CIDRs})
+			if errors.Is(err, control.ErrExists) {
+				err = nil
+				for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					if have, ok = ctl.SiteByName(s.Name); ok {
+						break
+					}
+					if time.Now().After(deadline) {
+						return fmt.Errorf("site %s: another node has made it, but it is not seen", s.Name)
+					}
+				}
+			}
+			if err != nil {
+				return fmt.Errorf("site %s: %w", s.Name, err)
+			}
+		}
+		site = have.ID
+	}
+	hostID := n.cfg.HostID
+	if hostID == "" {
+		b, err := os.ReadFile("/etc/machine-id")
+		if err != nil {
+			return fmt.Errorf("host identity: %w; set host_id in the configuration", err)
+		}
+		hostID = strings.TrimSpace(string(b))
+	}
+	e := control.Node{Name: n.cfg.Node, Site: site, HostID: hostID, Version: Version, Voter: n.voter != nil,
+		Addrs: control.Addrs{Cluster: addrPort(n.cfg.ClusterAddr), Wan: addrPort(n.cfg.WanAddr), Management: addrPort(n.cfg.ManagementAddr)}}
+	if n.voter != nil {
+		e.Addrs.ControlURL = n.voter.ClientURL()
+	}
+	for _, r := range n.cfg.Roles {
+		e.Roles = append(e.Roles, control.Role(r))
+	}
+	for _, p := range n.cfg.Portals {
+		e.Addrs.Portals = append(e.Addrs.Portals, control.Portal{Addr: addrPort(p)})
+	}
+	for i, s := range n.cfg.Stores {
+		for _, st := range n.stores {
+			if st.Dir() == s.Path {
+				status, err := st.Status(ctx, &wire.StoreStatus{})
+				if err != nil {
+					return fmt.Errorf("store %s: %w", s.Path, err)
+				}
+				label := s.Label
+				if label == "" {
+					label = fmt.Sprintf("disk%d", i)
+				}
+				e.Stores = append(e.Stores, control.StoreSpec{ID: st.ID(), Label: label, CapacityBytes: int64(status.Capacity)})
+			}
+		}
+	}
+	self, err := ctl.RegisterNode(ctx, e)
+	if err != nil {
+		return fmt.Errorf("register node: %w", err)
+	}
+	n.self.Store(&self)
+	return ctl.Announce(n.cfg.Node)
+}
+
+// keepRevocations has the embedded voter's revocation list follow the control store.
+func (n *Node) keepRevocations(ctx context.Context, ctl *control.Client, crl string) {
+	changed, cancel := ctl.Subscribe()
+	defer cancel()
+	count := -1
+	for {
+		if list := ctl.Revocations(); len(list) != count && n.voter != nil {
+			if err := pki.WriteCRL(crl, list, time.Now()); err != nil {
+				n.log.Error("revocation list", "err", err)
+			} else {
+				count = len(list)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// startPeers opens the port for frames and the connections to other nodes.
+func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<- error) error {
+	o := peer.Options{Self: peer.Self{Cluster: n.id.ClusterID(), Node: n.cfg.Node, Instance: n.instance}, Log: n.log,
+		ServerTLS: n.id.NodeServer(n.revoked),
+		ClientTLS: func(name ident.NodeName) *tls.Config { return n.id.NodeClient(string(name), n.revoked) },
+		Identify: func(cs tls.ConnectionState) (ident.NodeName, error) {
+			p, err := n.id.Check(cs, n.revoked, pki.RoleNode, pki.RoleWitness)
+			return ident.NodeName(p.Name), err
+		},
+		PlainData: n.cfg.PlainData}
+	pool, err := peer.NewPool(o)
+	if err != nil {
+		return err
+	}
+	onClose(pool.Close)
+	n.pool = pool
+	find := func(id ident.StoreID) (ident.NodeName, access.LeaseNode, bool) {
+		if _, here := n.stores[id]; here {
+			return n.cfg.Node, localLeases{n.leases}, true
+		}
+		node, ok := n.control().NodeOfStore(id)
+		if !ok {
+			return "", nil, false
+		}
+		return node.Name, n.peerOf(node), true
+	}
+	n.keeper = access.NewLeaseKeeper(n.cfg.Node, n.instance, time.Duration(n.cfg.Timeouts.Lease), Clock, n.log, find)
+	onClose(n.keeper.Close)
+	// The access role is made before frames are served, though it works only later: requests for it may come.
+	if n.cfg.Has(config.RoleAccess) {
+		env := access.Env{Node: n.cfg.Node, Site: n.self.Load().Site, Stores: n, Leases: n.keeper, Control: n.control(), Clock: Clock, Log: n.log,
+			Metrics: access.NewMetrics(n.reg), Limits: access.Limits{SegmentBytes: uint32(n.cfg.Limits.SegmentSize),
+				AppendTimeout: time.Duration(n.cfg.Timeouts.Append), RepairGrace: time.Duration(n.cfg.Timeouts.RepairGrace),
+				MapBudgetBytes: int64(n.cfg.Limits.MapMemory)}}
+		n.access = access.NewServer(env, n.accessPeer)
+	}
+	frames, err := peer.NewServer(handler{n}, o)
+	if err != nil {
+		return err
+	}
+	onClose(frames.Close)
+	n.frames = frames
+	seen := map[string]bool{}
+	for _, e := range []config.Endpoint{n.cfg.ClusterAddr, n.cfg.WanAddr} {
+		if addr := e.String(); !seen[addr] {
+			seen[addr] = true
+			l, err := net.Listen("tcp", addr)
+			if err != nil {
+				return fmt.Errorf("frames: %w", err)
+			}
+			n.wg.Go(func() {
+				if err := frames.Accept(l); err != nil && ctx.Err() == nil {
+					fatal <- fmt.Errorf("frames: %w", err)
+				}
+			})
+		}
+	}
+	n.wg.Go(func() { n.keepPeers(ctx) })
+	return nil
+}
+
+// keepPeers holds a connection to every node, so that who is up is known before it is needed.
+func (n *Node) keepPeers(ctx context.Context) {
+	ctl := n.control()
+	changed, cancel := ctl.Subscribe()
+	defer cancel()
+	known := map[ident.NodeName]bool{}
+	for {
+		now := map[ident.NodeName]bool{}
+		for _, x := range ctl.Nodes() {
+			if x.Name != n.cfg.Node && x.Addrs.Cluster.IsValid() {
+				now[x.Name] = true
+				n.peerOf(x)
+			}
+		}
+		for name := range known {
+			if !now[name] {
+				n.pool.Forget(name)
+			}
+		}
+		known = now
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// startAccess opens the portals.
+func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan<- error) error {
+	n.wg.Go(func() { n.access.Run(ctx) })
+	onClose(n.access.Close)
+	n.export = export.New(n.access, n.control(), n.cfg.Node)
+	n.iscsi = iscsi.New(iscsi.Config{Provider: n.export, Log: n.log, Group: n.self.Load().TPGT, ConnectionsMax: n.cfg.Limits.Connections,
+		WriteMemory: int(n.cfg.Limits.Connection), ReadMemory: int(n.cfg.Limits.Connection)})
+	onClose(func() { _ = n.iscsi.Close() })
+	for _, p := range n.cfg.Portals {
+		l, err := net.Listen("tcp", p.String())
+		if err != nil {
+			return fmt.Errorf("portal: %w", err)
+		}
+		n.wg.Go(func() {
+			if err := n.iscsi.Serve(l); err != nil && !errors.Is(err, iscsi.ErrServerClosed) {
+				fatal <- fmt.Errorf("portal %s: %w", p, err)
+			}
+		})
+	}
+	return nil
+}
+
+// storeOf finds a store for a push.
+func (n *Node) storeOf(id ident.StoreID) (journal.Store, error) {
+	if st, ok := n.Store(id); ok {
+		return st, nil
+	}
+	return nil, wire.Errorf(wire.CodeAbsent, "store %s is not registered", id)
+}
