@@ -97,6 +97,12 @@ func (s *Store) admitAppendLocked(r *replica, m *wire.Append, sc *appendScratch)
 	case wire.ReplicaFork:
 		return data, wire.Errorf(wire.CodeFork, "replica of %s is set aside as a fork", m.Segment)
 	}
+	if r.mu.state != wire.ReplicaSealed {
+		// On a failed disk even what seems to be there is not held.
+		if err := s.usable(); err != nil {
+			return data, err
+		}
+	}
 	end := r.end.Load()
 	if m.Offset > end {
 		return data, wire.Errorf(wire.CodeGap, "append to %s at %d, the end is %d", m.Segment, m.Offset, end)
@@ -115,9 +121,6 @@ func (s *Store) admitAppendLocked(r *replica, m *wire.Append, sc *appendScratch)
 	}
 	if r.mu.closing {
 		return data, wire.Errorf(wire.CodeSealed, "replica of %s is sealed at %d", m.Segment, end)
-	}
-	if err := s.usable(); err != nil {
-		return data, err
 	}
 	if int64(end)+int64(data.left) > int64(r.mu.capacity) {
 		return data, beyond(r, end, data.left)

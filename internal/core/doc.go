@@ -7,9 +7,10 @@
 // records (fences, which replicas are open or sealed) is in the notes log: notes.go for its bytes,
 // noteslog.go for the writer.
 //
-// The Store owns all state; locks are taken in the order replica.mu, journal.mu, notes.mu, and Store.mu and
-// Leases.mu are never held across another or across I/O. replica.mu alone is held while the kernel takes the
-// bytes of an append: that is what keeps appends of a segment in order.
+// The Store owns all state. Locks are taken in the order Leases.mu, replica.mu, journal.mu, notesLog.mu;
+// Store.mu and handles.mu are leaves: nothing else is locked while they are held. None is held across I/O but
+// replica.mu, while the kernel takes the bytes of an append: that keeps the appends of a segment in order.
+// replica.sealing serialises whole operations (seal, drop) of one replica and is taken before all of them.
 //
 // Always true: a fence is durable before anything of its epoch is taken; a replica's durable note exists
 // before its first record; bytes in front of a replica's end never change; a sealed replica never changes; a

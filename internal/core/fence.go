@@ -81,7 +81,9 @@ func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply
 	// what describe sees is final for the older epochs.
 	for _, id := range s.ids(m.Journal) {
 		if r := s.replica(id); r != nil {
-			reply.Replicas = append(reply.Replicas, s.describe(r))
+			if d := s.describe(r); d.State != stateDropped {
+				reply.Replicas = append(reply.Replicas, d)
+			}
 		}
 	}
 	j.mu.Lock()

@@ -314,6 +314,9 @@ func decodeNotesHeader(b []byte) (h notesHeader, err error) {
 	if v := le.Uint32(b[8:]); v != notesVersion {
 		return h, &journal.VersionError{What: "notes log", Got: v, Want: notesVersion}
 	}
+	if le.Uint32(b[12:]) != 0 || !allZero(b[48:]) {
+		return h, fmt.Errorf("%w: reserved bytes of the header are not zero", errNotes)
+	}
 	copy(h.Store[:], b[16:])
 	h.Snapshot = le.Uint64(b[40:])
 	return h, nil

@@ -62,7 +62,9 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 		if err != nil {
 			return reply, answer("open segment "+m.Segment.String(), err)
 		}
-	} else if state := s.describe(r).State; state != wire.ReplicaOpen && state != wire.ReplicaSealed && state != wire.ReplicaShort {
+	} else if state := s.describe(r).State; state == stateDropped {
+		return reply, wire.Errorf(wire.CodeBusy, "replica of %s is being dropped", m.Segment)
+	} else if state != wire.ReplicaOpen && state != wire.ReplicaSealed && state != wire.ReplicaShort {
 		return reply, wire.Errorf(wire.CodeConflict, "replica of %s is there in state %d", m.Segment, state)
 	}
 	return wire.OpenReply{Boot: s.opts.Boot}, nil

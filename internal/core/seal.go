@@ -140,9 +140,6 @@ func (s *Store) sealFailed(r *replica, err *wire.Error) error {
 // admitSeal decides whether the replica may end at m.End and closes it to appends if so. It gives how many
 // records stay, -1 if it is sealed like that already.
 func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
-	if err := s.usable(); err != nil {
-		return 0, err
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.j.mu.Lock()
@@ -169,6 +166,9 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
 		}
 		// What was sealed was committed then; who wants less follows another history.
 		return 0, wire.Errorf(wire.CodeFork, "seal of %s at %d, it is sealed at %d", r.id, m.End, end)
+	}
+	if err := s.usable(); err != nil {
+		return 0, err
 	}
 	switch {
 	case m.End <= journal.SegmentHeaderSize:

@@ -86,6 +86,7 @@ func Open(o Options) (*Store, error) {
 	if err := s.open(); err != nil {
 		if s.notes != nil {
 			s.notes.close()
+			s.handles.closeAll()
 		}
 		_ = lock.Close()
 		return nil, err

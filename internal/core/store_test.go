@@ -132,3 +132,74 @@ func TestOpenRefuses(t *testing.T) {
 		t.Fatalf("newer format: %v", err)
 	}
 }
+
+// A start reads the notes and the names of files; it opens no sealed replica.
+func TestStartOpensNoSealedReplica(t *testing.T) {
+	m := vfs.NewMem(0)
+	faults := vfs.NewFaults(m)
+	opts := testOptions(faults, boot1)
+	s := openStore(t, opts)
+	var owners []*owner
+	for i := range uint32(300) { // more than the first notes file has room for
+		o := newOwner(t, segment(ident.JournalID{byte(i%7) + 1}, 1, i))
+		if _, err := s.OpenSegment(context.Background(), &wire.OpenSegment{Epoch: o.epoch, Segment: o.seg, Capacity: 64 << 10}); err != nil {
+			t.Fatal(err)
+		}
+		o.write(s, 1, byte(i))
+		o.seal(s)
+		owners = append(owners, o)
+	}
+	s.Close()
+	opts.Boot = boot2
+	faults.Add(func(c vfs.Call) error {
+		if c.Op == vfs.OpOpen && strings.Contains(c.Path, segmentsName) {
+			t.Errorf("opened %s", c.Path)
+		}
+		return nil
+	})
+	s, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	inv := inventory(t, s, ident.JournalID{})
+	for _, o := range owners {
+		if r := inv[o.seg]; r.State != wire.ReplicaSealed || r.Last != o.at || r.End != o.off || r.StableEnd != o.off {
+			t.Fatalf("%+v", r)
+		}
+	}
+}
+
+func TestMissingAndUnknownFiles(t *testing.T) {
+	m := vfs.NewMem(0)
+	s := openStore(t, testOptions(m, boot1))
+	a, b, c := newOwner(t, segment(jA, 1, 1)), newOwner(t, segment(jA, 1, 2)), newOwner(t, segment(jA, 1, 3))
+	for _, o := range []*owner{a, b} {
+		o.open(s)
+		o.write(s, 1, 1)
+	}
+	a.seal(s)
+	path := s.replicaPath(a.seg)
+	empty, full := s.replicaPath(c.seg), s.replicaPath(segment(jA, 1, 4))
+	s.Close()
+	m.Remove(path)
+	for name, bytes := range map[string][]byte{empty: make([]byte, 8192), full: b.bytes} {
+		f, err := m.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.WriteAt(bytes, 0)
+		f.Close()
+	}
+	s = openStore(t, testOptions(m, boot1))
+	inv := inventory(t, s, jA)
+	if len(inv) != 3 || inv[a.seg].State != wire.ReplicaDamaged || inv[b.seg].State != wire.ReplicaOpen || inv[segment(jA, 1, 4)].State != wire.ReplicaDamaged {
+		t.Fatalf("%+v", inv)
+	}
+	if _, err := m.Size(empty); err == nil {
+		t.Fatal("an empty file that no note knows is kept")
+	}
+	if _, err := s.Drop(context.Background(), &wire.Drop{Epoch: epoch(1), Segment: a.seg}); err != nil {
+		t.Fatalf("drop of a replica without a file: %v", err)
+	}
+}
