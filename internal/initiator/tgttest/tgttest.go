@@ -22,6 +22,7 @@ type Target struct {
 	PID    int
 	File   string
 	ctl    string
+	cmd    *exec.Cmd
 }
 
 // startTimeout is for a loaded machine; tgtd needs some milliseconds.
@@ -49,18 +50,36 @@ func Start(t testing.TB, size int64) *Target {
 		t.Fatal(err)
 	}
 	f.Close()
-	cmd := exec.Command("tgtd", "-f", "-d", "0", "-C", x.ctl, "--iscsi", "portal="+x.Portal)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("tgtd (Debian package tgt) is needed: %v", err)
-	}
-	x.PID = cmd.Process.Pid
+	x.run(t)
 	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		x.kill()
 		os.Remove("/var/run/tgtd/socket." + x.ctl)
 		os.Remove("/var/run/tgtd/socket." + x.ctl + ".lock")
 	})
+	return x
+}
+
+// Restart kills tgtd, as a crash does, and starts it again on the same file and port. It is called from one goroutine
+// at a time; a failure is an error of the test, so that it may be another than the test's own.
+func (x *Target) Restart(t testing.TB) {
+	t.Helper()
+	x.kill()
+	x.run(t)
+}
+
+func (x *Target) kill() {
+	_ = x.cmd.Process.Kill()
+	_ = x.cmd.Wait() // ends by the signal
+}
+
+func (x *Target) run(t testing.TB) {
+	t.Helper()
+	x.cmd = exec.Command("tgtd", "-f", "-d", "0", "-C", x.ctl, "--iscsi", "portal="+x.Portal)
+	if err := x.cmd.Start(); err != nil {
+		t.Errorf("tgtd (Debian package tgt) is needed: %v", err)
+		return
+	}
+	x.PID = x.cmd.Process.Pid
 	deadline := time.Now().Add(startTimeout)
 	for {
 		out, err := x.admin("--op", "new", "--mode", "target", "--tid", "1", "-T", x.Target)
@@ -68,13 +87,13 @@ func Start(t testing.TB, size int64) *Target {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("tgtd does not start: %v: %s", err, out)
+			t.Errorf("tgtd does not start: %v: %s", err, out)
+			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	x.Admin(t, "--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", x.File)
 	x.Admin(t, "--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL")
-	return x
 }
 
 func (x *Target) admin(args ...string) ([]byte, error) {
@@ -85,7 +104,7 @@ func (x *Target) admin(args ...string) ([]byte, error) {
 func (x *Target) Admin(t testing.TB, args ...string) {
 	t.Helper()
 	if out, err := x.admin(args...); err != nil {
-		t.Fatalf("tgtadm %v: %v: %s", args, err, out)
+		t.Errorf("tgtadm %v: %v: %s", args, err, out)
 	}
 }
 
