@@ -2,16 +2,19 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
 
 	"dozo/internal/api"
 	"dozo/internal/api/apitest"
@@ -133,4 +136,42 @@ func TestExitCodes(t *testing.T) {
 			t.Errorf("%v: %d; want %d", c.err, got, c.want)
 		}
 	}
+}
+
+func TestHelpAndReferenceHaveEveryExitCode(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := []int{exitOK, exitFailed, exitUsage, exitNotFound, exitConflict, exitUnreachable, exitUnauthorised, exitTimeout, exitUnhealthy, exitInterrupted}
+	for _, c := range exitTable {
+		codes = append(codes, c)
+	}
+	for _, c := range codes {
+		if !strings.Contains(string(text), fmt.Sprintf("\n| %d | ", c)) || !strings.Contains(exitHelp, fmt.Sprintf("\n  %-4d ", c)) {
+			t.Errorf("exit code %d is not in both", c)
+		}
+	}
+}
+
+func TestReferenceHasEveryCommand(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" {
+			t.Errorf("%s has no description", c.CommandPath())
+		}
+		if !c.HasSubCommands() {
+			if !strings.Contains(string(text), c.Name()) {
+				t.Errorf("docs/reference/cli.md has no %s", c.CommandPath())
+			}
+		}
+		for _, s := range c.Commands() {
+			walk(s)
+		}
+	}
+	walk(newRoot(&app{out: io.Discard, err: io.Discard, env: func(string) string { return "" }}))
 }

@@ -23,7 +23,7 @@ type Backend interface {
 	Tokens
 
 	// Audit is told of every call that would change something, after it ended, and of such calls that were
-	// refused. What changed a specification is in the control store's events already, written in the same
+	// refused, unless nobody knows who called. What changed a specification is in the control store's events already, written in the same
 	// transaction; the implementation records the others. It must not block for long and can not fail the call.
 	Audit(ctx context.Context, rec AuditRecord)
 	// Health says how the node is, for /healthz. It answers at once, from what is known.

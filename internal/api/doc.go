@@ -7,7 +7,7 @@
 // set of the same types would only have to be kept equal.
 //
 // Always true: a Backend sees only calls that were authenticated, permitted and valid, with the defaults filled
-// in; every call that changes something is given to Backend.Audit, whatever became of it; no secret of a
+// in; every call of a known caller that changes something is given to Backend.Audit, whatever became of it; no secret of a
 // request or answer is logged; an error reaches the caller with a connect code and a reason, both from the
 // one table in errors.go. The server owns no state but its connections. Sizes are bytes.
 package api

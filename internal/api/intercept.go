@@ -107,17 +107,22 @@ func (s *Server) finish(ctx context.Context, method string, msg proto.Message, s
 	if caller.Remote != "" {
 		attrs = append(attrs, slog.String("remote", caller.Remote))
 	}
+	// Strangers are logged when somebody looks for them, and not audited: whoever reaches the port could fill the
+	// audit log otherwise.
+	stranger := err != nil && caller.Role == ""
 	if action != "" && msg != nil {
 		object := auditObject(msg)
 		attrs = append(attrs, slog.String("object", object))
-		// The call's own context may have ended, and what was done is recorded all the same.
-		s.backend.Audit(context.WithoutCancel(ctx), AuditRecord{Time: started, Caller: caller, Action: action, Object: object, Err: err})
+		if !stranger {
+			// The call's own context may have ended, and what was done is recorded all the same.
+			s.backend.Audit(context.WithoutCancel(ctx), AuditRecord{Time: started, Caller: caller, Action: action, Object: object, Err: err})
+		}
 	}
 	level := slog.LevelDebug
 	switch {
 	case err != nil && code == connect.CodeInternal.String():
 		level = slog.LevelError
-	case action != "":
+	case action != "" && !stranger:
 		level = slog.LevelInfo
 	}
 	if err != nil {

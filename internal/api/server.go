@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -86,6 +87,7 @@ func NewServer(o Options) *Server {
 		// more than it saves, and opens the door to bombs.
 		connect.WithCompression("gzip", nil, nil),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, r any) error {
+			s.log.Error("panic in an API call", slog.String("method", spec.Procedure), slog.Any("err", r), slog.String("stack", string(debug.Stack())))
 			return fmt.Errorf("%s: fault in the program: %v", spec.Procedure, r)
 		}),
 	}

@@ -307,6 +307,10 @@ func TestAuditAndLogKnowWhoAndNoSecrets(t *testing.T) {
 	if _, err := op.Hosts.List(ctx, &dozov1.ListHostsRequest{}); err != nil {
 		t.Fatal(err)
 	}
+	// A stranger leaves nothing in the audit log.
+	if _, err := w.dial(api.ClientOptions{}).Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "web1"}); code(err) != connect.CodeUnauthenticated {
+		t.Fatal(err)
+	}
 	log := w.b.AuditLog()
 	if len(log) != 2 {
 		t.Fatalf("%d records: %+v", len(log), log)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -80,6 +81,25 @@ func TestEverySentinelHasACodeAndAReason(t *testing.T) {
 	}
 	if err := toConnect(fmt.Errorf("disk on fire"), "s1n1"); err.Code() != connect.CodeInternal || Reason(err) != reasonInternal {
 		t.Errorf("unknown error: %v", err)
+	}
+}
+
+func TestReferenceIsComplete(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"`" + reasonInternal + "`", "`/healthz`", "`/metrics`", OnBehalfHeader}
+	for _, c := range errorTable {
+		want = append(want, "`"+c.reason+"` | `"+c.code.String()+"`")
+	}
+	eachMethod(func(_ string, m protoreflect.MethodDescriptor) {
+		want = append(want, string(m.Name())+"`")
+	})
+	for _, w := range want {
+		if !strings.Contains(string(text), w) {
+			t.Errorf("docs/reference/api.md has no %s", w)
+		}
 	}
 }
 
