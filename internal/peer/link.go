@@ -294,7 +294,7 @@ type frameReader struct {
 // fill reads until at least n bytes are there; n fits into buf.
 func (r *frameReader) fill(n int) error {
 	for r.end-r.start < n {
-		if r.corked {
+		if r.corked && !r.link.sock.ready() {
 			r.corked = false
 			r.link.uncork()
 		}
@@ -378,7 +378,7 @@ func (r *frameReader) readFull(p []byte) error {
 	n := copy(p, r.buf[r.start:r.end])
 	r.start += n
 	for n < len(p) {
-		if r.corked {
+		if r.corked && !r.link.sock.ready() {
 			r.corked = false
 			r.link.uncork()
 		}

@@ -11,8 +11,9 @@ import (
 
 const (
 	tlsRecord     = 16 << 10  // most plaintext of a TLS record
-	tlsFlush      = 256 << 10 // ciphertext gathered before a system call
-	tlsReadBuffer = 128 << 10 // ciphertext read by a system call
+	tlsFlush      = 64 << 10 // ciphertext gathered before a system call
+	tlsReadBuffer = 64 << 10 // ciphertext read by a system call
+	tlsHeader     = 5         // of a record; RFC 8446 5.1: its last two bytes are the length of what follows
 	iovecsMax     = 1024      // of one writev
 )
 
@@ -71,6 +72,9 @@ func (s *socket) read(p []byte) (int, error) {
 	}
 	return s.conn.Read(p)
 }
+
+// ready reports that read won't wait. False says nothing. For the reader only.
+func (s *socket) ready() bool { return s.g != nil && s.g.ready() }
 
 // close ends reads and writes that are under way. There is no TLS close message: frames have lengths, so a
 // cut is seen without it.
@@ -258,6 +262,7 @@ type gather struct {
 	in      []byte // read ahead; by the one reader
 	inStart int
 	inEnd   int
+	left    int // of the record that Read is giving out
 }
 
 func newGather(c net.Conn) *gather { return &gather{Conn: c} }
@@ -279,20 +284,41 @@ func (g *gather) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// Read gives no more than the rest of one TLS record, so that what lies behind it stays here and ready can
+// see it.
 func (g *gather) Read(p []byte) (int, error) {
-	if g.inStart == g.inEnd {
+	for g.left == 0 && g.inEnd-g.inStart < tlsHeader || g.inStart == g.inEnd {
 		if g.in == nil {
 			g.in = make([]byte, tlsReadBuffer)
 		}
-		n, err := g.Conn.Read(g.in)
-		g.inStart, g.inEnd = 0, n
+		if g.inStart > 0 {
+			g.inEnd = copy(g.in, g.in[g.inStart:g.inEnd])
+			g.inStart = 0
+		}
+		n, err := g.Conn.Read(g.in[g.inEnd:])
+		g.inEnd += n
 		if n == 0 {
 			return 0, err
 		}
 	}
-	n := copy(p, g.in[g.inStart:g.inEnd])
+	if g.left == 0 {
+		g.left = g.record()
+	}
+	n := copy(p, g.in[g.inStart:min(g.inEnd, g.inStart+g.left)])
 	g.inStart += n
+	g.left -= n
 	return n, nil
+}
+
+// record is the size of the record whose header is next.
+func (g *gather) record() int {
+	return tlsHeader + int(g.in[g.inStart+3])<<8 + int(g.in[g.inStart+4])
+}
+
+// ready reports that a whole record is here, so that a read won't wait.
+func (g *gather) ready() bool {
+	n := g.inEnd - g.inStart
+	return g.left == 0 && n >= tlsHeader && n >= g.record()
 }
 
 func (g *gather) size() int {
