@@ -33,6 +33,15 @@ func (e *PortError) Error() string {
 
 func (e *PortError) Unwrap() error { return e.Err }
 
+// portsFree tries the addresses of all.
+func portsFree(procs []Process) error {
+	var errs []error
+	for _, p := range procs {
+		errs = append(errs, checkPorts(p))
+	}
+	return errors.Join(errs...)
+}
+
 // checkPorts tries the addresses on which a process will listen. Somebody else may still take one before it
 // does; then its log says so.
 func checkPorts(p Process) error {

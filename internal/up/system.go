@@ -23,8 +23,8 @@ import (
 const (
 	readyTimeout = 90 * time.Second
 	readyPoll    = 50 * time.Millisecond
-	// StopGrace is how long a node may take to drain before it is killed.
-	StopGrace = 20 * time.Second
+	// StopGrace is how long a node may take to end before it is killed: what it gives itself to drain, and some.
+	StopGrace = 25 * time.Second
 )
 
 // Options say what to start.
@@ -89,7 +89,12 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	// A newer directory is refused before anything in it is touched, and a wish that can not be before there is one.
 	if _, err := loadRecord(dir); errors.Is(err, ErrNoSystem) {
-		if err := o.Wish.shape().Check(); err != nil {
+		// Nor is a shape put down for ever that this machine has no ports for: another one may be wished next.
+		plan, err := Plan(o.Wish.shape())
+		if err != nil {
+			return nil, err
+		}
+		if err := portsFree(plan); err != nil {
 			return nil, err
 		}
 	} else if err != nil {
@@ -131,7 +136,6 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 // error.
 func (s *System) startMissing() ([]*member, error) {
 	var missing []Process
-	var ports []error
 	for _, p := range s.plan {
 		if i, ok := running(s.dir, p); ok {
 			if m := s.members[string(p.Name)]; m == nil || m.inst != i {
@@ -140,9 +144,8 @@ func (s *System) startMissing() ([]*member, error) {
 			continue
 		}
 		missing = append(missing, p)
-		ports = append(ports, checkPorts(p))
 	}
-	if err := errors.Join(ports...); err != nil {
+	if err := portsFree(missing); err != nil {
 		return nil, err
 	}
 	var started []*member

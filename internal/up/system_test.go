@@ -345,6 +345,9 @@ func TestPortInUse(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "s1n2 needs "+at) || !strings.Contains(err.Error(), fmt.Sprintf("(pid %d)", os.Getpid())) {
 		t.Errorf("%v", err)
 	}
+	if _, err := os.Stat(o.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the shape is fixed, though nothing could be started")
+	}
 }
 
 func TestDirectoriesThatAreRefused(t *testing.T) {
