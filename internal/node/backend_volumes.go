@@ -1,0 +1,523 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"dozo/internal/access/export"
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// copiesDefault is how many sites hold a copy where the operator doesn't say: all, up to three.
+const copiesDefault = 3
+
+// CreateVolume implements api.Volumes.
+func (b *backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequest) (*dozov1.Volume, error) {
+	c, err := b.ctl()
+	if err != nil {
+		return nil, err
+	}
+	home, ok := c.Site(b.n.self.Load().Site)
+	if req.AtSite != "" {
+		if home, ok = c.SiteByName(req.AtSite); !ok {
+			return nil, fmt.Errorf("site %s: %w", req.AtSite, control.ErrNotFound)
+		}
+	} else if !ok {
+		return nil, fmt.Errorf("node %s is at no site; say --at SITE: %w", b.n.cfg.Node, control.ErrInvalid)
+	}
+	sites, err := b.copySites(c, home.ID, int(req.Sites))
+	if err != nil {
+		return nil, err
+	}
+	v, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Tenant: req.Tenant, SizeBytes: int64(req.SizeBytes), BlockSize: int(req.BlockSize),
+		Sites: len(sites), AtSite: home.ID, Durability: control.Durability(req.Durability), Partition: control.Partition(req.Partition),
+		Labels: req.Labels, Hosts: req.Hosts}, sites)
+	if err != nil {
+		return nil, err
+	}
+	return b.describe(v, nil), nil
+}
+
+// copySites chooses the sites of a new volume's copies, home first: those with core servers, in the order of
+// their numbers.
+func (b *backend) copySites(c *control.Client, home ident.SiteID, n int) ([]ident.SiteID, error) {
+	stores := func(s ident.SiteID) int { return len(b.n.Core(s)) }
+	var all []ident.SiteID
+	if stores(home) > 0 {
+		all = append(all, home)
+	}
+	for _, s := range c.Sites() {
+		if s.ID != home && stores(s.ID) > 0 {
+			all = append(all, s.ID)
+		}
+	}
+	hosts := map[string]bool{}
+	for _, s := range all {
+		for _, id := range b.n.Core(s) {
+			hosts[b.n.Host(id)] = true
+		}
+	}
+	switch {
+	case len(hosts) < 2:
+		return nil, fmt.Errorf("%d core servers on different hosts: a write is acknowledged only once two hold it: %w", len(hosts), api.ErrTooFew)
+	case n == 0:
+		n = min(copiesDefault, len(all))
+	case n > len(all):
+		return nil, fmt.Errorf("%d sites have core servers, %d copies were asked for: %w", len(all), n, api.ErrTooFew)
+	}
+	return all[:n], nil
+}
+
+// describe makes the API's form of a volume; st is its owner's word, if it was asked.
+func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1.Volume {
+	c := b.n.control()
+	out := &dozov1.Volume{Id: v.ID.String(), Tenant: v.Tenant, Name: v.Name, SizeBytes: uint64(v.SizeBytes), BlockSize: uint32(v.BlockSize),
+		Sites: uint32(v.Sites), AtSite: b.siteName(v.AtSite), Durability: string(v.Durability), Partition: string(v.Partition), Labels: v.Labels,
+		Hosts: v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
+	state, _, _ := c.Journal(v.ID)
+	if state.Owner != "" {
+		out.Owner, out.Epoch = string(state.Owner), state.Epoch.String()
+		if x, ok := c.Node(state.Owner); ok {
+			out.OwnerSite = b.siteName(x.Site)
+		}
+	}
+	switch {
+	case v.Deleted != nil:
+		out.State = "deleting"
+	case state.Owner == "":
+		out.State = "new"
+	case st != nil:
+		out.State = stateWord(st.State)
+		out.Protection = protection(st)
+	}
+	return out
+}
+
+// stateWord is the API's word for what an owner says of itself.
+func stateWord(s string) string {
+	for _, w := range []string{"recovering", "waiting", "failed"} {
+		if strings.HasPrefix(s, w) {
+			return w
+		}
+	}
+	if strings.HasPrefix(s, "stopped") {
+		return "recovering"
+	}
+	return "serving"
+}
+
+func protection(st *wire.JournalStatus) string {
+	if st.Degraded > 0 || strings.HasPrefix(st.State, "degraded") || strings.HasPrefix(st.State, "waiting") {
+		return "degraded"
+	}
+	for _, s := range st.Sites {
+		if s.Watermark.Seq < st.Commit.Seq {
+			return "behind"
+		}
+	}
+	return "replicated"
+}
+
+// described asks the volume's owner too.
+func (b *backend) described(ctx context.Context, v control.VolumeSpec) *dozov1.Volume {
+	all, _ := b.ownerStatus(ctx, v.ID)
+	if st, ok := all[v.ID]; ok {
+		return b.describe(v, &st)
+	}
+	return b.describe(v, nil)
+}
+
+// ListVolumes implements api.Volumes.
+func (b *backend) ListVolumes(ctx context.Context, req *dozov1.ListVolumesRequest) ([]*dozov1.Volume, error) {
+	c, err := b.ctl()
+	if err != nil {
+		return nil, err
+	}
+	specs := c.Volumes()
+	if req.Deleted {
+		specs = append(specs, c.Tombstones()...)
+	}
+	all, _ := b.ownerStatus(ctx)
+	var out []*dozov1.Volume
+	for _, v := range specs {
+		if req.Tenant != "" && v.Tenant != req.Tenant || !hasLabels(v.Labels, req.Labels) {
+			continue
+		}
+		if st, ok := all[v.ID]; ok {
+			out = append(out, b.describe(v, &st))
+		} else {
+			out = append(out, b.describe(v, nil))
+		}
+	}
+	return out, nil
+}
+
+func hasLabels(have, want map[string]string) bool {
+	for k, v := range want {
+		if have[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// GetVolume implements api.Volumes. Where the segments are is not the owner's word: the stores are asked.
+func (b *backend) GetVolume(ctx context.Context, req *dozov1.GetVolumeRequest) (*dozov1.Volume, *dozov1.Placement, error) {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := b.n.control()
+	all, unheard := b.ownerStatus(ctx, v.ID)
+	p := &dozov1.Placement{Unheard: unheard}
+	state, _, _ := c.Journal(v.ID)
+	var out *dozov1.Volume
+	var st *wire.JournalStatus
+	if s, ok := all[v.ID]; ok {
+		st = &s
+		p.Commit, p.Stable = position(s.Commit), position(s.Stable)
+		p.SegmentsDegraded = uint64(s.Degraded)
+		p.Copies = b.copies(state, st)
+	}
+	out = b.describe(v, st)
+	p.Owner, p.OwnerSite, p.Epoch = out.Owner, out.OwnerSite, out.Epoch
+	for i, e := range state.Ensembles {
+		x := &dozov1.Ensemble{Number: e.Number, Epoch: e.Epoch.String(), Newest: i == len(state.Ensembles)-1}
+		for _, s := range e.Stores {
+			x.Stores = append(x.Stores, b.storeRef(s))
+		}
+		p.Ensembles = append(p.Ensembles, x)
+	}
+	b.replicas(ctx, v.ID, state, p, req.Segments)
+	return out, p, nil
+}
+
+func position(p ident.Position) *dozov1.Position {
+	return &dozov1.Position{Epoch: p.Epoch.String(), Seq: uint64(p.Seq), Hash: p.Hash.String()}
+}
+
+func (b *backend) storeRef(id ident.StoreID) *dozov1.StoreRef {
+	x, _ := b.n.control().NodeOfStore(id)
+	return &dozov1.StoreRef{Id: id.String(), Node: string(x.Name), Site: b.siteName(x.Site)}
+}
+
+// copies says how far each site is, the owner's first.
+func (b *backend) copies(state control.JournalState, st *wire.JournalStatus) []*dozov1.SiteCopy {
+	owner, _ := b.n.control().Node(st.Owner)
+	list := []*dozov1.SiteCopy{{Site: b.siteName(owner.Site), State: "home", WatermarkSeq: uint64(st.Commit.Seq)}}
+	for _, s := range st.Sites {
+		x := &dozov1.SiteCopy{Site: b.siteName(s.Site), State: "current", WatermarkSeq: uint64(s.Watermark.Seq), LagBytes: s.LagBytes,
+			LagSeconds: time.Duration(s.LagNanos).Seconds()}
+		if s.Watermark.Seq < st.Commit.Seq {
+			x.State = "behind"
+			x.LagRecords = uint64(st.Commit.Seq - s.Watermark.Seq)
+			up := false
+			for _, id := range b.n.Core(s.Site) {
+				up = up || b.n.pool != nil && b.n.Up(id)
+			}
+			if !up {
+				x.State = "away"
+			}
+		}
+		list = append(list, x)
+	}
+	return list
+}
+
+// replicas asks every store that may hold something of the journal.
+func (b *backend) replicas(ctx context.Context, id ident.JournalID, state control.JournalState, p *dozov1.Placement, list bool) {
+	c := b.n.control()
+	type answer struct {
+		store    ident.StoreID
+		replicas []wire.Replica
+		err      error
+	}
+	got := make(chan answer)
+	asked := 0
+	for _, x := range c.Nodes() {
+		for _, s := range x.Stores {
+			asked++
+			go func() {
+				actx, cancel := context.WithTimeout(ctx, 3*time.Second)
+				defer cancel()
+				st, ok := b.n.Store(s.ID)
+				if !ok {
+					got <- answer{store: s.ID, err: api.ErrUnavailable}
+					return
+				}
+				a := answer{store: s.ID}
+				for m := (&wire.Inventory{Journal: id}); ; {
+					r, err := st.Inventory(actx, m)
+					if err != nil {
+						a.err = err
+						break
+					}
+					a.replicas = append(a.replicas, r.Replicas...)
+					if !r.More || len(r.Replicas) == 0 {
+						break
+					}
+					m.After = r.Replicas[len(r.Replicas)-1].Segment
+				}
+				got <- a
+			}()
+		}
+	}
+	segments := map[ident.SegmentID]*dozov1.Segment{}
+	sites := map[string]*dozov1.SiteReplicas{}
+	seen := map[string]map[ident.SegmentID]bool{}
+	var order []ident.SegmentID
+	answers := make([]answer, 0, asked)
+	for range asked {
+		answers = append(answers, <-got)
+	}
+	slices.SortFunc(answers, func(a, b answer) int { return a.store.Compare(b.store) })
+	for _, a := range answers {
+		ref := b.storeRef(a.store)
+		if a.err != nil {
+			p.Unheard = append(p.Unheard, ref.Node)
+			continue
+		}
+		for _, r := range a.replicas {
+			if r.End <= journal.SegmentHeaderSize {
+				continue // opened ahead of need, still empty
+			}
+			sr := sites[ref.Site]
+			if sr == nil {
+				sr = &dozov1.SiteReplicas{Site: ref.Site}
+				sites[ref.Site], seen[ref.Site] = sr, map[ident.SegmentID]bool{}
+			}
+			sr.Replicas++
+			sr.SizeBytes += uint64(r.End)
+			if !seen[ref.Site][r.Segment] {
+				seen[ref.Site][r.Segment] = true
+				sr.Segments++
+			}
+			s := segments[r.Segment]
+			if s == nil {
+				s = &dozov1.Segment{Id: r.Segment.String(), Kind: "history", State: "open", FirstSeq: uint64(r.Before.Seq) + 1}
+				if r.Segment.IsCheckpoint() {
+					s.Kind = "checkpoint"
+				}
+				segments[r.Segment] = s
+				order = append(order, r.Segment)
+			}
+			if r.State == wire.ReplicaSealed {
+				s.State = "sealed"
+			}
+			s.LastSeq, s.SizeBytes = max(s.LastSeq, uint64(r.Last.Seq)), max(s.SizeBytes, uint64(r.End))
+			s.Replicas = append(s.Replicas, &dozov1.Replica{Store: ref, State: replicaState(r.State), LastSeq: uint64(r.Last.Seq), SizeBytes: uint64(r.End),
+				Path: b.replicaPath(a.store, r.Segment)})
+		}
+	}
+	slices.SortFunc(order, func(x, y ident.SegmentID) int {
+		a, b := segments[x], segments[y]
+		if a.Kind != b.Kind {
+			return -strings.Compare(a.Kind, b.Kind)
+		}
+		if a.FirstSeq != b.FirstSeq {
+			if a.FirstSeq < b.FirstSeq {
+				return -1
+			}
+			return 1
+		}
+		return x.Compare(y)
+	})
+	for _, id := range order {
+		if s := segments[id]; s.State == "sealed" {
+			p.SegmentsSealed++
+		} else {
+			p.SegmentsOpen++
+		}
+		if list {
+			p.Segments = append(p.Segments, segments[id])
+		}
+	}
+	for _, s := range state.Sites {
+		if sr := sites[b.siteName(s)]; sr != nil {
+			p.SiteReplicas = append(p.SiteReplicas, sr)
+			delete(sites, sr.Site)
+		}
+	}
+	rest := make([]string, 0, len(sites))
+	for name := range sites {
+		rest = append(rest, name)
+	}
+	slices.Sort(rest)
+	for _, name := range rest {
+		p.SiteReplicas = append(p.SiteReplicas, sites[name])
+	}
+	slices.Sort(p.Unheard)
+	p.Unheard = slices.Compact(p.Unheard)
+}
+
+// replicaPath is where a replica lies, for stores of this node: `dozo inspect` takes it.
+func (b *backend) replicaPath(store ident.StoreID, id ident.SegmentID) string {
+	st, here := b.n.stores[store]
+	if !here {
+		return ""
+	}
+	path := st.Path(id)
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+func replicaState(s wire.ReplicaState) string {
+	switch s {
+	case wire.ReplicaOpen:
+		return "open"
+	case wire.ReplicaSealed:
+		return "sealed"
+	case wire.ReplicaShort:
+		return "short"
+	case wire.ReplicaDamaged:
+		return "damaged"
+	case wire.ReplicaFork:
+		return "fork"
+	}
+	return "unknown"
+}
+
+// ResizeVolume implements api.Volumes.
+func (b *backend) ResizeVolume(ctx context.Context, req *dozov1.ResizeVolumeRequest) (*dozov1.Volume, error) {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	if int64(req.SizeBytes) < v.SizeBytes && !req.AllowShrink {
+		return nil, fmt.Errorf("volume %s has %d bytes, %d were asked for; shrinking hides what lies behind: %w", v.Name, v.SizeBytes, req.SizeBytes, api.ErrRefused)
+	}
+	v, err = b.n.control().UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
+		v.SizeBytes = int64(req.SizeBytes)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.described(ctx, v), nil
+}
+
+// RenameVolume implements api.Volumes.
+func (b *backend) RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequest) (*dozov1.Volume, error) {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	if v, err = b.n.control().RenameVolume(ctx, v.ID, req.NewName); err != nil {
+		return nil, err
+	}
+	return b.described(ctx, v), nil
+}
+
+// DeleteVolume implements api.Volumes.
+func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.Volume, error) {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	if !req.Force {
+		sessions, _, err := b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range sessions {
+			if s.Iqn == export.IQN(v.ID) {
+				return nil, fmt.Errorf("volume %s is used by %s; end its sessions or use force: %w", v.Name, s.Initiator, control.ErrInUse)
+			}
+		}
+	}
+	if v, err = b.n.control().DeleteVolume(ctx, v.ID); err != nil {
+		return nil, err
+	}
+	return b.describe(v, nil), nil
+}
+
+// VolumeTargets implements api.Volumes.
+func (b *backend) VolumeTargets(_ context.Context, req *dozov1.VolumeTargetsRequest) ([]*dozov1.Target, error) {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	c := b.n.control()
+	first := b.n.self.Load().Site
+	if req.Site != "" {
+		s, ok := c.SiteByName(req.Site)
+		if !ok {
+			return nil, fmt.Errorf("site %s: %w", req.Site, control.ErrNotFound)
+		}
+		first = s.ID
+	}
+	nodes := slices.DeleteFunc(c.Nodes(), func(x control.Node) bool { return !x.Has(control.RoleAccess) })
+	rank := func(x control.Node) int {
+		switch {
+		case x.Site == first && x.Name == b.n.cfg.Node:
+			return 0
+		case x.Site == first:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(nodes, func(a, b control.Node) int { return rank(a) - rank(b) })
+	var list []*dozov1.Target
+	for _, x := range nodes {
+		up := x.Name == b.n.cfg.Node || b.n.pool != nil && b.n.peerOf(x).Up()
+		for _, portal := range x.Addrs.Portals {
+			list = append(list, &dozov1.Target{Url: fmt.Sprintf("iscsi://%s/%s/0", portal.Addr, export.IQN(v.ID)), Node: string(x.Name),
+				Site: b.siteName(x.Site), Portal: portal.Addr.String(), Iqn: export.IQN(v.ID), Tpgt: uint32(x.TPGT), Up: up})
+		}
+	}
+	return list, nil
+}
+
+// waitEvery is how often a waiting call looks.
+const waitEvery = 300 * time.Millisecond
+
+// WaitVolume implements api.Volumes.
+func (b *backend) WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest, progress func(*dozov1.WaitVolumeResponse) error) error {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return err
+	}
+	var target ident.Seq
+	known := false
+	var last time.Time
+	for {
+		all, _ := b.ownerStatus(ctx, v.ID)
+		state, _, _ := b.n.control().Journal(v.ID)
+		if st, ok := all[v.ID]; ok {
+			if !known {
+				target, known = st.Commit.Seq, true
+			}
+			r := &dozov1.WaitVolumeResponse{Done: len(st.Sites) == len(state.Sites)-1, TargetSeq: uint64(target), Copies: b.copies(state, &st)}
+			for _, s := range st.Sites {
+				if s.StableWatermark < target {
+					r.Done = false
+				}
+				r.RemainingBytes += s.LagBytes
+			}
+			if r.Done || time.Since(last) > time.Second {
+				last = time.Now()
+				if err := progress(r); err != nil || r.Done {
+					return err
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("volume %s: %w", v.Name, context.Cause(ctx))
+		case <-time.After(waitEvery):
+		}
+	}
+}
