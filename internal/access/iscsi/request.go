@@ -270,7 +270,9 @@ func (c *conn) sendTargets(b []byte, which string) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.srv.ctx, c.srv.cfg.LoginTimeout)
 	defer cancel()
+	c.endGather() // the Provider may take its time, and answers must not wait for it
 	targets, err := c.srv.cfg.Provider.Targets(ctx, c.peer)
+	c.beginGather()
 	if err != nil {
 		return nil, err
 	}
