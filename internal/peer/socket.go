@@ -10,11 +10,11 @@ import (
 )
 
 const (
-	tlsRecord     = 16 << 10  // most plaintext of a TLS record
+	tlsRecord     = 16 << 10 // most plaintext of a TLS record
 	tlsFlush      = 64 << 10 // ciphertext gathered before a system call
 	tlsReadBuffer = 64 << 10 // ciphertext read by a system call
-	tlsHeader     = 5         // of a record; RFC 8446 5.1: its last two bytes are the length of what follows
-	iovecsMax     = 1024      // of one writev
+	tlsHeader     = 5        // of a record; RFC 8446 5.1: its last two bytes are the length of what follows
+	iovecsMax     = 1024     // of one writev
 )
 
 // socket is the connection below a link. One goroutine reads and one writes at a time.
