@@ -35,8 +35,9 @@ type siteShip struct {
 
 	mu struct {
 		sync.Mutex
-		mark    ident.Position // the site holds everything up to here
-		stable  ident.Seq      // and stably to here
+		mark    ident.Position          // the site holds everything up to here
+		stable  ident.Seq               // and stably to here
+		sealed  map[ident.Seq]ident.Seq // stable runs beyond it, by the seq before them: seals end in any order
 		segment ident.SegmentID
 		shipped uint32 // of segment
 		state   string
@@ -149,7 +150,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		return err
 	}
 	s.mu.Lock()
-	s.mu.mark, s.mu.stable = ident.Position{}, 0 // watermarks are computed from what is readable now (R12)
+	s.mu.mark, s.mu.stable, s.mu.sealed = ident.Position{}, 0, map[ident.Seq]ident.Seq{} // watermarks are computed from what is readable now (R12)
 	s.mu.Unlock()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -164,7 +165,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	var after ident.Seq
 	opened := map[ident.SegmentID]bool{}
 	for {
-		seg := o.segmentAfter(after)
+		seg, before := o.segmentAfter(after)
 		if seg == nil {
 			s.set("in step")
 			if err := o.shipWait(ctx, s, failed); err != nil {
@@ -177,7 +178,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			o.call(func() { seg.confirm(h.store.ID()) })
 			after = h.last.Seq
 			s.progress(h.last, id, h.end)
-			s.markStable(h.last.Seq)
+			s.markStable(before, h.last.Seq)
 			continue
 		}
 		dest, from := o.shipTo(seg, there[id], stores)
@@ -191,7 +192,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			opened[id] = true
 		}
 		s.set("shipping")
-		end, err := o.shipSegment(ctx, s, seg, dest, from, failed)
+		end, err := o.shipSegment(ctx, s, seg, before, dest, from, failed)
 		if err != nil {
 			return err
 		}
@@ -210,15 +211,26 @@ func (o *Owner) shipSession(s *siteShip) error {
 				return
 			}
 			o.call(func() { seg.confirm(dest.ID()) })
-			s.markStable(end.last.Seq)
+			s.markStable(before, end.last.Seq)
 		})
 	}
 }
 
-func (s *siteShip) markStable(seq ident.Seq) {
+// markStable notes that the site holds the records after before, up to last, stably.
+func (s *siteShip) markStable(before, last ident.Seq) {
 	s.mu.Lock()
-	s.mu.stable = max(s.mu.stable, min(seq, s.mu.mark.Seq))
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.mu.sealed[before] = last
+	for more := true; more; {
+		more = false
+		for b, l := range s.mu.sealed {
+			if b <= s.mu.stable {
+				delete(s.mu.sealed, b)
+				more = more || l > s.mu.stable
+				s.mu.stable = max(s.mu.stable, l)
+			}
+		}
+	}
 }
 
 // siteInventory fences the site's stores (receivers are fenced before their prefix is read, R1) and lists what
@@ -262,8 +274,9 @@ func sealedAt(list []have) (have, bool) {
 	return have{}, false
 }
 
-// segmentAfter finds the segment of the history that holds the record after seq; nil if there is none yet.
-func (o *Owner) segmentAfter(seq ident.Seq) (found *segment) {
+// segmentAfter finds the segment of the history that holds the record after seq, nil if there is none yet, and
+// the seq before its first record.
+func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 	o.ask(func() {
 		i, _ := slices.BinarySearchFunc(o.order, seq, func(s *segment, seq ident.Seq) int {
 			if s.last.Seq <= seq && s.last.Seq != 0 {
@@ -272,10 +285,10 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment) {
 			return 1
 		})
 		if i < len(o.order) {
-			found = o.order[i]
+			found, before = o.order[i], o.order[i].before.Seq
 		}
 	})
-	return found
+	return found, before
 }
 
 // shipTo chooses the store of the site for a segment: the one that has a part of it already, else one by the
@@ -305,7 +318,7 @@ type shipEnd struct {
 
 // shipSegment appends what is committed of one segment to dest until the segment has ended and all of it is
 // there.
-func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, dest journal.Store, at uint32, failed chan error) (shipEnd, error) {
+func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, before ident.Seq, dest journal.Store, at uint32, failed chan error) (shipEnd, error) {
 	window := make(chan struct{}, o.env.Limits.ShipWindow)
 	drain := func() {
 		for range cap(window) {
@@ -341,6 +354,9 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, dest
 				default:
 				}
 				return e, nil
+			}
+			if err := o.shipStable(ctx, s, seg, before, dest); err != nil {
+				return e, err
 			}
 			if err := o.shipWait(ctx, s, failed); err != nil {
 				return e, err
@@ -396,6 +412,32 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, dest
 			})
 		at = next
 	}
+}
+
+// shipStable has what a site holds of an open segment made stable once nothing more is to be shipped, so that
+// "the site holds it" is true after its power cut too.
+func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, before ident.Seq, dest journal.Store) error {
+	s.mu.Lock()
+	behind := s.mu.stable < s.mu.mark.Seq
+	s.mu.Unlock()
+	if !behind {
+		return nil
+	}
+	sctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
+	defer cancel()
+	r, err := dest.Sync(sctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: []ident.SegmentID{seg.id}})
+	if err != nil {
+		return fmt.Errorf("sync %s at %s: %w", seg.id, dest.ID(), err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range r.Synced {
+		// Earlier segments of the site are sealed, or their seal is under way and will move the mark itself.
+		if x.Segment == seg.id && s.mu.stable >= before {
+			s.mu.stable = max(s.mu.stable, min(x.Stable.Seq, s.mu.mark.Seq))
+		}
+	}
+	return nil
 }
 
 // shipFailed makes a mismatch loud: it is never shipped over (§2.3).
