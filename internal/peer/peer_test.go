@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -241,10 +242,11 @@ func TestNodeMessages(t *testing.T) {
 func TestMessagesLongerThanAFrame(t *testing.T) {
 	kindsOfConnection(t, func(t *testing.T, so, co Options, _ bool) {
 		store := newFakeStore()
-		store.replicas = 100_000
+		store.replicas = 30_000 // 5.6 MB
+		so.DeadAfter, co.DeadAfter = time.Minute, time.Minute
 		_, addr := startServer(t, nodeWith(store), so)
 		r, err := startPool(t, co).Store(store.id, addr).Fence(t.Context(), &wire.Fence{})
-		if err != nil || len(r.Replicas) != store.replicas || r.Replicas[99_999].Segment.Number != 99_999 {
+		if err != nil || len(r.Replicas) != store.replicas || r.Replicas[29_999].Segment.Number != 29_999 {
 			t.Fatalf("fence with %d replicas, %v", len(r.Replicas), err)
 		}
 	})
