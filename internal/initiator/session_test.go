@@ -32,6 +32,7 @@ func open(t testing.TB, x *scriptedTarget, cfg Config) *Disk {
 		cfg.NopInterval = -1
 	}
 	ctx := testContext(t)
+	x.publish()
 	s, err := Dial(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -204,6 +205,7 @@ func TestDiscovery(t *testing.T) {
 func TestCHAP(t *testing.T) {
 	x := newScriptedTarget(t)
 	x.chap = CHAP{"me", "topsecret-12", "you", "othersecret-3"}
+	x.publish()
 	dial := func(c CHAP) error {
 		s, err := Dial(testContext(t), Config{Portal: x.addr, Target: fakeName, CHAP: c})
 		if err == nil {
@@ -232,6 +234,7 @@ func TestRedirect(t *testing.T) {
 	for _, permanent := range []bool{false, true} {
 		old, now := newScriptedTarget(t), newScriptedTarget(t)
 		old.redirect, old.redirectPerm = now.addr, permanent
+		now.publish()
 		d := open(t, old, Config{ReconnectTimeout: 10 * time.Second})
 		roundTrip(t, d)
 		want := old.addr
@@ -244,6 +247,7 @@ func TestRedirect(t *testing.T) {
 	}
 	x := newScriptedTarget(t)
 	x.redirect, x.redirectPerm = x.addr, true
+	x.publish()
 	if _, err := Dial(testContext(t), Config{Portal: x.addr, Target: fakeName}); err == nil || !strings.Contains(err.Error(), "circles") {
 		t.Fatalf("endless redirect: %v", err)
 	}
@@ -260,6 +264,7 @@ func TestLoginErrors(t *testing.T) {
 		"ErrorRecoveryLevel": "2", "FirstBurstLength": "1"} {
 		x := newScriptedTarget(t)
 		x.answer[key] = bad
+		x.publish()
 		if _, err := Dial(testContext(t), Config{Portal: x.addr, Target: fakeName}); err == nil || !strings.Contains(err.Error(), key) {
 			t.Fatalf("%s=%s: %v", key, bad, err)
 		}

@@ -109,6 +109,9 @@ func (x *scriptedTarget) dropAll() {
 	}
 }
 
+// publish makes what a test has set visible to the connections that come.
+func (x *scriptedTarget) publish() { x.setDown(false) }
+
 func (x *scriptedTarget) setDown(down bool) {
 	x.mu.Lock()
 	x.down = down
