@@ -103,6 +103,9 @@ func (h *handles) evictLocked(f *handle) {
 func (h *handles) release(f *handle) {
 	h.mu.Lock()
 	f.refs--
+	if f.refs == 0 && !f.gone && h.mu.count > h.max { // more were in use than may stay
+		h.evictLocked(f)
+	}
 	closing := f.gone && f.refs == 0
 	h.mu.Unlock()
 	if closing {
