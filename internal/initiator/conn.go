@@ -11,6 +11,7 @@ import (
 type conn struct {
 	s     *Session
 	cid   uint16
+	addr  string // where it was dialled, after redirects
 	t     transport
 	frame framing
 
@@ -52,7 +53,7 @@ const readBufferLen = 128 << 10
 
 func (s *Session) newConn(l *loginConn, r *loginResult) (*conn, error) {
 	cn := &conn{
-		s: s, cid: l.cid,
+		s: s, cid: l.cid, addr: l.addr,
 		frame:   framing{r.params.HeaderDigest, r.params.DataDigest, r.params.MaxRecvDataSegmentLength},
 		sendMax: r.params.TargetMaxRecvDataSegmentLength,
 		dead:    make(chan struct{}), wake: make(chan struct{}, 1),

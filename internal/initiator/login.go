@@ -60,6 +60,7 @@ const (
 type loginConn struct {
 	cfg     *Config
 	c       net.Conn
+	addr    string // after redirects
 	cid     uint16
 	tsih    uint16
 	itt     uint32
@@ -442,7 +443,7 @@ func dialLoginOnce(ctx context.Context, cfg *Config, addr string, l *loginConn, 
 	c.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	*l = loginConn{cfg: cfg, c: c, cid: l.cid, tsih: l.tsih, itt: 0, cmdSN: l.cmdSN}
+	*l = loginConn{cfg: cfg, c: c, addr: addr, cid: l.cid, tsih: l.tsih, itt: 0, cmdSN: l.cmdSN}
 	r, err := l.run(base, leading)
 	if err == nil && !stop() {
 		err = ctx.Err()

@@ -314,10 +314,10 @@ func (s *Session) recoverConnection(lost *conn) error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.LoginTimeout)
 	defer cancel()
 	s.mu.Lock()
-	portal, base, tsih, cmdSN := s.portal, s.params, s.tsih, s.cmdSN
+	base, tsih, cmdSN := s.params, s.tsih, s.cmdSN
 	s.mu.Unlock()
 	l := &loginConn{cid: lost.cid, tsih: tsih, cmdSN: cmdSN}
-	r, _, err := dialLogin(ctx, &s.cfg, portal, l, base, false)
+	r, _, err := dialLogin(ctx, &s.cfg, lost.addr, l, base, false)
 	if err != nil {
 		return err
 	}

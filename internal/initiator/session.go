@@ -167,7 +167,7 @@ func (s *Session) establish(ctx context.Context) error {
 	conns := []*conn{lead}
 	for cid := 1; cid < min(s.cfg.Connections, r.params.MaxConnections); cid++ {
 		l2 := &loginConn{cid: uint16(cid), tsih: r.tsih, cmdSN: 1}
-		r2, _, err := dialLogin(ctx, &s.cfg, l.c.RemoteAddr().String(), l2, r.params, false)
+		r2, _, err := dialLogin(ctx, &s.cfg, lead.addr, l2, r.params, false)
 		var cn *conn
 		if err == nil {
 			cn, err = s.newConn(l2, r2)
