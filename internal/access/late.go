@@ -1,6 +1,8 @@
 package access
 
 import (
+	"slices"
+
 	"dozo/internal/ident"
 	"dozo/internal/wire"
 )
@@ -31,7 +33,16 @@ type initiatorState struct {
 	sessions  map[uint64]uint64 // session -> tick last seen
 	acks      map[uint64]ack    // block -> last acknowledged write
 	acksOlder map[uint64]ack
+	wide      []wideAck // long ones, trims of gigabytes among them
 	turned    uint64
+}
+
+// wideBlocks is from how many blocks on a write is remembered as a range instead of block by block.
+const wideBlocks = 1024
+
+type wideAck struct {
+	ack
+	first, count uint64
 }
 
 type ack struct {
@@ -70,6 +81,11 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 	}
 	i.sessions[op.Session] = now
 	if i.acks != nil && writes(op.Kind) {
+		for _, a := range i.wide {
+			if op.first < a.first+a.count && a.first < op.first+op.count && a.session != op.Session && s.Tick <= a.tick {
+				return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
+			}
+		}
 		for _, m := range []map[uint64]ack{i.acks, i.acksOlder} {
 			if len(m) == 0 {
 				continue
@@ -103,9 +119,13 @@ func (l *late) acknowledged(op *Op, now uint64) {
 	}
 	if i.acks == nil || now-i.turned > stampAgeMax {
 		i.acks, i.acksOlder, i.turned = map[uint64]ack{}, i.acks, now
+		i.wide = slices.DeleteFunc(i.wide, func(a wideAck) bool { return a.tick+2*stampAgeMax < now })
 	}
-	// A trim of terabytes is remembered as far as a map can; its blocks read as zeroes whoever wins.
-	for b := op.first; b < op.first+min(op.count, 1<<16); b++ {
+	if op.count >= wideBlocks {
+		i.wide = append(i.wide, wideAck{ack{now, op.Session}, op.first, op.count})
+		return
+	}
+	for b := op.first; b < op.first+op.count; b++ {
 		i.acks[b] = ack{now, op.Session}
 	}
 }

@@ -41,6 +41,7 @@ type leasePair struct {
 	enrolled []*enrollment
 	leave    []wire.JournalEpoch
 	kick     chan struct{}
+	instance uint64 // of the process that has granted
 }
 
 type enrollment struct {
@@ -169,6 +170,18 @@ func (k *LeaseKeeper) ask(p *leasePair, every time.Duration) {
 	var removed []removal
 	k.mu.Lock()
 	p.leave = p.leave[len(m.Leave):]
+	if p.instance != r.Instance {
+		// Another process than the one that knew what is enrolled: only what this request enrolled is granted.
+		p.instance = r.Instance
+		for _, e := range p.enrolled {
+			e.known = slices.Contains(m.Enroll, e.JournalEpoch)
+			if !e.known {
+				e.grant.Set(0)
+			}
+		}
+		asked = slices.DeleteFunc(asked, func(e *enrollment) bool { return !e.known })
+		p.wake()
+	}
 	for _, e := range asked {
 		i := slices.IndexFunc(r.Removed, func(x wire.JournalEpoch) bool { return x.Store == e.Store && x.Journal == e.Journal })
 		if i >= 0 {

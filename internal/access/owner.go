@@ -66,6 +66,8 @@ type Owner struct {
 	permits     map[ident.SegmentID]pendingPermit
 	repair      repairState
 	lastAppend  time.Duration
+	full        bool  // the last segment could not be opened for want of space
+	refused     []*Op // scratch of refuseForSpace
 
 	serving chan struct{} // closed when the epoch-start is stable
 	stopped chan struct{} // closed when the owner serves no more

@@ -91,6 +91,28 @@ func (c *appendCall) report(r wire.AppendReply, err error) {
 	}
 }
 
+// refuseForSpace fails the writes that no pair of stores has room for. Those that may be on a store already
+// keep their place and go on once there is room again.
+func (o *Owner) refuseForSpace() {
+	if o.stopErr != nil || !o.w.Blocked() {
+		return
+	}
+	for _, e := range o.w.DropUnsent() {
+		op, ok := e.Context.(*Op)
+		if !ok || slices.Contains(o.refused, op) {
+			continue
+		}
+		o.refused = append(o.refused, op)
+	}
+	for _, op := range o.refused {
+		o.uncommitted = slices.DeleteFunc(o.uncommitted, func(x *Op) bool { return x == op })
+		o.dropBuf(op)
+		o.finish(op, wire.Errorf(wire.CodeNoSpace, "no two core servers have room for another segment"))
+	}
+	o.refused = o.refused[:0]
+	o.retryWaiting()
+}
+
 // unreached makes a context's end an answer that the rules know.
 func unreached(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
@@ -110,6 +132,13 @@ func (o *Owner) open(a journal.Action) {
 				o.log.Warn("segment not opened", "segment", a.Segment.ID, "store", store.ID(), "err", err)
 			}
 			o.w.Opened(a.Segment, a.Member, r.Boot, unreached(err))
+			switch {
+			case err == nil:
+				o.full = false
+			case errors.Is(err, wire.ErrNoSpace):
+				o.full = true
+				o.refuseForSpace()
+			}
 		})
 	})
 }

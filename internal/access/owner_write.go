@@ -37,6 +37,11 @@ func (o *Owner) admit(op *Op) {
 		}
 		op.barred = true
 	}
+	if o.full && writes(op.Kind) && o.w.Blocked() {
+		o.dropBuf(op)
+		o.finish(op, wire.Errorf(wire.CodeNoSpace, "no two core servers have room for another segment"))
+		return
+	}
 	switch op.Kind {
 	case wire.OpRead:
 		o.read(op)

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -17,6 +18,8 @@ type Leases struct {
 	clock func() time.Duration
 	most  time.Duration
 	boot  ident.BootID
+	// instance is random: an owner sees by it that this process has forgotten what another had enrolled.
+	instance uint64
 
 	mu struct {
 		sync.Mutex
@@ -52,7 +55,7 @@ const deadMax = 64
 
 // NewLeases makes the leases of a node; grants are for most at the most.
 func NewLeases(clock func() time.Duration, most time.Duration, boot ident.BootID) *Leases {
-	l := &Leases{clock: clock, most: most, boot: boot}
+	l := &Leases{clock: clock, most: most, boot: boot, instance: rand.Uint64()}
 	l.mu.stores = map[ident.StoreID]*Store{}
 	l.mu.pairs = map[ident.NodeName]*leasePair{}
 	l.mu.changed = make(chan struct{})
@@ -129,7 +132,7 @@ func (l *Leases) Handle(ctx context.Context, m *wire.Lease) (reply wire.LeaseRep
 			pair.journals[key] = &enrolled{epoch: e.Epoch}
 		}
 	}
-	reply = wire.LeaseReply{Sent: m.Sent, Duration: max(0, min(m.Duration, l.most)), Boot: l.boot}
+	reply = wire.LeaseReply{Sent: m.Sent, Duration: max(0, min(m.Duration, l.most)), Boot: l.boot, Instance: l.instance}
 	pair.until = max(pair.until, now+longer(reply.Duration))
 	for _, r := range refused {
 		reply.Removed = append(reply.Removed, r)

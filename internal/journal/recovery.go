@@ -112,10 +112,10 @@ func (r *Recovery) collect(answers map[ident.StoreID]*wire.FenceReply) ([]*group
 		if a == nil {
 			continue
 		}
-		if a.Commit.Seq > r.Commit.Seq {
+		if after(a.Commit, r.Commit) {
 			r.Commit = a.Commit
 		}
-		if a.Stable.Seq > r.Stable.Seq {
+		if after(a.Stable, r.Stable) {
 			r.Stable = a.Stable
 		}
 		for _, x := range a.Replicas {
@@ -144,7 +144,7 @@ func (r *Recovery) collect(answers map[ident.StoreID]*wire.FenceReply) ([]*group
 			switch x.State {
 			case wire.ReplicaSealed:
 				g.Sealed, g.End, g.knows = true, x.End, true
-				if x.Last.Seq > r.Commit.Seq {
+				if after(x.Last, r.Commit) {
 					r.Commit = x.Last // only what is committed is sealed
 				}
 			case wire.ReplicaOpen:
@@ -172,6 +172,15 @@ func (r *Recovery) collect(answers map[ident.StoreID]*wire.FenceReply) ([]*group
 		return a.Segment.Compare(b.Segment)
 	})
 	return groups, starts
+}
+
+// after orders points of a history that several epochs have told of: a later epoch's word supersedes, since a
+// forced one may have given up what an earlier one had committed.
+func after(a, b ident.Position) bool {
+	if c := a.Epoch.Compare(b.Epoch); c != 0 {
+		return c > 0
+	}
+	return a.Seq > b.Seq
 }
 
 // chain follows the history from the highest epoch whose start was seen, forward to the end of its run and

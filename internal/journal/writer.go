@@ -661,6 +661,25 @@ func (w *Writer) stop(err error) {
 	}
 }
 
+// DropUnsent takes back the records that were never sent to any store, newest places first to be given again:
+// when there is no room for them anywhere. What was sent once keeps its place, since a store may hold it.
+func (w *Writer) DropUnsent() []*Entry {
+	n := len(w.queue)
+	for n > 0 && !w.queue[n-1].Shared && w.queue[n-1].Epoch == w.cfg.Epoch && w.queue[n-1].Kind != KindEpochStart {
+		n--
+	}
+	dropped := append([]*Entry(nil), w.queue[n:]...)
+	w.queue = w.queue[:n]
+	w.at = w.sent
+	if n > 0 {
+		w.at = w.queue[n-1].Position()
+	}
+	for _, e := range dropped {
+		w.queued -= len(e.Bytes)
+	}
+	return dropped
+}
+
 // Stop ends the writer from outside: a message of a higher epoch was seen, or the node is closing.
 func (w *Writer) Stop(err error) { w.stop(err) }
 

@@ -184,6 +184,7 @@ func (m *LeaseReply) walk(c *coder) {
 	c.u64(&m.Sent)
 	c.duration(&m.Duration)
 	c.boot(&m.Boot)
+	c.u64(&m.Instance)
 	list(c, &m.Removed, journalEpochSize, (*coder).journalEpoch)
 }
 

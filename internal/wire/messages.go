@@ -237,10 +237,14 @@ type JournalEpoch struct {
 
 // LeaseReply grants Duration from Lease.Sent for all enrolled journals but those in Removed, whose Epoch is
 // the fence.
+//
+// Instance is random per start of the granting process: a new one has forgotten all that was enrolled, so a
+// grant from it counts for what this very request has enrolled and nothing else.
 type LeaseReply struct {
 	Sent     uint64
 	Duration time.Duration
 	Boot     ident.BootID
+	Instance uint64
 	Removed  []JournalEpoch
 }
 
