@@ -285,7 +285,9 @@ func (x *NodeStore) GetState() string {
 type ListNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only this site's; empty: all.
-	Site          string `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	Site string `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// Only the answering node, without asking others.
+	Local         bool `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -325,6 +327,13 @@ func (x *ListNodesRequest) GetSite() string {
 		return x.Site
 	}
 	return ""
+}
+
+func (x *ListNodesRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 type ListNodesResponse struct {
@@ -988,9 +997,10 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x05 \x01(\x04R\tusedBytes\x12\x14\n" +
-	"\x05state\x18\x06 \x01(\tR\x05state\"&\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\"<\n" +
 	"\x10ListNodesRequest\x12\x12\n" +
-	"\x04site\x18\x01 \x01(\tR\x04site\"8\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\"8\n" +
 	"\x11ListNodesResponse\x12#\n" +
 	"\x05nodes\x18\x01 \x03(\v2\r.dozo.v1.NodeR\x05nodes\"m\n" +
 	"\x16CreateJoinTokenRequest\x12\x12\n" +

@@ -1,0 +1,270 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/version"
+	"dozo/internal/wire"
+)
+
+// Reasons of problems, as docs/reference/api.md lists them.
+const (
+	problemNodeDown       = "NODE_DOWN"
+	problemSiteAway       = "SITE_AWAY"
+	problemVolumeDegraded = "VOLUME_DEGRADED"
+	problemVolumeBehind   = "VOLUME_BEHIND"
+	problemVolumeWaiting  = "VOLUME_WAITING"
+	problemVolumeFailed   = "VOLUME_FAILED"
+	problemStoreFailed    = "STORE_FAILED"
+	problemStoreFull      = "STORE_FULL"
+	problemControlAway    = "CONTROL_AWAY"
+)
+
+// Severities, and the health that they make.
+const (
+	severityWarning  = "warning"
+	severityCritical = "critical"
+	healthOK         = "ok"
+	healthDegraded   = "degraded"
+	healthCritical   = "critical"
+)
+
+// behindAfter is the age of a site's newest record at which the site counts as behind: well above what a burst
+// takes over a slow line.
+const behindAfter = 30 * time.Second
+
+// ownerlessAfter is how long a new volume may be without an owner before that is a problem.
+const ownerlessAfter = 10 * time.Second
+
+// Status implements api.Cluster. A node that can not ask owners, such as a witness, has one answer that can.
+func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov1.StatusResponse, error) {
+	c, err := b.ctl()
+	if err != nil {
+		return nil, err
+	}
+	if b.n.pool == nil && !api.CallerFrom(ctx).Role.IsNode() {
+		for _, x := range c.Nodes() {
+			if !x.Has(control.RoleAccess) && !x.Has(control.RoleCore) {
+				continue
+			}
+			var out *dozov1.StatusResponse
+			err := b.n.callNode(ctx, x, func(ctx context.Context, other *api.Client) (err error) {
+				out, err = other.Cluster.Status(ctx, req)
+				return err
+			})
+			if err == nil {
+				return out, nil
+			}
+		}
+	}
+	cl, err := c.Cluster()
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := b.ListNodes(ctx, &dozov1.ListNodesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	views, unheard := b.ownerStatus(ctx)
+	connected, since := c.Connected()
+	out := &dozov1.StatusResponse{ClusterId: cl.ID, ClusterName: cl.Name, Sites: uint32(len(c.Sites())), Nodes: uint32(len(nodes)), Node: string(b.n.cfg.Node),
+		Time: timestamppb.Now(), Control: &dozov1.ControlStatus{Connected: connected, Since: timestamppb.New(since), External: b.n.cfg.Control.External}}
+	if !connected {
+		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemControlAway, Object: "control", Since: timestamppb.New(since),
+			Message: "the control store does not answer: I/O goes on, changes of specifications and ownership wait"})
+	}
+	addNodes(out, nodes)
+	for _, v := range c.Volumes() {
+		state, _, _ := c.Journal(v.ID)
+		st, ok := views[v.ID]
+		if !ok {
+			out.Volumes = append(out.Volumes, b.volumeStatus(v, state, nil))
+			out.Problems = append(out.Problems, silentOwner(v, state, unheard)...)
+			continue
+		}
+		s := b.volumeStatus(v, state, &st)
+		out.Volumes = append(out.Volumes, s)
+		out.Problems = append(out.Problems, volumeProblems(s, &st)...)
+	}
+	out.Health = healthOf(out.Problems)
+	return out, nil
+}
+
+// healthOf is the health that problems make.
+func healthOf(list []*dozov1.Problem) string {
+	health := healthOK
+	for _, p := range list {
+		if p.Severity == severityCritical {
+			return healthCritical
+		}
+		health = healthDegraded
+	}
+	return health
+}
+
+// addNodes fills in what the nodes say, and what is wrong with them.
+func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node) {
+	add := func(severity, reason, object, format string, args ...any) {
+		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severity, Reason: reason, Object: object, Message: fmt.Sprintf(format, args...)})
+	}
+	atSite, upAtSite := map[string]int{}, map[string]int{}
+	var sites []string
+	for _, x := range nodes {
+		if x.Voter {
+			out.Control.Voters = append(out.Control.Voters, x.Name)
+		}
+		if x.Site != "" {
+			if atSite[x.Site]++; atSite[x.Site] == 1 {
+				sites = append(sites, x.Site)
+			}
+		}
+		switch x.State {
+		case nodeUp:
+			out.NodesUp++
+			upAtSite[x.Site]++
+		case nodeStarting:
+			upAtSite[x.Site]++
+			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node is starting")
+		case nodeUnknown:
+			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node does not answer, and the control store can not be asked")
+		default:
+			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node does not answer")
+		}
+		for _, s := range x.Stores {
+			out.CapacityBytes += s.CapacityBytes
+			out.UsedBytes += s.UsedBytes
+			switch s.State {
+			case storeFailed:
+				add(severityWarning, problemStoreFailed, "store/"+s.Id, "store %s of node %s has failed and is not used until its host has rebooted", s.Label, x.Name)
+			case storeFull:
+				add(severityWarning, problemStoreFull, "store/"+s.Id, "store %s of node %s has no space left", s.Label, x.Name)
+			}
+		}
+	}
+	for _, s := range sites {
+		if upAtSite[s] == 0 {
+			add(severityWarning, problemSiteAway, "site/"+s, "none of the %d nodes of the site answers", atSite[s])
+		}
+	}
+}
+
+func volumeObject(tenant, name string) string { return "volume/" + tenant + "/" + name }
+
+// volumeStatus is a volume's part of the status; st is its owner's word, nil if that was not heard.
+func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState, st *wire.JournalStatus) *dozov1.VolumeStatus {
+	d := b.describe(v, st)
+	out := &dozov1.VolumeStatus{Id: d.Id, Tenant: d.Tenant, Name: d.Name, State: d.State, Owner: d.Owner, OwnerSite: d.OwnerSite, Epoch: d.Epoch, Protection: d.Protection}
+	if st != nil {
+		out.CommitSeq, out.StableSeq, out.SegmentsDegraded = uint64(st.Commit.Seq), uint64(st.Stable.Seq), uint64(st.Degraded)
+		out.Copies = b.copies(state, st)
+	}
+	return out
+}
+
+// silentOwner judges a volume of which no owner has spoken.
+func silentOwner(v control.VolumeSpec, state control.JournalState, unheard []string) []*dozov1.Problem {
+	p := &dozov1.Problem{Severity: severityCritical, Object: volumeObject(v.Tenant, v.Name)}
+	switch {
+	case state.Owner == "" && time.Since(v.Created) < ownerlessAfter:
+		return nil
+	case state.Owner == "":
+		p.Reason, p.Message, p.Since = problemVolumeWaiting, "no access server owns the volume yet", timestamppb.New(v.Created)
+	case slices.Contains(unheard, string(state.Owner)):
+		p.Reason, p.Message = problemVolumeFailed, fmt.Sprintf("its owner %s does not answer, and no other has taken over yet", state.Owner)
+	default:
+		p.Reason, p.Message = problemVolumeWaiting, fmt.Sprintf("%s is its owner and does not serve it yet", state.Owner)
+	}
+	return []*dozov1.Problem{p}
+}
+
+// volumeProblems judges a volume by its owner's word.
+func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []*dozov1.Problem) {
+	add := func(severity, reason, format string, args ...any) {
+		out = append(out, &dozov1.Problem{Severity: severity, Reason: reason, Object: volumeObject(s.Tenant, s.Name), Message: fmt.Sprintf(format, args...)})
+	}
+	switch s.State {
+	case "waiting":
+		add(severityCritical, problemVolumeWaiting, "%s", st.State)
+	case "failed":
+		add(severityCritical, problemVolumeFailed, "%s", st.State)
+	case "recovering":
+		add(severityWarning, problemVolumeWaiting, "%s", st.State)
+	default:
+		if s.Protection == "degraded" {
+			add(severityWarning, problemVolumeDegraded, "%s: %d segments have fewer copies than asked for", st.State, s.SegmentsDegraded)
+		}
+	}
+	for _, x := range s.Copies {
+		if x.State == "away" || x.LagSeconds > behindAfter.Seconds() {
+			add(severityWarning, problemVolumeBehind, "site %s lacks %d records, %d bytes, %.0f s", x.Site, x.LagRecords, x.LagBytes, x.LagSeconds)
+		}
+	}
+	return out
+}
+
+func eventMessage(e control.Event) *dozov1.Event {
+	return &dozov1.Event{Revision: int64(e.Rev), Time: timestamppb.New(e.Time), Actor: e.Actor, Action: e.Action, Object: e.Object, Before: e.Before,
+		After: e.After, Note: e.Note}
+}
+
+// Events implements api.Cluster.
+func (b *backend) Events(ctx context.Context, req *dozov1.EventsRequest, send func(*dozov1.Event) error) error {
+	c, err := b.ctl()
+	if err != nil {
+		return err
+	}
+	list, err := c.Events(ctx, 0)
+	if err != nil {
+		return err
+	}
+	wanted := func(e control.Event) bool {
+		return e.Rev > control.Rev(req.AfterRevision) && (req.Since == nil || !e.Time.Before(req.Since.AsTime()))
+	}
+	last := control.Rev(req.AfterRevision)
+	if n := len(list); n > 0 {
+		last = max(last, list[n-1].Rev)
+	}
+	list = slices.DeleteFunc(list, func(e control.Event) bool { return !wanted(e) })
+	if n := int(req.Limit); n > 0 && len(list) > n {
+		list = list[len(list)-n:]
+	}
+	for _, e := range list {
+		if err := send(eventMessage(e)); err != nil {
+			return err
+		}
+	}
+	if !req.Follow {
+		return nil
+	}
+	return c.WatchEvents(ctx, last, func(e control.Event) error {
+		if !wanted(e) {
+			return nil
+		}
+		return send(eventMessage(e))
+	})
+}
+
+// Version implements api.Cluster.
+func (b *backend) Version(context.Context, *dozov1.VersionRequest) (*dozov1.VersionResponse, error) {
+	v := version.Get()
+	return &dozov1.VersionResponse{Version: v.Version, Revision: v.Revision, GoVersion: v.GoVersion, Platform: v.Platform, Node: string(b.n.cfg.Node)}, nil
+}
+
+// storesOf lists the stores of all registered nodes.
+func storesOf(c *control.Client) (out []ident.StoreID) {
+	for _, x := range c.Nodes() {
+		for _, s := range x.Stores {
+			out = append(out, s.ID)
+		}
+	}
+	return out
+}

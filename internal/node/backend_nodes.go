@@ -1,0 +1,278 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/pki"
+	"dozo/internal/wire"
+)
+
+// States of a node in the API.
+const (
+	nodeUp       = "up"
+	nodeStarting = "starting"
+	nodeDown     = "down"
+	nodeUnknown  = "unknown"
+)
+
+// States of a store in the API.
+const (
+	storeOK      = "ok"
+	storeFull    = "full"
+	storeFailed  = "failed"
+	storeUnknown = "unknown"
+)
+
+// nodeMessage is what the control store knows of a node.
+func (b *backend) nodeMessage(x control.Node) *dozov1.Node {
+	out := &dozov1.Node{Name: string(x.Name), Site: b.siteName(x.Site), State: nodeUnknown, Version: x.Version, HostId: x.HostID,
+		ClusterAddress: addrText(x.Addrs.Cluster), WanAddress: addrText(x.Addrs.Wan), ManagementAddress: addrText(x.Addrs.Management),
+		Voter: x.Voter, Tpgt: uint32(x.TPGT)}
+	for _, r := range x.Roles {
+		out.Roles = append(out.Roles, string(r))
+	}
+	for _, p := range x.Addrs.Portals {
+		out.Portals = append(out.Portals, p.Addr.String())
+	}
+	// The main address is the one that clients use, where there is one.
+	switch {
+	case len(x.Addrs.Portals) > 0:
+		out.Address = x.Addrs.Portals[0].Addr.Addr().String()
+	case x.Addrs.Cluster.IsValid():
+		out.Address = x.Addrs.Cluster.Addr().String()
+	case x.Addrs.Management.IsValid():
+		out.Address = x.Addrs.Management.Addr().String()
+	}
+	for _, s := range x.Stores {
+		out.Stores = append(out.Stores, &dozov1.NodeStore{Id: s.ID.String(), Label: s.Label, CapacityBytes: uint64(s.CapacityBytes), State: storeUnknown})
+	}
+	return out
+}
+
+func addrText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// ownNode is this node with what only it knows.
+func (b *backend) ownNode(ctx context.Context, c *control.Client) (*dozov1.Node, error) {
+	x, ok := c.Node(b.n.cfg.Node)
+	if !ok {
+		if x = *b.n.self.Load(); x.Name == "" {
+			return nil, fmt.Errorf("node %s: %w", b.n.cfg.Node, control.ErrNotFound)
+		}
+	}
+	out := b.nodeMessage(x)
+	out.Pid, out.Started, out.State = int64(os.Getpid()), timestamppb.New(b.n.started), nodeStarting
+	if h := b.Health(); h.Ready {
+		out.State = nodeUp
+	}
+	for _, s := range out.Stores {
+		id, err := ident.ParseStoreID(s.Id)
+		if err != nil {
+			continue
+		}
+		st, here := b.n.stores[id]
+		if !here {
+			continue
+		}
+		s.Path = st.Dir()
+		status, err := st.Status(ctx, &wire.StoreStatus{})
+		if err != nil {
+			continue
+		}
+		s.CapacityBytes, s.UsedBytes = status.Capacity, status.Used
+		switch {
+		case status.Failed != "":
+			s.State = storeFailed
+		case status.Free <= b.reserve(st.Dir()):
+			s.State = storeFull
+		default:
+			s.State = storeOK
+		}
+	}
+	return out, nil
+}
+
+// reserve is what must stay free where a store is.
+func (b *backend) reserve(dir string) uint64 {
+	for _, s := range b.n.cfg.Stores {
+		if s.Path == dir {
+			return uint64(max(0, s.Reserve))
+		}
+	}
+	return 0
+}
+
+// ListNodes implements api.Nodes. Every node is asked for what only it knows; of one that does not answer there
+// is what it registered.
+func (b *backend) ListNodes(ctx context.Context, req *dozov1.ListNodesRequest) ([]*dozov1.Node, error) {
+	c, err := b.ctl()
+	if err != nil {
+		return nil, err
+	}
+	if req.Local {
+		x, err := b.ownNode(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		return []*dozov1.Node{x}, nil
+	}
+	var site ident.SiteID
+	if req.Site != "" {
+		s, ok := c.SiteByName(req.Site)
+		if !ok {
+			return nil, fmt.Errorf("site %s: %w", req.Site, control.ErrNotFound)
+		}
+		site = s.ID
+	}
+	var out []*dozov1.Node
+	for _, a := range askNodes(ctx, siteNodes(c, site), func(ctx context.Context, x control.Node) (found *dozov1.Node, err error) {
+		if x.Name == b.n.cfg.Node {
+			return b.ownNode(ctx, c)
+		}
+		err = b.n.callNode(ctx, x, func(ctx context.Context, api *api.Client) error {
+			r, err := api.Nodes.List(ctx, &dozov1.ListNodesRequest{Local: true})
+			if err == nil && len(r.GetNodes()) == 1 {
+				found = r.Nodes[0]
+			}
+			return err
+		})
+		if err == nil && found == nil {
+			err = fmt.Errorf("node %s says nothing of itself: %w", x.Name, api.ErrUnavailable)
+		}
+		return found, err
+	}) {
+		if a.err != nil {
+			a.value = b.nodeMessage(a.node)
+			a.value.State = b.stateOfSilent(c, a)
+		}
+		out = append(out, a.value)
+	}
+	slices.SortFunc(out, func(a, b *dozov1.Node) int {
+		return cmp.Or(cmp.Compare(a.Site, b.Site), cmp.Compare(a.Name, b.Name))
+	})
+	return out, nil
+}
+
+// stateOfSilent judges a node whose API does not answer as it should.
+func (b *backend) stateOfSilent(c *control.Client, a reply[*dozov1.Node]) string {
+	b.n.log.Debug("node does not answer", "peer", a.node.Name, "err", a.err)
+	connected, _ := c.Connected()
+	switch {
+	case api.Reason(a.err) == "UNAVAILABLE":
+		return nodeStarting // it answers, and has not reached the control store
+	case b.n.pool != nil && a.node.Addrs.Cluster.IsValid() && b.n.peerOf(a.node).Up():
+		return nodeUp // only its API is away
+	case connected:
+		return nodeDown
+	}
+	return nodeUnknown
+}
+
+// CreateJoinToken implements api.Nodes.
+func (b *backend) CreateJoinToken(ctx context.Context, req *dozov1.CreateJoinTokenRequest) (*dozov1.CreateJoinTokenResponse, error) {
+	c, err := b.ctl()
+	if err != nil {
+		return nil, err
+	}
+	t, rec, err := pki.NewJoinToken(b.n.id.Fingerprint(), pki.Role(req.Role), req.Node, time.Now(), req.Ttl.AsDuration())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", control.ErrInvalid, err)
+	}
+	rec.By = control.ActorFrom(ctx)
+	if err := c.PutJoinToken(ctx, rec); err != nil {
+		return nil, err
+	}
+	return &dozov1.CreateJoinTokenResponse{Token: t.String(), Expires: timestamppb.New(rec.Expires)}, nil
+}
+
+// RemoveNode implements api.Nodes.
+func (b *backend) RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest) error {
+	c, err := b.ctl()
+	if err != nil {
+		return err
+	}
+	x, ok := c.Node(ident.NodeName(req.Node))
+	if !ok {
+		return fmt.Errorf("node %s: %w", req.Node, control.ErrNotFound)
+	}
+	if x.Name == b.n.cfg.Node {
+		return fmt.Errorf("node %s can not remove itself: stop it and ask another node: %w", x.Name, api.ErrRefused)
+	}
+	if err := b.n.callNode(ctx, x, func(ctx context.Context, api *api.Client) error {
+		r, err := api.Health(ctx)
+		if err != nil {
+			return err
+		}
+		return r.Body.Close()
+	}); err == nil {
+		return fmt.Errorf("node %s runs: stop it first, or it would register again: %w", x.Name, api.ErrRefused)
+	}
+	if n, name := neededOf(c, x); n > 0 && !req.Force {
+		return fmt.Errorf("stores of node %s may hold replicas of %d volumes, such as %s; with force they are declared lost, and made anew from the other copies: %w",
+			x.Name, n, name, control.ErrInUse)
+	}
+	serials, err := b.serialsOf(ctx, c, x.Name)
+	if err != nil {
+		return err
+	}
+	if x.Voter && !b.n.cfg.Control.External {
+		if err := b.removeVoter(ctx, x.Name); err != nil {
+			return err
+		}
+	}
+	if err := c.RemoveNode(ctx, x.Name); err != nil {
+		return err
+	}
+	// Whoever has the host of a removed node must not come back as it.
+	return b.revoke(ctx, c, serials, "node was removed")
+}
+
+// neededOf counts the journals of which a node's stores may hold replicas: those that list one of its stores,
+// and those that have a copy at its site. It names one of them.
+func neededOf(c *control.Client, x control.Node) (n int, name string) {
+	if len(x.Stores) == 0 {
+		return 0, ""
+	}
+	for _, id := range c.Journals() {
+		state, _, _ := c.Journal(id)
+		listed := slices.Contains(state.Sites, x.Site) || slices.ContainsFunc(state.Ensembles, func(e control.Ensemble) bool {
+			return slices.ContainsFunc(e.Stores, func(s ident.StoreID) bool {
+				return slices.ContainsFunc(x.Stores, func(own control.StoreSpec) bool { return own.ID == s })
+			})
+		})
+		if v, ok := c.Volume(id); listed && ok && v.Deleted == nil {
+			n, name = n+1, v.Tenant+"/"+v.Name
+		}
+	}
+	return n, name
+}
+
+// removeVoter takes a node's voter out of the embedded control store.
+func (b *backend) removeVoter(ctx context.Context, name ident.NodeName) error {
+	admin, err := b.n.openAdmin()
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	if err := admin.RemoveVoter(ctx, name); err != nil && !errors.Is(err, control.ErrNotFound) {
+		return err
+	}
+	return nil
+}

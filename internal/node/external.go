@@ -1,0 +1,89 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+
+	"dozo/internal/config"
+	"dozo/internal/control"
+)
+
+// externalTLS makes the TLS configuration for an external control store; nil if the configuration names no
+// certificates: it is then spoken to without TLS.
+func externalTLS(c config.Control) (*tls.Config, error) {
+	if c.CAFile == "" && c.CertFile == "" {
+		return nil, nil
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12} // it is somebody else's etcd, which may be older
+	if c.CAFile != "" {
+		text, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("control.ca_file: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("control.ca_file: %s: no certificate in PEM text", c.CAFile)
+		}
+	}
+	if c.CertFile != "" {
+		if _, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile); err != nil {
+			return nil, fmt.Errorf("control.cert_file: %w", err)
+		}
+		// Read at every handshake, so that a renewed one counts without a restart.
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+			return &cert, err
+		}
+	}
+	return conf, nil
+}
+
+// externalURLs gives the endpoints of an external control store as etcd's client wants them.
+func externalURLs(c config.Control, withTLS bool) []string {
+	scheme := "http://"
+	if withTLS {
+		scheme = "https://"
+	}
+	var out []string
+	for _, e := range c.Endpoints {
+		out = append(out, scheme+e.String())
+	}
+	return out
+}
+
+// openAdmin connects to the voters of the embedded control store, to change their membership.
+func (n *Node) openAdmin() (*control.Admin, error) {
+	var urls []string
+	for _, e := range n.cfg.Control.Endpoints {
+		urls = append(urls, control.ClientURL(addrPort(e)))
+	}
+	return control.OpenAdmin(control.EtcdConfig{Endpoints: urls, TLS: n.id.NodeClient("", n.revoked)}, n.log)
+}
+
+// joinVoters announces this node's new voter to those that there are, and fills in what it has to know of them.
+// It gets its vote once it runs and has everything.
+func (n *Node) joinVoters(ctx context.Context, v *control.EmbeddedConfig, endpoints []string, tlsConf *tls.Config) error {
+	admin, err := control.OpenAdmin(control.EtcdConfig{Endpoints: endpoints, TLS: tlsConf}, n.log)
+	if err != nil {
+		return err
+	}
+	n.log.Info("voter joins the control store", "endpoints", endpoints)
+	if v.Initial, err = admin.AddVoter(ctx, control.VoterAddr{Name: v.Name, Peer: v.ListenPeer}); err != nil {
+		return errors.Join(fmt.Errorf("join the control store: %w", err), admin.Close())
+	}
+	n.wg.Go(func() {
+		defer admin.Close()
+		if err := admin.PromoteVoter(ctx, v.Name); err != nil {
+			if ctx.Err() == nil {
+				n.log.Error("voter has no vote", "err", err)
+			}
+			return
+		}
+		n.log.Info("voter has its vote")
+	})
+	return nil
+}
