@@ -5,6 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"dozo/internal/api/view"
+	printer "dozo/internal/inspect"
+	"dozo/internal/node"
+	"dozo/internal/vfs"
 )
 
 // joinOptions are what `dozo node join` was given.
@@ -35,7 +40,20 @@ type functions struct {
 }
 
 // wired are the functions of this build.
-var wired = functions{}
+var wired = functions{
+	serve:   node.Serve,
+	witness: node.Witness,
+	clusterInit: func(ctx context.Context, o initOptions, out io.Writer) error {
+		return node.ClusterInit(ctx, node.InitOptions(o), out)
+	},
+	nodeJoin: func(ctx context.Context, o joinOptions, out io.Writer) error {
+		return node.Join(ctx, node.JoinOptions(o), out)
+	},
+	inspect: func(path string, o inspectOptions, out io.Writer) error {
+		style := map[view.Format]printer.Style{view.JSON: printer.JSON, view.YAML: printer.YAML}[o.Format]
+		return printer.File(out, vfs.Default, path, printer.Options{Style: style, Records: o.Records, Data: o.Data})
+	},
+}
 
 // errNotBuilt: the binary was built without the package that a command needs.
 var errNotBuilt = errors.New("not part of this build")
