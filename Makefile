@@ -1,0 +1,69 @@
+# Every target can be run twice, as root or not, from any directory (make -C DIR TARGET). What they mean stands
+# behind the ##: `make help` prints it.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  = -X dozo/internal/node.Version=$(VERSION) -X dozo/internal/version.release=$(VERSION)
+GO      ?= go
+BIN      = $(CURDIR)/bin/dozo
+# A checkout of another user's has no revision that git would tell.
+VCS      = $(shell git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false)
+# Where `make up` keeps its system.
+DIR     ?= $(CURDIR)/dozo-data
+UPFLAGS ?=
+# Rounds of the long crash test, seconds for each fuzz target.
+ROUNDS   ?= 100
+FUZZTIME ?= 30s
+# Further flags of go test in unit and e2e.
+TESTFLAGS ?=
+
+export DOZO_BIN = $(BIN)
+
+.DEFAULT_GOAL := help
+.PHONY: help build up down test deps unit e2e image-test crash-test conformance bench-iscsi lint fuzz generate clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/dozo
+	$(GO) build -trimpath -buildvcs=$(VCS) -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/dozo
+
+up: build ## build, and run three sites of two nodes on this machine, with data in DIR (default ./dozo-data)
+	$(BIN) up --detach --dir '$(DIR)' $(UPFLAGS)
+
+down: build ## stop what `make up` has started; the data stay
+	$(BIN) down --dir '$(DIR)'
+
+test: deps unit e2e ## everything that CI wants: installs what is missing (Debian, root), unit tests, end-to-end tests
+
+deps: ## install the Debian packages that the end-to-end tests and the benchmark use (only those missing)
+	./test/deps.sh
+
+unit: ## go test ./... : no root, no packages, no network but loopback
+	$(GO) test $(TESTFLAGS) ./...
+
+e2e: build ## end-to-end tests with real processes, qemu and libiscsi (short forms; see docs/testing.md)
+	./test/e2e.sh -timeout 15m $(TESTFLAGS)
+
+image-test: build ## long form of the image test, with a Debian root from debootstrap (root, network)
+	E2E_LONG=1 ./test/e2e.sh -timeout 60m -run 'TestImage' $(TESTFLAGS)
+
+crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, and replicas dropped after replication
+	E2E_LONG=1 E2E_ROUNDS=$(ROUNDS) ./test/e2e.sh -timeout 6h -run 'TestCrash|TestLocalReplicaDropped' $(TESTFLAGS)
+
+conformance: build ## iscsi-test-cu, test by test, into docs/conformance.md
+	./test/conformance/run.sh -o docs/conformance.md
+
+bench-iscsi: build ## compare with tgt: Markdown on standard output (OUT=FILE: there too)
+	./test/bench/iscsi.sh $(if $(OUT),-o '$(OUT)')
+
+lint: ## gofmt, go vet, staticcheck (pinned in tools/go.mod), direction of imports
+	./test/lint.sh
+
+fuzz: ## every fuzz target for FUZZTIME=30s
+	./test/fuzz.sh $(FUZZTIME)
+
+generate: ## make the API's Go code from proto/ again (needs protoc)
+	./tools/generate.sh
+
+clean: ## remove bin/; data of `make up` stay
+	rm -rf bin

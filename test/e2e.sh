@@ -1,0 +1,35 @@
+#!/bin/bash
+# Runs the end-to-end tests: test/e2e.sh [FLAGS OF go test]. Everything that they make is below one temporary
+# directory, and whatever of it still runs when they end, in whatever way, is stopped here.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+E2E_LONG=${E2E_LONG:-} ./test/deps.sh || exit 1
+if [ ! -x "${DOZO_BIN:=$PWD/bin/dozo}" ]; then
+	go build -o "$DOZO_BIN" ./cmd/dozo || exit 1
+fi
+# Short: paths of unix sockets have at most 107 bytes.
+work=$(mktemp -d "${TMPDIR:-/tmp}/dozo-e2e.XXXXXX") || exit 1
+child=
+cleanup() {
+	trap - EXIT INT TERM
+	[ "$child" ] && kill "$child" 2>/dev/null && wait "$child"
+	for f in "$work"/*/up.yaml "$work"/*/*/up.yaml; do
+		[ -f "$f" ] && "$DOZO_BIN" down --dir "$(dirname "$f")"
+	done
+	[ "${E2E_KEEP:-}" ] && echo "kept: $work" || rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'cleanup; exit 130' INT TERM
+
+packages=./test/e2e/...
+# Tests of the initiator against tgt, unless only some tests were asked for.
+case " $* " in *" -run "*) ;; *) packages="$packages ./internal/initiator/..." ;; esac
+# One package after the other: each wants the machine for itself. In the background, so that signals reach the trap.
+TMPDIR=$work E2E_DIR=$work DOZO_BIN=$DOZO_BIN PATH=$PATH:/usr/sbin:/sbin \
+	go test -tags e2e -count=1 -p 1 "$@" $packages </dev/null &
+child=$!
+wait $child
+status=$?
+child=
+exit $status
