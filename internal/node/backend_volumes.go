@@ -433,8 +433,8 @@ func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 			return nil, err
 		}
 		for _, s := range sessions {
-			if s.Iqn == export.IQN(v.ID) {
-				return nil, fmt.Errorf("volume %s is used by %s; end its sessions or use force: %w", v.Name, s.Initiator, control.ErrInUse)
+			if s.VolumeId == v.ID.String() {
+				return nil, fmt.Errorf("volume %s is used by %s; end its sessions or use force: %w", v.Name, s.InitiatorName, control.ErrInUse)
 			}
 		}
 	}

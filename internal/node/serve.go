@@ -240,9 +240,8 @@ func (n *Node) openStores(onClose func(func())) error {
 	most := 2 * time.Duration(n.cfg.Timeouts.Lease)
 	n.leases = core.NewLeases(clock, most, n.boot)
 	for _, s := range n.cfg.Stores {
-		reg := prometheus.WrapRegistererWith(prometheus.Labels{"store": s.Path}, n.reg)
 		st, err := core.Open(core.Options{Dir: s.Path, Create: true, Cluster: n.id.ClusterID(), Boot: n.boot, Clock: clock,
-			Logger: n.log.With("store", s.Path), Metrics: reg, Leases: n.leases, LeaseMax: most,
+			Logger: n.log.With("store", s.Path), Metrics: n.reg, Leases: n.leases, LeaseMax: most,
 			ReserveBytes: uint64(s.Reserve), SyncAfter: time.Duration(n.cfg.Timeouts.SyncInterval), UnsyncedMax: int64(n.cfg.Limits.Unsynced),
 			Peers: n.storeOf,
 			OnCorrupt: func(segment ident.SegmentID, offset uint32, err error) {
