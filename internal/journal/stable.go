@@ -95,7 +95,9 @@ func (w *Writer) Sealed(s *Segment, member int, err error) {
 	if r == nil {
 		return
 	}
-	r.copying = false
+	if r.copying {
+		r.copying, r.retryAt = false, w.now+copyRetry
+	}
 	switch {
 	case err == nil:
 		r.sealed, r.lost = true, false
@@ -199,12 +201,25 @@ func (w *Writer) copyLost() {
 		if dest := w.spareMember(s); dest >= 0 {
 			s.replicas = append(s.replicas, replicaOf{member: dest, copying: true})
 			w.act(Action{Kind: ActCopy, Member: source, Dest: dest, Segment: s})
+		} else if r := w.lostMember(s, source); r != nil {
+			r.copying = true
+			w.act(Action{Kind: ActCopy, Member: source, Dest: r.member, Segment: s})
 		}
 	}
 }
 
-// spareMember finds a member that is up and has no part in s, home ones first; a lost one that is back takes
-// its place again.
+// lostMember finds a holder of s whose replica is known not to be what it should be, though its store is up: it
+// is completed there when no other member is left to copy to.
+func (w *Writer) lostMember(s *Segment, source int) *replicaOf {
+	for i := range s.replicas {
+		if r := &s.replicas[i]; r.member != source && r.lost && !r.sealed && w.members[r.member].up && s.sealSent && w.now >= r.retryAt {
+			return r
+		}
+	}
+	return nil
+}
+
+// spareMember finds a member that is up and has no part in s, home ones first.
 func (w *Writer) spareMember(s *Segment) int {
 	for _, home := range []bool{true, false} {
 		for i, m := range w.members {

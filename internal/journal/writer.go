@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,15 +11,16 @@ import (
 
 // Limits of an owner's writing. All are ours, none is part of a format.
 const (
-	batchBytesMax     = 1 << 20               // of one append: a frame stays well below its limit
-	batchesSmallMax   = 2                     // appends under way while batches are small: the rest gathers (group commit)
-	batchBytesSmall   = 128 << 10             // a queue this long is sent whatever else is under way
-	inflightBytesMax  = 8 << 20               // bounds what a failed pair makes us send again
-	unsyncedBytesMax  = 64 << 20              // R8
-	unsyncedBytesGoal = 16 << 20              // from here on a background fdatasync is due
-	unsyncedAgeMax    = time.Second           // R8
-	noticeAfter       = 50 * time.Millisecond // protocol.md, "Terms"
-	copyAfter         = 2 * time.Second       // how long a lost holder may come back before its unstable tail is copied
+	batchBytesMax     = 1 << 20                // of one append: a frame stays well below its limit
+	batchesSmallMax   = 2                      // appends under way while batches are small: the rest gathers (group commit)
+	batchBytesSmall   = 128 << 10              // a queue this long is sent whatever else is under way
+	inflightBytesMax  = 8 << 20                // bounds what a failed pair makes us send again
+	unsyncedBytesMax  = 64 << 20               // R8
+	unsyncedBytesGoal = 16 << 20               // from here on a background fdatasync is due
+	unsyncedAgeMax    = time.Second            // R8
+	noticeAfter       = 50 * time.Millisecond  // protocol.md, "Terms"
+	copyAfter         = 2 * time.Second        // how long a lost holder may come back before its unstable tail is copied
+	copyRetry         = 500 * time.Millisecond // between attempts to make a lost replica again
 )
 
 // Member is one store of the newest recorded ensemble as its owner sees it.
@@ -76,6 +78,7 @@ type replicaOf struct {
 	opened    bool
 	lost      bool // failed since the segment was opened; what is not stable there does not count
 	copying   bool
+	retryAt   time.Duration // a lost one is not made again before
 	acked     uint32
 	stableEnd uint32
 	sealed    bool
@@ -645,8 +648,9 @@ func (w *Writer) deposed(err error) bool {
 	if err == nil {
 		return false
 	}
-	e, ok := err.(*wire.Error)
-	if !ok || e.Code != wire.CodeFenced && e.Code != wire.CodeConflict {
+	// A conflict that names no epoch is about a replica (one set aside as a fork, say), not about the ownership.
+	e, ok := errors.AsType[*wire.Error](err)
+	if !ok || e.Code != wire.CodeFenced && (e.Code != wire.CodeConflict || e.Epoch == ident.Epoch{}) {
 		return false
 	}
 	w.stop(fmt.Errorf("epoch %s of journal %s: %w", w.cfg.Epoch, w.cfg.Journal, err))
