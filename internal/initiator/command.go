@@ -93,6 +93,7 @@ const (
 	taskQueued                  // waits for the command window
 	taskActive                  // has a tag and was handed to a connection
 	taskHeld                    // retry after a delay, or session recovery
+	taskRetry                   // to be sent again once the writer has let go of its buffers
 	taskDone                    // finished, but the writer or the reader still holds its buffers
 )
 

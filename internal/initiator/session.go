@@ -369,19 +369,29 @@ func (s *Session) answeredLocked(c *Command, done *list) {
 				delay = 0
 			}
 		}
-		if delay >= 0 && c.task.refs == 0 {
+		if delay >= 0 {
 			s.busyRetries++
 			c.Retries++
 			s.detachLocked(c)
 			c.resetResult()
-			c.task.state = taskHeld
 			c.task.due = time.Now().Add(delay)
-			s.held.push(c)
-			s.kickLocked()
+			if c.task.refs > 0 {
+				// The target has answered before all of the command was written: the buffers are still in use.
+				c.task.state = taskRetry
+				return
+			}
+			s.holdLocked(c)
 			return
 		}
 	}
 	s.finishLocked(c, done)
+}
+
+// holdLocked puts c aside until it is due to be sent again.
+func (s *Session) holdLocked(c *Command) {
+	c.task.state = taskHeld
+	s.held.push(c)
+	s.kickLocked()
 }
 
 // detachLocked frees c's tag and connection.
@@ -414,8 +424,14 @@ func (s *Session) returnLocked(c *Command, done *list) {
 
 func (s *Session) unrefLocked(c *Command, done *list) {
 	c.task.refs--
-	if c.task.refs == 0 && c.task.state == taskDone {
+	if c.task.refs > 0 {
+		return
+	}
+	switch c.task.state {
+	case taskDone:
 		s.returnLocked(c, done)
+	case taskRetry:
+		s.holdLocked(c)
 	}
 }
 
