@@ -1,0 +1,18 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os/exec"
+	"testing"
+)
+
+// TestConformance runs libiscsi's suite, test by test, by the script that also makes docs/conformance.md: at least
+// 120 tests must pass, and none of the families of must-pass.txt may fail.
+func TestConformance(t *testing.T) {
+	need(t, "iscsi-test-cu")
+	s := start(t, 1, 2)
+	iqn := s.create("conformance", "1G")
+	c := exec.Command("../conformance/run.sh", "-k", s.url(1, 1, iqn), s.url(1, 2, iqn))
+	t.Log(s.must(c))
+}
