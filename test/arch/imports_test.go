@@ -54,6 +54,8 @@ var allowed = []struct {
 	{"api", []string{"api/dozov1", "api/dozov1/dozov1connect", "control", "ident", "pki"}},
 	{"api/apitest", []string{"api", "api/dozov1", "control", "ident", "pki"}},
 	{"up", []string{"api", "api/dozov1", "api/view", "config", "ident", "pki"}},
+	// What prints files without a node.
+	{"inspect", []string{"core", "journal", "vfs", "volume"}},
 	// node wires everything; nothing below may know it.
 	{"node", []string{"*"}},
 }

@@ -1,0 +1,474 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+	"dozo/internal/config"
+	"dozo/internal/ident"
+	"dozo/internal/initiator"
+	"dozo/internal/pki"
+)
+
+// testNet is an address range of this test process: 127.77.x.0/24, above what dozo up takes, and another one for
+// every process that runs at the same time.
+func testNet(host byte) netip.Addr {
+	return netip.AddrFrom4([4]byte{127, 77, byte(100 + os.Getpid()%150), host})
+}
+
+// testCluster runs nodes in this process.
+type testCluster struct {
+	t     *testing.T
+	dir   string
+	wg    sync.WaitGroup
+	nodes map[string]*testNode
+}
+
+type testNode struct {
+	cfg  *config.Config
+	path string
+	stop context.CancelFunc
+	done chan struct{}
+	err  error
+	log  *lockedBuffer
+}
+
+// lockedBuffer takes logs of several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func newTestCluster(t *testing.T) *testCluster {
+	// A unix socket's path is short; t.TempDir's may not be.
+	dir, err := os.MkdirTemp("", "dozo-node-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tc := &testCluster{t: t, dir: dir, nodes: map[string]*testNode{}}
+	t.Cleanup(func() {
+		for name, x := range tc.nodes {
+			if x.stop == nil {
+				continue
+			}
+			x.stop()
+			<-x.done
+			if x.err != nil {
+				t.Errorf("%s ended with %v", name, x.err)
+			}
+			if t.Failed() {
+				t.Logf("log of %s:\n%s", name, x.log)
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return tc
+}
+
+// configure writes a node's configuration, with everything at one address.
+func (tc *testCluster) configure(name string, addr netip.Addr, change func(*config.Config)) *testNode {
+	tc.t.Helper()
+	state := filepath.Join(tc.dir, name)
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		tc.t.Fatal(err)
+	}
+	c := config.Default()
+	c.Cluster.Name, c.Node, c.HostID = "test", ident.NodeName(name), "host-"+name
+	c.Site = config.Site{Name: "a"}
+	c.StateDir, c.Address = state, config.IP{Addr: addr}
+	c.Stores = []config.Store{{Path: filepath.Join(state, "store"), Reserve: 1 << 20}}
+	c.TLS.CAKeyFile = ""
+	c.Limits.MapMemory, c.Limits.SegmentSize = 64<<20, 4<<20
+	c.Timeouts.Lease = config.Duration(300 * time.Millisecond)
+	change(c)
+	text, err := c.Marshal()
+	if err != nil {
+		tc.t.Fatal(err)
+	}
+	x := &testNode{path: filepath.Join(state, "dozo.yaml"), log: &lockedBuffer{}}
+	if err := os.WriteFile(x.path, text, 0o600); err != nil {
+		tc.t.Fatal(err)
+	}
+	if x.cfg, err = config.Load(x.path); err != nil {
+		tc.t.Fatal(err)
+	}
+	tc.nodes[name] = x
+	return x
+}
+
+// start runs a node. It becomes ready by itself.
+func (tc *testCluster) start(x *testNode, run func(context.Context, string, io.Writer) error) {
+	ctx, stop := context.WithCancel(context.Background())
+	x.stop, x.done = stop, make(chan struct{})
+	go func() {
+		defer close(x.done)
+		x.err = run(ctx, x.path, x.log)
+	}()
+}
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// client speaks to a node over its unix socket, as the administrator of the host.
+func (tc *testCluster) client(x *testNode) *api.Client {
+	tc.t.Helper()
+	c, err := api.Dial(api.ClientOptions{Endpoints: []string{"unix://" + x.cfg.Socket}})
+	if err != nil {
+		tc.t.Fatal(err)
+	}
+	tc.t.Cleanup(c.Close)
+	return c
+}
+
+func (tc *testCluster) ready(x *testNode) *api.Client {
+	tc.t.Helper()
+	c := tc.client(x)
+	eventually(tc.t, "node "+string(x.cfg.Node)+" is not ready", func() error {
+		select {
+		case <-x.done:
+			return fmt.Errorf("it ended: %w", x.err)
+		default:
+		}
+		r, err := c.Health(context.Background())
+		if err != nil {
+			return err
+		}
+		defer r.Body.Close()
+		if r.StatusCode != http.StatusOK {
+			text, _ := io.ReadAll(r.Body)
+			return fmt.Errorf("%s: %s", r.Status, text)
+		}
+		return nil
+	})
+	return c
+}
+
+// segmentFiles counts the files of segments below the cluster's stores.
+func (tc *testCluster) segmentFiles() (n int) {
+	for _, x := range tc.nodes {
+		for _, s := range x.cfg.Stores {
+			_ = filepath.WalkDir(filepath.Join(s.Path, "segments"), func(_ string, d fs.DirEntry, err error) error {
+				if err == nil && d.Type().IsRegular() {
+					n++
+				}
+				return nil
+			})
+		}
+	}
+	return n
+}
+
+// TestCluster runs two nodes and a witness, as a small site has them, and uses them as an operator and an
+// initiator do.
+func TestCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs a cluster")
+	}
+	tc := newTestCluster(t)
+	ca, err := pki.NewCA(pki.NewClusterID(), "test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs := map[string]netip.Addr{"n1": testNet(1), "n2": testNet(2), "w": testNet(3)}
+	for name, addr := range addrs {
+		x := tc.configure(name, addr, func(c *config.Config) {
+			c.Control = config.Control{Embedded: true}
+			for voter, at := range addrs {
+				c.Control.InitialCluster = append(c.Control.InitialCluster, config.Voter{Node: ident.NodeName(voter), Peer: config.Endpoint{Addr: at, Port: config.PortControlPeer}})
+				c.Control.Endpoints = append(c.Control.Endpoints, config.Endpoint{Addr: at, Port: config.PortControlClient})
+			}
+			if name == "w" {
+				c.Roles, c.Site, c.Stores = []config.Role{config.RoleWitness}, config.Site{}, nil
+			}
+		})
+		role := pki.RoleNode
+		if name == "w" {
+			role = pki.RoleWitness
+		}
+		own, err := ca.IssueLocal(pki.Grant{Name: name, Role: role, IPs: []netip.Addr{addr}, Lifetime: pki.NodeLifetime}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, text := range map[string][]byte{x.cfg.TLS.NodeFile: own, x.cfg.TLS.CAFile: ca.CertPEM()} {
+			if err := os.WriteFile(path, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n1, n2, w := tc.nodes["n1"], tc.nodes["n2"], tc.nodes["w"]
+	tc.start(n1, Serve)
+	tc.start(n2, Serve)
+	tc.start(w, Witness)
+	c1, c2, cw := tc.ready(n1), tc.ready(n2), tc.ready(w)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+
+	nodes, err := cw.Nodes.List(ctx, &dozov1.ListNodesRequest{})
+	if err != nil || len(nodes.Nodes) != 3 {
+		t.Fatalf("nodes as the witness sees them: %v, %v", nodes, err)
+	}
+	for _, x := range nodes.Nodes {
+		if x.State != nodeUp || x.Pid != int64(os.Getpid()) || x.Address != addrs[x.Name].String() || !x.Voter || x.Started == nil || len(x.Roles) == 0 {
+			t.Errorf("node %v", x)
+		}
+		if x.Name != "w" && (x.Site != "a" || len(x.Stores) != 1 || x.Stores[0].State != storeOK || x.Stores[0].Path == "" || x.Stores[0].CapacityBytes == 0) {
+			t.Errorf("node %v", x)
+		}
+	}
+
+	if _, err := c1.Hosts.Add(ctx, &dozov1.AddHostRequest{Name: "hv1", InitiatorNames: []string{initiator.DefaultInitiatorName}}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := c1.Volumes.Create(ctx, &dozov1.CreateVolumeRequest{Name: "web1", SizeBytes: 64 << 20, Hosts: []string{"hv1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the volume is not served", func() error {
+		s, err := cw.Cluster.Status(ctx, &dozov1.StatusRequest{}) // the witness has to ask another node
+		if err != nil {
+			return err
+		}
+		if len(s.Volumes) != 1 || s.Volumes[0].State != "serving" || s.NodesUp != 3 || s.Health != healthOK || len(s.Control.Voters) != 3 || !s.Control.Connected {
+			return fmt.Errorf("%v", s)
+		}
+		if s.Node == "w" || s.Volumes[0].CommitSeq == 0 || len(s.Volumes[0].Copies) != 1 || s.CapacityBytes == 0 {
+			return fmt.Errorf("%v", s)
+		}
+		return nil
+	})
+
+	// An initiator at the other node writes; n1 knows of the session, and ends it there.
+	s, err := initiator.Dial(ctx, initiator.Config{Portal: n2.cfg.Portals[0].String(), Target: v.Volume.Iqn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Kill()
+	disk, err := initiator.OpenDisk(ctx, s, initiator.FlatLUN(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.WriteAt(ctx, bytes.Repeat([]byte{7}, 64<<10), 4096, true); err != nil {
+		t.Fatal(err)
+	}
+	list, err := c1.Sessions.List(ctx, &dozov1.ListSessionsRequest{Volume: "web1"})
+	if err != nil || len(list.Sessions) != 1 || len(list.Unheard) != 0 {
+		t.Fatalf("sessions: %v, %v", list, err)
+	}
+	if x := list.Sessions[0]; x.Node != "n2" || x.Volume != "web1" || x.Host != "hv1" || x.WrittenBytes != 64<<10 || x.InitiatorName != initiator.DefaultInitiatorName {
+		t.Errorf("session %v", x)
+	}
+	if other, err := c1.Sessions.List(ctx, &dozov1.ListSessionsRequest{Node: "n1"}); err != nil || len(other.Sessions) != 0 {
+		t.Errorf("sessions of n1: %v, %v", other, err)
+	}
+	if _, err := c2.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "web1"}); api.Reason(err) != "IN_USE" {
+		t.Errorf("deleting a volume in use: %v", err)
+	}
+	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.Done():
+	case <-ctx.Done():
+		t.Fatal("the session that was killed goes on")
+	}
+	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); api.Reason(err) != "NOT_FOUND" {
+		t.Errorf("killing it again: %v", err)
+	}
+	if _, err := c1.Nodes.Remove(ctx, &dozov1.RemoveNodeRequest{Node: "n2"}); api.Reason(err) != "REFUSED" {
+		t.Errorf("removing a node that runs: %v", err)
+	}
+
+	if n := tc.segmentFiles(); n < 2 {
+		t.Errorf("%d segment files before the deletion", n)
+	}
+	eventually(t, "the volume is not deleted", func() error {
+		_, err := c1.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "web1"})
+		return err
+	})
+	eventually(t, "the deleted volume is still there", func() error {
+		l, err := c1.Volumes.List(ctx, &dozov1.ListVolumesRequest{Deleted: true})
+		if err != nil {
+			return err
+		}
+		if n := tc.segmentFiles(); n != 0 || len(l.Volumes) != 0 {
+			return fmt.Errorf("%d segment files, volumes %v", n, l.Volumes)
+		}
+		return nil
+	})
+	checkEvents(t, ctx, c1)
+}
+
+// checkEvents looks for what the test has done in the audit log.
+func checkEvents(t *testing.T, ctx context.Context, c *api.Client) {
+	t.Helper()
+	stream, err := c.Cluster.Events(ctx, &dozov1.EventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	seen := map[string]int{}
+	for stream.Receive() {
+		if stream.Msg().Note != "" {
+			continue // refused
+		}
+		seen[stream.Msg().Action+" "+stream.Msg().Object]++
+	}
+	if err := stream.Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"host.create host/default/hv1", "volume.create volume/default/web1", "volume.delete volume/default/web1",
+		"volume.forget volume/default/web1", "certificate.issue node/n1", "certificate.issue node/w"} {
+		if seen[want] != 1 {
+			t.Errorf("%d events %q in %v", seen[want], want, seen)
+		}
+	}
+}
+
+// TestJoin makes a cluster as one does on real hosts: an initial node, and a second one that joins by a token and
+// becomes a voter.
+func TestJoin(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs a cluster")
+	}
+	tc := newTestCluster(t)
+	first := tc.configure("first", testNet(11), func(c *config.Config) {
+		c.Control, c.TLS.CAKeyFile = config.Control{Embedded: true}, pki.CAKeyFile
+	})
+	second := tc.configure("second", testNet(12), func(c *config.Config) {
+		c.Control = config.Control{Embedded: true, Join: true, Endpoints: []config.Endpoint{{Addr: testNet(11), Port: config.PortControlClient}}}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	if err := ClusterInit(ctx, InitOptions{Config: first.path}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if err := ClusterInit(ctx, InitOptions{Config: first.path}, &out); err == nil {
+		t.Error("a second cluster was made over the first one")
+	}
+	tc.start(first, Serve)
+	local := tc.ready(first)
+
+	// The administrator's certificate works over the network.
+	admin := tc.adminClient(first)
+	token, err := admin.Nodes.CreateToken(ctx, &dozov1.CreateJoinTokenRequest{Node: "second"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	join := JoinOptions{Token: token.Token, Endpoints: []string{"https://" + first.cfg.ManagementAddr.String()}, Config: second.path}
+	if err := Join(ctx, join, &out); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(second.cfg.TLS.NodeFile); err != nil {
+		t.Fatal(err)
+	}
+	if err := Join(ctx, join, &out); api.Reason(err) != "BAD_TOKEN" {
+		t.Errorf("a token used twice: %v", err)
+	}
+	if _, err := os.Stat(second.cfg.TLS.NodeFile); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("certificate after a join that failed: %v", err)
+	}
+	if token, err = admin.Nodes.CreateToken(ctx, &dozov1.CreateJoinTokenRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	join.Token = token.Token
+	if err := Join(ctx, join, &out); err != nil {
+		t.Fatal(err)
+	}
+	tc.start(second, Serve)
+	c := tc.ready(second)
+	nodes, err := c.Nodes.List(ctx, &dozov1.ListNodesRequest{})
+	if err != nil || len(nodes.Nodes) != 2 || nodes.Nodes[0].State != nodeUp || nodes.Nodes[1].State != nodeUp || !nodes.Nodes[1].Voter {
+		t.Fatalf("nodes: %v, %v", nodes, err)
+	}
+	if _, err := c.Volumes.Create(ctx, &dozov1.CreateVolumeRequest{Name: "v", SizeBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the volume is not served", func() error {
+		v, err := local.Volumes.Get(ctx, &dozov1.GetVolumeRequest{Volume: "v"})
+		if err == nil && (v.Volume.State != "serving" || v.Volume.Protection != "replicated") {
+			err = fmt.Errorf("%v", v.Volume)
+		}
+		return err
+	})
+
+	// A certificate that is revoked opens nothing any more.
+	revoked, err := admin.Nodes.Revoke(ctx, &dozov1.RevokeRequest{Node: "second", Reason: "test"})
+	if err != nil || len(revoked.Serials) < 2 {
+		t.Fatalf("revoke: %v, %v; want both certificates", revoked, err)
+	}
+	id, err := pki.Load(second.cfg.TLS.CAFile, second.cfg.TLS.NodeFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the revoked certificate is taken", func() error {
+		shutOut, err := api.Dial(api.ClientOptions{Endpoints: []string{"https://" + first.cfg.ManagementAddr.String()}, TLS: id.APIClient()})
+		if err != nil {
+			return err
+		}
+		defer shutOut.Close()
+		if _, err := shutOut.Cluster.Version(ctx, &dozov1.VersionRequest{}); err == nil {
+			return errors.New("it was answered")
+		}
+		return nil
+	})
+}
+
+// adminClient uses the certificate and the context file that ClusterInit has made.
+func (tc *testCluster) adminClient(x *testNode) *api.Client {
+	tc.t.Helper()
+	ctx, err := api.LoadContext(filepath.Join(x.cfg.StateDir, api.ContextFile))
+	if err != nil {
+		tc.t.Fatal(err)
+	}
+	o, err := ctx.Options()
+	if err != nil {
+		tc.t.Fatal(err)
+	}
+	c, err := api.Dial(o)
+	if err != nil {
+		tc.t.Fatal(err)
+	}
+	tc.t.Cleanup(c.Close)
+	return c
+}
