@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,9 +66,13 @@ type Owner struct {
 	ships       []*siteShip
 	permits     map[ident.SegmentID]pendingPermit
 	repair      repairState
+	strays      []stray
 	lastAppend  time.Duration
 	full        bool  // the last segment could not be opened for want of space
 	refused     []*Op // scratch of refuseForSpace
+	split       []*Op // partial trims whose parts are under way
+	barWait     []barWait
+	unsettled   map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
 
 	serving chan struct{} // closed when the epoch-start is stable
 	stopped chan struct{} // closed when the owner serves no more
@@ -174,6 +179,9 @@ func (o *Owner) settle() {
 		}
 	}
 	o.releaseStable()
+	if len(o.barWait) > 0 {
+		o.releaseBars()
+	}
 	done := o.finished
 	o.finished = nil
 	for i := range done {
@@ -238,6 +246,7 @@ func (o *Owner) SetSpec(s control.VolumeSpec) {
 func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
 	var r wire.BarReply
 	var err error
+	var wait chan bool
 	o.ask(func() {
 		if o.stopErr != nil {
 			err = wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch)
@@ -246,8 +255,65 @@ func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
 		now := o.tick()
 		o.late.bar(m, now)
 		r = wire.BarReply{Epoch: o.epoch, Tick: now}
+		// Those that wait for others are held to it as well. Those that have their place in the history take
+		// effect before the answer, not after it.
+		var last ident.Seq
+		for _, op := range o.waiting {
+			op.barred = op.child || op.Nexus == nil
+		}
+		for _, op := range o.uncommitted {
+			if barConcerns(m, op) {
+				last = max(last, op.seq)
+			}
+		}
+		if last > o.w.Commit().Seq {
+			wait = make(chan bool, 1)
+			o.barWait = append(o.barWait, barWait{last, wait})
+		}
 	})
+	if wait != nil {
+		select {
+		case ok := <-wait:
+			if !ok {
+				return wire.BarReply{}, wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch)
+			}
+		case <-time.After(barPatience):
+			return wire.BarReply{}, wire.Errorf(wire.CodeBusy, "older commands are still under way")
+		}
+	}
 	return r, err
+}
+
+// barPatience bounds how long a refusal waits for commands that were let in before it.
+const barPatience = 10 * time.Second
+
+// barWait is a refusal that is answered once what was let in before it is committed.
+type barWait struct {
+	seq  ident.Seq
+	done chan bool // true: they are; closed: the owner stopped
+}
+
+// barConcerns reports that a refusal is about the command.
+func barConcerns(m *wire.Bar, op *Op) bool {
+	switch m.Kind {
+	case wire.BarLUNReset:
+		return true
+	case wire.BarAbortTask:
+		return op.Request.Forwarder == m.Forwarder && op.Request.Number >= m.First && op.Request.Number <= m.Last
+	case wire.BarLogin:
+		return op.Nexus != nil && op.Nexus.Digest == m.Nexus.Digest && op.Session != m.Session
+	}
+	return op.Nexus != nil && op.Nexus.Digest == m.Nexus.Digest
+}
+
+func (o *Owner) releaseBars() {
+	commit := o.w.Commit().Seq
+	o.barWait = slices.DeleteFunc(o.barWait, func(b barWait) bool {
+		if b.seq <= commit {
+			b.done <- true
+		}
+		return b.seq <= commit
+	})
 }
 
 // stop ends serving: every command gets an error, nothing is acknowledged any more. It runs in the loop.
@@ -263,7 +329,9 @@ func (o *Owner) stop(err error) {
 	gone := wire.Errorf(wire.CodeNotOwner, "%v", err)
 	for _, list := range [][]*Op{o.uncommitted, o.waiting, o.stableWait} {
 		for _, op := range list {
-			o.finish(op, gone)
+			if !op.merging { // one that is has its blocks being read into it: merged answers it
+				o.finish(op, gone)
+			}
 		}
 	}
 	for _, list := range o.leafWait {
@@ -271,7 +339,12 @@ func (o *Owner) stop(err error) {
 			o.finish(op, gone)
 		}
 	}
-	o.uncommitted, o.waiting, o.stableWait, o.leafWait = nil, nil, nil, nil
+	o.uncommitted, o.waiting, o.stableWait = nil, nil, nil
+	clear(o.leafWait)
+	for _, b := range o.barWait {
+		close(b.done)
+	}
+	o.barWait = nil
 	o.env.Leases.Leave(o.journalID, o.epoch)
 	o.cancel()
 	close(o.stopped)
@@ -279,9 +352,10 @@ func (o *Owner) stop(err error) {
 
 // finish answers a command at the end of this turn of the loop; a command is answered once.
 func (o *Owner) finish(op *Op, err error) {
-	if op.Done == nil {
+	if op.Done == nil || op.over {
 		return
 	}
+	op.over = true
 	o.finished = append(o.finished, finish{op, err})
 }
 

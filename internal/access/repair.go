@@ -37,6 +37,7 @@ func (o *Owner) dropSome() {
 		return
 	}
 	o.retireSome()
+	o.dropStrays()
 	o.sendDrops()
 	remote := o.remoteSites()
 	if len(remote) == 0 || o.env.Limits.KeepBothLocal {
@@ -55,11 +56,10 @@ func (o *Owner) dropSome() {
 		return
 	}
 	slices.SortFunc(permits, func(a, b journal.Permit) int { return a.Segment.Compare(b.Segment) })
-	var seq ident.Seq
 	for _, p := range permits {
 		o.permits[p.Segment] = pendingPermit{Permit: p}
 	}
-	seq = o.queueOwn(journal.KindPermit, journal.AppendPermits(nil, permits), func() {
+	o.queueOwn(journal.KindPermit, journal.AppendPermits(nil, permits), func(seq ident.Seq) {
 		for _, p := range permits {
 			o.permits[p.Segment] = pendingPermit{Permit: p, seq: seq}
 			if s := o.segs[p.Segment]; s != nil {
@@ -112,11 +112,12 @@ func (o *Owner) mayDrop(s *segment, remote []ident.SiteID) (p journal.Permit, ok
 	return p, true
 }
 
-// sendDrops tells stores of committed permits until they confirm.
+// sendDrops tells stores of committed permits until they confirm. The permit, and with it the announcement of
+// the checkpoint that allows it, is stable first: a power cut takes back what is not, but no dropped replica.
 func (o *Owner) sendDrops() {
-	commit := o.w.Commit().Seq
+	stable := o.w.Stable().Seq
 	for id, p := range o.permits {
-		if p.seq == 0 || p.seq > commit || !o.env.Stores.Up(p.Store) {
+		if p.seq == 0 || p.seq > stable || !o.env.Stores.Up(p.Store) {
 			continue
 		}
 		s := o.segs[id]
@@ -192,8 +193,7 @@ func (o *Owner) retireSome() {
 				return
 			}
 		}
-		var seq ident.Seq
-		seq = o.queueOwn(journal.KindRetire, journal.AppendRetired(nil, retire), func() {
+		o.queueOwn(journal.KindRetire, journal.AppendRetired(nil, retire), func(seq ident.Seq) {
 			o.cp.retired = append(o.cp.retired, retiredAt{retire, seq})
 		})
 	}
@@ -201,9 +201,9 @@ func (o *Owner) retireSome() {
 }
 
 // dropRetired has the replicas of retired segments dropped: at home at once, at another site when the
-// retirement is in its own prefix (R13).
+// retirement is in its own prefix (R13). As with permits, once the retirement is stable.
 func (o *Owner) dropRetired() {
-	commit := o.w.Commit().Seq
+	stable := o.w.Stable().Seq
 	kept := o.cp.retired[:0]
 	for _, r := range o.cp.retired {
 		left := r.segments[:0]
@@ -212,7 +212,7 @@ func (o *Owner) dropRetired() {
 			if s == nil {
 				continue
 			}
-			if r.seq > commit {
+			if r.seq > stable {
 				left = append(left, id)
 				continue
 			}
@@ -267,6 +267,56 @@ func (o *Owner) siteHas(site ident.SiteID, seq ident.Seq) bool {
 	return false
 }
 
+// stray is a replica at another site of a segment that the owner's table doesn't have.
+type stray struct {
+	site  ident.SiteID
+	store ident.StoreID
+	id    ident.SegmentID
+	last  ident.Seq
+}
+
+// noteStrays remembers what a site holds beyond the table: segments that were retired while the site, or the
+// owner, was away. Only sealed ones are of interest; anything else may be a fork.
+func (o *Owner) noteStrays(site ident.SiteID, there map[ident.SegmentID][]have) {
+	var list []stray
+	for id, replicas := range there {
+		for _, h := range replicas {
+			if h.state == wire.ReplicaSealed {
+				list = append(list, stray{site, h.store.ID(), id, h.last.Seq})
+			}
+		}
+	}
+	o.call(func() {
+		o.strays = slices.DeleteFunc(o.strays, func(x stray) bool { return x.site == site })
+		for _, x := range list {
+			if o.segs[x.id] == nil {
+				o.strays = append(o.strays, x)
+			}
+		}
+	})
+}
+
+// dropStrays has those dropped that are known to be retired: what is sealed is committed, and a committed
+// segment below a committed checkpoint that is not in that checkpoint's table was taken out of it by a retire
+// record. The site must have that record in its own prefix (R13).
+func (o *Owner) dropStrays() {
+	covered := o.cp.lastSeq
+	if covered == 0 || len(o.strays) == 0 {
+		return
+	}
+	kept := o.strays[:0]
+	for _, x := range o.strays {
+		switch {
+		case o.segs[x.id] != nil:
+		case x.id.Epoch.Less(o.epoch) && (x.id.IsCheckpoint() || x.last <= covered) && o.siteHas(x.site, covered) && o.env.Stores.Up(x.store):
+			o.drop(x.store, x.id, covered, func() { o.env.Metrics.Retired.Inc() })
+		default:
+			kept = append(kept, x)
+		}
+	}
+	o.strays = kept
+}
+
 // repairState counts copies under way and remembers since when stores are away.
 type repairState struct {
 	running int
@@ -288,8 +338,10 @@ func (o *Owner) repairSome(now time.Duration) {
 	r.wanting = 0
 	remote := o.remoteSites()
 	seen := map[ident.StoreID]bool{}
+	pending := map[ident.SegmentID]bool{}
+	o.w.Pending(func(ws *journal.Segment, _ []int) { pending[ws.ID] = true })
 	for _, s := range o.segs {
-		if !s.sealed || s.slot == 0 {
+		if !s.sealed || s.slot == 0 || pending[s.id] { // those that are pending are the writer's to settle
 			continue
 		}
 		home, remoteSites, resealing := 0, 0, false

@@ -149,6 +149,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	if err != nil {
 		return err
 	}
+	o.noteStrays(s.site, there)
 	s.mu.Lock()
 	s.mu.mark, s.mu.stable, s.mu.sealed = ident.Position{}, 0, map[ident.Seq]ident.Seq{} // watermarks are computed from what is readable now (R12)
 	s.mu.Unlock()
