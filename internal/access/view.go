@@ -15,7 +15,6 @@ type View struct {
 	Proven   bool
 	Members  []journal.Member
 	MapBytes int64
-	Mapped   uint64 // blocks
 	Repairs  int
 	Ships    []string // states, in the order of Sites
 }
@@ -87,9 +86,10 @@ func (o *Owner) noteTail(e *journal.Entry, now uint64) {
 
 // publish makes a new View.
 func (o *Owner) publish() {
-	v := &View{At: o.w.At(), Proven: o.proven, Members: o.members, MapBytes: o.m.Memory(), Mapped: o.m.Mapped(), Repairs: o.repair.running}
+	v := &View{At: o.w.At(), Proven: o.proven, Members: o.members, MapBytes: o.m.Memory(), Repairs: o.repair.running}
 	v.Journal, v.Owner, v.Epoch = o.journalID, o.env.Node, o.epoch
 	v.Commit, v.Stable, v.Written = o.w.Commit(), o.w.Stable(), o.written
+	v.Mapped = o.m.Mapped()
 	v.Segments = uint32(len(o.order))
 	v.Degraded = uint32(o.repair.wanting)
 	switch {

@@ -188,6 +188,7 @@ func (b *backend) GetVolume(ctx context.Context, req *dozov1.GetVolumeRequest) (
 		st = &s
 		p.Commit, p.Stable = position(s.Commit), position(s.Stable)
 		p.SegmentsDegraded = uint64(s.Degraded)
+		p.MappedBytes = s.Mapped * journal.BlockSize
 		p.Copies = b.copies(state, st)
 	}
 	out = b.describe(v, st)

@@ -81,7 +81,7 @@ func (m *TickReply) walk(c *coder) {
 func (m *OwnerStatus) walk(c *coder) { list(c, &m.Journals, 16, (*coder).journal) }
 
 func (m *OwnerStatusReply) walk(c *coder) {
-	list(c, &m.Journals, 16+2+epochSize+2*positionSize+8+4+4+4+2, (*coder).journalStatus)
+	list(c, &m.Journals, 16+2+epochSize+2*positionSize+8+8+4+4+4+2, (*coder).journalStatus)
 }
 
 func (c *coder) journalStatus(s *JournalStatus) {
@@ -91,6 +91,7 @@ func (c *coder) journalStatus(s *JournalStatus) {
 	c.position(&s.Commit)
 	c.position(&s.Stable)
 	c.u64(&s.Written)
+	c.u64(&s.Mapped)
 	c.u32(&s.Segments)
 	c.u32(&s.Degraded)
 	c.text(&s.State, stateMax)

@@ -145,6 +145,7 @@ type JournalStatus struct {
 	Commit   ident.Position
 	Stable   ident.Position
 	Written  uint64 // bytes of records since the owner started
+	Mapped   uint64 // blocks of the volume that hold data
 	Sites    []SiteStatus
 	Segments uint32
 	Degraded uint32 // segments with fewer copies than they should have
