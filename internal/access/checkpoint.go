@@ -140,7 +140,7 @@ func (o *Owner) checkpoint() (point journal.CheckpointPoint, err error) {
 			return
 		}
 		body := journal.AppendCheckpoint(nil, point)
-		o.queueOwn(journal.KindCheckpoint, body, func() {
+		o.queueOwn(journal.KindCheckpoint, body, func(ident.Seq) {
 			o.cp.lastSeq = point.At.Seq
 			o.w.SetPoint(point)
 			close(committed)
@@ -157,8 +157,9 @@ func (o *Owner) checkpoint() (point journal.CheckpointPoint, err error) {
 	}
 }
 
-// queueOwn gives a record of the owner's own its place; then is called in the loop once it is committed.
-func (o *Owner) queueOwn(kind journal.Kind, body []byte, then func()) ident.Seq {
+// queueOwn gives a record of the owner's own its place; then is called in the loop, with that place, once it is
+// committed.
+func (o *Owner) queueOwn(kind journal.Kind, body []byte, then func(ident.Seq)) {
 	e := &journal.Entry{Record: journal.Record{Kind: kind, StoredLen: uint32(len(body)), LogicalLen: uint32(len(body))}, Context: then}
 	e.Bytes = make([]byte, journal.RecordSize(e.StoredLen))
 	crcs := e.Bytes[journal.RecordHeaderSize : journal.RecordHeaderSize+4*journal.CRCCount(e.StoredLen)]
@@ -166,7 +167,6 @@ func (o *Owner) queueOwn(kind journal.Kind, body []byte, then func()) ident.Seq 
 	e.BodyDigest = journal.DigestCRCs(crcs)
 	copy(e.Bytes[journal.BodyOffset(e.StoredLen):], body)
 	o.w.Queue(e)
-	return e.Seq
 }
 
 // waitStable waits until everything up to seq is stable.

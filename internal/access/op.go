@@ -40,7 +40,10 @@ type Op struct {
 	merging  bool // its blocks are being read: overlapping writes wait
 	barred   bool // passed the checks of R9 once; they are not repeated while it waits
 	zeroHead *WriteBuf
-	parts    int // records still to be committed
+	parts    int   // records still to be committed
+	part     uint8 // of its request: of the first of its records
+	over     bool  // its answer is decided
+	child    bool  // made by the owner for a part of another
 	err      error
 	pieces   []volume.Piece
 	read     wire.Read

@@ -99,10 +99,18 @@ func (o *Owner) refuseForSpace() {
 	}
 	for _, e := range o.w.DropUnsent() {
 		op, ok := e.Context.(*Op)
-		if !ok || slices.Contains(o.refused, op) {
+		if !ok || op.parts > 1 {
+			o.w.Queue(e) // the owner's own, and parts of something larger, wait for room in their new places
+			if ok {
+				op.seq = max(op.seq, e.Seq)
+			}
 			continue
 		}
 		o.refused = append(o.refused, op)
+	}
+	at := o.w.At().Seq
+	for _, op := range o.stableWait {
+		op.seq = min(op.seq, at) // a flush that covered what is refused now
 	}
 	for _, op := range o.refused {
 		o.uncommitted = slices.DeleteFunc(o.uncommitted, func(x *Op) bool { return x == op })

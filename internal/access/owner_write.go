@@ -2,8 +2,10 @@ package access
 
 import (
 	"bytes"
+	"slices"
 
 	"dozo/internal/control"
+	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
@@ -67,12 +69,11 @@ func (o *Owner) admit(op *Op) {
 		}
 		o.merge(op)
 	case wire.OpTrim, wire.OpZero:
-		partial := op.Offset%journal.BlockSize != 0 || (op.Offset+op.Length)%journal.BlockSize != 0
-		if o.mustWait(op, partial) {
+		if o.mustWait(op, partial(op)) {
 			o.waiting = append(o.waiting, op)
 			return
 		}
-		if partial {
+		if partial(op) {
 			o.merge(op)
 			return
 		}
@@ -93,24 +94,34 @@ func (o *Owner) dropBuf(op *Op) {
 // (R9). Its parts are found one by one: a request is answered once all that were sent are committed.
 func (o *Owner) answered(op *Op) bool {
 	id := journal.RequestID{Forwarder: op.Request.Forwarder, Number: op.Request.Number}
-	seq, found, _ := o.m.Requests().Find(id, 0)
-	if !found {
-		for _, u := range o.uncommitted {
-			if u.Forward && u.Request == op.Request {
+	for _, list := range [][]*Op{o.uncommitted, o.waiting, o.split, o.stableWait} {
+		for _, u := range list {
+			if u != op && u.Forward && !u.child && u.Request == op.Request && !u.over {
 				// The same request is under way: it was sent twice over two connections. The first answers both.
 				first := u.Done
 				u.Done = func(x *Op, err error) {
-					op.Epoch, op.Tick = x.Epoch, x.Tick
+					op.Epoch, op.Tick, op.Miscompare = x.Epoch, x.Tick, x.Miscompare
 					op.Done(op, err)
 					first(x, err)
 				}
 				return true
 			}
 		}
+	}
+	seq, found, confirmed := o.m.Requests().Find(id, 0)
+	if confirmed {
+		o.env.Metrics.Stale.Inc()
+		o.finish(op, wire.Errorf(wire.CodeStale, "its answer was confirmed, or it is older than all that are remembered"))
+		return true
+	}
+	if !found {
 		return false
 	}
+	if partial(op) {
+		return false // some of its parts may be missing: zeroParts looks at each
+	}
 	op.seq = seq
-	if op.FUA {
+	if op.FUA || o.spec.Load().Durability == control.Sync {
 		o.awaitStable(op)
 	} else {
 		o.finish(op, nil)
@@ -137,6 +148,12 @@ func (o *Owner) mustWait(op *Op, decides bool) bool {
 	return false
 }
 
+// partial reports a trim or zero that doesn't consist of whole blocks: it becomes several records.
+func partial(op *Op) bool {
+	return (op.Kind == wire.OpTrim || op.Kind == wire.OpZero) &&
+		(op.Offset%journal.BlockSize != 0 || (op.Offset+op.Length)%journal.BlockSize != 0)
+}
+
 // requestID of a record: only forwarded requests need one.
 func requestID(op *Op) journal.RequestID {
 	if !op.Forward {
@@ -148,7 +165,7 @@ func requestID(op *Op) journal.RequestID {
 // queueWrite gives a write its place in the history.
 func (o *Owner) queueWrite(op *Op) {
 	e := &op.Buf.entry
-	e.Request = requestID(op)
+	e.Request, e.Part = requestID(op), op.part
 	e.Context = op
 	op.parts = 1
 	o.w.Queue(e)
@@ -165,7 +182,7 @@ func (o *Owner) queueTrim(op *Op) {
 		if n == 0 {
 			break
 		}
-		e := &journal.Entry{Record: journal.Record{Kind: journal.KindTrim, Block: first, Count: uint32(n), Part: uint8(op.parts), Request: requestID(op)}, Context: op}
+		e := &journal.Entry{Record: journal.Record{Kind: journal.KindTrim, Block: first, Count: uint32(n), Part: op.part + uint8(op.parts), Request: requestID(op)}, Context: op}
 		e.Bytes = make([]byte, journal.RecordSize(0))
 		op.parts++
 		o.w.Queue(e)
@@ -260,6 +277,13 @@ func (o *Owner) merged(op *Op, err error) {
 		o.finish(op, wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch))
 		return
 	}
+	if !op.barred && err == nil { // a refusal was recorded meanwhile
+		if e := o.late.check(op, o.epoch, o.tick()); e != nil {
+			o.env.Metrics.Stale.Inc()
+			err = e
+		}
+		op.barred = true
+	}
 	if err != nil {
 		o.dropBuf(op)
 		o.finish(op, err)
@@ -281,16 +305,30 @@ func (o *Owner) zeroParts(op *Op) {
 	rest := op.Offset + op.Length - headEnd
 	w := NewOp()
 	w.Kind, w.Offset, w.Length, w.Buf, w.FUA, w.barred = wire.OpWrite, int64(head.first)*journal.BlockSize, journal.BlockSize, head, op.FUA, true
-	w.first, w.count = head.first, 1
-	left, answered := 1, false
+	w.first, w.count, w.child, w.part = head.first, 1, true, op.part
+	w.Forward, w.Request, w.Nexus, w.Session = op.Forward, op.Request, op.Nexus, op.Session
+	left := 1
+	var failed error
 	done := func(x *Op, err error) {
 		x.Release()
-		left--
-		if !answered && (left == 0 || err != nil) {
-			answered = true
-			o.finish(op, err)
+		if left--; err != nil {
+			failed = err
 		}
+		if left > 0 {
+			return
+		}
+		o.split = slices.DeleteFunc(o.split, func(x *Op) bool { return x == op })
+		o.finish(op, failed)
 	}
+	// Every part is a record of the request: one that is in the history already, put there by a former owner,
+	// isn't applied again (R9).
+	part := op.part
+	there := func() bool {
+		part++
+		_, found, _ := o.m.Requests().Find(requestID(op), part-1)
+		return op.Forward && found
+	}
+	o.split = append(o.split, op)
 	sub := func(off, n int64) {
 		if n <= 0 {
 			return
@@ -299,30 +337,47 @@ func (o *Owner) zeroParts(op *Op) {
 		z := NewOp()
 		z.Kind, z.Offset, z.Length, z.FUA, z.barred = op.Kind, off, n, op.FUA, true
 		z.first, z.count = uint64(off)/journal.BlockSize, uint64(off+n+journal.BlockSize-1)/journal.BlockSize-uint64(off)/journal.BlockSize
+		z.child, z.part, z.Forward, z.Request, z.Nexus, z.Session = true, part, op.Forward, op.Request, op.Nexus, op.Session
+		if there() {
+			o.dropPart(z, done)
+			return
+		}
 		z.Done = func(x *Op, err error) { o.call(func() { done(x, err) }) }
 		o.admit(z)
 	}
 	w.Done = func(x *Op, err error) { o.call(func() { done(x, err) }) }
-	o.queueWrite(w)
+	if there() {
+		head.Release()
+		w.Buf = nil
+		o.dropPart(w, done)
+	} else {
+		o.queueWrite(w)
+	}
 	whole := rest / journal.BlockSize * journal.BlockSize
 	sub(headEnd, whole)
 	sub(headEnd+whole, rest-whole)
 }
 
+// dropPart counts a part as done that is in the history already.
+func (o *Owner) dropPart(x *Op, done func(*Op, error)) { o.call(func() { done(x, nil) }) }
+
 // committed takes what the writer has committed into the map and answers.
 func (o *Owner) committed() bool {
 	entries := o.w.Committed()
-	if len(entries) == 0 {
+	if len(entries) == 0 || o.stopErr != nil { // stopped in this turn: all have had their answer
 		return false
 	}
 	sync := o.spec.Load().Durability == control.Sync
 	now := o.tick()
 	for _, e := range entries {
 		o.apply(e)
+		if o.stopErr != nil {
+			return true
+		}
 		op, ok := e.Context.(*Op)
 		if !ok {
-			if fn, ok := e.Context.(func()); ok {
-				fn()
+			if fn, ok := e.Context.(func(ident.Seq)); ok {
+				fn(e.Seq)
 			}
 			continue
 		}
