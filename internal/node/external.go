@@ -75,15 +75,22 @@ func (n *Node) joinVoters(ctx context.Context, v *control.EmbeddedConfig, endpoi
 	if v.Initial, err = admin.AddVoter(ctx, control.VoterAddr{Name: v.Name, Peer: v.ListenPeer}); err != nil {
 		return errors.Join(fmt.Errorf("join the control store: %w", err), admin.Close())
 	}
-	n.wg.Go(func() {
+	n.wg.Go(func() { n.takeVote(ctx) })
+	return admin.Close()
+}
+
+// takeVote gives this node's voter its vote once it has everything, however often the node was restarted until
+// then. A voter that has its vote keeps it.
+func (n *Node) takeVote(ctx context.Context) {
+	admin, err := n.openAdmin()
+	if err == nil {
 		defer admin.Close()
-		if err := admin.PromoteVoter(ctx, v.Name); err != nil {
-			if ctx.Err() == nil {
-				n.log.Error("voter has no vote", "err", err)
-			}
-			return
-		}
+		err = admin.PromoteVoter(ctx, n.cfg.Node)
+	}
+	switch {
+	case err == nil:
 		n.log.Info("voter has its vote")
-	})
-	return nil
+	case ctx.Err() == nil:
+		n.log.Error("voter has no vote", "err", err)
+	}
 }
