@@ -60,6 +60,7 @@ type Owner struct {
 	cp          checkpointState
 	stopErr     error
 	recovered   *journal.Recovery
+	fenced      []control.Ensemble // those asked at the takeover
 	proven      bool
 	written     uint64
 	tails       []tailStamp // when records were committed, for the lag in seconds
@@ -67,6 +68,8 @@ type Owner struct {
 	permits     map[ident.SegmentID]pendingPermit
 	repair      repairState
 	strays      []stray
+	unanswered  []appendWait // by time
+	lastSeg     *segment     // that the last committed record is in
 	lastAppend  time.Duration
 	full        bool  // the last segment could not be opened for want of space
 	refused     []*Op // scratch of refuseForSpace
@@ -159,7 +162,7 @@ func (o *Owner) handle(ev *event) {
 	case evMerged:
 		o.merged(ev.op, ev.err)
 	case evAppended:
-		o.w.Appended(ev.batch, ev.member, ev.boot, ev.err)
+		o.appended(ev)
 	case evCall:
 		ev.fn()
 	}
@@ -383,7 +386,11 @@ func (o *Owner) timers() {
 			if o.stopErr != nil {
 				return
 			}
+			o.giveUpSlow()
 			o.w.Tick(time.Duration(o.env.Clock()))
+			if n%5 == 0 && len(o.unsettled) > 0 {
+				o.settlePast()
+			}
 			if n%50 == 0 {
 				o.everySecond()
 			}

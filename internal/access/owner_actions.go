@@ -50,16 +50,11 @@ func (o *Owner) perform() bool {
 	return len(acts) > 0
 }
 
-// appendCall is an append under way with its deadline: a store that doesn't answer in time has failed (gray
-// failures too).
-type appendCall struct {
-	o      *Owner
-	msg    wire.Append
+// appendWait is an append that a remote store has not answered.
+type appendWait struct {
 	batch  *journal.Batch
 	member int
-	timer  *time.Timer
-	done   bool
-	q      chan struct{} // one token: who takes it reports
+	since  int64 // Env.Clock
 }
 
 func (o *Owner) append(a *journal.Action) {
@@ -68,26 +63,34 @@ func (o *Owner) append(a *journal.Action) {
 	msg := &wire.Append{Epoch: o.epoch, Segment: a.Segment.ID, Offset: a.Batch.Offset, Commit: o.w.Commit(), Stable: o.w.Stable(),
 		Data: a.Batch.Data, Trusted: local}
 	batch, member := a.Batch, a.Member
-	if local {
-		store.Append(msg, func(r wire.AppendReply, err error) {
-			o.post(event{kind: evAppended, batch: batch, member: member, boot: r.Boot, err: err})
-		})
-		return
+	if !local {
+		o.unanswered = append(o.unanswered, appendWait{batch, member, o.env.Clock()})
 	}
-	c := &appendCall{o: o, batch: batch, member: member, q: make(chan struct{}, 1)}
-	c.q <- struct{}{}
-	c.timer = time.AfterFunc(o.env.Limits.AppendTimeout, func() {
-		c.report(wire.AppendReply{}, wire.Errorf(wire.CodeUnreached, "no answer to an append within %v", o.env.Limits.AppendTimeout))
+	store.Append(msg, func(r wire.AppendReply, err error) {
+		o.post(event{kind: evAppended, batch: batch, member: member, boot: r.Boot, err: err})
 	})
-	store.Append(msg, c.report)
 }
 
-func (c *appendCall) report(r wire.AppendReply, err error) {
-	select {
-	case <-c.q:
-		c.timer.Stop()
-		c.o.post(event{kind: evAppended, batch: c.batch, member: c.member, boot: r.Boot, err: err})
-	default:
+// appended takes the answer of a store. One that comes after the append was given up is for a batch that is
+// gone, which the writer passes over.
+func (o *Owner) appended(ev *event) {
+	for i, x := range o.unanswered {
+		if x.batch == ev.batch && x.member == ev.member {
+			o.unanswered = append(o.unanswered[:i], o.unanswered[i+1:]...)
+			break
+		}
+	}
+	o.w.Appended(ev.batch, ev.member, ev.boot, ev.err)
+}
+
+// giveUpSlow treats a store that doesn't answer an append in time as failed (gray failures too).
+func (o *Owner) giveUpSlow() {
+	now := o.env.Clock()
+	for len(o.unanswered) > 0 && now-o.unanswered[0].since > int64(o.env.Limits.AppendTimeout) {
+		x := o.unanswered[0]
+		o.unanswered = append(o.unanswered[:0], o.unanswered[1:]...)
+		o.log.Warn("store is slow: its segments are closed", "store", o.members[x.member].Store, "after", o.env.Limits.AppendTimeout)
+		o.w.Appended(x.batch, x.member, ident.BootID{}, wire.Errorf(wire.CodeUnreached, "no answer to an append within %v", o.env.Limits.AppendTimeout))
 	}
 }
 
@@ -187,7 +190,7 @@ func (o *Owner) sealed(s *journal.Segment, member int, err error) {
 		if o.stopErr == nil {
 			o.log.Warn("replica not sealed", "segment", s.ID, "store", store, "err", err)
 		}
-		if !errors.Is(err, wire.ErrUnreached) {
+		if !errors.Is(err, wire.ErrUnreached) && !errors.Is(err, wire.ErrBusy) {
 			o.markBad(s.ID, store, err)
 		}
 		return
@@ -229,8 +232,12 @@ func (o *Owner) copyOver(a journal.Action) {
 	from, to := o.stores[a.Member], o.stores[a.Dest]
 	end, last, start := a.Segment.End(), a.Segment.Last(), o.w.Start()
 	o.goBackground(func() {
-		err := o.copySegment(from, to, a.Segment.ID, end, last, start)
-		o.call(func() { o.sealed(a.Segment, a.Dest, unreached(err)) })
+		err := unreached(o.copySegment(from, to, a.Segment.ID, end, last, start))
+		if errors.Is(err, wire.ErrUnreached) {
+			// The source or the destination: appends will tell which. The copy is tried again.
+			err = wire.Errorf(wire.CodeBusy, "copy: %v", err)
+		}
+		o.call(func() { o.sealed(a.Segment, a.Dest, err) })
 	})
 }
 
@@ -253,6 +260,9 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 	for _, r := range inv.Replicas {
 		if r.Segment == id {
 			if r.State == wire.ReplicaSealed {
+				if r.End != end || r.Last != last {
+					return wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s, not after %s", id, to.ID(), r.Last, last)
+				}
 				return nil
 			}
 			at = min(r.End, end)
@@ -329,9 +339,12 @@ func (o *Owner) discard(a journal.Action) {
 
 // apply takes one committed record into the map and the owner's tables.
 func (o *Owner) apply(e *journal.Entry) {
-	s := o.segs[e.Segment]
-	if s == nil {
-		s = o.addSegment(e)
+	s := o.lastSeg
+	if s == nil || s.id != e.Segment {
+		if s = o.segs[e.Segment]; s == nil {
+			s = o.addSegment(e)
+		}
+		o.lastSeg = s
 	}
 	x := e.Entry(e.Offset)
 	if err := o.m.Apply(&x, e.Seq, s.slot); err != nil {
@@ -343,10 +356,22 @@ func (o *Owner) apply(e *journal.Entry) {
 	o.cp.appliedAt = s.last
 	o.written += uint64(len(e.Bytes))
 	if e.Request.Number != 0 {
-		if err := o.m.Requests().Add(e.Request, e.Part, e.Seq); err != nil {
-			o.m.Requests().Forget(e.Request.Forwarder)
-			_ = o.m.Requests().Add(e.Request, e.Part, e.Seq)
-		}
+		o.noteRequest(e.Request, e.Part, e.Seq)
+	}
+}
+
+// noteRequest remembers a request that became a record. Where there are too many the oldest count as confirmed:
+// a forwarder has far fewer under way, and what comes under their numbers is refused, never applied again.
+func (o *Owner) noteRequest(id journal.RequestID, part uint8, seq ident.Seq) {
+	r := o.m.Requests()
+	if r.Add(id, part, seq) == nil {
+		return
+	}
+	if id.Number > volume.RequestsMax {
+		r.Confirm(id.Forwarder, id.Number-volume.RequestsMax, nil)
+	}
+	if err := r.Add(id, part, seq); err != nil {
+		o.log.Error("a request can't be remembered", "forwarder", id.Forwarder, "err", err)
 	}
 }
 
