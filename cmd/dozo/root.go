@@ -62,7 +62,7 @@ are powers of 1000.
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.AddCommand(newVolume(a), newHost(a), newSession(a), newNode(a), newSite(a), newCluster(a),
-		newStatus(a), newEvents(a), newInspect(a), newVersion(a), newUp(a), newDown(a), newServe(a), newWitness(a), newBench(a))
+		newStatus(a), newEvents(a), newInspect(a), newVersion(a), newUp(a), newDown(a), newServe(a), newWitness(a), newBench(a), newLab(a))
 	checkUsage(root)
 	return root
 }
