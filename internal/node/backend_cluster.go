@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -70,11 +71,16 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 	if err != nil {
 		return nil, err
 	}
+	// Nodes and owners are asked at once: one that is paused must not be waited for twice.
+	var views map[ident.JournalID]wire.JournalStatus
+	var unheard []string
+	var wg sync.WaitGroup
+	wg.Go(func() { views, unheard = b.ownerStatus(ctx) })
 	nodes, err := b.ListNodes(ctx, &dozov1.ListNodesRequest{})
+	wg.Wait()
 	if err != nil {
 		return nil, err
 	}
-	views, unheard := b.ownerStatus(ctx)
 	connected, since := c.Connected()
 	out := &dozov1.StatusResponse{ClusterId: cl.ID, ClusterName: cl.Name, Sites: uint32(len(c.Sites())), Nodes: uint32(len(nodes)), Node: string(b.n.cfg.Node),
 		Time: timestamppb.Now(), Control: &dozov1.ControlStatus{Connected: connected, Since: timestamppb.New(since), External: b.n.cfg.Control.External}}

@@ -142,11 +142,11 @@ func (b *backend) ListNodes(ctx context.Context, req *dozov1.ListNodesRequest) (
 		site = s.ID
 	}
 	var out []*dozov1.Node
-	for _, a := range askNodes(ctx, siteNodes(c, site), func(ctx context.Context, x control.Node) (found *dozov1.Node, err error) {
+	for _, a := range askNodes(ctx, siteNodes(c, site), func(ctx context.Context, x control.Node) (found *dozov1.Node, _ error) {
 		if x.Name == b.n.cfg.Node {
 			return b.ownNode(ctx, c)
 		}
-		err = b.n.callNode(ctx, x, func(ctx context.Context, api *api.Client) error {
+		err := b.n.callNode(ctx, x, func(ctx context.Context, api *api.Client) error {
 			r, err := api.Nodes.List(ctx, &dozov1.ListNodesRequest{Local: true})
 			if err == nil && len(r.GetNodes()) == 1 {
 				found = r.Nodes[0]
@@ -156,11 +156,14 @@ func (b *backend) ListNodes(ctx context.Context, req *dozov1.ListNodesRequest) (
 		if err == nil && found == nil {
 			err = fmt.Errorf("node %s says nothing of itself: %w", x.Name, api.ErrUnavailable)
 		}
-		return found, err
+		if err != nil {
+			found = b.nodeMessage(x)
+			found.State = b.stateOfSilent(ctx, c, x, err)
+		}
+		return found, nil
 	}) {
 		if a.err != nil {
-			a.value = b.nodeMessage(a.node)
-			a.value.State = b.stateOfSilent(c, a)
+			return nil, a.err
 		}
 		out = append(out, a.value)
 	}
@@ -171,18 +174,38 @@ func (b *backend) ListNodes(ctx context.Context, req *dozov1.ListNodesRequest) (
 }
 
 // stateOfSilent judges a node whose API does not answer as it should.
-func (b *backend) stateOfSilent(c *control.Client, a reply[*dozov1.Node]) string {
-	b.n.log.Debug("node does not answer", "peer", a.node.Name, "err", a.err)
+func (b *backend) stateOfSilent(ctx context.Context, c *control.Client, x control.Node, err error) string {
+	b.n.log.Debug("node does not answer", "peer", x.Name, "err", err)
 	connected, _ := c.Connected()
 	switch {
-	case api.Reason(a.err) == "UNAVAILABLE":
+	case api.Reason(err) == "UNAVAILABLE":
 		return nodeStarting // it answers, and has not reached the control store
-	case b.n.pool != nil && a.node.Addrs.Cluster.IsValid() && b.n.peerOf(a.node).Up():
+	case b.framesAnswered(ctx, x):
 		return nodeUp // only its API is away
 	case connected:
 		return nodeDown
 	}
 	return nodeUnknown
+}
+
+// framesTimeout bounds the question whether a node answers frames: within a site it takes well below a
+// millisecond, to the far side of the earth 200.
+const framesTimeout = time.Second
+
+// framesAnswered asks a node by another way than its API. That a connection stands proves little: a paused node's
+// does for a while.
+func (b *backend) framesAnswered(ctx context.Context, x control.Node) bool {
+	if b.n.pool == nil || !x.Addrs.Cluster.IsValid() || x.Has(control.RoleWitness) {
+		return false
+	}
+	p := b.n.peerOf(x)
+	if !p.Up() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, framesTimeout)
+	defer cancel()
+	_, err := p.Tick(ctx, &wire.Tick{})
+	return err == nil || ctx.Err() == nil && !errors.Is(err, wire.ErrUnreached)
 }
 
 // CreateJoinToken implements api.Nodes.

@@ -3,6 +3,8 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -432,14 +434,44 @@ func TestJoin(t *testing.T) {
 		return err
 	})
 
-	// A certificate that is revoked opens nothing any more.
-	revoked, err := admin.Nodes.Revoke(ctx, &dozov1.RevokeRequest{Node: "second", Reason: "test"})
-	if err != nil || len(revoked.Serials) < 2 {
-		t.Fatalf("revoke: %v, %v; want both certificates", revoked, err)
+	// The second node has no key of the CA: it passes on who wants to join, and has its own certificate renewed by
+	// the first.
+	third := tc.configure("third", testNet(13), func(c *config.Config) {
+		c.Control = config.Control{Endpoints: []config.Endpoint{{Addr: testNet(11), Port: config.PortControlClient}}}
+	})
+	if token, err = c.Nodes.CreateToken(ctx, &dozov1.CreateJoinTokenRequest{Node: "third"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Join(ctx, JoinOptions{Token: token.Token, Endpoints: []string{"https://" + second.cfg.ManagementAddr.String()}, Config: third.path}, &out); err != nil {
+		t.Errorf("join by way of the second node: %v", err)
 	}
 	id, err := pki.Load(second.cfg.TLS.CAFile, second.cfg.TLS.NodeFile)
 	if err != nil {
 		t.Fatal(err)
+	}
+	asSecond, err := api.Dial(api.ClientOptions{Endpoints: []string{"https://" + first.cfg.ManagementAddr.String()}, TLS: id.APIClient()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asSecond.Close()
+	csr, _, err := pki.NewRequest("anybody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed, err := asSecond.Nodes.Renew(ctx, &dozov1.RenewRequest{Csr: csr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if block, _ := pem.Decode(renewed.Certificate); block == nil {
+		t.Error("no certificate")
+	} else if cert, err := x509.ParseCertificate(block.Bytes); err != nil || cert.Subject.CommonName != "second" {
+		t.Errorf("the renewed certificate is of %v, %v", cert.Subject, err)
+	}
+
+	// A certificate that is revoked opens nothing any more.
+	revoked, err := admin.Nodes.Revoke(ctx, &dozov1.RevokeRequest{Node: "second", Reason: "test"})
+	if err != nil || len(revoked.Serials) != 3 {
+		t.Fatalf("revoke: %v, %v; want those of two joins and a renewal", revoked, err)
 	}
 	eventually(t, "the revoked certificate is taken", func() error {
 		shutOut, err := api.Dial(api.ClientOptions{Endpoints: []string{"https://" + first.cfg.ManagementAddr.String()}, TLS: id.APIClient()})
