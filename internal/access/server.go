@@ -40,8 +40,8 @@ type Server struct {
 const (
 	takeoversMax    = 8 // at a time: 10,000 volumes after a power cut are no storm
 	takeoverRetry   = time.Second
-	ownerGoneAfter  = 4 * time.Second  // without a connection to the owner's node before its site takes over
-	forwardPatience = 25 * time.Second // below initiators' command timeouts of 30 s
+	ownerGoneAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
+	forwardPatience = 25 * time.Second        // below initiators' command timeouts of 30 s
 	tickEvery       = 300 * time.Millisecond
 )
 
