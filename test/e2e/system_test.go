@@ -112,7 +112,7 @@ func start(t *testing.T, sites, nodes int, flags ...string) *system {
 // end stops every process by the pid files, however the test ended, and shows logs if it failed.
 func (s *system) end() {
 	if s.t.Failed() {
-		s.logs(25)
+		s.logs(8)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -139,7 +139,16 @@ func (s *system) logs(lines int) {
 			continue
 		}
 		all := strings.Split(strings.TrimSpace(string(text)), "\n")
-		s.t.Logf("end of %s:\n%s", f, strings.Join(all[max(0, len(all)-lines):], "\n"))
+		// What somebody should look at, from anywhere in the log, and its end.
+		end := max(0, len(all)-lines)
+		var show []string
+		for _, l := range all[:end] {
+			if strings.Contains(l, "level=WARN") || strings.Contains(l, "level=ERROR") || !strings.HasPrefix(l, "time=") {
+				show = append(show, l)
+			}
+		}
+		show = append(show[max(0, len(show)-10*lines):], all[end:]...)
+		s.t.Logf("%s: warnings and end:\n%s", f, strings.Join(show, "\n"))
 	}
 }
 
@@ -230,14 +239,19 @@ func (s *system) pid(name string) int {
 	return pid
 }
 
-// alive says whether a process runs; a zombie does not.
+// alive says whether a process runs. A zombie does not, unless threads of it are still on their way out: they hold
+// its sockets.
 func alive(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false
 	}
 	_, rest, _ := strings.Cut(string(text), ") ")
-	return !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
+	if !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X") {
+		return true
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && len(threads) > 1
 }
 
 // kill ends nodes by SIGKILL and waits until they are gone.
