@@ -17,12 +17,20 @@ type backend struct{ n *Node }
 
 var _ api.Backend = (*backend)(nil)
 
-// ctl is the control store, or why there is none yet.
+// ctl is the control store, or why there is none yet. Whoever has got it may use the node's other parts too: they
+// were all made before the state became ready, and the state's mutex orders that.
 func (b *backend) ctl() (*control.Client, error) {
-	if c := b.n.control(); c != nil {
+	if c := b.n.control(); c != nil && b.n.made() {
 		return c, nil
 	}
 	return nil, fmt.Errorf("node %s has not reached the control store yet: %w", b.n.cfg.Node, api.ErrUnavailable)
+}
+
+// made reports that all parts of the node are there.
+func (n *Node) made() bool {
+	n.state.Lock()
+	defer n.state.Unlock()
+	return n.state.name != "starting"
 }
 
 // volume finds a volume by name or ID.
@@ -66,6 +74,9 @@ func (b *backend) Audit(ctx context.Context, rec api.AuditRecord) {
 		log.Info("audit")
 	}
 	c := b.n.control()
+	if rec.Caller.For != "" {
+		return // the node that passed the call on records it
+	}
 	if c == nil || rec.Err == nil && specAction(rec.Action) {
 		return
 	}
@@ -99,6 +110,9 @@ func (b *backend) Health() api.Health {
 	n.state.Unlock()
 	h.Node, h.Site, h.Cluster, h.Version, h.Pid = string(n.cfg.Node), n.cfg.Site.Name, n.id.ClusterID(), Version, os.Getpid()
 	h.Ready = h.State == "ready"
+	if h.State == "starting" {
+		return h // the parts are being made
+	}
 	for _, st := range n.stores {
 		if why := st.Failed(); why != "" {
 			h.Problems = append(h.Problems, fmt.Sprintf("store %s: %s", st.Dir(), why))

@@ -99,7 +99,9 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 		out.State = "new"
 	case st != nil:
 		out.State = stateWord(st.State)
-		out.Protection = protection(st)
+		if out.Protection = protection(st); out.Protection == "replicated" && len(st.Sites) < len(state.Sites)-1 {
+			out.Protection = "unknown" // the owner has not heard of all sites yet
+		}
 	}
 	return out
 }

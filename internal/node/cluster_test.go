@@ -337,11 +337,11 @@ func TestCluster(t *testing.T) {
 		}
 		return nil
 	})
-	checkEvents(t, ctx, c1)
+	checkEvents(t, ctx, c1, list.Sessions[0].Id)
 }
 
 // checkEvents looks for what the test has done in the audit log.
-func checkEvents(t *testing.T, ctx context.Context, c *api.Client) {
+func checkEvents(t *testing.T, ctx context.Context, c *api.Client, session string) {
 	t.Helper()
 	stream, err := c.Cluster.Events(ctx, &dozov1.EventsRequest{})
 	if err != nil {
@@ -359,7 +359,7 @@ func checkEvents(t *testing.T, ctx context.Context, c *api.Client) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"host.create host/default/hv1", "volume.create volume/default/web1", "volume.delete volume/default/web1",
-		"volume.forget volume/default/web1", "certificate.issue node/n1", "certificate.issue node/w"} {
+		"volume.forget volume/default/web1", "certificate.issue node/n1", "certificate.issue node/w", "session.kill session/" + session} {
 		if seen[want] != 1 {
 			t.Errorf("%d events %q in %v", seen[want], want, seen)
 		}

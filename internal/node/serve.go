@@ -286,10 +286,13 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 		for _, v := range c.InitialCluster {
 			voter.Initial = append(voter.Initial, control.VoterAddr{Name: v.Node, Peer: addrPort(v.Peer)})
 		}
-		if c.Join && !control.HasVoterData(voter.Dir) {
+		switch {
+		case c.Join && !control.HasVoterData(voter.Dir):
 			if err := n.joinVoters(ctx, &voter, endpoints, tlsConf); err != nil {
 				return err
 			}
+		case c.Join: // it may have been stopped before it got its vote
+			n.wg.Go(func() { n.takeVote(ctx) })
 		}
 		e, err := control.StartEmbedded(ctx, voter)
 		if err != nil {
