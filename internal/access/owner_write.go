@@ -437,6 +437,9 @@ func (o *Owner) awaitStable(op *Op) {
 
 // releaseStable answers flushes and FUA writes up to the stable point.
 func (o *Owner) releaseStable() {
+	if len(o.unsettled) > 0 && o.pastStable() {
+		o.w.SettlePast()
+	}
 	if len(o.stableWait) == 0 || !o.w.Serving() {
 		return
 	}

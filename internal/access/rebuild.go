@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/volume"
@@ -17,6 +19,22 @@ import (
 // announced checkpoint (R12), then the records since, from the segments' indexes.
 func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.FenceReply, rec *journal.Recovery, cfg *journal.WriterConfig) error {
 	blocks := uint64(o.spec.Load().SizeBytes) / journal.BlockSize
+	rd := &rebuilder{o: o, ctx: ctx, indexes: map[ident.SegmentID]*journal.Index{}}
+	tail, err := rd.tail(rec)
+	if err != nil {
+		return err
+	}
+	if at, err := announced(tail); err != nil {
+		return err
+	} else if at.Seq > rec.Commit.Seq {
+		// What a checkpoint covers was stable when it was announced. Stores that have started since may not know,
+		// but the checkpoint before that one may be gone.
+		*rec = *journal.Recover(o.ensembles(), answers, at)
+		if tail, err = rd.tail(rec); err != nil {
+			return err
+		}
+		cfg.Heard, cfg.HeardStable, cfg.Proven = rec.Commit, rec.Stable, rec.Proven()
+	}
 	for store, a := range answers {
 		for _, r := range a.Replicas {
 			if r.Segment.IsCheckpoint() && r.State == wire.ReplicaSealed {
@@ -35,11 +53,6 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 			s.holders = append(s.holders, holder{store: h.Store, stable: h.State == wire.ReplicaSealed && r.Sealed, bad: !h.Has(&r)})
 		}
 		o.segs[r.Segment] = s
-	}
-	rd := &rebuilder{o: o, ctx: ctx, indexes: map[ident.SegmentID]*journal.Index{}}
-	tail, err := rd.tail(rec)
-	if err != nil {
-		return err
 	}
 	if rec.Lost {
 		// The commit point that was seen is gone: the history ends at what is there.
@@ -82,6 +95,16 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 	}
 	slices.SortFunc(o.order, func(a, b *segment) int { return cmp.Compare(a.before.Seq, b.before.Seq) })
+	// Retired before the checkpoint, but not gone everywhere.
+	for slot, seg := range o.m.Segments() {
+		if !seg.Retired || slices.ContainsFunc(o.cp.retired, func(r retiredAt) bool { return slices.Contains(r.segments, seg.ID) }) {
+			continue
+		}
+		if o.segs[seg.ID] == nil {
+			o.segs[seg.ID] = &segment{id: seg.ID, slot: slot, before: seg.Before, last: seg.Last, end: seg.End, sealed: true}
+		}
+		o.cp.retired = append(o.cp.retired, retiredAt{[]ident.SegmentID{seg.ID}, cfg.Point.At.Seq})
+	}
 	for id, s := range o.segs {
 		if id.IsCheckpoint() {
 			if slot, ok := o.m.Slot(id); ok {
@@ -92,6 +115,27 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 	}
 	return nil
+}
+
+// announced is what the newest checkpoint covers that the records announce.
+func announced(records []*journal.Entry) (at ident.Position, err error) {
+	for _, e := range records {
+		if e.Kind == journal.KindCheckpoint {
+			p, err := journal.DecodeCheckpoint(e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen])
+			if err != nil {
+				return at, fmt.Errorf("checkpoint announcement at seq %d: %w", e.Seq, err)
+			}
+			at = p.At
+		}
+	}
+	return at, nil
+}
+
+func (o *Owner) ensembles() (list [][]ident.StoreID) {
+	for _, e := range o.fenced {
+		list = append(list, e.Stores)
+	}
+	return list
 }
 
 type rebuilder struct {
@@ -288,6 +332,9 @@ func (rd *rebuilder) replay(r *journal.Range) error {
 		return err
 	}
 	o.order = append(o.order, s)
+	if err := rd.requests(r, x.Entries[:n]); err != nil {
+		return err
+	}
 	for i := range x.Entries[:n] {
 		seq := r.Before.Seq + 1 + ident.Seq(i)
 		if seq < r.From {
@@ -299,6 +346,54 @@ func (rd *rebuilder) replay(r *journal.Range) error {
 	}
 	return nil
 }
+
+// requests remembers the request IDs of a range's records (R9). The index says which records have one; their
+// headers are read, many at a time.
+func (rd *rebuilder) requests(r *journal.Range, entries []journal.IndexEntry) error {
+	o := rd.o
+	type found struct {
+		seq ident.Seq
+		rec journal.Record
+	}
+	var list []*found
+	var g errgroup.Group
+	g.SetLimit(headersAtOnce)
+	stores := rd.stores(r)
+	for i := range entries {
+		e := &entries[i]
+		seq := r.Before.Seq + 1 + ident.Seq(i)
+		if !e.Requested || seq < r.From || seq <= o.m.Applied() {
+			continue
+		}
+		f := &found{seq: seq}
+		list = append(list, f)
+		g.Go(func() error {
+			var last error = wire.Errorf(wire.CodeAbsent, "no replica of segment %s", r.Segment)
+			for _, st := range stores {
+				raw, err := st.ReadRaw(rd.ctx, &wire.ReadRaw{Segment: r.Segment, Offset: e.Offset, Len: uint32(journal.BodyOffset(e.StoredLen))})
+				if err == nil {
+					err = f.rec.Decode(raw.Data)
+					release(raw)
+				}
+				if err == nil {
+					return nil
+				}
+				last = fmt.Errorf("header of seq %d at %s: %w", seq, st.ID(), err)
+			}
+			return last
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	for _, f := range list {
+		o.noteRequest(f.rec.Request, f.rec.Part, f.seq)
+	}
+	return nil
+}
+
+// headersAtOnce hides the round trips to a store.
+const headersAtOnce = 32
 
 // replayed takes one record of the past into the map.
 func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Seq, slot volume.Slot) error {
@@ -331,6 +426,13 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 		retired, err := journal.DecodeRetired(body)
 		if err != nil {
 			return err
+		}
+		for _, s := range retired {
+			if slot, ok := o.m.Slot(s); ok {
+				if err := o.m.Retire(slot); err != nil {
+					return fmt.Errorf("replay of seq %d: %w", seq, err)
+				}
+			}
 		}
 		o.cp.retired = append(o.cp.retired, retiredAt{retired, seq})
 	}

@@ -341,8 +341,8 @@ func (o *Owner) repairSome(now time.Duration) {
 	pending := map[ident.SegmentID]bool{}
 	o.w.Pending(func(ws *journal.Segment, _ []int) { pending[ws.ID] = true })
 	for _, s := range o.segs {
-		if !s.sealed || s.slot == 0 || pending[s.id] { // those that are pending are the writer's to settle
-			continue
+		if !s.sealed || s.slot == 0 || pending[s.id] || o.unsettled[s.id] != nil {
+			continue // those that are pending are the writer's to settle, and settlePast is faster
 		}
 		home, remoteSites, resealing := 0, 0, false
 		for i := range s.holders {
@@ -427,9 +427,77 @@ func (o *Owner) copyAgain(s *segment) {
 			}
 		}
 	}
-	if dest == nil {
+	if dest != nil {
+		o.copyTo(s, from, dest)
+	}
+}
+
+// pastStable forgets the segments of former epochs that two servers hold stably by now, and says whether those
+// are all.
+func (o *Owner) pastStable() bool {
+	for id, s := range o.unsettled {
+		n := 0
+		for _, h := range s.holders {
+			if h.stable && !h.bad && !h.going {
+				n++
+			}
+		}
+		if n >= 2 {
+			delete(o.unsettled, id)
+		}
+	}
+	return len(o.unsettled) == 0
+}
+
+// settlePast makes what a former epoch left unstable stable on two servers, on another one at once where a
+// holder is away: flushes wait for it (R8).
+func (o *Owner) settlePast() {
+	if o.stopErr != nil || !o.w.Serving() {
 		return
 	}
+	r := &o.repair
+	if r.busy == nil {
+		r.away, r.busy = map[ident.StoreID]time.Duration{}, map[ident.SegmentID]bool{}
+	}
+	for id, s := range o.unsettled {
+		if r.busy[id] {
+			continue
+		}
+		var from, dest journal.Store
+		good, sealing := 0, false
+		for _, h := range s.holders {
+			if h.bad || h.going || !o.env.Stores.Up(h.store) {
+				continue
+			}
+			good++
+			if !h.stable {
+				sealing = true
+				r.running++
+				r.busy[id] = true
+				o.resealLater(s, h.store)
+				break
+			}
+			from, _ = o.env.Stores.Store(h.store)
+		}
+		if sealing || good >= 2 || from == nil {
+			continue
+		}
+		for _, home := range []bool{true, false} {
+			for i, m := range o.members {
+				h := s.holder(m.Store)
+				if dest == nil && m.Home == home && o.env.Stores.Up(m.Store) && (h == nil || h.bad) {
+					dest = o.stores[i]
+				}
+			}
+		}
+		if dest != nil {
+			o.copyTo(s, from, dest)
+		}
+	}
+}
+
+// copyTo makes a replica at dest from one that is whole.
+func (o *Owner) copyTo(s *segment, from, dest journal.Store) {
 	o.repair.running++
 	o.repair.busy[s.id] = true
 	id, end, last, start := s.id, s.end, s.last, o.w.Start()

@@ -204,7 +204,7 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 	case state.Owner == s.env.Node:
 		return true
 	case state.Owner == "":
-		return spec.AtSite == s.env.Site && s.chosen(v.id, "")
+		return s.firstSite(spec.AtSite, state.Sites) == s.env.Site && s.chosen(v.id, "")
 	}
 	owner, ok := s.env.Control.Node(state.Owner)
 	if ok && owner.Site != s.env.Site {
@@ -218,6 +218,26 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 		v.wanted = time.Now()
 	}
 	return time.Since(v.wanted) > ownerGoneAfter && s.chosen(v.id, state.Owner)
+}
+
+// firstSite is where a new journal's owner is: at the site asked for, or where that has no access servers, at
+// the first of the others that has some, those with copies before the rest.
+func (s *Server) firstSite(at ident.SiteID, copies []ident.SiteID) ident.SiteID {
+	has := map[ident.SiteID]bool{}
+	var rest []ident.SiteID
+	for _, n := range s.env.Control.Nodes() {
+		if n.Has(control.RoleAccess) {
+			has[n.Site] = true
+			rest = append(rest, n.Site)
+		}
+	}
+	slices.Sort(rest)
+	for _, site := range slices.Concat([]ident.SiteID{at}, copies, rest) {
+		if has[site] {
+			return site
+		}
+	}
+	return at
 }
 
 func (s *Server) reachable(n ident.NodeName) bool {

@@ -56,6 +56,7 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 		return nil, err
 	}
 
+	o.fenced = state.Ensembles
 	answers, rec, err := o.fence(ctx, state)
 	if err != nil {
 		return fail(err)
@@ -79,9 +80,15 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 		return fail(err)
 	}
 	o.proven = cfg.Proven
-	if rec.Lost {
-		cfg.HeardStable = cfg.Heard
+	// Checkpoints are announced once what they cover is stable; the rest has to be made so before a flush may
+	// rely on it.
+	o.unsettled = map[ident.SegmentID]*segment{}
+	for _, s := range o.order {
+		if s.last.Seq > max(cfg.HeardStable.Seq, cfg.Point.At.Seq) {
+			o.unsettled[s.id] = s
+		}
 	}
+	cfg.PastUnstable = !o.pastStable()
 	stores := make([]ident.StoreID, len(o.members))
 	for i, m := range o.members {
 		stores[i] = m.Store
@@ -90,6 +97,9 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 		o.call(func() { o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: e, Detail: "seen by the lease keeper"}) })
 	})
 	o.call(func() {
+		if o.stopErr != nil { // deposed already
+			return
+		}
 		o.w = journal.NewWriter(cfg, time.Duration(env.Clock()))
 		for i, m := range o.members {
 			if !env.Stores.Up(m.Store) {

@@ -16,8 +16,16 @@ import (
 // whichever replicas hold it: no hashes need comparing to find the run, and the chain is verified when the
 // records are read. And an epoch's first segment begins at the commit point that its taker heard, so older
 // epochs count only up to there: what a taker recovered above it stands in its own segments again.
-func Recover(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceReply) *Recovery {
+//
+// known are points that the records themselves show to have been committed and stable, though no store may
+// have been told: what an announced checkpoint covers.
+func Recover(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceReply, known ...ident.Position) *Recovery {
 	r := &Recovery{EndKnown: true}
+	for _, p := range known {
+		if after(p, r.Commit) {
+			r.Commit, r.Stable = p, p
+		}
+	}
 	r.count(ensembles, answers)
 	groups, starts := r.collect(answers)
 	r.chain(groups, starts)

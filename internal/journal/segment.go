@@ -204,11 +204,16 @@ type IndexEntry struct {
 	Count      uint32
 	LogicalLen uint32
 	StoredLen  uint32
+	Requested  bool // the record has a request ID, which a replay has to know (R9)
 }
+
+// requestedBit says Requested beside the codec.
+const requestedBit = 0x80
 
 // Entry makes the record's index entry; offset is where its header lies.
 func (r *Record) Entry(offset uint32) IndexEntry {
-	return IndexEntry{Offset: offset, Kind: r.Kind, Part: r.Part, Codec: r.Codec, Block: r.Block, Count: r.Count, LogicalLen: r.LogicalLen, StoredLen: r.StoredLen}
+	return IndexEntry{Offset: offset, Kind: r.Kind, Part: r.Part, Codec: r.Codec, Block: r.Block, Count: r.Count, LogicalLen: r.LogicalLen, StoredLen: r.StoredLen,
+		Requested: r.Request != RequestID{}}
 }
 
 // Index is the index of a whole segment. Entry i is the record of seq Before.Seq+1+i.
@@ -242,7 +247,11 @@ func AppendIndex(dst []byte, x *Index) []byte {
 	for i := range x.Entries {
 		e := &x.Entries[i]
 		dst = le.AppendUint32(dst, e.Offset/Alignment|uint32(e.Part)<<24)
-		dst = append(dst, byte(e.Kind), byte(e.Codec))
+		codec := byte(e.Codec)
+		if e.Requested {
+			codec |= requestedBit
+		}
+		dst = append(dst, byte(e.Kind), codec)
 		dst = le.AppendUint16(dst, uint16(e.Block>>32))
 		dst = le.AppendUint32(dst, uint32(e.Block))
 		dst = le.AppendUint32(dst, e.Count)
@@ -317,7 +326,7 @@ func DecodeIndex(b []byte) (*Index, error) {
 	for i := range x.Entries {
 		q := body[indexHeadSize+i*IndexEntrySize:]
 		w := le.Uint32(q)
-		e := IndexEntry{Offset: w & 0xffffff * Alignment, Part: uint8(w >> 24), Kind: Kind(q[4]), Codec: Codec(q[5]),
+		e := IndexEntry{Offset: w & 0xffffff * Alignment, Part: uint8(w >> 24), Kind: Kind(q[4]), Codec: Codec(q[5] &^ requestedBit), Requested: q[5]&requestedBit != 0,
 			Block: uint64(le.Uint16(q[6:]))<<32 | uint64(le.Uint32(q[8:])),
 			Count: le.Uint32(q[12:]), LogicalLen: le.Uint32(q[16:]), StoredLen: le.Uint32(q[20:])}
 		if e.Kind == 0 || e.Kind > kindMax {

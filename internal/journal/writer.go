@@ -46,6 +46,10 @@ type WriterConfig struct {
 	HeardStable ident.Position
 	Tail        []*Entry
 	Proven      bool
+
+	// PastUnstable: records up to Heard may not be stable on two servers yet. Until SettlePast the stable point
+	// stays at HeardStable: a flush covers the whole prefix (R8).
+	PastUnstable bool
 }
 
 // Entry is one record on its way into the history. Bytes has room for the header, the CRC array already in
@@ -223,11 +227,14 @@ func (w *Writer) Commit() ident.Position { return w.commit }
 
 // Stable is the stable point; until the epoch-start is stable itself, the one that was heard (R1).
 func (w *Writer) Stable() ident.Position {
-	if !w.serving {
+	if !w.serving || w.cfg.PastUnstable {
 		return w.cfg.HeardStable
 	}
 	return w.stable
 }
+
+// SettlePast says that everything up to the commit point that was heard is stable on two servers.
+func (w *Writer) SettlePast() { w.cfg.PastUnstable = false }
 
 // Serving reports that the epoch-start is stable and the writer not stopped.
 func (w *Writer) Serving() bool { return w.serving && w.stopped == nil }
