@@ -378,6 +378,9 @@ func (o *Owner) repairSome(now time.Duration) {
 		if len(remote) > 0 && remoteSites >= len(remote) {
 			want = 1
 		}
+		if len(o.env.Stores.Core(o.env.Site)) == 0 {
+			want = 0 // a site of access servers only: its copies are at other sites
+		}
 		if home >= want {
 			continue
 		}

@@ -71,7 +71,8 @@ func (c *Client) CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.S
 			return VolumeSpec{}, err
 		}
 	}
-	if v.Sites != len(sites) || v.AtSite != sites[0] {
+	// A home without core servers holds no copy; a home that does comes first.
+	if v.Sites != len(sites) || v.AtSite != sites[0] && slices.Contains(sites, v.AtSite) {
 		return VolumeSpec{}, invalidf("volume %s: %d copies with home %d, but the chosen sites are %v: want as many, home first", v.Name, v.Sites, v.AtSite, sites)
 	}
 	return again(ctx, c, func(ctx context.Context) (VolumeSpec, error) {
