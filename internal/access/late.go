@@ -35,6 +35,9 @@ type initiatorState struct {
 	acksOlder map[uint64]ack
 	wide      []wideAck // long ones, trims of gigabytes among them
 	turned    uint64
+	// The newest write while there was one session only. Another that shows up later may bring something
+	// older, and which blocks were written is not known.
+	newest ack
 }
 
 // wideBlocks is from how many blocks on a write is remembered as a range instead of block by block.
@@ -65,7 +68,7 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 		return wire.Errorf(wire.CodeStale, "stamp of epoch %s, the owner's is %s", s.Epoch, epoch)
 	case s.Tick+stampAgeMax < now:
 		return wire.Errorf(wire.CodeStale, "stamp %d ms old", now-s.Tick)
-	case s.Tick < l.resetTick:
+	case s.Tick <= l.resetTick && l.resetTick != 0:
 		return wire.Errorf(wire.CodeStale, "older than a reset")
 	}
 	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && s.Tick <= b.tick {
@@ -80,6 +83,9 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 		l.sessions[op.Nexus.Initiator] = i
 	}
 	i.sessions[op.Session] = now
+	if a := i.newest; writes(op.Kind) && a.tick != 0 && a.session != op.Session && s.Tick <= a.tick {
+		return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
+	}
 	if i.acks != nil && writes(op.Kind) {
 		for _, a := range i.wide {
 			if op.first < a.first+a.count && a.first < op.first+op.count && a.session != op.Session && s.Tick <= a.tick {
@@ -114,7 +120,11 @@ func (l *late) acknowledged(op *Op, now uint64) {
 		return
 	}
 	i := l.sessions[op.Nexus.Initiator]
-	if i == nil || len(i.sessions) < 2 && i.acks == nil {
+	if i == nil {
+		return
+	}
+	if len(i.sessions) < 2 && i.acks == nil {
+		i.newest = ack{now, op.Session}
 		return
 	}
 	if i.acks == nil || now-i.turned > stampAgeMax {

@@ -157,14 +157,17 @@ func holdersIn(s *segment) []holder {
 
 // readAgain goes to the other replicas after one failed; bad data is counted and made again from a good copy.
 func (o *Owner) readAgain(op *Op, err error) {
-	if errors.Is(err, wire.ErrCorrupt) {
-		o.env.Metrics.Corrupt.Inc()
-		o.log.Error("replica is corrupt, reading another", "err", err)
-	}
 	if o.stopErr != nil {
 		o.finish(op, wire.Errorf(wire.CodeNotOwner, "%v", o.stopErr))
 		return
 	}
+	// The answer took its time: what was looked up then may have been rewritten and retired since.
+	pieces, need := o.m.Lookup(op.first, uint32(op.count), op.pieces[:0])
+	if need != volume.NoLeaf {
+		o.loadLeaf(need, op)
+		return
+	}
+	op.pieces = pieces
 	o.readSlow(op)
 }
 
@@ -213,6 +216,10 @@ func (o *Owner) readSlow(op *Op) {
 						got = true
 					} else {
 						last = err
+						if errors.Is(err, wire.ErrCorrupt) {
+							o.env.Metrics.Corrupt.Inc()
+							o.log.Error("replica is corrupt, reading another", "err", err)
+						}
 						if errors.Is(err, wire.ErrCorrupt) || errors.Is(err, wire.ErrAbsent) {
 							o.call(func() { o.markBad(src.piece.Segment, st.ID(), err) })
 						}

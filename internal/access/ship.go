@@ -158,8 +158,11 @@ func (o *Owner) shipSession(s *siteShip) error {
 	defer cancel()
 	failed := make(chan error, 8)
 	wg.Go(func() {
-		if err := o.shipCheckpoints(ctx, s, stores); err != nil && ctx.Err() == nil {
-			failed <- err
+		if err := o.shipCheckpoints(ctx, s, stores); err != nil {
+			select {
+			case failed <- err:
+			case <-ctx.Done():
+			}
 		}
 	})
 	sealing := make(chan struct{}, shipSealing)
@@ -176,6 +179,13 @@ func (o *Owner) shipSession(s *siteShip) error {
 		}
 		id := seg.id
 		if h, ok := sealedAt(there[id]); ok {
+			var same bool
+			o.ask(func() { same = seg.sealed && seg.end == h.end && seg.last == h.last })
+			if !same {
+				err := wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s: not where ours ends", id, h.store.ID(), h.last)
+				o.shipFailed(s, seg, h.store, err)
+				return err
+			}
 			o.call(func() { seg.confirm(h.store.ID()) })
 			after = h.last.Seq
 			s.progress(h.last, id, h.end)
@@ -207,7 +217,11 @@ func (o *Owner) shipSession(s *siteShip) error {
 			defer func() { <-sealing }()
 			if _, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start}); err != nil {
 				if ctx.Err() == nil {
-					failed <- fmt.Errorf("seal %s at %s: %w", id, dest.ID(), err)
+					o.shipFailed(s, seg, dest, err)
+				}
+				select {
+				case failed <- fmt.Errorf("seal %s at %s: %w", id, dest.ID(), err):
+				case <-ctx.Done():
 				}
 				return
 			}
@@ -276,7 +290,7 @@ func sealedAt(list []have) (have, bool) {
 }
 
 // segmentAfter finds the segment of the history that holds the record after seq, nil if there is none yet, and
-// the seq before its first record.
+// the seq where the one before it ends.
 func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 	o.ask(func() {
 		i, _ := slices.BinarySearchFunc(o.order, seq, func(s *segment, seq ident.Seq) int {
@@ -286,7 +300,10 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 			return 1
 		})
 		if i < len(o.order) {
-			found, before = o.order[i], o.order[i].before.Seq
+			// What is missing in front of it has been retired: nothing needs it.
+			if found = o.order[i]; i > 0 {
+				before = o.order[i-1].last.Seq
+			}
 		}
 	})
 	return found, before
@@ -296,7 +313,8 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 // segment's number, so that load and capacity spread.
 func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32) {
 	for _, h := range there {
-		if h.state == wire.ReplicaOpen && o.env.Stores.Up(h.store.ID()) {
+		// A short one has lost what its power cut took; appends go on from there, compared with what there is.
+		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) {
 			return h.store, h.end
 		}
 	}
@@ -443,11 +461,11 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 
 // shipFailed makes a mismatch loud: it is never shipped over (§2.3).
 func (o *Owner) shipFailed(s *siteShip, seg *segment, dest journal.Store, err error) {
-	if errors.Is(err, wire.ErrMismatch) || errors.Is(err, wire.ErrGap) {
+	if errors.Is(err, wire.ErrMismatch) || errors.Is(err, wire.ErrGap) || errors.Is(err, wire.ErrFork) || errors.Is(err, wire.ErrSealed) {
 		o.env.Metrics.ShipMismatch.Inc()
 		o.log.Error("a site's copy does not continue ours", "site", s.site, "segment", seg.id, "store", dest.ID(), "err", err)
 	}
-	if errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrConflict) {
+	if e, ok := errors.AsType[*wire.Error](err); ok && (e.Code == wire.CodeFenced || e.Code == wire.CodeConflict && e.Epoch != ident.Epoch{}) {
 		o.call(func() { o.stop(err) })
 	}
 }
