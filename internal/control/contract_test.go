@@ -309,10 +309,20 @@ func testVolumes(t *testing.T, open opener) {
 		"block size":    {Name: "x", SizeBytes: 4096, BlockSize: 1024},
 		"durability":    {Name: "x", SizeBytes: 512, Durability: "maybe"},
 		"too few sites": {Name: "x", SizeBytes: 512, Sites: 2},
-		"home is not 1": {Name: "x", SizeBytes: 512, AtSite: b.ID},
 	} {
 		_, err := c.CreateVolume(ctx, bad, []ident.SiteID{a.ID})
 		wantErr(t, name, err, ErrInvalid)
+	}
+	second := testVolume("x")
+	second.AtSite = b.ID
+	_, err = c.CreateVolume(ctx, second, []ident.SiteID{a.ID, b.ID})
+	wantErr(t, "home is not first", err, ErrInvalid)
+	second.Name = "away" // a home without core servers holds no copy
+	away := must(c.CreateVolume(ctx, second, []ident.SiteID{a.ID}))(t)
+	must(c.DeleteVolume(ctx, away.ID))(t)
+	must(c.ConfirmDeleted(ctx, away.ID))(t)
+	if err := c.ForgetVolume(ctx, away.ID); err != nil {
+		t.Fatal(err)
 	}
 	_, err = c.CreateVolume(ctx, testVolume("x"), []ident.SiteID{99})
 	wantErr(t, "a site that is not there", err, ErrNotFound)

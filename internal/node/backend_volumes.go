@@ -503,7 +503,9 @@ func (b *backend) WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest,
 			if !known {
 				target, known = st.Commit.Seq, true
 			}
-			r := &dozov1.WaitVolumeResponse{Done: len(st.Sites) == len(state.Sites)-1, TargetSeq: uint64(target), Copies: b.copies(state, &st)}
+			owner, _ := b.n.control().Node(st.Owner)
+			others := len(slices.DeleteFunc(slices.Clone(state.Sites), func(s ident.SiteID) bool { return s == owner.Site }))
+			r := &dozov1.WaitVolumeResponse{Done: len(st.Sites) == others, TargetSeq: uint64(target), Copies: b.copies(state, &st)}
 			for _, s := range st.Sites {
 				if s.StableWatermark < target {
 					r.Done = false
