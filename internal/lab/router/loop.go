@@ -18,6 +18,11 @@ const (
 	readBatch = 64
 	// sleepMax bounds a sleep, so that the runtime gets the thread now and then.
 	sleepMax = 10 * time.Millisecond
+	// A sleeping thread wakes some 50 microseconds late. Where few packets are under way, the loop wakes spinAhead early
+	// and looks at the clock until a packet is due; that may cost one spinShare-th of a processor, and spinSaved at once.
+	spinAhead = 80 * time.Microsecond
+	spinShare = 10
+	spinSaved = 2 * time.Millisecond
 )
 
 // loop is the router's thread and all it has. Only do may be called from elsewhere.
@@ -40,6 +45,9 @@ type loop struct {
 	in     [packetBlocks]unix.Iovec
 	out    [packetBlocks + 1]unix.Iovec
 	header [virtioLen + 256]byte
+
+	// spin is how long the loop may look at the clock instead of sleeping.
+	spin time.Duration
 
 	pending atomic.Bool
 	mu      struct {
@@ -158,9 +166,14 @@ func (l *loop) run() error {
 	var events [wan.SitesMax + 1]unix.EpollEvent
 	looked := l.now()
 	for !l.stop {
-		wait := min(max(l.net.Next().Sub(l.now()), 0), sleepMax)
-		ts := unix.NsecToTimespec(int64(wait))
 		before := l.now()
+		wait := min(max(l.net.Next().Sub(before), 0), sleepMax)
+		spins := false
+		if wait > 0 && l.spin >= spinAhead {
+			spins = wait <= spinAhead
+			wait = max(0, wait-spinAhead)
+		}
+		ts := unix.NsecToTimespec(int64(wait))
 		l.stalled(before.Sub(looked))
 		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT2, uintptr(l.epoll), uintptr(unsafe.Pointer(&events[0])),
 			uintptr(len(events)), uintptr(unsafe.Pointer(&ts)), 0, 0)
@@ -174,6 +187,11 @@ func (l *loop) run() error {
 		if n == 0 {
 			// Nothing came, so the sleep was to end at a deadline.
 			l.stalled(looked.Sub(before) - wait)
+		}
+		if spins {
+			l.spin -= looked.Sub(before)
+		} else {
+			l.spin = min(spinSaved, l.spin+looked.Sub(before)/spinShare)
 		}
 		l.net.Advance(looked)
 		if l.pending.Load() {

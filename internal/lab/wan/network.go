@@ -207,8 +207,8 @@ func (n *Network) served(l *line, now Time) {
 	part := l.part
 	l.bytes -= part.Bytes()
 	l.passed(&part)
+	n.leave(l, now, part) // before those behind it, which may leave at once
 	n.serve(l, now)
-	n.leave(l, now, part)
 }
 
 // leave hands a run on that a line has sent.
