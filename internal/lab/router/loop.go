@@ -44,7 +44,7 @@ type loop struct {
 	spare  [packetBlocks]uint32
 	in     [packetBlocks]unix.Iovec
 	out    [packetBlocks + 1]unix.Iovec
-	header [virtioLen + 256]byte
+	header [virtioLen + headMax]byte
 
 	// spin is how long the loop may look at the clock instead of sleeping.
 	spin time.Duration

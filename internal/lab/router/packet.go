@@ -26,6 +26,9 @@ const (
 // mtu of the devices.
 const mtu = 1500
 
+// headMax bounds the headers of a super-packet: IP with options or extension headers, and TCP with options.
+const headMax = 246
+
 // Header lengths and offsets: RFC 791 3.1, RFC 8200 3, RFC 9293 3.1.
 const (
 	ip4HeadMin, ip6Head, tcpHeadMin = 20, 40, 20
@@ -83,7 +86,7 @@ func inspect(b []byte, total int) (shape, error) {
 	}
 	s.head = s.l4 + int(ip[s.l4+12]>>4)*4
 	s.payload = total - virtioLen - s.head
-	if s.head < s.l4+tcpHeadMin || s.head > len(ip) || s.payload <= 0 || s.payload > 0xffff || s.head+s.seg > 0xffff {
+	if s.head < s.l4+tcpHeadMin || s.head > len(ip) || s.head > headMax || s.payload <= 0 || s.payload > 0xffff || s.head+s.seg > 0xffff {
 		return s, errMalformed
 	}
 	s.super = s.payload > s.seg

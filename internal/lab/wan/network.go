@@ -131,6 +131,7 @@ func (n *Network) Send(now Time, r Run) {
 	n.Advance(now)
 	n.path(int(r.From), int(r.To)).stats.Sent += uint64(r.Count)
 	n.enter(&n.up[r.From], now, r)
+	n.Advance(now) // where nothing holds it, it arrives at once
 }
 
 func (n *Network) drop(r Run, why Cause) {

@@ -121,7 +121,7 @@ func TestBufferDrainsWhileARunIsBeingSent(t *testing.T) {
 		t.Fatalf("%+v %v", r.arrived, r.dropped)
 	}
 	_, q := n.Stats(0, 1)
-	if q.BytesMax != 2950 || q.Bytes != 0 || q.Dropped != 1 || q.PassedBytes != 3700 {
+	if q.BytesMax != 3000 || q.Bytes != 0 || q.Dropped != 1 || q.PassedBytes != 3700 {
 		t.Fatalf("%+v", q)
 	}
 }
