@@ -69,6 +69,7 @@ type Owner struct {
 	repair      repairState
 	strays      []stray
 	unanswered  []appendWait // by time
+	turn        atomic.Uint64
 	lastSeg     *segment     // that the last committed record is in
 	lastAppend  time.Duration
 	full        bool  // the last segment could not be opened for want of space
@@ -142,6 +143,7 @@ func (o *Owner) run() {
 		o.q.events, o.q.spare = o.q.spare[:0], nil
 		o.q.Unlock()
 
+		o.beginTurn()
 		for i := range evs {
 			o.handle(&evs[i])
 		}
@@ -198,8 +200,13 @@ func (o *Owner) settle() {
 	}
 }
 
-// tick is the owner's clock for stamps (R9): milliseconds of CLOCK_BOOTTIME.
-func (o *Owner) tick() uint64 { return uint64(o.env.Clock() / int64(time.Millisecond)) }
+// tick is the owner's clock for stamps (R9): milliseconds of CLOCK_BOOTTIME, as of the beginning of this turn of
+// the loop. Reading that clock is a system call, so a turn reads it once; a stamp that is a little old only
+// makes its command seem older than it is.
+func (o *Owner) tick() uint64 { return o.turn.Load() }
+
+// beginTurn reads the clock. The timers' turns, every 20 ms, keep it fresh while nothing else happens.
+func (o *Owner) beginTurn() { o.turn.Store(uint64(o.env.Clock() / int64(time.Millisecond))) }
 
 // Epoch of the owner.
 func (o *Owner) Epoch() ident.Epoch { return o.epoch }

@@ -35,6 +35,31 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 		cfg.Heard, cfg.HeardStable, cfg.Proven = rec.Commit, rec.Stable, rec.Proven()
 	}
+	// A hole behind the checkpoint is where power failed on both holders while something newer was stable already.
+	if !rec.EndKnown {
+		for {
+			point, err := rd.newestCheckpoint(rec)
+			if err != nil {
+				return err
+			}
+			end, hole := rec.Hole(point.At.Seq)
+			if !hole {
+				break
+			}
+			o.log.Error("a hole in the history: it ends there", "seq", end, "commit", rec.Commit.Seq)
+			rec.CutAt(end)
+			if rec.LostStable {
+				return errLostStable(o, rec)
+			}
+			if tail, err = rd.tail(rec); err != nil {
+				return err
+			}
+			if end == point.At.Seq {
+				rd.at = point.At
+			}
+			cfg.Proven = false
+		}
+	}
 	for store, a := range answers {
 		for _, r := range a.Replicas {
 			if r.Segment.IsCheckpoint() && r.State == wire.ReplicaSealed {
@@ -115,6 +140,10 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 	}
 	return nil
+}
+
+func errLostStable(o *Owner, rec *journal.Recovery) error {
+	return fmt.Errorf("journal %s ends at seq %d, below the stable point %d: an operator has to force it", o.journalID, rec.Last.Seq, rec.Stable.Seq)
 }
 
 // announced is what the newest checkpoint covers that the records announce.
@@ -205,6 +234,9 @@ func (rd *rebuilder) tail(rec *journal.Recovery) ([]*journal.Entry, error) {
 			}
 		}
 	}
+	if rec.Lost && rec.Commit.Seq == 0 {
+		return nil, nil
+	}
 	if rec.Lost && len(rec.Past) > 0 {
 		got, err := rd.readRange(&rec.Past[len(rec.Past)-1])
 		if err != nil {
@@ -273,7 +305,7 @@ func (rd *rebuilder) newestCheckpoint(rec *journal.Recovery) (p journal.Checkpoi
 			if x.Entries[j].Kind != journal.KindCheckpoint {
 				continue
 			}
-			_, body, err := rd.o.readRecord(r.Segment, x.Entries[j].Offset)
+			_, body, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[j].Offset)
 			if err != nil {
 				return p, fmt.Errorf("checkpoint announcement: %w", err)
 			}

@@ -69,7 +69,7 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 		log.Error("records at or below the commit point are lost", "last", rec.Last.Seq, "stable", rec.Stable.Seq)
 	}
 	if rec.LostStable {
-		return fail(fmt.Errorf("journal %s ends at seq %d, below the stable point %d: an operator has to force it", spec.ID, rec.Last.Seq, rec.Stable.Seq))
+		return fail(errLostStable(o, rec))
 	}
 	if err := o.chooseMembers(ctx, rev); err != nil {
 		return fail(err)

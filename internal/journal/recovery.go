@@ -243,6 +243,41 @@ func (r *Recovery) chain(groups []*group, starts map[ident.Epoch]wire.EpochStart
 	r.Past = past
 }
 
+// Hole gives the end of the history in front of the first gap behind from, and whether there is one up to the
+// commit point. What from covers need not be there.
+func (r *Recovery) Hole(from ident.Seq) (end ident.Seq, hole bool) {
+	end = from
+	for i := range r.Past {
+		if x := &r.Past[i]; x.To > end {
+			if x.From > end+1 {
+				return end, true
+			}
+			end = x.To
+		}
+	}
+	return end, end < r.Commit.Seq
+}
+
+// CutAt ends the history at a hole in the past (R8: the prefix ends in front of what was never stable, even if
+// something behind it was): a loss that is reported.
+func (r *Recovery) CutAt(end ident.Seq) {
+	r.Lost = true
+	r.LostStable = end < r.Stable.Seq
+	r.Commit, r.Last = ident.Position{Seq: end}, ident.Position{Seq: end}
+	r.Tail = nil
+	past := r.Past[:0]
+	for _, x := range r.Past {
+		if x.From > end {
+			continue
+		}
+		if x.To > end {
+			x.To, x.Sealed, x.End = end, false, 0
+		}
+		past = append(past, x)
+	}
+	r.Past = past
+}
+
 // run finds the end of the highest epoch's run and what of it is above the commit point.
 func (r *Recovery) run(of []*group) {
 	first := of[0].Before

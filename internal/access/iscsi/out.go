@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dozo/internal/nowait"
+
 	"dozo/internal/access/scsi"
 )
 
@@ -226,9 +228,9 @@ func newRawWriter(nc net.Conn) *rawWriter {
 	w := &rawWriter{raw: raw}
 	w.try = func(fd uintptr) bool {
 		if len(w.pieces) == 1 {
-			w.n, w.err = unix.Write(int(fd), w.pieces[0])
+			w.n, w.err = nowait.Write(int(fd), w.pieces[0])
 		} else {
-			w.n, w.err = unix.Writev(int(fd), w.pieces[:min(len(w.pieces), iovMax)])
+			w.n, w.err = nowait.Writev(int(fd), w.pieces[:min(len(w.pieces), iovMax)])
 		}
 		return true // never wait here
 	}
