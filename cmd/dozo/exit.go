@@ -8,6 +8,8 @@ import (
 	"connectrpc.com/connect"
 
 	"dozo/internal/api"
+	"dozo/internal/lab"
+	"dozo/internal/lab/router"
 	"dozo/internal/up"
 )
 
@@ -85,6 +87,7 @@ func exitCode(err error) int {
 		code int
 	}{
 		{api.ErrUnreachable, exitUnreachable}, {api.ErrNoContext, exitUnreachable},
+		{lab.ErrUsage, exitUsage}, {router.ErrSetting, exitUsage}, {lab.ErrExists, exitConflict}, {lab.ErrNoRouter, exitUnreachable},
 		{up.ErrShape, exitUsage}, {up.ErrOtherShape, exitConflict}, {up.ErrNoSystem, exitNotFound},
 		{context.DeadlineExceeded, exitTimeout}, {context.Canceled, exitInterrupted},
 		{fs.ErrNotExist, exitNotFound}, {fs.ErrPermission, exitUnauthorised},

@@ -78,4 +78,3 @@ func labPrintStatus(a *app, l *lab.Lab) error {
 	}
 	return nil
 }
-

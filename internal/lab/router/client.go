@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 )
 
@@ -45,6 +46,9 @@ func (c *Client) call(req Request) (*Response, error) {
 	var resp Response
 	if err := json.Unmarshal(line, &resp); err != nil {
 		return nil, fmt.Errorf("the router's answer: %w", err)
+	}
+	if resp.Setting {
+		return nil, fmt.Errorf("%w%s", ErrSetting, strings.TrimPrefix(resp.Error, ErrSetting.Error()))
 	}
 	if resp.Error != "" {
 		return nil, errors.New(resp.Error)

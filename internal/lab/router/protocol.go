@@ -144,7 +144,9 @@ type Request struct {
 // Response is the answer to a Request.
 type Response struct {
 	Error string `json:"error,omitempty"`
-	State *State `json:"state,omitempty"`
+	// Setting: the error is an ErrSetting.
+	Setting bool   `json:"setting,omitempty"`
+	State   *State `json:"state,omitempty"`
 }
 
 // State is all settings and counts.

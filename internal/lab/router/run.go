@@ -156,7 +156,7 @@ func (s *server) answer(line []byte) Response {
 			return Response{Error: "the router ends"}
 		}
 		if err != nil {
-			return Response{Error: err.Error()}
+			return Response{Error: err.Error(), Setting: errors.Is(err, ErrSetting)}
 		}
 		return Response{}
 	case OpStop:
