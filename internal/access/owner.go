@@ -70,7 +70,7 @@ type Owner struct {
 	strays      []stray
 	unanswered  []appendWait // by time
 	turn        atomic.Uint64
-	lastSeg     *segment     // that the last committed record is in
+	lastSeg     *segment // that the last committed record is in
 	lastAppend  time.Duration
 	full        bool  // the last segment could not be opened for want of space
 	refused     []*Op // scratch of refuseForSpace
@@ -183,6 +183,9 @@ func (o *Owner) settle() {
 			break
 		}
 	}
+	if o.full && o.w.Queued() > 0 {
+		o.refuseForSpace()
+	}
 	o.releaseStable()
 	if len(o.barWait) > 0 {
 		o.releaseBars()
@@ -203,7 +206,7 @@ func (o *Owner) settle() {
 // tick is the owner's clock for stamps (R9): milliseconds of CLOCK_BOOTTIME, as of the beginning of this turn of
 // the loop. Reading that clock is a system call, so a turn reads it once; a stamp that is a little old only
 // makes its command seem older than it is.
-func (o *Owner) tick() uint64 { return o.turn.Load() }
+func (o *Owner) tick() uint64 { return uint64(o.env.Clock() / int64(time.Millisecond)) }
 
 // beginTurn reads the clock. The timers' turns, every 20 ms, keep it fresh while nothing else happens.
 func (o *Owner) beginTurn() { o.turn.Store(uint64(o.env.Clock() / int64(time.Millisecond))) }

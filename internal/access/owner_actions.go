@@ -97,7 +97,7 @@ func (o *Owner) giveUpSlow() {
 // refuseForSpace fails the writes that no pair of stores has room for. Those that may be on a store already
 // keep their place and go on once there is room again.
 func (o *Owner) refuseForSpace() {
-	if o.stopErr != nil || !o.w.Blocked() {
+	if o.stopErr != nil || !o.w.Stuck() {
 		return
 	}
 	for _, e := range o.w.DropUnsent() {

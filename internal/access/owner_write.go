@@ -39,7 +39,7 @@ func (o *Owner) admit(op *Op) {
 		}
 		op.barred = true
 	}
-	if o.full && writes(op.Kind) && o.w.Blocked() {
+	if o.full && writes(op.Kind) && o.w.Stuck() {
 		o.dropBuf(op)
 		o.finish(op, wire.Errorf(wire.CodeNoSpace, "no two core servers have room for another segment"))
 		return

@@ -145,6 +145,7 @@ type Action struct {
 type memberState struct {
 	Member
 	up       bool
+	full     bool // had no room for a segment when it was last asked
 	boot     ident.BootID
 	syncing  bool
 	syncMore bool
@@ -269,6 +270,12 @@ func (w *Writer) Blocked() bool {
 		}
 	}
 	return up < 2
+}
+
+// Stuck reports that records can go nowhere: no segment is open and no two members can be asked for one.
+func (w *Writer) Stuck() bool {
+	_, _, ok := w.pair()
+	return w.cur == nil && w.next == nil && !ok
 }
 
 // Actions gives what is to be done, in order, and forgets it. The slice is valid until the next event.
@@ -441,6 +448,7 @@ func (w *Writer) pair() (a, b int, ok bool) {
 	var home, away []int
 	for i, m := range w.members {
 		switch {
+		case m.full:
 		case m.up && m.Home:
 			home = append(home, i)
 		case m.up:
@@ -462,7 +470,14 @@ func (w *Writer) Opened(s *Segment, member int, boot ident.BootID, err error) {
 	if w.stopped != nil || w.deposed(err) {
 		return
 	}
-	if err != nil {
+	if errors.Is(err, wire.ErrNoSpace) {
+		// What it has open has its room already: only new segments go elsewhere.
+		w.members[member].full = true
+		if w.next == s {
+			w.next = nil
+			w.discard(s)
+		}
+	} else if err != nil {
 		s.openFails = true
 		w.fail(member)
 	} else {
@@ -714,6 +729,7 @@ func (w *Writer) sameBoot(member int, boot ident.BootID) bool {
 // the current one is on a member of another site for want of it.
 func (w *Writer) Up(member int) {
 	m := &w.members[member]
+	m.full = false
 	if m.up || w.stopped != nil {
 		return
 	}
