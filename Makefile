@@ -28,7 +28,8 @@ build: ## bin/dozo
 	$(GO) build -trimpath -buildvcs=$(VCS) -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/dozo
 
 up: build ## build, and run three sites of two nodes on this machine, with data in DIR (default ./dozo-data)
-	$(BIN) up --detach --dir '$(DIR)' $(UPFLAGS)
+	@# 4: conflict. If that is because all of it runs already, it is what was wanted.
+	@$(BIN) up --detach --dir '$(DIR)' $(UPFLAGS) || { status=$$?; [ $$status = 4 ] && $(BIN) node list --dir '$(DIR)' || exit $$status; }
 
 down: build ## stop what `make up` has started; the data stay
 	$(BIN) down --dir '$(DIR)'
