@@ -33,7 +33,7 @@ func newLabUp(a *app) *cobra.Command {
 		Use: "up", Short: "Make sites and the network between them", Args: names(),
 		Long: `Make sites and the network between them, and leave it running. What is given here holds for all paths; dozo lab set
 changes single ones. With --nodes each site gets that many dozo nodes on its own addresses; their data are in --dir
-(default ./` + labDir + `) and stay when the lab ends.`,
+(default ./` + labDir + `) and stay when the lab ends. Where dozo up would run a witness, it gets a site of its own.`,
 		Example: "  dozo lab up --sites 3 --rtt 18ms --rate 1gbit\n  dozo lab up --sites tokyo,osaka --rtt 9ms --access 500mbit --nodes 2",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), a) },
 	}
@@ -58,6 +58,9 @@ func (o *labUp) run(ctx context.Context, a *app) error {
 	sites, err := lab.ParseSites(o.sites)
 	if err != nil {
 		return err
+	}
+	if o.nodes > 0 {
+		sites = lab.NodeSites(sites, o.nodes)
 	}
 	spec, err := lab.NewSpec(o.name, sites, max(o.addresses, o.nodes))
 	if err != nil {

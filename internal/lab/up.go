@@ -33,10 +33,9 @@ type Options struct {
 	// MemoryBytes is for packets under way; 0: 512 MiB.
 	MemoryBytes int
 	Seed        uint64
-	Out         io.Writer
 }
 
-// Up makes a lab and starts its router; what was made is removed again if something fails.
+// Up makes a lab and starts its router and nodes; what was made is removed again if something fails.
 func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := needRoot(); err != nil {
 		return nil, err
@@ -55,6 +54,9 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 			return nil, err
 		}
 		cfg.Changes = append(cfg.Changes, changes...)
+	}
+	if _, err := nodePlan(spec); err != nil {
+		return nil, err
 	}
 	lock, err := lockLab(spec.Name)
 	if err != nil {
@@ -93,18 +95,26 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 			return nil, fmt.Errorf("site %s: %w", s.Name, err)
 		}
 	}
-	return &Lab{Spec: *spec}, nil
+	l := &Lab{Spec: *spec}
+	if err := l.startNodes(ctx, o.program()); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// program is the dozo to run.
+func (o Options) program() string {
+	if o.Program != "" {
+		return o.Program
+	}
+	if exe, err := os.Executable(); err == nil {
+		return exe
+	}
+	return "/proc/self/exe"
 }
 
 // startRouter starts the router in a session of its own and waits until it is ready.
 func startRouter(ctx context.Context, o Options) error {
-	program := o.Program
-	if program == "" {
-		var err error
-		if program, err = os.Executable(); err != nil {
-			return err
-		}
-	}
 	dir := stateDir(o.Spec.Name)
 	log, err := os.OpenFile(filepath.Join(dir, routerLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -116,7 +126,7 @@ func startRouter(ctx context.Context, o Options) error {
 		return err
 	}
 	defer r.Close()
-	cmd := exec.Command(program, "lab", "router", "--name", o.Spec.Name)
+	cmd := exec.Command(o.program(), "lab", "router", "--name", o.Spec.Name)
 	// Down knows it by these arguments.
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	cmd.ExtraFiles = []*os.File{w} // file 3: closed without a word means that it has ended
