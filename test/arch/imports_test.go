@@ -25,6 +25,7 @@ var allowed = []struct {
 	{"size", nil},
 	{"version", nil},
 	{"vfs", nil},
+	{"nowait", nil},
 	{"pki", nil},
 	{"config", []string{"ident"}},
 	// The words between nodes, the rules of the history, the state machine on top, the disk below. Journal knows
@@ -33,12 +34,12 @@ var allowed = []struct {
 	{"journal", []string{"ident", "wire"}},
 	{"volume", []string{"ident", "journal"}},
 	{"core", []string{"ident", "journal", "vfs", "wire"}},
-	{"peer", []string{"ident", "journal", "wire"}},
+	{"peer", []string{"ident", "journal", "nowait", "wire"}},
 	{"control", []string{"ident", "pki"}},
 	// Protocols: reserve knows no protocol, scsi no network and no iSCSI, iscsi nothing of what is behind a target.
 	{"access/reserve", []string{"ident"}},
 	{"access/scsi", []string{"access/reserve", "ident"}},
-	{"access/iscsi", []string{"access/reserve", "access/scsi"}},
+	{"access/iscsi", []string{"access/reserve", "access/scsi", "nowait"}},
 	{"access/iscsi/iscsitest", []string{"access/iscsi", "access/reserve", "access/scsi", "ident"}},
 	{"access", []string{"control", "ident", "journal", "volume", "wire"}},
 	{"access/export", []string{"access", "access/iscsi", "access/reserve", "access/scsi", "control", "ident", "journal", "wire"}},
@@ -54,13 +55,13 @@ var allowed = []struct {
 	{"api", []string{"api/dozov1", "api/dozov1/dozov1connect", "control", "ident", "pki"}},
 	{"api/apitest", []string{"api", "api/dozov1", "control", "ident", "pki"}},
 	{"inspect", []string{"core", "journal", "vfs", "volume"}},
-	// Several sites on one machine with distance between them.
-	{"lab/wan", nil},
-	{"lab/router", []string{"lab/wan"}},
-	{"lab", []string{"lab/router", "lab/wan", "size"}},
 	{"up", []string{"api", "api/dozov1", "api/view", "config", "ident", "pki"}},
 	// What prints files without a node.
 	{"inspect", []string{"core", "journal", "vfs", "volume"}},
+	// Several sites on one machine with distance between them.
+	{"lab/wan", nil},
+	{"lab/router", []string{"lab/wan"}},
+	{"lab", []string{"api", "config", "ident", "lab/router", "lab/wan", "pki", "size", "up"}},
 	// node wires everything; nothing below may know it.
 	{"node", []string{"*"}},
 }
