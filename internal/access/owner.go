@@ -206,7 +206,7 @@ func (o *Owner) settle() {
 // tick is the owner's clock for stamps (R9): milliseconds of CLOCK_BOOTTIME, as of the beginning of this turn of
 // the loop. Reading that clock is a system call, so a turn reads it once; a stamp that is a little old only
 // makes its command seem older than it is.
-func (o *Owner) tick() uint64 { return uint64(o.env.Clock() / int64(time.Millisecond)) }
+func (o *Owner) tick() uint64 { return o.turn.Load() }
 
 // beginTurn reads the clock. The timers' turns, every 20 ms, keep it fresh while nothing else happens.
 func (o *Owner) beginTurn() { o.turn.Store(uint64(o.env.Clock() / int64(time.Millisecond))) }

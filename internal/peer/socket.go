@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"dozo/internal/nowait"
 )
 
 const (
@@ -47,9 +49,9 @@ func newSocket(conn net.Conn) *socket {
 	s.attempt = func(fd uintptr) bool {
 		for {
 			if len(s.try) == 1 {
-				s.tried, s.tryErr = unix.Write(int(fd), s.try[0])
+				s.tried, s.tryErr = nowait.Write(int(fd), s.try[0])
 			} else {
-				s.tried, s.tryErr = unix.Writev(int(fd), s.try)
+				s.tried, s.tryErr = nowait.Writev(int(fd), s.try)
 			}
 			if s.tryErr != unix.EINTR {
 				return true
