@@ -88,6 +88,7 @@ func exitCode(err error) int {
 	}{
 		{api.ErrUnreachable, exitUnreachable}, {api.ErrNoContext, exitUnreachable},
 		{lab.ErrUsage, exitUsage}, {router.ErrSetting, exitUsage}, {lab.ErrExists, exitConflict}, {lab.ErrNoRouter, exitUnreachable},
+		{lab.ErrNoLab, exitNotFound}, {lab.ErrRoot, exitUnauthorised},
 		{up.ErrShape, exitUsage}, {up.ErrOtherShape, exitConflict}, {up.ErrNoSystem, exitNotFound},
 		{context.DeadlineExceeded, exitTimeout}, {context.Canceled, exitInterrupted},
 		{fs.ErrNotExist, exitNotFound}, {fs.ErrPermission, exitUnauthorised},

@@ -653,3 +653,56 @@ func TestDownAfterCrashes(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestNodes starts dozo nodes, if DOZO_BIN says with what program.
+func TestNodes(t *testing.T) {
+	program := os.Getenv("DOZO_BIN")
+	if program == "" {
+		t.Skip("DOZO_BIN names no program")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	const name = "tnodes"
+	spec, err := NewSpec(name, NodeSites([]string{"east", "west"}, 1), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Nodes, spec.Dir = 1, t.TempDir()
+	if err := Down(name, 0, io.Discard); err != nil && !errors.Is(err, ErrNoLab) {
+		t.Fatal(err)
+	}
+	l, err := Up(t.Context(), Options{Spec: spec, Program: program, Commands: [][]string{{"set", "all", "rtt=10ms", "rate=1gbit"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := Down(name, Grace, io.Discard); err != nil {
+			t.Error(err)
+		}
+	})
+	st, err := l.Status()
+	if err != nil || len(st.Nodes) != 3 {
+		t.Fatalf("%+v %v", st, err)
+	}
+	for _, n := range st.Nodes {
+		if n.PID == 0 {
+			t.Errorf("%s does not run", n.Name)
+		}
+	}
+	c := exec.Command(program, "status", "-o", "json")
+	c.Env = append(os.Environ(), l.Env()...)
+	if out, err := c.CombinedOutput(); err != nil || !bytes.Contains(out, []byte(`"west-1"`)) {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	// The voters speak to each other through the router.
+	counts, err := l.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range counts.Paths {
+		if p.Delivered == 0 {
+			t.Errorf("nothing passed from %s to %s", p.From, p.To)
+		}
+	}
+}

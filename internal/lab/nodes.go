@@ -164,7 +164,7 @@ func prepareNodes(s *Spec, plan []labNode, now time.Time) error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 		if !slices.Equal(old.Sites, rec.Sites) || old.Nodes != rec.Nodes {
-			return fmt.Errorf("%s %w with %d nodes at each of %s: give another --dir", s.Dir, ErrExists, old.Nodes, strings.Join(old.Sites, ", "))
+			return fmt.Errorf("%s %w, for %d nodes at each of %s: give another --dir", s.Dir, ErrExists, old.Nodes, strings.Join(old.Sites, ", "))
 		}
 		rec = old
 	}

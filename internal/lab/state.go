@@ -36,11 +36,11 @@ const Device = "wan0"
 
 var (
 	// ErrRoot: only root may make namespaces.
-	ErrRoot = fmt.Errorf("dozo lab needs root: it makes network namespaces and devices: %w", fs.ErrPermission)
+	ErrRoot = errors.New("dozo lab needs root: it makes network namespaces and devices")
 	// ErrNoLab: there is no such lab.
-	ErrNoLab = fmt.Errorf("no such lab: %w", fs.ErrNotExist)
-	// ErrExists: there is such a lab already, or something that it has left.
-	ErrExists = fmt.Errorf("exists already: %w", fs.ErrExist)
+	ErrNoLab = errors.New("there is no such lab")
+	// ErrExists: there is such a lab already, or something that it has left; or data of another one.
+	ErrExists = errors.New("exists already")
 	// ErrNoRouter: the lab's router does not run.
 	ErrNoRouter = errors.New("the router does not run; dozo lab down, then up again")
 )

@@ -37,12 +37,6 @@ type Options struct {
 
 // Up makes a lab and starts its router and nodes; what was made is removed again if something fails.
 func Up(ctx context.Context, o Options) (_ *Lab, err error) {
-	if err := needRoot(); err != nil {
-		return nil, err
-	}
-	if _, err := exec.LookPath("ip"); err != nil {
-		return nil, fmt.Errorf("dozo lab configures namespaces with ip (package iproute2): %w", err)
-	}
 	spec := o.Spec
 	cfg := router.Config{MemoryBytes: o.MemoryBytes, Seed: o.Seed}
 	for _, s := range spec.Sites {
@@ -57,6 +51,12 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	}
 	if _, err := nodePlan(spec); err != nil {
 		return nil, err
+	}
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		return nil, fmt.Errorf("dozo lab configures namespaces with ip (package iproute2): %w", err)
 	}
 	lock, err := lockLab(spec.Name)
 	if err != nil {
