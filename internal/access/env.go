@@ -1,7 +1,6 @@
 package access
 
 import (
-	"context"
 	"log/slog"
 	"time"
 
@@ -76,6 +75,3 @@ func (l Limits) withDefaults() Limits {
 	}
 	return l
 }
-
-// background is the context of work that belongs to the owner and not to a request.
-func (o *Owner) background() context.Context { return o.ctx }

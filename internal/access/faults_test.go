@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -488,9 +489,13 @@ func TestADivergedSiteIsLoud(t *testing.T) {
 	})
 	c.kill(c.seats[2])
 	c.kill(c.seats[3])
-	for range 5 {
+	eventually(t, "the session has ended", func() bool {
 		im.change(t)
-	}
+		s := im.o.ships[0]
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return strings.HasPrefix(s.mu.state, "waiting")
+	})
 	c.start(c.seats[2])
 	c.start(c.seats[3])
 	eventually(t, "the mismatch is counted", func() bool { return counter(im.o.env.Metrics.ShipMismatch) > 0 })

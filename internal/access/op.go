@@ -44,7 +44,6 @@ type Op struct {
 	part     uint8 // of its request: of the first of its records
 	over     bool  // its answer is decided
 	child    bool  // made by the owner for a part of another
-	err      error
 	pieces   []volume.Piece
 	read     wire.Read
 	replies  []wire.ReadReply

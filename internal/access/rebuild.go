@@ -292,10 +292,17 @@ func (rd *rebuilder) readFrom(st journal.Store, r *journal.Range) ([]*journal.En
 	return out, nil
 }
 
-// newestCheckpoint finds the newest announcement: the header of a segment repeats those before it, later ones
-// stand in the records.
+// newestCheckpoint finds the newest announcement. The header of the last segment names the newest one that was
+// committed when the segment was begun; a later one stands in a record, in that segment or, if it was under way
+// just then, at the end of an earlier one.
 func (rd *rebuilder) newestCheckpoint(rec *journal.Recovery) (p journal.CheckpointPoint, err error) {
-	for i := len(rec.Past) - 1; i >= 0; i-- {
+	if len(rec.Past) == 0 {
+		return p, nil
+	}
+	if p, err = rd.headerPoint(&rec.Past[len(rec.Past)-1]); err != nil {
+		return p, err
+	}
+	for i := len(rec.Past) - 1; i >= 0 && rec.Past[i].To > p.At.Seq; i-- {
 		r := &rec.Past[i]
 		x, err := rd.index(r)
 		if err != nil {
@@ -309,26 +316,32 @@ func (rd *rebuilder) newestCheckpoint(rec *journal.Recovery) (p journal.Checkpoi
 			if err != nil {
 				return p, fmt.Errorf("checkpoint announcement: %w", err)
 			}
-			return journal.DecodeCheckpoint(body)
-		}
-		var head wire.ReadReply
-		var last error = fmt.Errorf("segment %s: no replica answers", r.Segment)
-		for _, st := range rd.stores(r) {
-			if head, last = st.ReadRaw(rd.ctx, &wire.ReadRaw{Segment: r.Segment, Offset: 0, Len: journal.SegmentHeaderSize}); last == nil {
-				break
+			found, err := journal.DecodeCheckpoint(body)
+			if err != nil || found.At.Seq > p.At.Seq {
+				return found, err
 			}
+			return p, nil
 		}
-		if last != nil {
-			return p, last
-		}
-		h, err := journal.DecodeSegmentHeader(head.Data)
-		release(head)
-		if err != nil {
-			return p, err
-		}
-		return h.Point, nil
 	}
 	return p, nil
+}
+
+// headerPoint reads the checkpoint that a segment's header names.
+func (rd *rebuilder) headerPoint(r *journal.Range) (p journal.CheckpointPoint, err error) {
+	last := fmt.Errorf("segment %s: no replica answers", r.Segment)
+	for _, st := range rd.stores(r) {
+		var head wire.ReadReply
+		if head, last = st.ReadRaw(rd.ctx, &wire.ReadRaw{Segment: r.Segment, Offset: 0, Len: journal.SegmentHeaderSize}); last != nil {
+			continue
+		}
+		var h journal.SegmentHeader
+		h, last = journal.DecodeSegmentHeader(head.Data)
+		release(head)
+		if last == nil {
+			return h.Point, nil
+		}
+	}
+	return p, last
 }
 
 // replay applies the records of a range that the map doesn't have.

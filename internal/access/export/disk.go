@@ -233,8 +233,6 @@ type pathCache struct {
 }
 
 type pathEntry struct {
-	owner string
-	nodes uint64
-	at    time.Time
-	info  reserve.PathInfo
+	at   time.Time
+	info reserve.PathInfo
 }
