@@ -12,8 +12,7 @@ import (
 )
 
 type nodeRevoke struct {
-	serial string
-	req    dozov1.RevokeRequest
+	req dozov1.RevokeRequest
 }
 
 func newNodeRevoke(a *app) *cobra.Command {

@@ -90,6 +90,18 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 	if err != nil {
 		return err
 	}
+	// An announcement in the tail counts too: it becomes committed with the tail, and the next owner will go by it.
+	for _, e := range cfg.Tail {
+		if e.Kind == journal.KindCheckpoint {
+			found, err := journal.DecodeCheckpoint(e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen])
+			if err != nil {
+				return fmt.Errorf("checkpoint announcement: %w", err)
+			}
+			if found.At.Seq > point.At.Seq {
+				point = found
+			}
+		}
+	}
 	if point.At.Seq > 0 {
 		if o.m, err = volume.Load(o.journalID, point, o.partReader()); err != nil {
 			return fmt.Errorf("map of %s: %w", o.journalID, err)

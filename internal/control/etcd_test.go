@@ -245,7 +245,7 @@ func TestThreeVoters(t *testing.T) {
 	if _, _, ok := c.Journal(v.ID); !ok {
 		t.Error("the owner is not known any more")
 	}
-	voters = startAll()
+	startAll()
 	must(c.CreateVolume(ctx, testVolume("v4"), []ident.SiteID{a.ID}))(t)
 
 	if err := c.Close(); err != nil {

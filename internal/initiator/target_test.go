@@ -60,7 +60,6 @@ type targetTask struct {
 	next uint32
 	done bool
 	off  int // of the next R2T
-	stat *PDU
 }
 
 type targetConn struct {

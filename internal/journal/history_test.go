@@ -53,7 +53,6 @@ type model struct {
 	pending []func() // messages under way, delivered in random order but per (member, segment) in order
 	now     time.Duration
 	acked   []ident.Position // of the whole life: what clients were told
-	flushed ident.Seq
 	next    int
 	trouble string
 	over    bool

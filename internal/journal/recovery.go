@@ -99,7 +99,6 @@ func damaged(a *wire.FenceReply) bool {
 // group is all replicas of one segment of the history.
 type group struct {
 	Range
-	start wire.EpochStart
 	short bool // some replica's end is uncertain
 	knows bool // some other's is not
 }

@@ -35,7 +35,6 @@ func testNet(host byte) netip.Addr {
 type testCluster struct {
 	t     *testing.T
 	dir   string
-	wg    sync.WaitGroup
 	nodes map[string]*testNode
 }
 

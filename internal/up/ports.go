@@ -9,8 +9,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // PortError is an address that a node can not have.
@@ -33,13 +35,31 @@ func (e *PortError) Error() string {
 
 func (e *PortError) Unwrap() error { return e.Err }
 
-// portsFree tries the addresses of all.
+// portsPatience is how long an address may still be held by what can not be seen: a process that was killed has
+// its sockets until its last thread is gone.
+const portsPatience = 5 * time.Second
+
+// portsFree tries the addresses of all. One that a process which can be named holds is an error at once.
 func portsFree(procs []Process) error {
-	var errs []error
-	for _, p := range procs {
-		errs = append(errs, checkPorts(p))
+	for deadline := time.Now().Add(portsPatience); ; time.Sleep(50 * time.Millisecond) {
+		var errs []error
+		for _, p := range procs {
+			errs = append(errs, checkPorts(p))
+		}
+		err := errors.Join(errs...)
+		if err == nil || time.Now().After(deadline) || namesHolder(err) {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+}
+
+// namesHolder reports whether some port's holder is known, or the trouble is not that a port is held.
+func namesHolder(err error) bool {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		return slices.ContainsFunc(many.Unwrap(), namesHolder)
+	}
+	pe, ok := errors.AsType[*PortError](err)
+	return !ok || pe.Process != "" || !errors.Is(pe, syscall.EADDRINUSE)
 }
 
 // checkPorts tries the addresses on which a process will listen. Somebody else may still take one before it
