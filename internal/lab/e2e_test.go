@@ -189,7 +189,7 @@ func median[T ~int64 | ~float64](list []T) T {
 func (l *Lab) capture(t *testing.T, site, filter string) func() []captured {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), site+".pcap")
-	c := exec.Command("tcpdump", "-n", "-i", Device, "-U", "-B", "32768", "-s", "96", "--time-stamp-precision=nano", "-w", file, filter)
+	c := exec.Command("tcpdump", "-n", "-i", Device, "-U", "--immediate-mode", "-B", "32768", "-s", "96", "--time-stamp-precision=nano", "-w", file, filter)
 	r, err := c.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -197,14 +197,18 @@ func (l *Lab) capture(t *testing.T, site, filter string) func() []captured {
 	if err := l.Start(site, c); err != nil {
 		t.Fatal(err)
 	}
-	// It says so when it listens.
-	buf := make([]byte, 256)
-	if _, err := r.Read(buf); err != nil {
-		t.Fatal(err)
+	// It says so when it listens, maybe after a warning.
+	said := make([]byte, 0, 4096)
+	for !bytes.Contains(said, []byte("listening on")) {
+		n, err := r.Read(said[len(said):cap(said)])
+		if err != nil {
+			t.Fatalf("tcpdump: %v: %s", err, said)
+		}
+		said = said[:len(said)+n]
 	}
 	return func() []captured {
 		t.Helper()
-		time.Sleep(200 * time.Millisecond) // the kernel hands captures over in blocks
+		time.Sleep(200 * time.Millisecond) // for what is under way
 		_ = c.Process.Signal(unix.SIGINT)
 		_, _ = io.Copy(io.Discard, r)
 		_ = c.Wait()
@@ -677,7 +681,8 @@ func TestNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := Down(name, Grace, io.Discard); err != nil {
+		// Nodes whose data nobody wants again need not drain.
+		if err := Down(name, time.Second, io.Discard); err != nil {
 			t.Error(err)
 		}
 	})
