@@ -22,7 +22,6 @@ import (
 // numbered is a volume whose writes are numbered: write i puts i into block i%blocks. So the state after any
 // write is known, and what is read can be held to be such a state.
 type numbered struct {
-	o       *Owner
 	blocks  int
 	mu      sync.Mutex
 	next    int

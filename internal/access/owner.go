@@ -93,7 +93,6 @@ type event struct {
 	kind   eventKind
 	op     *Op
 	member int
-	seg    *journal.Segment
 	batch  *journal.Batch
 	boot   ident.BootID
 	err    error

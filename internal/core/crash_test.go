@@ -75,7 +75,6 @@ func runPowerCut(t *testing.T, seed uint64, percent int) {
 		case !ok:
 			t.Fatalf("seed %d: replica %s is gone", seed, o.seg)
 		case sealed[o.seg]:
-			n = len(o.ends)
 			if r.State != wire.ReplicaSealed || r.Last != o.at || r.End != o.off || r.StableEnd != o.off {
 				t.Fatalf("seed %d: sealed replica is %+v", seed, r)
 			}

@@ -137,8 +137,7 @@ func flood(t *testing.T, d *Disk, n, depth int) {
 		c := &Command{}
 		want, got := noise(4096), make([]byte, 4096)
 		reading := false
-		var again func(*Command)
-		again = func(c *Command) {
+		again := func(c *Command) {
 			if err := c.Error(); err != nil {
 				errs <- err
 				wg.Done()
