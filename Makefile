@@ -19,7 +19,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test conformance bench-iscsi lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test conformance lab-test bench-iscsi lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ image-test: build ## long form of the image test, with a Debian root from deboot
 
 crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, and replicas dropped after replication
 	E2E_LONG=1 E2E_ROUNDS=$(ROUNDS) ./test/e2e.sh -timeout 6h -run 'TestCrash|TestLocalReplicaDropped' $(TESTFLAGS)
+
+lab-test: build ## the lab against ping, iperf3 and captures (root; network namespaces, /dev/net/tun)
+	E2E_LAB=1 sh test/deps.sh
+	DOZO_BIN=$(CURDIR)/bin/dozo go test -count=1 -tags e2e ./internal/lab/...
 
 conformance: build ## iscsi-test-cu, test by test, into docs/conformance.md
 	./test/conformance/run.sh -o docs/conformance.md

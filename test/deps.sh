@@ -31,6 +31,13 @@ if [ "${E2E_LONG:-}" ]; then
 	want debootstrap debootstrap
 fi
 
+if [ "${E2E_LAB:-}" ]; then
+	want iproute2 ip
+	want iputils-ping ping
+	want iperf3 iperf3
+	want tcpdump tcpdump
+fi
+
 if [ -z "$missing" ]; then
 	exit 0
 fi
