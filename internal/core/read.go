@@ -115,7 +115,7 @@ func (s *Store) read(m *wire.Read, cached bool) (reply wire.ReadReply, err error
 	if len(m.Pieces) == 1 {
 		// Header and blocks land in one buffer, and the blocks are answered from where they are.
 		buf := getBuffer(max(scratch, headMax+total))
-		data, err := s.readPiece(m.Journal, &m.Pieces[0], buf.b, nil, cached)
+		data, err := s.readPiece(m.Journal, &m.Pieces[0], buf.b, nil, nil, cached)
 		if err != nil {
 			buf.release()
 			return reply, err
@@ -123,11 +123,12 @@ func (s *Store) read(m *wire.Read, cached bool) (reply wire.ReadReply, err error
 		s.metrics.read(len(data), s.now()-began)
 		return wire.ReadReply{Data: data, Release: buf.release}, nil
 	}
-	buf := getBuffer(total + scratch)
+	buf := getBuffer(total + scratch + headMax)
+	last := headCache{head: buf.b[total+scratch:]}
 	used := 0
 	for i := range m.Pieces {
 		p := &m.Pieces[i]
-		data, err := s.readPiece(m.Journal, p, buf.b[total:], buf.b[used:used+int(p.Blocks)*journal.BlockSize], cached)
+		data, err := s.readPiece(m.Journal, p, buf.b[total:total+scratch], buf.b[used:used+int(p.Blocks)*journal.BlockSize], &last, cached)
 		if err != nil {
 			buf.release()
 			return reply, err
@@ -138,9 +139,30 @@ func (s *Store) read(m *wire.Read, cached bool) (reply wire.ReadReply, err error
 	return wire.ReadReply{Data: buf.b[:used], Release: buf.release}, nil
 }
 
+// headCache has the verified header and CRC array of the last large record of a request: where small writes have
+// been put over a large one, what is left of it comes in many pieces.
+type headCache struct {
+	segment ident.SegmentID
+	record  uint32 // 0: none
+	rec     journal.Record
+	head    []byte
+}
+
+func (c *headCache) has(p *wire.ReadPiece) bool {
+	return c != nil && c.record == p.Record && c.segment == p.Segment
+}
+
+// keep remembers a head that was verified just now.
+func (c *headCache) keep(p *wire.ReadPiece, rec *journal.Record, head []byte) {
+	if c != nil && rec.StoredLen > readAhead {
+		c.segment, c.record, c.rec = p.Segment, p.Record, *rec
+		copy(c.head, head)
+	}
+}
+
 // readPiece reads the blocks of p: into dst, or, if that is nil, somewhere into scratch. They are fewer bytes
 // than asked for if the record's body ends within the last block.
-func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, scratch, dst []byte, cached bool) ([]byte, error) {
+func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, scratch, dst []byte, last *headCache, cached bool) ([]byte, error) {
 	if p.Segment.Journal != id {
 		return nil, wire.Errorf(wire.CodeBadRequest, "segment %s in a read of journal %s", p.Segment, id)
 	}
@@ -161,6 +183,9 @@ func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, scratch, dst []
 	}
 	defer s.handles.release(f)
 
+	if last.has(p) {
+		return s.readRest(r, f, p, last, dst, end, cached)
+	}
 	got := min(guess(p), int(end-p.Record))
 	if err := s.readAll(f, scratch[:got], int64(p.Record), cached); err != nil {
 		return nil, s.readError(r, p.Record, err)
@@ -184,6 +209,7 @@ func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, scratch, dst []
 	if err := s.checkRecord(r, p, &rec); err != nil {
 		return nil, err
 	}
+	last.keep(p, &rec, scratch[:head])
 	from := int(p.First) * journal.BlockSize
 	n := min(int(p.Blocks)*journal.BlockSize, int(rec.StoredLen)-from)
 	at := journal.BodyOffset(rec.StoredLen) + from
@@ -211,6 +237,27 @@ func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, scratch, dst []
 		}
 	}
 	if bad := journal.VerifyBlocks(scratch[journal.RecordHeaderSize+4*int(p.First):], dst); bad >= 0 {
+		return nil, s.foundCorrupt(r, p.Record, fmt.Errorf("CRC of block %d of the record's body", int(p.First)+bad))
+	}
+	return dst, nil
+}
+
+// readRest reads blocks of a record whose head is known.
+func (s *Store) readRest(r *replica, f *handle, p *wire.ReadPiece, last *headCache, dst []byte, end uint32, cached bool) ([]byte, error) {
+	if err := s.checkRecord(r, p, &last.rec); err != nil {
+		return nil, err
+	}
+	from := int(p.First) * journal.BlockSize
+	n := min(int(p.Blocks)*journal.BlockSize, int(last.rec.StoredLen)-from)
+	at := int64(p.Record) + int64(journal.BodyOffset(last.rec.StoredLen)+from)
+	if at+int64(n) > int64(end) {
+		return nil, s.foundCorrupt(r, p.Record, journal.ErrCutOff)
+	}
+	dst = dst[:n]
+	if err := s.readAll(f, dst, at, cached); err != nil {
+		return nil, s.readError(r, p.Record, err)
+	}
+	if bad := journal.VerifyBlocks(last.head[journal.RecordHeaderSize+4*int(p.First):], dst); bad >= 0 {
 		return nil, s.foundCorrupt(r, p.Record, fmt.Errorf("CRC of block %d of the record's body", int(p.First)+bad))
 	}
 	return dst, nil
