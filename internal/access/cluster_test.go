@@ -411,6 +411,7 @@ func TestConcurrentWritesAreAllThere(t *testing.T) {
 }
 
 func TestSitesHoldAndOneLocalReplicaGoes(t *testing.T) {
+	began := time.Now()
 	c := newCluster(t, 3, 2)
 	v := c.volume(4<<20, 3, control.Replicated)
 	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 4))}
@@ -430,6 +431,12 @@ func TestSitesHoldAndOneLocalReplicaGoes(t *testing.T) {
 			if s.Watermark != view.Commit || s.LagBytes != 0 {
 				return false
 			}
+			if at := time.Unix(0, int64(s.Confirmed)); at.Before(began) || at.After(time.Now()) {
+				t.Fatalf("site %d confirmed at %s, the test began at %s", s.Site, at, began)
+			}
+		}
+		if view.Checkpoint.Seq != im.o.cpSeq() || view.Checkpoint.Seq == 0 {
+			t.Fatalf("the view's checkpoint is %s, the owner's covers %d", view.Checkpoint, im.o.cpSeq())
 		}
 		return true
 	})
@@ -509,6 +516,45 @@ func TestAStoreDiesAndComesBack(t *testing.T) {
 	im.o = c.own(v)
 	im.check(t)
 	im.o.Close()
+}
+
+// What the status says is degraded is what has lost a copy for longer than the grace, in segments and in bytes.
+func TestDegradedBytesAreThoseOfTheSegmentsThatLackACopy(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	v := c.volume(2<<20, 1, control.Replicated)
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(7, 8))}
+	defer func() { im.o.Close() }()
+	for range 80 {
+		im.change(t)
+	}
+	sealed := func() (n int, bytes uint64) {
+		for _, s := range im.o.Segments() {
+			if s.Sealed {
+				n++
+				bytes += uint64(s.Bytes)
+			}
+		}
+		return n, bytes
+	}
+	eventually(t, "some segments are sealed, and nothing is degraded", func() bool {
+		im.o.ask(im.o.publish)
+		n, _ := sealed()
+		view := im.o.View()
+		return n > 1 && view.Degraded == 0 && view.DegradedBytes == 0
+	})
+	n, bytes := sealed()
+	c.kill(c.seats[1])
+	eventually(t, "all sealed segments count as degraded, with their bytes", func() bool {
+		im.o.ask(im.o.publish)
+		view := im.o.View()
+		return int(view.Degraded) == n && view.DegradedBytes == bytes
+	})
+	c.start(c.seats[1])
+	eventually(t, "with the store back nothing is degraded", func() bool {
+		im.o.ask(im.o.publish)
+		view := im.o.View()
+		return view.Degraded == 0 && view.DegradedBytes == 0
+	})
 }
 
 // The power cut that kill -9 is not: every flushed write survives, the rest is a prefix.

@@ -322,7 +322,9 @@ type repairState struct {
 	running int
 	away    map[ident.StoreID]time.Duration
 	busy    map[ident.SegmentID]bool
-	wanting int // segments with fewer copies than they should have
+	// Segments with fewer copies than they should have, and their bytes.
+	wanting      int
+	wantingBytes uint64
 }
 
 // repairSome looks for segments with too few copies at home and has them copied to another store of the site,
@@ -335,7 +337,7 @@ func (o *Owner) repairSome(now time.Duration) {
 	if r.away == nil {
 		r.away, r.busy = map[ident.StoreID]time.Duration{}, map[ident.SegmentID]bool{}
 	}
-	r.wanting = 0
+	r.wanting, r.wantingBytes = 0, 0
 	remote := o.remoteSites()
 	seen := map[ident.StoreID]bool{}
 	pending := map[ident.SegmentID]bool{}
@@ -385,6 +387,7 @@ func (o *Owner) repairSome(now time.Duration) {
 			continue
 		}
 		r.wanting++
+		r.wantingBytes += uint64(s.end)
 		if resealing || r.running >= repairsRunning || r.busy[s.id] {
 			continue
 		}

@@ -41,6 +41,8 @@ type siteShip struct {
 		segment ident.SegmentID
 		shipped uint32 // of segment
 		state   string
+		// When the site last said how far it is. Only shown: nothing is decided by this clock.
+		confirmed time.Time
 	}
 }
 
@@ -56,6 +58,7 @@ func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 		s.mu.mark = p
 	}
 	s.mu.segment, s.mu.shipped = id, end
+	s.mu.confirmed = time.Now()
 	s.mu.Unlock()
 }
 
@@ -235,6 +238,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 func (s *siteShip) markStable(before, last ident.Seq) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.mu.confirmed = time.Now()
 	s.mu.sealed[before] = last
 	for more := true; more; {
 		more = false
@@ -450,6 +454,7 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.mu.confirmed = time.Now()
 	for _, x := range r.Synced {
 		// Earlier segments of the site are sealed, or their seal is under way and will move the mark itself.
 		if x.Segment == seg.id && s.mu.stable >= before {

@@ -89,9 +89,10 @@ func (o *Owner) publish() {
 	v := &View{At: o.w.At(), Proven: o.proven, Members: o.members, MapBytes: o.m.Memory(), Repairs: o.repair.running}
 	v.Journal, v.Owner, v.Epoch = o.journalID, o.env.Node, o.epoch
 	v.Commit, v.Stable, v.Written = o.w.Commit(), o.w.Stable(), o.written
+	v.Checkpoint = o.w.Point().At
 	v.Mapped = o.m.Mapped()
 	v.Segments = uint32(len(o.order))
-	v.Degraded = uint32(o.repair.wanting)
+	v.Degraded, v.DegradedBytes = uint32(o.repair.wanting), o.repair.wantingBytes
 	switch {
 	case o.stopErr != nil:
 		v.State = "stopped: " + o.stopErr.Error()
@@ -109,6 +110,9 @@ func (o *Owner) publish() {
 	for _, s := range o.ships {
 		s.mu.Lock()
 		x := wire.SiteStatus{Site: s.site, Watermark: s.mu.mark, StableWatermark: s.mu.stable}
+		if !s.mu.confirmed.IsZero() {
+			x.Confirmed = uint64(s.mu.confirmed.UnixNano())
+		}
 		segment, shipped, state := s.mu.segment, s.mu.shipped, s.mu.state
 		s.mu.Unlock()
 		for i := len(o.order) - 1; i >= 0 && x.Watermark.Seq < v.Commit.Seq; i-- {

@@ -285,6 +285,9 @@ func (w *Writer) Idle() bool {
 // SetPoint names the newest announced checkpoint for the headers of later segments (R12).
 func (w *Writer) SetPoint(p CheckpointPoint) { w.cfg.Point = p }
 
+// Point is the newest announced checkpoint, zero if there is none.
+func (w *Writer) Point() CheckpointPoint { return w.cfg.Point }
+
 // Pending lists the segments that are not settled, with the members that hold them now.
 func (w *Writer) Pending(visit func(s *Segment, holders []int)) {
 	for _, s := range w.segments {

@@ -13,6 +13,7 @@ import (
 	"dozo/internal/api/dozov1"
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/size"
 	"dozo/internal/version"
 	"dozo/internal/wire"
 )
@@ -170,7 +171,8 @@ func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState,
 	d := b.describe(v, st)
 	out := &dozov1.VolumeStatus{Id: d.Id, Tenant: d.Tenant, Name: d.Name, State: d.State, Owner: d.Owner, OwnerSite: d.OwnerSite, Epoch: d.Epoch, Protection: d.Protection}
 	if st != nil {
-		out.CommitSeq, out.StableSeq, out.SegmentsDegraded = uint64(st.Commit.Seq), uint64(st.Stable.Seq), uint64(st.Degraded)
+		out.CommitSeq, out.StableSeq = uint64(st.Commit.Seq), uint64(st.Stable.Seq)
+		out.SegmentsDegraded, out.DegradedBytes = uint64(st.Degraded), st.DegradedBytes
 		out.Copies = b.copies(state, st)
 	}
 	return out
@@ -206,7 +208,7 @@ func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []*dozo
 		add(severityWarning, problemVolumeWaiting, "%s", st.State)
 	default:
 		if s.Protection == "degraded" {
-			add(severityWarning, problemVolumeDegraded, "%s: %d segments have fewer copies than asked for", st.State, s.SegmentsDegraded)
+			add(severityWarning, problemVolumeDegraded, "%s: %d segments, %s, have fewer copies than asked for", st.State, s.SegmentsDegraded, size.Format(s.DegradedBytes))
 		}
 	}
 	for _, x := range s.Copies {

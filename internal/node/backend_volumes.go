@@ -189,7 +189,10 @@ func (b *backend) GetVolume(ctx context.Context, req *dozov1.GetVolumeRequest) (
 	if s, ok := all[v.ID]; ok {
 		st = &s
 		p.Commit, p.Stable = position(s.Commit), position(s.Stable)
-		p.SegmentsDegraded = uint64(s.Degraded)
+		if s.Checkpoint.Seq != 0 {
+			p.Checkpoint = position(s.Checkpoint)
+		}
+		p.SegmentsDegraded, p.DegradedBytes = uint64(s.Degraded), s.DegradedBytes
 		p.MappedBytes = s.Mapped * journal.BlockSize
 		p.Copies = b.copies(state, st)
 	}
@@ -222,6 +225,9 @@ func (b *backend) copies(state control.JournalState, st *wire.JournalStatus) []*
 	for _, s := range st.Sites {
 		x := &dozov1.SiteCopy{Site: b.siteName(s.Site), State: "current", WatermarkSeq: uint64(s.Watermark.Seq), LagBytes: s.LagBytes,
 			LagSeconds: time.Duration(s.LagNanos).Seconds()}
+		if s.Confirmed != 0 {
+			x.Confirmed = timestamppb.New(time.Unix(0, int64(s.Confirmed)))
+		}
 		if s.Watermark.Seq < st.Commit.Seq {
 			x.State = "behind"
 			x.LagRecords = uint64(st.Commit.Seq - s.Watermark.Seq)

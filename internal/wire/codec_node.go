@@ -81,7 +81,7 @@ func (m *TickReply) walk(c *coder) {
 func (m *OwnerStatus) walk(c *coder) { list(c, &m.Journals, 16, (*coder).journal) }
 
 func (m *OwnerStatusReply) walk(c *coder) {
-	list(c, &m.Journals, 16+2+epochSize+2*positionSize+8+8+4+4+4+2, (*coder).journalStatus)
+	list(c, &m.Journals, 16+2+epochSize+3*positionSize+8+8+4+4+8+4+2, (*coder).journalStatus)
 }
 
 func (c *coder) journalStatus(s *JournalStatus) {
@@ -90,17 +90,20 @@ func (c *coder) journalStatus(s *JournalStatus) {
 	c.epoch(&s.Epoch)
 	c.position(&s.Commit)
 	c.position(&s.Stable)
+	c.position(&s.Checkpoint)
 	c.u64(&s.Written)
 	c.u64(&s.Mapped)
 	c.u32(&s.Segments)
 	c.u32(&s.Degraded)
+	c.u64(&s.DegradedBytes)
 	c.text(&s.State, stateMax)
-	list(c, &s.Sites, 2+positionSize+8+8+8, func(c *coder, t *SiteStatus) {
+	list(c, &s.Sites, 2+positionSize+8+8+8+8, func(c *coder, t *SiteStatus) {
 		c.site(&t.Site)
 		c.position(&t.Watermark)
 		c.seq(&t.StableWatermark)
 		c.u64(&t.LagBytes)
 		c.u64(&t.LagNanos)
+		c.u64(&t.Confirmed)
 	})
 }
 

@@ -150,6 +150,10 @@ type JournalStatus struct {
 	Segments uint32
 	Degraded uint32 // segments with fewer copies than they should have
 	State    string // for people: serving, recovering, waiting for ...
+
+	DegradedBytes uint64 // bytes of those segments, headers included
+	// What the newest committed checkpoint covers; zero where there is none.
+	Checkpoint ident.Position
 }
 
 // SiteStatus is how far a site is.
@@ -159,4 +163,7 @@ type SiteStatus struct {
 	StableWatermark ident.Seq
 	LagBytes        uint64
 	LagNanos        uint64 // age of the oldest record that the site lacks
+	// When the site last confirmed a watermark, by the owner's clock: nanoseconds since 1970, 0 if it has not since
+	// this owner began.
+	Confirmed uint64
 }

@@ -157,7 +157,7 @@ type SiteCopy struct {
 	// home (the owner's site), current (holds everything committed), behind (catching up), away (can not be
 	// reached), diverged (its history is another one: a fork), none (holds no copy).
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
-	// Everything up to this record is there and stable.
+	// Everything up to this record is there.
 	WatermarkSeq uint64 `protobuf:"varint,3,opt,name=watermark_seq,json=watermarkSeq,proto3" json:"watermark_seq,omitempty"`
 	// Records committed at the owner's site and not yet here.
 	LagRecords uint64 `protobuf:"varint,4,opt,name=lag_records,json=lagRecords,proto3" json:"lag_records,omitempty"`
@@ -165,7 +165,8 @@ type SiteCopy struct {
 	LagBytes uint64 `protobuf:"varint,5,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
 	// Age of the oldest record that is not yet here.
 	LagSeconds float64 `protobuf:"fixed64,6,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`
-	// When the site last confirmed a watermark.
+	// When the site last confirmed a watermark, by the owner's clock. Unset at the owner's own site, and while the
+	// site has confirmed none since the owner began.
 	Confirmed     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -426,7 +426,7 @@ func (x *SiteReplicas) GetSizeBytes() uint64 {
 type Replica struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Store *StoreRef              `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
-	// open, sealed, shortened (may lack an end that was not stable), damaged, missing, dropped.
+	// open, sealed, short (may lack an end that was not stable), damaged, fork (what no longer is history), unknown.
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	// Last record that is valid there.
 	LastSeq   uint64 `protobuf:"varint,3,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
@@ -506,9 +506,9 @@ func (x *Replica) GetPath() string {
 type Segment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// journal or checkpoint.
+	// history or checkpoint.
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	// open, sealed or retired.
+	// open or sealed.
 	State         string     `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	FirstSeq      uint64     `protobuf:"varint,4,opt,name=first_seq,json=firstSeq,proto3" json:"first_seq,omitempty"`
 	LastSeq       uint64     `protobuf:"varint,5,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
