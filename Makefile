@@ -2,7 +2,7 @@
 # behind the ##: `make help` prints it.
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS  = -X dozo/internal/node.Version=$(VERSION) -X dozo/internal/version.release=$(VERSION)
+LDFLAGS  = -X dozo/internal/version.release=$(VERSION)
 GO      ?= go
 BIN      = $(CURDIR)/bin/dozo
 # A checkout of another user's has no revision that git would tell.

@@ -42,7 +42,7 @@ func (o *sessionList) run(ctx context.Context, a *app) error {
 		}
 		g := view.NewGrid("ID", "NODE", "VOLUME", "INITIATOR", "FROM", "AUTH", "SINCE", "READ", "WRITTEN")
 		for _, s := range resp.GetSessions() {
-			g.Row(s.GetId(), s.GetNode(), s.GetVolume(), s.GetInitiatorName(), strings.Join(s.GetPeers(), ", "), s.GetAuth(), when(s.GetEstablished()),
+			g.Row(s.GetId(), s.GetNode(), s.GetVolume(), s.GetInitiatorName(), strings.Join(s.GetPeers(), ", "), strings.TrimSpace(s.GetAuth()+" "+s.GetAuthDigest()), when(s.GetEstablished()),
 				size.Format(s.GetReadBytes()), size.Format(s.GetWrittenBytes()))
 		}
 		return g.Write(a.out)

@@ -199,7 +199,7 @@ func TestRefusals(t *testing.T) {
 
 func TestSizes(t *testing.T) {
 	for text, want := range map[string]Size{
-		"0": 0, "4096": 4096, "64KiB": 64 << 10, "20G": 20 << 30, "1TiB": 1 << 40, "1.5g": 3 << 29, "10 MB": 10 << 20, "512B": 512, "2P": 2 << 50,
+		"0": 0, "4096": 4096, "64KiB": 64 << 10, "20G": 20 << 30, "1TiB": 1 << 40, "1.5g": 3 << 29, "10 MB": 10e6, "64kB": 64000, "10 MiB": 10 << 20, "512B": 512, "2P": 2 << 50,
 	} {
 		got, err := ParseSize(text)
 		if err != nil || got != want {

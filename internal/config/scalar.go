@@ -11,38 +11,20 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"dozo/internal/size"
 )
 
-// ParseSize takes a number of bytes as people write it: 4096, 64KiB, 1.5G, 2TiB. K, M, G, T and P are powers of
-// 1024, with or without iB or B behind them, as storage people use them.
+// ParseSize takes what size.Parse takes, as the command line does, up to what an int64 holds.
 func ParseSize(text string) (Size, error) {
-	s := strings.TrimSpace(text)
-	digits := strings.TrimRight(s, "BKMGTPiIbkmgtp ")
-	unit := strings.ToUpper(strings.TrimSpace(s[len(digits):]))
-	factor := float64(1)
-	if base := strings.TrimSuffix(strings.TrimSuffix(unit, "B"), "I"); base != "" {
-		i := strings.Index("KMGTP", base)
-		if i < 0 || len(base) != 1 {
-			return 0, fmt.Errorf("size %q: unit %q: want K, M, G, T or P, perhaps with iB behind it", text, unit)
-		}
-		factor = math.Pow(1024, float64(i+1))
-	} else if unit != "" && unit != "B" {
-		return 0, fmt.Errorf("size %q: unit %q: want K, M, G, T or P, perhaps with iB behind it", text, unit)
+	n, err := size.Parse(text)
+	if err != nil {
+		return 0, err
 	}
-	if n, err := strconv.ParseInt(digits, 10, 64); err == nil {
-		if n < 0 || float64(n)*factor >= math.MaxInt64 {
-			return 0, fmt.Errorf("size %q: want 0 to 8 EiB", text)
-		}
-		return Size(n * int64(factor)), nil
+	if n > math.MaxInt64 {
+		return 0, fmt.Errorf("size %q: %w", text, size.ErrRange)
 	}
-	f, err := strconv.ParseFloat(digits, 64)
-	if err != nil || math.IsNaN(f) || strings.ContainsAny(digits, "eExX_") {
-		return 0, fmt.Errorf("size %q: want a number, perhaps with a unit, such as 64MiB", text)
-	}
-	if f < 0 || f*factor >= math.MaxInt64 {
-		return 0, fmt.Errorf("size %q: want 0 to 8 EiB", text)
-	}
-	return Size(f * factor), nil
+	return Size(n), nil
 }
 
 // String is the shortest exact form: 64MiB, or plain bytes where no unit divides it.

@@ -22,6 +22,24 @@ type CHAP struct {
 	// TargetSecret, if set, makes authentication mutual: the target must prove that it knows it. TargetUser, if
 	// set, must be the name that it gives.
 	TargetUser, TargetSecret string
+	// Digests are offered in this order, by their number in the IANA registry: 5 MD5, 6 SHA-1, 7 SHA-256,
+	// 8 SHA3-256. None means 7 and 5: SHA-256, then MD5, which every target has.
+	Digests []int
+}
+
+// offer is the value of CHAP_A.
+func (c CHAP) offer() (string, error) {
+	if len(c.Digests) == 0 {
+		return "7,5", nil
+	}
+	list := make([]string, 0, len(c.Digests))
+	for _, d := range c.Digests {
+		if chapHash(d) == nil {
+			return "", fmt.Errorf("CHAP digest %d is none that we know", d)
+		}
+		list = append(list, strconv.Itoa(d))
+	}
+	return strings.Join(list, ","), nil
 }
 
 func (c CHAP) used() bool { return c.User != "" || c.Secret != "" }
@@ -39,8 +57,6 @@ var chapAlgorithms = []struct {
 	{6, sha1.New},
 	{5, md5.New},
 }
-
-const chapOffer = "7,5" // SHA-256, then MD5, which every target has
 
 func chapHash(id int) func() hash.Hash {
 	for _, a := range chapAlgorithms {
@@ -90,6 +106,7 @@ func formatBinary(b []byte) string { return "0x" + hex.EncodeToString(b) }
 // chapExchange answers the target's challenge and, if mutual, makes one of its own.
 type chapExchange struct {
 	chap      CHAP
+	offer     string // of digests
 	id        byte
 	challenge []byte
 	newHash   func() hash.Hash
@@ -98,7 +115,7 @@ type chapExchange struct {
 // answer takes CHAP_A, CHAP_I, CHAP_C and returns CHAP_N, CHAP_R and for mutual CHAP_I, CHAP_C.
 func (x *chapExchange) answer(get func(string) string) ([]KeyValue, error) {
 	alg, err := strconv.Atoi(get("CHAP_A"))
-	if err != nil || !listHas(chapOffer, strconv.Itoa(alg)) {
+	if err != nil || !listHas(x.offer, strconv.Itoa(alg)) {
 		return nil, fmt.Errorf("CHAP_A=%q was not offered: %w", get("CHAP_A"), ErrAuthentication)
 	}
 	x.newHash = chapHash(alg)

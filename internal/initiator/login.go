@@ -320,8 +320,12 @@ func (l *loginConn) security(first []KeyValue) error {
 }
 
 func (l *loginConn) chap() error {
-	x := &chapExchange{chap: l.cfg.CHAP}
-	if _, err := l.exchange([]KeyValue{{"CHAP_A", chapOffer}}, false, 0); err != nil {
+	offer, err := l.cfg.CHAP.offer()
+	if err != nil {
+		return err
+	}
+	x := &chapExchange{chap: l.cfg.CHAP, offer: offer}
+	if _, err := l.exchange([]KeyValue{{"CHAP_A", offer}}, false, 0); err != nil {
 		return err
 	}
 	kvs, err := x.answer(func(k string) string { return l.get[k] })

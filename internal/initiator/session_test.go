@@ -203,7 +203,7 @@ func TestDiscovery(t *testing.T) {
 
 func TestCHAP(t *testing.T) {
 	x := newScriptedTarget(t)
-	x.chap = CHAP{"me", "topsecret-12", "you", "othersecret-3"}
+	x.chap = CHAP{"me", "topsecret-12", "you", "othersecret-3", nil}
 	x.publish()
 	dial := func(c CHAP) error {
 		s, err := Dial(testContext(t), Config{Portal: x.addr, Target: fakeName, CHAP: c})
@@ -212,13 +212,13 @@ func TestCHAP(t *testing.T) {
 		}
 		return err
 	}
-	for _, good := range []CHAP{{User: "me", Secret: "topsecret-12"}, x.chap, {"me", "topsecret-12", "", "othersecret-3"}} {
+	for _, good := range []CHAP{{User: "me", Secret: "topsecret-12"}, x.chap, {"me", "topsecret-12", "", "othersecret-3", nil}} {
 		if err := dial(good); err != nil {
 			t.Fatalf("%+v: %v", good, err)
 		}
 	}
 	for _, bad := range []CHAP{{}, {User: "me", Secret: "wrong"}, {User: "he", Secret: "topsecret-12"},
-		{"me", "topsecret-12", "you", "wrong"}, {"me", "topsecret-12", "they", "othersecret-3"}} {
+		{"me", "topsecret-12", "you", "wrong", nil}, {"me", "topsecret-12", "they", "othersecret-3", nil}} {
 		err := dial(bad)
 		if !errors.Is(err, ErrAuthentication) {
 			t.Fatalf("%+v: %v", bad, err)

@@ -9,6 +9,7 @@ import (
 	"dozo/internal/api"
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/version"
 	"dozo/internal/wire"
 )
 
@@ -108,7 +109,7 @@ func (b *backend) Health() api.Health {
 	n.state.Lock()
 	h := api.Health{State: n.state.name, Problems: append([]string(nil), n.state.problems...)}
 	n.state.Unlock()
-	h.Node, h.Site, h.Cluster, h.Version, h.Pid = string(n.cfg.Node), n.cfg.Site.Name, n.id.ClusterID(), Version, os.Getpid()
+	h.Node, h.Site, h.Cluster, h.Version, h.Pid = string(n.cfg.Node), n.cfg.Site.Name, n.id.ClusterID(), version.Get().Version, os.Getpid()
 	h.Ready = h.State == "ready"
 	if h.State == "starting" {
 		return h // the parts are being made

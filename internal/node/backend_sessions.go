@@ -47,15 +47,14 @@ func digestName(on bool) string {
 // sessionMessage describes a session of this node.
 func (b *backend) sessionMessage(c *control.Client, i iscsi.SessionInfo) *dozov1.Session {
 	out := &dozov1.Session{Id: sessionID(b.n.cfg.Node, i), Node: string(b.n.cfg.Node), Site: b.siteName(b.n.self.Load().Site), InitiatorName: i.Initiator,
-		Isid: hex.EncodeToString(i.ISID[:]), Tsih: uint32(i.TSIH), Type: "normal", Peers: []string{i.Remote}, Portal: i.Local, Auth: "none",
+		Isid: hex.EncodeToString(i.ISID[:]), Tsih: uint32(i.TSIH), Type: "normal", Peers: []string{i.Remote}, Portal: i.Local, Auth: i.Auth.Method, AuthDigest: i.Auth.Digest,
 		HeaderDigest: digestName(i.Params.HeaderDigest), DataDigest: digestName(i.Params.DataDigest), Established: timestamppb.New(i.Opened),
 		Commands: i.ReadCommands + i.WriteCommands + i.OtherCommands, ReadBytes: i.ReadBytes, WrittenBytes: i.WrittenBytes}
 	if i.Discovery {
 		out.Type = "discovery"
 	}
 	if h, ok := c.HostByInitiator(i.Initiator); ok {
-		// A login succeeds only with what the host's credentials ask for.
-		out.Host, out.Tenant, out.Auth = h.Name, h.Tenant, hostAuth(h)
+		out.Host, out.Tenant = h.Name, h.Tenant
 	}
 	if id, ok := export.ParseIQN(i.Target); ok {
 		out.VolumeId = id.String()

@@ -23,6 +23,7 @@ import (
 	"dozo/internal/ident"
 	"dozo/internal/initiator"
 	"dozo/internal/pki"
+	"dozo/internal/version"
 )
 
 // testNet is an address range of this test process: 127.77.x.0/24, above what dozo up takes, and another one for
@@ -249,7 +250,7 @@ func TestCluster(t *testing.T) {
 		t.Fatalf("nodes as the witness sees them: %v, %v", nodes, err)
 	}
 	for _, x := range nodes.Nodes {
-		if x.State != nodeUp || x.Pid != int64(os.Getpid()) || x.Address != addrs[x.Name].String() || !x.Voter || x.Started == nil || len(x.Roles) == 0 {
+		if x.State != nodeUp || x.Pid != int64(os.Getpid()) || x.Address != addrs[x.Name].String() || !x.Voter || x.Started == nil || x.Version != version.Get().Version || len(x.Roles) == 0 {
 			t.Errorf("node %v", x)
 		}
 		if x.Name != "w" && (x.Site != "a" || len(x.Stores) != 1 || x.Stores[0].State != storeOK || x.Stores[0].Path == "" || x.Stores[0].CapacityBytes == 0) {

@@ -33,11 +33,9 @@ import (
 	"dozo/internal/journal"
 	"dozo/internal/peer"
 	"dozo/internal/pki"
+	"dozo/internal/version"
 	"dozo/internal/wire"
 )
-
-// Version is the program's version; the build sets it.
-var Version = "0.1.0-dev"
 
 // Node is one running process.
 type Node struct {
@@ -133,7 +131,7 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 	if self := n.id.Self(); self.Name != string(cfg.Node) {
 		return fmt.Errorf("certificate %s is of node %s, the configuration is of %s", cfg.TLS.NodeFile, self.Name, cfg.Node)
 	}
-	n.log.Info("dozo starts", "version", Version, "boot", n.boot.String())
+	n.log.Info("dozo starts", "version", version.Get().Version, "boot", n.boot.String())
 
 	// From here on parts are running; they end in the reverse order.
 	ctx, cancel := context.WithCancel(ctx)
@@ -372,7 +370,7 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 		}
 		hostID = strings.TrimSpace(string(b))
 	}
-	e := control.Node{Name: n.cfg.Node, Site: site, HostID: hostID, Version: Version, Voter: n.voter != nil,
+	e := control.Node{Name: n.cfg.Node, Site: site, HostID: hostID, Version: version.Get().Version, Voter: n.voter != nil,
 		Addrs: control.Addrs{Cluster: addrPort(n.cfg.ClusterAddr), Wan: addrPort(n.cfg.WanAddr), Management: addrPort(n.cfg.ManagementAddr)}}
 	if n.voter != nil {
 		e.Addrs.ControlURL = n.voter.ClientURL()

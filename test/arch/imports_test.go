@@ -27,7 +27,7 @@ var allowed = []struct {
 	{"vfs", nil},
 	{"nowait", nil},
 	{"pki", nil},
-	{"config", []string{"ident"}},
+	{"config", []string{"ident", "size"}},
 	// The words between nodes, the rules of the history, the state machine on top, the disk below. Journal knows
 	// stores by an interface, volume knows the journal's records and nothing of who keeps them.
 	{"wire", []string{"ident"}},

@@ -69,7 +69,29 @@ type chap struct {
 	algorithm   int
 	id          byte
 	challenge   []byte
+	mutual      bool // we have proved ourselves too
 	state       chapState
+}
+
+// Auth is how an initiator logged in.
+type Auth struct {
+	Method string // none, chap, or mutual where the target proved itself too
+	Digest string // of CHAP: MD5, SHA-1, SHA-256 or SHA3-256; else empty
+}
+
+// chapNames are the digests of chapHash.
+var chapNames = map[int]string{5: "MD5", 6: "SHA-1", 7: "SHA-256", 8: "SHA3-256"}
+
+// used says how the login was proved. That credentials ask for more is no proof: an initiator need not make us
+// prove ourselves.
+func (l *login) used() Auth {
+	switch {
+	case l.auth == nil || !l.proved:
+		return Auth{Method: "none"}
+	case l.auth.mutual:
+		return Auth{"mutual", chapNames[l.auth.algorithm]}
+	}
+	return Auth{"chap", chapNames[l.auth.algorithm]}
 }
 
 type chapState uint8
@@ -153,6 +175,7 @@ func (c *chap) prove(b []byte, keys map[string]string) ([]byte, error) {
 	case c.credentials.Out.Secret == "":
 		return b, fmt.Errorf("%w: the initiator asks for a proof that isn't configured", errAuthentication)
 	}
+	c.mutual = true
 	b = appendPair(b, "CHAP_N", c.credentials.Out.Name)
 	return appendPair(b, "CHAP_R", formatBinary(chapResponse(c.algorithm, byte(n), c.credentials.Out.Secret, challenge))), nil
 }

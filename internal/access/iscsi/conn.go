@@ -370,7 +370,7 @@ func (e *loginError) Error() string { return e.what }
 // open makes the session of a login that is through: it opens the target, lets the new session replace older
 // ones of the same nexus, and waits until their commands are barred.
 func (c *conn) open(ctx context.Context, l *login, cmdSN uint32) (*Session, error) {
-	x := &Session{srv: c.srv, discovery: l.discovery, alias: l.alias, targetName: l.target, params: l.ops.result(),
+	x := &Session{srv: c.srv, discovery: l.discovery, alias: l.alias, auth: l.used(), targetName: l.target, params: l.ops.result(),
 		peer: c.peer, opened: time.Now()}
 	x.initiator = &scsi.Initiator{
 		Nexus:  reserve.NexusID{Initiator: c.peer.Initiator, ISID: l.isid, Port: c.peer.Group},

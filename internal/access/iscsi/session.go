@@ -18,6 +18,7 @@ type Session struct {
 	discovery  bool
 	initiator  *scsi.Initiator
 	alias      string
+	auth       Auth
 	targetName string // empty in a discovery session
 	target     Target // nil in a discovery session
 	nexus      *scsi.Nexus
@@ -44,6 +45,7 @@ type SessionInfo struct {
 	Discovery bool
 	Initiator string
 	Alias     string
+	Auth      Auth
 	ISID      [6]byte
 	Target    string
 	Group     uint16
@@ -60,7 +62,7 @@ type SessionInfo struct {
 // Info gives the present state.
 func (x *Session) Info() SessionInfo {
 	i := SessionInfo{
-		TSIH: x.tsih, Discovery: x.discovery, Initiator: x.initiator.Nexus.Initiator, Alias: x.alias,
+		TSIH: x.tsih, Discovery: x.discovery, Initiator: x.initiator.Nexus.Initiator, Alias: x.alias, Auth: x.auth,
 		ISID: x.initiator.Nexus.ISID, Target: x.targetName, Group: x.peer.Group, Remote: x.peer.Remote.String(),
 		Local: x.peer.Local.String(), Opened: x.opened, Params: x.params,
 		ReadCommands: x.readCommands.Load(), WriteCommands: x.writeCommands.Load(), OtherCommands: x.otherCommands.Load(),

@@ -41,17 +41,19 @@ type Session struct {
 	Tenant   string `protobuf:"bytes,10,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	// The host to which the initiator name belongs; empty if none.
 	Host string `protobuf:"bytes,11,opt,name=host,proto3" json:"host,omitempty"`
-	// none, chap or mutual.
+	// How the initiator in fact logged in: none, chap, or mutual where the target had to prove itself too.
 	Auth string `protobuf:"bytes,12,opt,name=auth,proto3" json:"auth,omitempty"`
 	// Where the connections come from.
-	Peers         []string               `protobuf:"bytes,13,rep,name=peers,proto3" json:"peers,omitempty"`
-	Portal        string                 `protobuf:"bytes,14,opt,name=portal,proto3" json:"portal,omitempty"`
-	HeaderDigest  string                 `protobuf:"bytes,15,opt,name=header_digest,json=headerDigest,proto3" json:"header_digest,omitempty"`
-	DataDigest    string                 `protobuf:"bytes,16,opt,name=data_digest,json=dataDigest,proto3" json:"data_digest,omitempty"`
-	Established   *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=established,proto3" json:"established,omitempty"`
-	Commands      uint64                 `protobuf:"varint,18,opt,name=commands,proto3" json:"commands,omitempty"`
-	ReadBytes     uint64                 `protobuf:"varint,19,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
-	WrittenBytes  uint64                 `protobuf:"varint,20,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	Peers        []string               `protobuf:"bytes,13,rep,name=peers,proto3" json:"peers,omitempty"`
+	Portal       string                 `protobuf:"bytes,14,opt,name=portal,proto3" json:"portal,omitempty"`
+	HeaderDigest string                 `protobuf:"bytes,15,opt,name=header_digest,json=headerDigest,proto3" json:"header_digest,omitempty"`
+	DataDigest   string                 `protobuf:"bytes,16,opt,name=data_digest,json=dataDigest,proto3" json:"data_digest,omitempty"`
+	Established  *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=established,proto3" json:"established,omitempty"`
+	Commands     uint64                 `protobuf:"varint,18,opt,name=commands,proto3" json:"commands,omitempty"`
+	ReadBytes    uint64                 `protobuf:"varint,19,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WrittenBytes uint64                 `protobuf:"varint,20,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	// Digest of CHAP: MD5, SHA-1, SHA-256 or SHA3-256; empty without CHAP.
+	AuthDigest    string `protobuf:"bytes,21,opt,name=auth_digest,json=authDigest,proto3" json:"auth_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -224,6 +226,13 @@ func (x *Session) GetWrittenBytes() uint64 {
 		return x.WrittenBytes
 	}
 	return 0
+}
+
+func (x *Session) GetAuthDigest() string {
+	if x != nil {
+		return x.AuthDigest
+	}
+	return ""
 }
 
 type ListSessionsRequest struct {
@@ -442,7 +451,7 @@ var File_dozo_v1_session_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x15dozo/v1/session.proto\x12\adozo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x04\n" +
+	"\x15dozo/v1/session.proto\x12\adozo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x04\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -466,7 +475,9 @@ const file_dozo_v1_session_proto_rawDesc = "" +
 	"\bcommands\x18\x12 \x01(\x04R\bcommands\x12\x1d\n" +
 	"\n" +
 	"read_bytes\x18\x13 \x01(\x04R\treadBytes\x12#\n" +
-	"\rwritten_bytes\x18\x14 \x01(\x04R\fwrittenBytes\"m\n" +
+	"\rwritten_bytes\x18\x14 \x01(\x04R\fwrittenBytes\x12\x1f\n" +
+	"\vauth_digest\x18\x15 \x01(\tR\n" +
+	"authDigest\"m\n" +
 	"\x13ListSessionsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
