@@ -271,8 +271,16 @@ func TestVoterJoinsAndLeaves(t *testing.T) {
 		t.Errorf("AddVoter again: %v, first %v", again, j.Initial)
 	}
 	joined := start(t, j)
+	oldURL, newURL := ClientURL(first.ListenClient), ClientURL(j.ListenClient)
+	if urls := must(c.SyncVoters(ctx))(t); !slices.Equal(urls, []string{oldURL}) {
+		t.Errorf("voters while one has no vote yet: %v", urls)
+	}
 	if err := admin.PromoteVoter(ctx, "v4"); err != nil {
 		t.Fatal(err)
+	}
+	both := slices.Sorted(slices.Values([]string{oldURL, newURL}))
+	if urls := must(c.SyncVoters(ctx))(t); !slices.Equal(urls, both) || !slices.Equal(slices.Sorted(slices.Values(c.Endpoints())), both) {
+		t.Errorf("voters %v, and the client uses %v; want %v", urls, c.Endpoints(), both)
 	}
 	if err := admin.PromoteVoter(ctx, "v4"); err != nil {
 		t.Errorf("promoted again: %v", err)
@@ -286,7 +294,10 @@ func TestVoterJoinsAndLeaves(t *testing.T) {
 		t.Errorf("the removed voter failed with %v", err)
 	}
 	_ = old.Close()
-	c.SetEndpoints([]string{ClientURL(j.ListenClient)})
+	// The client has learnt of the one that is left while both were there.
+	if urls := must(c.SyncVoters(ctx))(t); !slices.Equal(urls, []string{newURL}) {
+		t.Errorf("voters when one has left: %v", urls)
+	}
 	admin = must(OpenAdmin(k.etcd(k.admin, j), testLog()))(t)
 	defer admin.Close()
 	wantErr(t, "removed again", admin.RemoveVoter(ctx, "v1"), ErrNotFound)

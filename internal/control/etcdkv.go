@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -247,11 +248,43 @@ func (k *etcdKV) keepOnce(ctx context.Context, key string, value []byte, ttl tim
 	return errors.New("lease ran out")
 }
 
-// SetEndpoints tells the client where the voters are now. It does nothing for a client in memory.
-func (c *Client) SetEndpoints(urls []string) {
-	if k, ok := c.kv.(*etcdKV); ok && len(urls) > 0 {
+// Endpoints are the URLs at which the client looks for the control store now; none for a client in memory.
+func (c *Client) Endpoints() []string {
+	if k, ok := c.kv.(*etcdKV); ok {
+		return k.cli.Endpoints()
+	}
+	return nil
+}
+
+// SyncVoters asks the voters of an embedded control store who they are, has the client use exactly those from now
+// on, and gives their URLs, sorted. One that has no vote yet is left out: it answers nobody. It is not for an
+// external etcd, whose members may call themselves what only they can dial.
+func (c *Client) SyncVoters(ctx context.Context) ([]string, error) {
+	k, ok := c.kv.(*etcdKV)
+	if !ok {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, etcdAttempt)
+	defer cancel()
+	res, err := k.cli.MemberList(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list voters: %w", classify(err))
+	}
+	var urls []string
+	for _, m := range res.Members {
+		if m.Name != "" && !m.IsLearner {
+			urls = append(urls, m.ClientURLs...)
+		}
+	}
+	slices.Sort(urls)
+	if len(urls) == 0 {
+		return nil, errors.New("list voters: there is none that has started")
+	}
+	have := slices.Sorted(slices.Values(k.cli.Endpoints()))
+	if !slices.Equal(have, urls) {
 		k.cli.SetEndpoints(urls...)
 	}
+	return urls, nil
 }
 
 func (k *etcdKV) close() error { return k.cli.Close() }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -434,6 +435,19 @@ func TestJoin(t *testing.T) {
 		return err
 	})
 
+	// The first was configured when there was no other voter. It learns of the new one, and remembers it.
+	for _, x := range []*testNode{first, second} {
+		eventually(t, "the new voter is not known to "+string(x.cfg.Node), func() error {
+			text, err := os.ReadFile(filepath.Join(x.cfg.StateDir, votersFile))
+			for _, at := range []netip.Addr{testNet(11), testNet(12)} {
+				if !strings.Contains(string(text), fmt.Sprintf("https://%s:%d\n", at, config.PortControlClient)) {
+					return fmt.Errorf("%q, %w", text, err)
+				}
+			}
+			return nil
+		})
+	}
+
 	// The second node has no key of the CA: it passes on who wants to join, and has its own certificate renewed by
 	// the first.
 	third := tc.configure("third", testNet(13), func(c *config.Config) {
@@ -484,6 +498,22 @@ func TestJoin(t *testing.T) {
 		}
 		return nil
 	})
+	// Nor do the connections go on that it had before, in either direction: a node whose API refuses to speak counts
+	// as up as long as it answers frames.
+	for name, c := range map[string]*api.Client{"second": local, "first": c} {
+		eventually(t, "connections with the revoked node go on", func() error {
+			l, err := c.Nodes.List(ctx, &dozov1.ListNodesRequest{})
+			if err != nil {
+				return err
+			}
+			for _, x := range l.Nodes {
+				if x.Name == name && x.State == nodeUp {
+					return fmt.Errorf("%s is up", name)
+				}
+			}
+			return nil
+		})
+	}
 }
 
 // adminClient uses the certificate and the context file that ClusterInit has made.

@@ -57,9 +57,9 @@ func externalURLs(c config.Control, withTLS bool) []string {
 
 // openAdmin connects to the voters of the embedded control store, to change their membership.
 func (n *Node) openAdmin() (*control.Admin, error) {
-	var urls []string
-	for _, e := range n.cfg.Control.Endpoints {
-		urls = append(urls, control.ClientURL(addrPort(e)))
+	urls := n.voterURLs()
+	if c := n.control(); c != nil && len(c.Endpoints()) > 0 {
+		urls = c.Endpoints()
 	}
 	return control.OpenAdmin(control.EtcdConfig{Endpoints: urls, TLS: n.id.NodeClient("", n.revoked)}, n.log)
 }

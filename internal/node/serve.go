@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -268,10 +269,7 @@ const (
 // startControl starts the voter that runs here, if any, connects, and registers the node.
 func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal chan<- error) error {
 	c := n.cfg.Control
-	var endpoints []string
-	for _, e := range c.Endpoints {
-		endpoints = append(endpoints, control.ClientURL(addrPort(e)))
-	}
+	endpoints := n.voterURLs()
 	tlsConf := n.id.NodeClient("", n.revoked)
 	crl := filepath.Join(n.cfg.StateDir, crlFile)
 	if c.Embedded {
@@ -325,6 +323,9 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 	}
 	n.ctl.Store(ctl)
 	n.wg.Go(func() { n.keepRevocations(ctx, ctl, crl) })
+	if !c.External {
+		n.wg.Go(func() { n.keepVoters(ctx, ctl) })
+	}
 	return nil
 }
 
@@ -408,14 +409,45 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 func (n *Node) keepRevocations(ctx context.Context, ctl *control.Client, crl string) {
 	changed, cancel := ctl.Subscribe()
 	defer cancel()
-	count := -1
+	written := "none yet"
 	for {
-		if list := ctl.Revocations(); len(list) != count && n.voter != nil {
+		if list := ctl.Revocations(); serials(list) != written && n.voter != nil {
 			if err := pki.WriteCRL(crl, list, time.Now()); err != nil {
 				n.log.Error("revocation list", "err", err)
 			} else {
-				count = len(list)
+				written = serials(list)
 			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// serials tells one set of revocations from another. Their number does not: old ones go when a new one comes.
+func serials(list []pki.Revocation) string {
+	all := make([]string, len(list))
+	for i, r := range list {
+		all[i] = r.Serial
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+// endRevoked ends the connections of nodes whose certificate was revoked, those that they made and those that we
+// made to them, as soon as it is known: a certificate is looked at only when a connection begins.
+func (n *Node) endRevoked(ctx context.Context) {
+	ctl := n.control()
+	changed, cancel := ctl.Subscribe()
+	defer cancel()
+	known := ""
+	for {
+		if now := serials(ctl.Revocations()); now != known {
+			known = now
+			n.frames.Recheck()
+			n.pool.Recheck()
 		}
 		select {
 		case <-ctx.Done():
@@ -483,6 +515,7 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 		}
 	}
 	n.wg.Go(func() { n.keepPeers(ctx) })
+	n.wg.Go(func() { n.endRevoked(ctx) })
 	return nil
 }
 

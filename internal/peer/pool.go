@@ -275,6 +275,10 @@ func (s *slot) live(ctx context.Context, up func(*client)) error {
 		s.link.Store(c)
 	}
 	s.mu.Unlock()
+	if err == nil && c.sock.tls != nil {
+		// A certificate revoked between the handshake and now has been seen by neither it nor Pool.Recheck.
+		c.recheck(&s.peer.pool.opt)
+	}
 	why := err
 	if why == nil {
 		why = errQueueFull

@@ -216,6 +216,10 @@ func (s *Server) serve(conn net.Conn) {
 	}
 	s.mu.links[l] = struct{}{}
 	s.mu.Unlock()
+	if l.sock.tls != nil {
+		// A certificate revoked between the handshake and now has been seen by neither it nor Recheck.
+		l.recheck(&s.opt)
+	}
 	pprof.Do(s.ctx, pprof.Labels("peer", string(hello.Node), "class", hello.Class.String(), "task", "server"), func(context.Context) {
 		err = l.run()
 	})
