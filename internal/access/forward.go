@@ -1,0 +1,216 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// Peer is another access server.
+type Peer interface {
+	Forward(m *wire.Forward, done func(wire.ForwardReply, error))
+	Bar(ctx context.Context, m *wire.Bar) (wire.BarReply, error)
+	Tick(ctx context.Context, m *wire.Tick) (wire.TickReply, error)
+	OwnerStatus(ctx context.Context, m *wire.OwnerStatus) (wire.OwnerStatusReply, error)
+}
+
+// Submit does a command wherever the owner is. While there is none, or it is changing, the command waits.
+func (v *Volume) Submit(op *Op) {
+	if o := v.owner.Load(); o != nil {
+		done := op.Done
+		op.Done = func(op *Op, err error) {
+			if err != nil && errors.Is(err, wire.ErrNotOwner) {
+				// Whether a write of this node's own client is in the history is not known here: its buffer is gone
+				// and it has no request ID. The client asks again by itself.
+				err = wire.Errorf(wire.CodeBusy, "the owner is changing")
+			}
+			done(op, err)
+		}
+		o.Submit(op)
+		return
+	}
+	v.forward(op, time.Now().Add(forwardPatience))
+}
+
+// forward passes a command to the owner's node; it keeps the request's ID through all attempts (R9).
+func (v *Volume) forward(op *Op, until time.Time) {
+	name := v.OwnerNode()
+	p, ok := v.srv.peers(name)
+	if name == "" || name == v.srv.env.Node || !ok {
+		v.later(op, until, wire.Errorf(wire.CodeBusy, "volume has no owner yet"))
+		return
+	}
+	v.srv.env.Metrics.Forwarded.Inc()
+	m := &wire.Forward{Journal: v.id, Request: op.Request, Session: op.Session, Stamp: op.Stamp, Op: op.Kind, FUA: op.FUA,
+		Offset: uint64(op.Offset), Length: uint64(op.Length)}
+	if op.Nexus != nil {
+		m.Nexus = *op.Nexus
+	}
+	switch op.Kind {
+	case wire.OpWrite:
+		m.Data = [][]byte{op.Buf.Bytes()}
+	case wire.OpCompareAndWrite:
+		m.Data = [][]byte{op.Compare, op.Buf.Bytes()}
+	}
+	p.Forward(m, func(r wire.ForwardReply, err error) {
+		if err != nil {
+			if errors.Is(err, wire.ErrUnreached) || errors.Is(err, wire.ErrNotOwner) || errors.Is(err, wire.ErrAbsent) {
+				v.later(op, until, err)
+				return
+			}
+			v.answer(op, err)
+			return
+		}
+		v.note(r.Epoch, r.Tick)
+		op.Epoch, op.Tick = r.Epoch, r.Tick
+		op.Mapped, op.Extent, op.Miscompare = r.Mapped, int64(r.Extent), int64(r.Miscompare)
+		if r.Status != 0 {
+			if r.Release != nil {
+				r.Release()
+			}
+			v.answer(op, &wire.Error{Code: r.Status, Epoch: r.Epoch})
+			return
+		}
+		if op.Kind == wire.OpRead {
+			op.replies = append(op.replies, wire.ReadReply{Data: r.Data, Release: r.Release})
+			op.Data = append(op.Data[:0], r.Data)
+		} else if r.Release != nil {
+			r.Release()
+		}
+		v.answer(op, nil)
+	})
+}
+
+func (v *Volume) answer(op *Op, err error) {
+	if op.Buf != nil {
+		op.Buf.entry.Shared = true // a connection that broke may still hold it
+		op.Buf = nil
+	}
+	op.Done(op, err)
+}
+
+// later tries again once the owner may have changed.
+func (v *Volume) later(op *Op, until time.Time, err error) {
+	changed := v.changed()
+	v.srv.mu.Lock()
+	closed := v.srv.mu.closed
+	if !closed {
+		v.srv.wg.Add(1)
+	}
+	v.srv.mu.Unlock()
+	if closed {
+		v.answer(op, wire.Errorf(wire.CodeShutdown, "the node is closing"))
+		return
+	}
+	go func() {
+		defer v.srv.wg.Done()
+		if time.Now().After(until) {
+			v.answer(op, wire.Errorf(wire.CodeBusy, "no owner answers: %v", err))
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(100 * time.Millisecond):
+		case <-v.srv.ctx.Done():
+			v.answer(op, wire.Errorf(wire.CodeShutdown, "the node is closing"))
+			return
+		}
+		if o := v.owner.Load(); o != nil {
+			op.Forward = true // it may be in the history already, by its ID
+			o.Submit(op)
+			return
+		}
+		v.forward(op, until)
+	}()
+}
+
+// Bar has the owner record a refusal (R9), wherever it is, and waits for it.
+func (v *Volume) Bar(ctx context.Context, m *wire.Bar) error {
+	m.Journal = v.id
+	for {
+		changed := v.changed()
+		var r wire.BarReply
+		err := error(wire.Errorf(wire.CodeNotOwner, "no owner"))
+		if o := v.owner.Load(); o != nil {
+			select {
+			case <-o.Serving():
+				r, err = o.Bar(m)
+			default:
+			}
+		} else if p, ok := v.srv.peers(v.OwnerNode()); ok {
+			r, err = p.Bar(ctx, m)
+		}
+		if err == nil {
+			v.note(r.Epoch, r.Tick)
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// tickLoop keeps the stamps of used volumes fresh, one question per pair of nodes.
+func (s *Server) tickLoop() {
+	t := time.NewTicker(tickEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-t.C:
+		}
+		var used []*Volume
+		s.mu.Lock()
+		for _, v := range s.mu.volumes {
+			if v.users.Load() > 0 && v.owner.Load() == nil {
+				used = append(used, v)
+			}
+		}
+		s.mu.Unlock()
+		if len(used) > 0 {
+			s.askTick(used)
+		}
+	}
+}
+
+func (s *Server) askTick(list []*Volume) {
+	byNode := map[ident.NodeName][]*Volume{}
+	for _, v := range list {
+		if n := v.OwnerNode(); n != "" && n != s.env.Node {
+			byNode[n] = append(byNode[n], v)
+		}
+	}
+	var wg sync.WaitGroup
+	for n, vs := range byNode {
+		p, ok := s.peers(n)
+		if !ok {
+			continue
+		}
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(s.ctx, time.Second)
+			defer cancel()
+			m := &wire.Tick{}
+			for _, v := range vs {
+				m.Journals = append(m.Journals, v.id)
+			}
+			r, err := p.Tick(ctx, m)
+			if err != nil {
+				return
+			}
+			for i, t := range r.Ticks {
+				if i < len(vs) && t.Tick != 0 {
+					vs[i].note(t.Epoch, t.Tick)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

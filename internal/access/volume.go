@@ -1,0 +1,95 @@
+package access
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// Volume is one volume as this access server sees it: served here, or by the owner elsewhere.
+type Volume struct {
+	srv  *Server
+	id   ident.JournalID
+	spec atomic.Pointer[control.VolumeSpec]
+
+	owner  atomic.Pointer[Owner] // here; nil if elsewhere
+	stamp  atomic.Pointer[wire.Stamp]
+	users  atomic.Int32 // sessions: their stamps are kept fresh
+	wanted time.Time    // Server.mu: since when the owner's node is away
+	taking bool         // Server.mu
+	gate   struct {
+		sync.Mutex
+		changed chan struct{} // closed when the owner may have changed
+	}
+}
+
+// wake tells waiting commands that the owner may have changed.
+func (v *Volume) wake() {
+	v.gate.Lock()
+	close(v.gate.changed)
+	v.gate.changed = make(chan struct{})
+	v.gate.Unlock()
+}
+
+func (v *Volume) wakeLater() { go v.wake() }
+
+func (v *Volume) changed() <-chan struct{} {
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	return v.gate.changed
+}
+
+// ID of the volume's journal.
+func (v *Volume) ID() ident.JournalID { return v.id }
+
+// Spec is the volume's specification as last seen.
+func (v *Volume) Spec() *control.VolumeSpec { return v.spec.Load() }
+
+// Owner is the owner if it is here, else nil.
+func (v *Volume) Owner() *Owner { return v.owner.Load() }
+
+// Open counts a user: while there is one, stamps are kept fresh. Close ends it.
+func (v *Volume) Open() {
+	if v.users.Add(1) == 1 {
+		v.srv.wg.Go(func() { v.srv.askTick([]*Volume{v}) })
+	}
+}
+
+// Close ends what Open began.
+func (v *Volume) Close() { v.users.Add(-1) }
+
+// Stamp is the newest moment of the owner's life that this node knows (R9).
+func (v *Volume) Stamp() wire.Stamp {
+	if o := v.owner.Load(); o != nil {
+		return o.Stamp()
+	}
+	if s := v.stamp.Load(); s != nil {
+		return *s
+	}
+	return wire.Stamp{}
+}
+
+func (v *Volume) note(epoch ident.Epoch, tick uint64) {
+	for {
+		old := v.stamp.Load()
+		if old != nil && (epoch.Less(old.Epoch) || epoch == old.Epoch && tick <= old.Tick) {
+			return
+		}
+		if v.stamp.CompareAndSwap(old, &wire.Stamp{Epoch: epoch, Tick: tick}) {
+			return
+		}
+	}
+}
+
+// OwnerNode is the node that owns the journal, as far as is known.
+func (v *Volume) OwnerNode() ident.NodeName {
+	if v.owner.Load() != nil {
+		return v.srv.env.Node
+	}
+	state, _, _ := v.srv.env.Control.Journal(v.id)
+	return state.Owner
+}
