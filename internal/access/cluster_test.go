@@ -32,6 +32,35 @@ type seat struct {
 	mem  *vfs.Mem
 	boot byte
 	live atomic.Pointer[core.Store]
+
+	faults *vfs.Faults // not nil: between the store and its disk
+	dir    string      // not empty: on the real file system
+	far    *laneSeat   // not nil: appends are asynchronous, as by a connection
+}
+
+// laneSeat makes a seat's appends in a goroutine, in order.
+type laneSeat struct{ c chan func() }
+
+func (s *seat) fs() vfs.FS {
+	switch {
+	case s.dir != "":
+		return vfs.Default
+	case s.faults != nil:
+		return s.faults
+	}
+	return s.mem
+}
+
+// asFar makes the seat's appends asynchronous until the test ends.
+func (c *cluster) asFar(s *seat) {
+	l := &laneSeat{make(chan func(), 1024)}
+	s.far = l
+	go func() {
+		for f := range l.c {
+			f()
+		}
+	}()
+	c.t.Cleanup(func() { close(l.c) })
 }
 
 func (s *seat) get() (*core.Store, error) {
@@ -50,6 +79,10 @@ func (s *seat) Append(m *wire.Append, done func(wire.AppendReply, error)) {
 	}
 	c := *m
 	c.Trusted = false
+	if s.far != nil {
+		s.far.c <- func() { st.Append(&c, done) }
+		return
+	}
 	st.Append(&c, done)
 }
 func (s *seat) Notice(m *wire.Notice) {
@@ -113,13 +146,14 @@ func (s *seat) Status(ctx context.Context, m *wire.StoreStatus) (wire.StoreStatu
 
 // cluster is stores on in-memory disks, a control store in memory, and owners.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	seats []*seat
 	ctl   *control.Client
 	local ident.StoreID
 	site  ident.SiteID
 	log   *slog.Logger
 	limit Limits
+	tell  func(StoreHealth)
 }
 
 func (c *cluster) seat(id ident.StoreID) *seat {
@@ -158,8 +192,8 @@ func (freeLeases) Enroll(_ ident.JournalID, _ ident.Epoch, stores []ident.StoreI
 func (freeLeases) Leave(ident.JournalID, ident.Epoch) {}
 
 func (c *cluster) start(s *seat) {
-	st, err := core.Open(core.Options{FS: s.mem, Dir: "/store", Create: true, Boot: ident.BootID{s.boot}, LeaseMax: time.Millisecond,
-		Logger: c.log, NotesSize: 64 << 10, FailMarkDir: "/run",
+	st, err := core.Open(core.Options{FS: s.fs(), Dir: s.dir + "/store", Create: true, Boot: ident.BootID{s.boot}, LeaseMax: time.Millisecond,
+		Logger: c.log, NotesSize: 64 << 10, FailMarkDir: s.dir + "/run",
 		Peers: func(id ident.StoreID) (journal.Store, error) { return c.seat(id), nil }})
 	if err != nil {
 		c.t.Fatalf("open store: %v", err)
@@ -188,7 +222,20 @@ func (c *cluster) powerCut(s *seat) {
 	s.boot++
 }
 
-func newCluster(t *testing.T, sites, nodes int) *cluster {
+func newCluster(t testing.TB, sites, nodes int) *cluster {
+	return newClusterOf(t, sites, nodes, func(*seat) {})
+}
+
+// newFaultyCluster is one whose stores' disks can be made to fail.
+func newFaultyCluster(t testing.TB, sites, nodes int) *cluster {
+	c := newClusterOf(t, sites, nodes, func(s *seat) { s.faults = vfs.NewFaults(s.mem) })
+	for _, s := range c.seats[1:] {
+		c.asFar(s)
+	}
+	return c
+}
+
+func newClusterOf(t testing.TB, sites, nodes int, with func(*seat)) *cluster {
 	level := slog.LevelError
 	if os.Getenv("DOZO_TEST_LOG") != "" {
 		level = slog.LevelDebug
@@ -198,6 +245,7 @@ func newCluster(t *testing.T, sites, nodes int) *cluster {
 	for i := range sites {
 		for j := range nodes {
 			s := &seat{site: ident.SiteID(i + 1), host: fmt.Sprint(i, "/", j), mem: vfs.NewMem(1 << 30), boot: 1}
+			with(s)
 			c.start(s)
 			c.seats = append(c.seats, s)
 		}
@@ -241,7 +289,7 @@ func (c *cluster) own(v control.VolumeSpec) *Owner {
 	c.t.Helper()
 	start := time.Now()
 	clock := func() int64 { return int64(time.Since(start)) + int64(time.Hour) }
-	o, err := TakeOver(context.Background(), Env{Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock,
+	o, err := TakeOver(context.Background(), Env{Health: NewHealth(clock, c.tell), Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock,
 		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit}, v)
 	if err != nil {
 		c.t.Fatalf("take over: %v", err)

@@ -36,6 +36,7 @@ type Env struct {
 	Log     *slog.Logger
 	Metrics *Metrics
 	Limits  Limits
+	Health  *Health // of stores, shared by all owners of the node; nil: each owner has its own
 }
 
 // Limits are an owner's settings; zero values become defaults.
@@ -44,8 +45,10 @@ type Limits struct {
 	CheckpointInterval time.Duration // 60 s
 	CheckpointBytes    uint64        // 4 GiB
 	MapBudgetBytes     int64         // per volume; 1 GiB
-	AppendTimeout      time.Duration // a store that takes longer counts as failed; 900 ms
-	SyncTimeout        time.Duration // likewise for fdatasync (R8); 1 s, but see owner_actions.go
+	AppendTimeout      time.Duration // a store that takes longer counts as failed; 800 ms
+	ReadTimeout        time.Duration // a read that takes longer goes to another replica; 800 ms
+	SyncPatience       time.Duration // likewise for fdatasync, where others can take over (R8); 1 s
+	SyncTimeout        time.Duration // and where none can; 5 s
 	RepairGrace        time.Duration // how long a store may be away before what it held is copied again; 10 min
 	ShipWindow         int           // pushes under way to a site; 16
 	KeepBothLocal      bool          // never drop a local replica
@@ -67,7 +70,9 @@ func (l Limits) withDefaults() Limits {
 	if l.MapBudgetBytes == 0 {
 		l.MapBudgetBytes = 1 << 30
 	}
-	def(&l.AppendTimeout, 900*time.Millisecond)
+	def(&l.AppendTimeout, 800*time.Millisecond)
+	def(&l.ReadTimeout, 800*time.Millisecond)
+	def(&l.SyncPatience, time.Second)
 	def(&l.SyncTimeout, 5*time.Second)
 	def(&l.RepairGrace, 10*time.Minute)
 	if l.ShipWindow == 0 {

@@ -47,6 +47,7 @@ type Op struct {
 	pieces   []volume.Piece
 	read     wire.Read
 	replies  []wire.ReadReply
+	lent     bool // a store that no longer answers may still read it: don't use it again
 }
 
 var opPool = sync.Pool{New: func() any { return new(Op) }}
@@ -60,6 +61,9 @@ func (op *Op) Release() {
 		if r := op.replies[i].Release; r != nil {
 			r()
 		}
+	}
+	if op.lent {
+		return
 	}
 	clear(op.replies)
 	clear(op.Data)

@@ -69,6 +69,7 @@ type Owner struct {
 	repair      repairState
 	strays      []stray
 	unanswered  []appendWait // by time
+	reading     []*readTry   // asked, by time; answered ones stay until the next look
 	turn        atomic.Uint64
 	lastSeg     *segment // that the last committed record is in
 	lastAppend  time.Duration
@@ -357,6 +358,7 @@ func (o *Owner) stop(err error) {
 		close(b.done)
 	}
 	o.barWait = nil
+	o.giveUpReads()
 	o.env.Leases.Leave(o.journalID, o.epoch)
 	o.cancel()
 	close(o.stopped)
@@ -396,6 +398,7 @@ func (o *Owner) timers() {
 				return
 			}
 			o.giveUpSlow()
+			o.giveUpReads()
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {
 				o.settlePast()
@@ -411,7 +414,7 @@ func (o *Owner) timers() {
 func (o *Owner) everySecond() {
 	now := time.Duration(o.env.Clock())
 	for i, m := range o.members {
-		if o.env.Stores.Up(m.Store) {
+		if o.env.Stores.Up(m.Store) && o.env.Health.Usable(m.Store) {
 			o.w.Up(i)
 		}
 	}

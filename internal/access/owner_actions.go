@@ -50,11 +50,11 @@ func (o *Owner) perform() bool {
 	return len(acts) > 0
 }
 
-// appendWait is an append that a remote store has not answered.
+// appendWait is an append that a store has not answered.
 type appendWait struct {
 	batch  *journal.Batch
 	member int
-	since  int64 // Env.Clock
+	since  uint64 // Owner.tick
 }
 
 func (o *Owner) append(a *journal.Action) {
@@ -63,9 +63,7 @@ func (o *Owner) append(a *journal.Action) {
 	msg := &wire.Append{Epoch: o.epoch, Segment: a.Segment.ID, Offset: a.Batch.Offset, Commit: o.w.Commit(), Stable: o.w.Stable(),
 		Data: a.Batch.Data, Trusted: local}
 	batch, member := a.Batch, a.Member
-	if !local {
-		o.unanswered = append(o.unanswered, appendWait{batch, member, o.env.Clock()})
-	}
+	o.unanswered = append(o.unanswered, appendWait{batch, member, o.tick()})
 	store.Append(msg, func(r wire.AppendReply, err error) {
 		o.post(event{kind: evAppended, batch: batch, member: member, boot: r.Boot, err: err})
 	})
@@ -80,17 +78,49 @@ func (o *Owner) appended(ev *event) {
 			break
 		}
 	}
+	if ev.err != nil {
+		o.heard(o.members[ev.member].Store, nil, ev.err)
+	}
 	o.w.Appended(ev.batch, ev.member, ev.boot, ev.err)
 }
 
-// giveUpSlow treats a store that doesn't answer an append in time as failed (gray failures too).
+// giveUpSlow treats a store that doesn't answer an append in time as failed (gray failures too, and those of this
+// node's own disks). When half of the time is over, another pair is made ready.
 func (o *Owner) giveUpSlow() {
-	now := o.env.Clock()
-	for len(o.unanswered) > 0 && now-o.unanswered[0].since > int64(o.env.Limits.AppendTimeout) {
+	now, most := o.tick(), uint64(o.env.Limits.AppendTimeout/time.Millisecond)
+	for len(o.unanswered) > 0 && now-o.unanswered[0].since > most {
 		x := o.unanswered[0]
 		o.unanswered = append(o.unanswered[:0], o.unanswered[1:]...)
 		o.log.Warn("store is slow: its segments are closed", "store", o.members[x.member].Store, "after", o.env.Limits.AppendTimeout)
-		o.w.Appended(x.batch, x.member, ident.BootID{}, wire.Errorf(wire.CodeUnreached, "no answer to an append within %v", o.env.Limits.AppendTimeout))
+		if g, ok := o.stores[x.member].(*localStore); ok {
+			g.gaveUp()
+		}
+		err := wire.Errorf(wire.CodeUnreached, "no answer to an append within %v", o.env.Limits.AppendTimeout)
+		o.letDown(o.members[x.member].Store, err)
+		o.w.Appended(x.batch, x.member, ident.BootID{}, err)
+	}
+	for i := range o.unanswered {
+		if now-o.unanswered[i].since <= most/2 {
+			break
+		}
+		o.w.Slow(o.unanswered[i].member)
+	}
+}
+
+// letDown notes that a store has failed by itself: it is tried again after a while. One that can't be reached is
+// tried when it can.
+func (o *Owner) letDown(store ident.StoreID, err error) {
+	if errors.Is(err, wire.ErrNoSpace) {
+		o.env.Health.Full(store, err.Error())
+	} else {
+		o.env.Health.Failed(store, err.Error())
+	}
+}
+
+// heard looks at a store's answer for the store's own failures. ended is the context of the request.
+func (o *Owner) heard(store ident.StoreID, ended error, err error) {
+	if errors.Is(err, wire.ErrIO) || errors.Is(err, wire.ErrNoSpace) || err != nil && errors.Is(ended, context.DeadlineExceeded) {
+		o.letDown(store, err)
 	}
 }
 
@@ -142,6 +172,7 @@ func (o *Owner) open(a journal.Action) {
 			if err != nil && o.stopErr == nil {
 				o.log.Warn("segment not opened", "segment", a.Segment.ID, "store", store.ID(), "err", err)
 			}
+			o.heard(store.ID(), ctx.Err(), err)
 			o.w.Opened(a.Segment, a.Member, r.Boot, unreached(err))
 			switch {
 			case err == nil:
@@ -154,15 +185,38 @@ func (o *Owner) open(a journal.Action) {
 	})
 }
 
+// sync has a member sync. One that takes too long is given up if others can do without it (R8): what it did not
+// make stable is put elsewhere before a flush returns.
 func (o *Owner) sync(a journal.Action) {
 	store := o.stores[a.Member]
 	o.goBackground(func() {
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
 		defer cancel()
+		answered := false // in the loop
+		patience := time.AfterFunc(o.env.Limits.SyncPatience, func() {
+			o.call(func() {
+				if answered || o.stopErr != nil || !o.w.CanSpare(a.Member) {
+					return
+				}
+				answered = true
+				err := wire.Errorf(wire.CodeUnreached, "no answer to an fdatasync within %v", o.env.Limits.SyncPatience)
+				o.log.Warn("store is slow: its segments are closed", "store", store.ID(), "err", err)
+				o.letDown(store.ID(), err)
+				o.w.Synced(a.Member, wire.SyncReply{}, err)
+			})
+		})
 		r, err := store.Sync(ctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: a.Segments})
+		patience.Stop()
 		o.env.Metrics.SyncSeconds.Observe(time.Since(start).Seconds())
-		o.call(func() { o.w.Synced(a.Member, r, unreached(err)) })
+		o.call(func() {
+			if answered {
+				return
+			}
+			answered = true
+			o.heard(store.ID(), ctx.Err(), err)
+			o.w.Synced(a.Member, r, unreached(err))
+		})
 	})
 }
 
@@ -174,7 +228,10 @@ func (o *Owner) seal(a journal.Action) {
 		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
 		defer cancel()
 		_, err := store.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: a.Segment.ID, End: end, Last: last, Start: start})
-		o.call(func() { o.sealed(a.Segment, a.Member, unreached(err)) })
+		o.call(func() {
+			o.heard(store.ID(), ctx.Err(), err)
+			o.sealed(a.Segment, a.Member, unreached(err))
+		})
 	})
 }
 
@@ -302,7 +359,13 @@ func (o *Owner) recordEnds(ctx context.Context, from journal.Store, id ident.Seg
 	return append(ends, x.End), nil
 }
 
+// rawTimeout bounds one request for bytes of a replica that is not a client's: a disk that hangs must not hold up
+// shipping or a takeover for ever.
+const rawTimeout = 10 * time.Second
+
 func readIndex(ctx context.Context, from journal.Store, id ident.SegmentID) (*journal.Index, error) {
+	ctx, cancel := context.WithTimeout(ctx, rawTimeout)
+	defer cancel()
 	r, err := from.ReadIndex(ctx, &wire.ReadIndex{Segment: id})
 	if err != nil {
 		return nil, fmt.Errorf("index of %s at %s: %w", id, from.ID(), err)

@@ -3,6 +3,10 @@ package access
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -76,16 +80,96 @@ func (o *Owner) read(op *Op) {
 		o.readSlow(op)
 		return
 	}
-	store.Read(&op.read, func(r wire.ReadReply, err error) {
-		if err != nil {
-			o.call(func() { o.readAgain(op, err) })
-			return
+	t := newReadTry(o, op, store.ID())
+	store.Read(&op.read, t.answer)
+	if t.state.Load() == tryWaiting {
+		o.reading = append(o.reading, t)
+	} else {
+		t.unref()
+	}
+}
+
+// readTry is a read that a store has been asked for. What was answered at once, from memory, is never looked at
+// again; the others are given up when they take too long.
+type readTry struct {
+	o      *Owner
+	op     *Op
+	store  ident.StoreID
+	since  uint64 // Owner.tick
+	state  atomic.Int32
+	refs   atomic.Int32 // the loop's and the store's: the last one puts it back
+	answer func(wire.ReadReply, error)
+}
+
+const (
+	tryWaiting int32 = iota
+	tryAnswered
+	tryGivenUp
+)
+
+var tryPool sync.Pool
+
+func newReadTry(o *Owner, op *Op, store ident.StoreID) *readTry {
+	t, _ := tryPool.Get().(*readTry)
+	if t == nil {
+		t = &readTry{}
+		t.answer = t.answered
+	}
+	t.o, t.op, t.store, t.since = o, op, store, o.tick()
+	t.state.Store(tryWaiting)
+	t.refs.Store(2)
+	return t
+}
+
+func (t *readTry) unref() {
+	if t.refs.Add(-1) == 0 {
+		t.o, t.op = nil, nil
+		tryPool.Put(t)
+	}
+}
+
+func (t *readTry) answered(r wire.ReadReply, err error) {
+	defer t.unref()
+	if !t.state.CompareAndSwap(tryWaiting, tryAnswered) {
+		release(r)
+		return
+	}
+	o, op := t.o, t.op
+	if err != nil {
+		o.call(func() { o.readAgain(op, err) })
+		return
+	}
+	op.replies = append(op.replies, r)
+	op.assemble(r.Data)
+	op.Epoch, op.Tick = o.epoch, o.tick()
+	op.Done(op, nil)
+}
+
+// giveUpReads asks others for what a store doesn't answer in time. When the owner stops it gives up all.
+func (o *Owner) giveUpReads() {
+	now, most := o.tick(), uint64(o.env.Limits.ReadTimeout/time.Millisecond)
+	kept := o.reading[:0]
+	for _, t := range o.reading {
+		switch {
+		case t.state.Load() == tryAnswered:
+			t.unref()
+		case now-t.since <= most && o.stopErr == nil:
+			kept = append(kept, t)
+		case t.state.CompareAndSwap(tryWaiting, tryGivenUp):
+			op, err := t.op, wire.Errorf(wire.CodeUnreached, "no answer to a read within %v", o.env.Limits.ReadTimeout)
+			op.lent = true // its list of pieces is the store's until it answers
+			if o.stopErr == nil {
+				o.log.Warn("store is slow: another is read", "store", t.store, "after", o.env.Limits.ReadTimeout)
+				o.letDown(t.store, err)
+			}
+			o.readAgain(op, err)
+			t.unref()
+		default:
+			t.unref()
 		}
-		op.replies = append(op.replies, r)
-		op.assemble(r.Data)
-		op.Epoch, op.Tick = o.epoch, o.tick()
-		op.Done(op, nil)
-	})
+	}
+	clear(o.reading[len(kept):])
+	o.reading = kept
 }
 
 // assemble cuts the data of the pieces, holes as zeroes, to the bytes that were asked for.
@@ -117,7 +201,8 @@ func (op *Op) assemble(data []byte) {
 	}
 }
 
-// readFrom chooses the replica to read: this node's, then one of this site, then any.
+// readFrom chooses the replica to read: this node's, then one of this site, then any; one that has let us down lately
+// only when there is no other.
 func (o *Owner) readFrom(s *segment) journal.Store {
 	var best journal.Store
 	if s == nil {
@@ -131,6 +216,7 @@ func (o *Owner) readFrom(s *segment) journal.Store {
 		}
 		n := 1
 		switch {
+		case !o.env.Health.Usable(h.store):
 		case o.env.Stores.Local(h.store):
 			n = 4
 		case !o.env.Stores.Up(h.store):
@@ -186,18 +272,7 @@ func (o *Owner) readSlow(op *Op) {
 		}
 		src := source{piece: wire.ReadPiece{Segment: p.Segment, Record: p.Record, First: p.First, Blocks: uint16(p.Count)}}
 		s := o.segs[p.Segment]
-		first := o.readFrom(s)
-		if first != nil {
-			src.stores = append(src.stores, first)
-		}
-		for _, h := range holdersIn(s) {
-			if first != nil && h.store == first.ID() {
-				continue
-			}
-			if st, ok := o.env.Stores.Store(h.store); ok {
-				src.stores = append(src.stores, st)
-			}
-		}
+		src.stores = o.inOrder(s)
 		sources = append(sources, src)
 	}
 	o.goBackground(func() {
@@ -206,27 +281,21 @@ func (o *Owner) readSlow(op *Op) {
 			var got bool
 			var last error = wire.Errorf(wire.CodeAbsent, "no replica of segment %s is known", src.piece.Segment)
 			for _, st := range src.stores {
-				done := make(chan struct{})
-				st.Read(&wire.Read{Journal: o.journalID, Pieces: []wire.ReadPiece{src.piece}}, func(r wire.ReadReply, err error) {
-					if err == nil {
-						data = append(data, r.Data...)
-						if r.Release != nil {
-							r.Release()
-						}
-						got = true
-					} else {
-						last = err
-						if errors.Is(err, wire.ErrCorrupt) {
-							o.env.Metrics.Corrupt.Inc()
-							o.log.Error("replica is corrupt, reading another", "err", err)
-						}
-						if errors.Is(err, wire.ErrCorrupt) || errors.Is(err, wire.ErrAbsent) {
-							o.call(func() { o.markBad(src.piece.Segment, st.ID(), err) })
-						}
+				r, err := o.readPiece(st, src.piece)
+				if err == nil {
+					data = append(data, r.Data...)
+					release(r)
+					got = true
+				} else {
+					last = err
+					if errors.Is(err, wire.ErrCorrupt) {
+						o.env.Metrics.Corrupt.Inc()
+						o.log.Error("replica is corrupt, reading another", "err", err)
 					}
-					close(done)
-				})
-				<-done
+					if errors.Is(err, wire.ErrCorrupt) || errors.Is(err, wire.ErrAbsent) {
+						o.call(func() { o.markBad(src.piece.Segment, st.ID(), err) })
+					}
+				}
 				if got {
 					break
 				}
@@ -247,6 +316,58 @@ func (o *Owner) readSlow(op *Op) {
 			o.finish(op, nil)
 		})
 	})
+}
+
+// inOrder lists the stores of a segment, the best to read first.
+func (o *Owner) inOrder(s *segment) (list []journal.Store) {
+	first := o.readFrom(s)
+	if first != nil {
+		list = append(list, first)
+	}
+	var avoided []journal.Store
+	for _, h := range holdersIn(s) {
+		if first != nil && h.store == first.ID() {
+			continue
+		}
+		if st, ok := o.env.Stores.Store(h.store); !ok {
+		} else if o.env.Health.Usable(h.store) {
+			list = append(list, st)
+		} else {
+			avoided = append(avoided, st)
+		}
+	}
+	return slices.Concat(list, avoided)
+}
+
+// readPiece asks one store for one piece and waits, for no longer than a read may take.
+func (o *Owner) readPiece(st journal.Store, p wire.ReadPiece) (wire.ReadReply, error) {
+	type answer struct {
+		r   wire.ReadReply
+		err error
+	}
+	var given atomic.Bool
+	c := make(chan answer, 1)
+	st.Read(&wire.Read{Journal: o.journalID, Pieces: []wire.ReadPiece{p}}, func(r wire.ReadReply, err error) {
+		if given.Swap(true) {
+			release(r)
+			return
+		}
+		c <- answer{r, err}
+	})
+	timer := time.NewTimer(o.env.Limits.ReadTimeout)
+	defer timer.Stop()
+	select {
+	case x := <-c:
+		return x.r, x.err
+	case <-timer.C:
+	}
+	if given.Swap(true) {
+		x := <-c
+		return x.r, x.err
+	}
+	err := wire.Errorf(wire.CodeUnreached, "no answer to a read within %v", o.env.Limits.ReadTimeout)
+	o.call(func() { o.letDown(st.ID(), err) })
+	return wire.ReadReply{}, err
 }
 
 // markBad takes a replica out of use; the repair makes it again.

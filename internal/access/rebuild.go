@@ -568,8 +568,12 @@ func (o *Owner) readRecordFrom(stores []journal.Store, id ident.SegmentID, offse
 func (o *Owner) readOne(st journal.Store, id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
 	var raw []byte
 	for want := recordGuess; len(raw) < want; {
-		r, err := st.ReadRaw(o.ctx, &wire.ReadRaw{Segment: id, Offset: offset + uint32(len(raw)), Len: uint32(min(want-len(raw), copyFrame))})
+		ctx, cancel := context.WithTimeout(o.ctx, rawTimeout)
+		r, err := st.ReadRaw(ctx, &wire.ReadRaw{Segment: id, Offset: offset + uint32(len(raw)), Len: uint32(min(want-len(raw), copyFrame))})
+		ended := ctx.Err()
+		cancel()
 		if err != nil {
+			o.heard(st.ID(), ended, err)
 			return nil, nil, err
 		}
 		raw = append(raw, r.Data...)

@@ -37,6 +37,9 @@ const (
 // NewServer makes the access role. Run does its work.
 func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 	env.Limits = env.Limits.withDefaults()
+	if env.Health == nil {
+		env.Health = NewHealth(env.Clock, nil)
+	}
 	s := &Server{env: env, peers: peers, slots: make(chan struct{}, takeoversMax)}
 	s.mu.volumes = map[ident.JournalID]*Volume{}
 	s.ctx, s.stop = context.WithCancel(context.Background())

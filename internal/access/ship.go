@@ -399,8 +399,12 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 		if source == nil {
 			return e, wire.Errorf(wire.CodeAbsent, "no replica of segment %s can be read", seg.id)
 		}
-		r, err := source.ReadRaw(ctx, &wire.ReadRaw{Segment: seg.id, Offset: at, Len: min(end-at, shipFrame)})
+		rctx, cancel := context.WithTimeout(ctx, rawTimeout)
+		r, err := source.ReadRaw(rctx, &wire.ReadRaw{Segment: seg.id, Offset: at, Len: min(end-at, shipFrame)})
+		ended := rctx.Err()
+		cancel()
 		if err != nil {
+			o.heard(source.ID(), ended, err)
 			return e, fmt.Errorf("read %s: %w", seg.id, err)
 		}
 		n := wholeRecords(r.Data, at)

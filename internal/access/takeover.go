@@ -34,6 +34,10 @@ const (
 func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, error) {
 	started := time.Now()
 	env.Limits = env.Limits.withDefaults()
+	if env.Health == nil {
+		env.Health = NewHealth(env.Clock, nil)
+	}
+	env.Stores = guardLocal(env.Stores, env.Health)
 	log := env.Log.With("journal", spec.ID.String(), "volume", spec.Name)
 	_, rev, err := env.Control.JournalNow(ctx, spec.ID)
 	if err != nil {

@@ -48,22 +48,29 @@ func (h *handles) pushLocked(f *handle) {
 
 // acquire gives the replica's file, opened if need be.
 func (h *handles) acquire(r *replica) (*handle, error) {
-	h.mu.Lock()
-	if f := r.file; f != nil {
-		f.refs++
-		if h.mu.head.next != f {
-			h.unlinkLocked(f)
-			h.pushLocked(f)
-		}
-		h.mu.Unlock()
+	if f := h.opened(r); f != nil {
 		return f, nil
 	}
-	h.mu.Unlock()
 	file, err := h.fs.OpenReadWrite(r.path)
 	if err != nil {
 		return nil, err
 	}
 	return h.adopt(r, file), nil
+}
+
+// opened gives the replica's file if it is open.
+func (h *handles) opened(r *replica) *handle {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f := r.file
+	if f != nil {
+		f.refs++
+		if h.mu.head.next != f {
+			h.unlinkLocked(f)
+			h.pushLocked(f)
+		}
+	}
+	return f
 }
 
 // adopt takes a file that was just opened, or closes it if another one was quicker.

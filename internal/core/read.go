@@ -64,11 +64,13 @@ func (s *Store) Read(m *wire.Read, done func(wire.ReadReply, error)) {
 		done(wire.ReadReply{}, err)
 		return
 	}
-	reply, err := s.read(m, !s.cantTell.Load())
-	if err != vfs.ErrNotCached {
-		s.end()
-		done(reply, err)
-		return
+	if !s.cantTell.Load() {
+		reply, err := s.read(m, true)
+		if err != vfs.ErrNotCached {
+			s.end()
+			done(reply, err)
+			return
+		}
 	}
 	go func() {
 		reply, err := s.read(m, false)
@@ -81,10 +83,11 @@ func (s *Store) Read(m *wire.Read, done func(wire.ReadReply, error)) {
 func (s *Store) readAll(f *handle, b []byte, off int64, cached bool) error {
 	if cached {
 		err := f.ReadCachedAt(b, off)
-		if err != vfs.ErrCantTell {
-			return err
+		if err == vfs.ErrCantTell {
+			s.cantTell.Store(true)
+			err = vfs.ErrNotCached
 		}
-		s.cantTell.Store(true)
+		return err
 	}
 	_, err := f.ReadAt(b, off)
 	return err
@@ -177,9 +180,15 @@ func (s *Store) readPiece(id ident.JournalID, p *wire.ReadPiece, scratch, dst []
 	if int64(p.Record)+journal.RecordHeaderSize > int64(end) {
 		return nil, wire.Errorf(wire.CodeAbsent, "no record at %d of %s, which ends at %d", p.Record, p.Segment, end)
 	}
-	f, err := s.handles.acquire(r)
-	if err != nil {
-		return nil, s.readError(r, p.Record, err)
+	f := s.handles.opened(r)
+	if f == nil {
+		if cached { // opening it may wait for the disk
+			return nil, vfs.ErrNotCached
+		}
+		var err error
+		if f, err = s.handles.acquire(r); err != nil {
+			return nil, s.readError(r, p.Record, err)
+		}
 	}
 	defer s.handles.release(f)
 

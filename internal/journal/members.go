@@ -17,6 +17,7 @@ func (w *Writer) fail(member int) {
 		return
 	}
 	w.members[member].up = false
+	w.members[member].slow = false
 	w.members[member].syncing = false
 	uncommitted := false
 	for _, s := range w.segments {
@@ -166,15 +167,90 @@ func (w *Writer) Up(member int) {
 			w.act(Action{Kind: ActSeal, Member: member, Segment: s})
 		}
 	}
-	if s := w.cur; s != nil && w.away(s) && !w.Degraded() && s.commitEnd == s.end {
+	m.slow = false
+	w.comeHome()
+	w.Pump()
+}
+
+// comeHome ends the use of another site's member where two at home can be used.
+func (w *Writer) comeHome() {
+	home := 0
+	for _, m := range w.members {
+		if m.Home && m.up && !m.slow && !m.full {
+			home++
+		}
+	}
+	if home < 2 {
+		return
+	}
+	if s := w.cur; s != nil && w.away(s) && s.commitEnd == s.end {
 		w.cur = nil
 		w.close(s)
 	}
-	if s := w.next; s != nil && w.away(s) && !w.Degraded() {
+	if s := w.next; s != nil && w.away(s) {
 		w.next = nil
 		w.discard(s)
 	}
-	w.Pump()
+}
+
+// Slow says that a member is late with an answer. It is not given up yet, but a segment without it is opened where
+// that is possible: should it be given up, the records that wait have somewhere to go at once.
+func (w *Writer) Slow(member int) {
+	if m := &w.members[member]; w.stopped == nil && m.up && !m.slow {
+		m.slow = true
+		w.avoidSlow()
+	}
+}
+
+// well says that a member has answered.
+func (w *Writer) well(member int) {
+	if m := &w.members[member]; m.slow {
+		m.slow = false
+		w.comeHome()
+	}
+}
+
+// avoidSlow opens the next segment without those that are slow, if there is a pair of others.
+func (w *Writer) avoidSlow() {
+	if _, _, ok := w.pairOf(false); !ok {
+		return
+	}
+	if s := w.next; s != nil {
+		for i := range s.replicas {
+			if w.members[s.replicas[i].member].slow {
+				w.next = nil
+				w.discard(s)
+				break
+			}
+		}
+	}
+	if w.next == nil {
+		w.open()
+	}
+}
+
+// askOthers looks for another pair when a member doesn't open the next segment.
+func (w *Writer) askOthers() {
+	s := w.next
+	if s == nil || s.ready() || w.now-s.askedAt < openPatience {
+		return
+	}
+	for i := range s.replicas {
+		if r := &s.replicas[i]; !r.opened {
+			w.Slow(r.member)
+		}
+	}
+}
+
+// CanSpare reports that there are two members without this one, so that it need not be waited for.
+func (w *Writer) CanSpare(member int) bool {
+	up := 0
+	for i, m := range w.members {
+		if i != member && m.up {
+			up++
+		}
+	}
+	return up >= 2
 }
 
 // away reports that a segment has a holder at another site.

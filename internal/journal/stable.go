@@ -260,6 +260,7 @@ func (w *Writer) Tick(now time.Duration) {
 			}
 		}
 	}
+	w.askOthers()
 	for _, s := range w.segments {
 		if s.closed && now-s.closedAt >= copyAfter {
 			w.copyLost()

@@ -20,6 +20,7 @@ const (
 	noticeAfter       = 50 * time.Millisecond  // protocol.md, "Terms"
 	copyAfter         = 2 * time.Second        // how long a lost holder may come back before its unstable tail is copied
 	copyRetry         = 500 * time.Millisecond // between attempts to make a lost replica again
+	openPatience      = 400 * time.Millisecond // for a member to open a segment, where another can do it instead
 )
 
 // Member is one store of the newest recorded ensemble as its owner sees it.
@@ -93,6 +94,7 @@ type Segment struct {
 	Before    ident.Position // known once the first record is assigned
 	replicas  []replicaOf
 	openFails bool
+	askedAt   time.Duration
 	closed    bool   // takes no more records
 	records   int    // assigned
 	end       uint32 // behind the last assigned record; 0: not even the header is
@@ -145,6 +147,7 @@ type memberState struct {
 	Member
 	up       bool
 	full     bool // had no room for a segment when it was last asked
+	slow     bool // late with an answer: the next segment goes elsewhere if it can
 	boot     ident.BootID
 	syncing  bool
 	syncMore bool
@@ -434,7 +437,7 @@ func (w *Writer) open() {
 	}
 	w.turn++
 	s := &Segment{ID: ident.SegmentID{Site: w.cfg.Site, Journal: w.cfg.Journal, Epoch: w.cfg.Epoch, Number: w.number},
-		replicas: []replicaOf{{member: a}, {member: b}}}
+		replicas: []replicaOf{{member: a}, {member: b}}, askedAt: w.now}
 	w.number++
 	w.next = s
 	w.segments = append(w.segments, s)
@@ -442,12 +445,20 @@ func (w *Writer) open() {
 	w.act(Action{Kind: ActOpen, Member: b, Segment: s})
 }
 
-// pair chooses two members: home ones in turn; one of another site only when fewer than two at home are up.
+// pair chooses two members: home ones in turn; one of another site only when fewer than two at home are up; a slow
+// one only when there are no others.
 func (w *Writer) pair() (a, b int, ok bool) {
+	if a, b, ok = w.pairOf(false); !ok {
+		a, b, ok = w.pairOf(true)
+	}
+	return a, b, ok
+}
+
+func (w *Writer) pairOf(slow bool) (a, b int, ok bool) {
 	var home, away []int
 	for i, m := range w.members {
 		switch {
-		case m.full:
+		case m.full || m.slow && !slow:
 		case m.up && m.Home:
 			home = append(home, i)
 		case m.up:
@@ -484,6 +495,7 @@ func (w *Writer) Opened(s *Segment, member int, boot ident.BootID, err error) {
 		if r := s.replica(member); r != nil {
 			r.opened = true
 		}
+		w.well(member)
 	}
 	w.Pump()
 }
@@ -521,6 +533,7 @@ func (w *Writer) Appended(b *Batch, member int, boot ident.BootID, err error) {
 			s.replicas[i].acked = max(s.replicas[i].acked, b.end)
 		}
 	}
+	w.well(member)
 	w.advance()
 	w.Pump()
 }
