@@ -118,6 +118,7 @@ func (o *Owner) letDown(store ident.StoreID, err error) {
 }
 
 // heard looks at a store's answer for the store's own failures. ended is the context of the request.
+// It may be called from any goroutine.
 func (o *Owner) heard(store ident.StoreID, ended error, err error) {
 	if errors.Is(err, wire.ErrIO) || errors.Is(err, wire.ErrNoSpace) || err != nil && errors.Is(ended, context.DeadlineExceeded) {
 		o.letDown(store, err)
@@ -167,7 +168,11 @@ func (o *Owner) open(a journal.Action) {
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
 		defer cancel()
+		late := time.AfterFunc(o.env.Limits.SyncPatience, func() {
+			o.letDown(store.ID(), wire.Errorf(wire.CodeUnreached, "no answer to the opening of a segment within %v", o.env.Limits.SyncPatience))
+		})
 		r, err := store.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: a.Segment.ID, Capacity: o.env.Limits.SegmentBytes})
+		late.Stop()
 		o.call(func() {
 			if err != nil && o.stopErr == nil {
 				o.log.Warn("segment not opened", "segment", a.Segment.ID, "store", store.ID(), "err", err)
@@ -305,11 +310,17 @@ const copyFrame = 1 << 20
 func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, last ident.Position, start wire.EpochStart) error {
 	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
 	defer cancel()
-	if _, err := to.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16)}); err != nil {
+	octx, ocancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncPatience) // there may be others to copy to
+	_, err := to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16)})
+	ended := octx.Err()
+	ocancel()
+	if err != nil {
+		o.heard(to.ID(), ended, err)
 		return fmt.Errorf("open at %s: %w", to.ID(), err)
 	}
 	// What the destination has already is compared by the append itself; a differing replica is loud.
-	inv, err := to.Inventory(ctx, &wire.Inventory{Journal: id.Journal, Limit: 1 << 20})
+	var inv wire.InventoryReply
+	inv, err = to.Inventory(ctx, &wire.Inventory{Journal: id.Journal, Limit: 1 << 20})
 	if err != nil {
 		return err
 	}

@@ -426,7 +426,7 @@ func (o *Owner) copyAgain(s *segment) {
 	var dest journal.Store
 	for _, id := range o.env.Stores.Core(o.env.Site) {
 		h := s.holder(id)
-		if o.env.Stores.Up(id) && (h == nil || h.bad) && id != from.ID() {
+		if o.fit(id) && (h == nil || h.bad) && id != from.ID() {
 			dest, _ = o.env.Stores.Store(id)
 			if h == nil {
 				break
@@ -437,6 +437,9 @@ func (o *Owner) copyAgain(s *segment) {
 		o.copyTo(s, from, dest)
 	}
 }
+
+// fit reports that a store can be reached and has not failed lately.
+func (o *Owner) fit(id ident.StoreID) bool { return o.env.Stores.Up(id) && o.env.Health.Usable(id) }
 
 // pastStable forgets the segments of former epochs that two servers hold stably by now, and says whether those
 // are all.
@@ -472,7 +475,7 @@ func (o *Owner) settlePast() {
 		var from, dest journal.Store
 		good, sealing := 0, false
 		for _, h := range s.holders {
-			if h.bad || h.going || !o.env.Stores.Up(h.store) {
+			if h.bad || h.going || !o.fit(h.store) {
 				continue
 			}
 			good++
@@ -491,7 +494,7 @@ func (o *Owner) settlePast() {
 		for _, home := range []bool{true, false} {
 			for i, m := range o.members {
 				h := s.holder(m.Store)
-				if dest == nil && m.Home == home && o.env.Stores.Up(m.Store) && (h == nil || h.bad) {
+				if dest == nil && m.Home == home && o.fit(m.Store) && (h == nil || h.bad) {
 					dest = o.stores[i]
 				}
 			}

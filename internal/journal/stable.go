@@ -161,17 +161,22 @@ func (w *Writer) restable() {
 	}
 }
 
-// settle forgets segments that two stores have sealed: they are the driver's now.
+// settle forgets segments that two stores have sealed, or one, where the others never will though they have made
+// it stable: they are the driver's now.
 func (w *Writer) settle() {
 	kept := w.segments[:0]
 	for _, s := range w.segments {
-		sealed := 0
+		sealed, hopeful := 0, 0
 		for i := range s.replicas {
-			if s.replicas[i].sealed {
+			switch r := &s.replicas[i]; {
+			case r.sealed:
 				sealed++
+			case !r.lost || r.copying || !w.members[r.member].up:
+				hopeful++
 			}
 		}
-		if !s.closed || sealed < 2 || len(s.entries) > 0 {
+		done := sealed >= 2 || sealed == 1 && hopeful == 0
+		if !s.closed || !done || len(s.entries) > 0 {
 			kept = append(kept, s)
 		}
 	}
