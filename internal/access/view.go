@@ -1,6 +1,8 @@
 package access
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"dozo/internal/ident"
@@ -104,6 +106,11 @@ func (o *Owner) publish() {
 		v.State = "degraded: one core server of the site, the second copy at another"
 	default:
 		v.State = "serving"
+		for _, a := range o.env.Health.Avoided() {
+			if slices.ContainsFunc(o.members, func(m journal.Member) bool { return m.Store == a.Store }) {
+				v.State = fmt.Sprintf("degraded: store %s is avoided after %d failures, the last: %s", a.Store, a.Failures, a.Why)
+			}
+		}
 	}
 	now := o.tick()
 	oldest := v.Commit.Seq

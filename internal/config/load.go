@@ -33,7 +33,7 @@ func Default() *Config {
 		},
 		Timeouts: Timeouts{
 			Lease:        Duration(time.Second),
-			Append:       Duration(time.Second),
+			Append:       Duration(800 * time.Millisecond),
 			SyncInterval: Duration(time.Second),
 			RepairGrace:  Duration(10 * time.Minute),
 			IdleSeal:     Duration(time.Minute),

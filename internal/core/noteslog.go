@@ -167,6 +167,12 @@ func (l *notesLog) start() error {
 	return nil
 }
 
+// refuse runs no writer: every put fails with err.
+func (l *notesLog) refuse(err error) {
+	l.mu.failed = err
+	close(l.done)
+}
+
 // put queues a change and applies it to the image. The change is durable when the batch is.
 func (l *notesLog) put(encode func(b []byte) []byte, apply func(m *noteImage)) *noteBatch {
 	l.mu.Lock()

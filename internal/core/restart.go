@@ -33,7 +33,6 @@ func (s *Store) restart(fresh bool) error {
 	if !fresh {
 		s.fenceFrom = s.now() + longer(s.opts.LeaseMax)
 	}
-	s.readMark()
 	for id, n := range image.journals {
 		s.mu.journals[id] = newJournalState(n)
 	}
@@ -54,7 +53,7 @@ func (s *Store) restart(fresh bool) error {
 		return err
 	}
 	for _, n := range dropped {
-		if err := s.unlink(n.Segment, s.replicaPath(n.Segment)); err != nil {
+		if err := s.unlink(n.Segment, s.replicaPath(n.Segment)); err != nil && s.Failed() == "" {
 			return fmt.Errorf("finish dropping %s: %w", n.Segment, err)
 		}
 		delete(files, n.Segment)
@@ -102,7 +101,7 @@ func (s *Store) restart(fresh bool) error {
 	changed = append(changed, orphans...)
 	changed = append(changed, s.notes.putStore(storeNote{Boot: s.opts.Boot, Starts: image.store.Starts + 1, LeaseMax: s.opts.LeaseMax}))
 	for _, b := range changed {
-		if err := b.wait(context.Background()); err != nil {
+		if err := b.wait(context.Background()); err != nil && s.Failed() == "" {
 			return err
 		}
 	}

@@ -119,14 +119,26 @@ func (s *Store) open() error {
 	if err != nil {
 		return fmt.Errorf("store %s: %w", s.dir, err)
 	}
+	s.readMark()
 	if err := notes.start(); err != nil {
-		return fmt.Errorf("store %s: start the next generation of notes: %w", s.dir, err)
+		if s.Failed() == "" {
+			return fmt.Errorf("store %s: start the next generation of notes: %w", s.dir, err)
+		}
+		// A disk that has failed in this boot: what it has may be read, and it promises nothing any more.
+		s.log.Error("the notes of a failed store can't be written: it can only be read", "err", err)
+		if notes, err = openNotes(s.fs, s.dir, s.id); err != nil {
+			return fmt.Errorf("store %s: %w", s.dir, err)
+		}
+		notes.refuse(errors.New("the store has failed"))
 	}
 	s.notes = notes
 	if err := s.restart(fresh); err != nil {
 		return fmt.Errorf("store %s: %w", s.dir, err)
 	}
 	s.metrics = newMetrics(s, s.opts.Metrics)
+	if s.Failed() != "" {
+		s.metrics.failed.Set(1)
+	}
 	s.work.Go(s.background)
 	return nil
 }

@@ -242,7 +242,7 @@ func (n *Node) openStores(onClose func(func())) error {
 		st, err := core.Open(core.Options{Dir: s.Path, Create: true, Cluster: n.id.ClusterID(), Boot: n.boot, Clock: clock,
 			Logger: n.log.With("store", s.Path), Metrics: n.reg, Leases: n.leases, LeaseMax: most,
 			ReserveBytes: uint64(s.Reserve), SyncAfter: time.Duration(n.cfg.Timeouts.SyncInterval), UnsyncedMax: int64(n.cfg.Limits.Unsynced),
-			Peers: n.storeOf,
+			Peers: n.storeOf, FailMarkDir: markDir(n.cfg.StateDir),
 			OnCorrupt: func(segment ident.SegmentID, offset uint32, err error) {
 				n.log.Error("bad checksum on disk", "segment", segment.String(), "offset", offset, "err", err)
 			}})
@@ -258,6 +258,41 @@ func (n *Node) openStores(onClose func(func())) error {
 		n.stores[st.ID()] = st
 	}
 	return nil
+}
+
+// markDir is where stores that have failed are marked until the host boots anew (R8): on a file system in memory
+// where this process may write to one, else beside the node's state. A mark names the boot that it holds for, so
+// one that outlives it means nothing.
+func markDir(state string) string {
+	for _, dir := range []string{"/run/dozo", filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "dozo")} {
+		if !filepath.IsAbs(dir) || os.MkdirAll(dir, 0o700) != nil {
+			continue
+		}
+		if f, err := os.CreateTemp(dir, "try-"); err == nil {
+			f.Close()
+			os.Remove(f.Name())
+			return dir
+		}
+	}
+	return filepath.Join(state, "failed-stores")
+}
+
+// storeHealth puts into the log and among the events that a store begins to be avoided, or is used again.
+func (n *Node) storeHealth(s access.StoreHealth) {
+	e := control.Event{Time: time.Now(), Actor: "node/" + string(n.cfg.Node), Action: "store.used", Object: "store/" + s.Store.String(), Note: "used again"}
+	if s.Why != "" {
+		e.Action, e.Note = "store.avoided", s.Why
+		n.log.Warn("store is avoided", "store", s.Store.String(), "err", s.Why, "failures", s.Failures, "left", s.Left.Round(time.Millisecond))
+	} else {
+		n.log.Info("store is used again", "store", s.Store.String())
+	}
+	n.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := n.control().AppendEvent(ctx, e); err != nil {
+			n.log.Warn("event not recorded", "action", e.Action, "object", e.Object, "err", err)
+		}
+	})
 }
 
 // Files in the node's state directory.
@@ -487,7 +522,7 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 	onClose(n.keeper.Close)
 	// The access role is made before frames are served, though it works only later: requests for it may come.
 	if n.cfg.Has(config.RoleAccess) {
-		env := access.Env{Node: n.cfg.Node, Site: n.self.Load().Site, Stores: n, Leases: n.keeper, Control: n.control(), Clock: Clock, Log: n.log,
+		env := access.Env{Health: access.NewHealth(Clock, n.storeHealth), Node: n.cfg.Node, Site: n.self.Load().Site, Stores: n, Leases: n.keeper, Control: n.control(), Clock: Clock, Log: n.log,
 			Metrics: access.NewMetrics(n.reg), Limits: access.Limits{SegmentBytes: uint32(n.cfg.Limits.SegmentSize),
 				AppendTimeout: time.Duration(n.cfg.Timeouts.Append), RepairGrace: time.Duration(n.cfg.Timeouts.RepairGrace),
 				MapBudgetBytes: int64(n.cfg.Limits.MapMemory)}}

@@ -1,0 +1,56 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"testing"
+
+	"dozo/internal/ident"
+	"dozo/internal/vfs"
+	"dozo/internal/wire"
+)
+
+// A store whose fdatasync has failed is opened by the next process although its disk takes nothing any more: what
+// was stable can be read, and nothing is promised. After a boot it is as any other (R8).
+func TestAFailedStoreIsOpenedForReading(t *testing.T) {
+	mem := vfs.NewMem(0)
+	f := vfs.NewFaults(mem)
+	s := openStore(t, testOptions(f, boot1))
+	a := newOwner(t, segment(jA, 1, 1))
+	a.open(s)
+	a.write(s, 1, 1)
+	a.sync(s)
+	a.write(s, 1, 2)
+	remove := f.Add(vfs.FailOn(vfs.OpSyncData, "*", syscall.EIO))
+	if _, err := s.Sync(context.Background(), &wire.Sync{Epoch: epoch(1), Journal: jA, Segments: a.segs()}); !errors.Is(err, wire.ErrIO) {
+		t.Fatalf("sync: %v", err)
+	}
+	s.Close()
+	s = openStore(t, testOptions(f, boot1))
+	if s.Failed() == "" {
+		t.Fatal("the next process doesn't know that the store has failed")
+	}
+	a.wantRecords(s, 2)
+	if _, err := appendAt(s, &wire.Append{Epoch: epoch(1), Segment: a.seg, Offset: a.off}); !errors.Is(err, wire.ErrIO) {
+		t.Errorf("append: %v", err)
+	}
+	if _, err := s.Fence(context.Background(), &wire.Fence{Journal: jA, Epoch: epoch(2), Taker: "n"}); err == nil {
+		t.Error("a fence was promised that can't be kept")
+	}
+	s.Close()
+	remove()
+	s = openStore(t, testOptions(f, boot1))
+	if s.Failed() == "" {
+		t.Error("forgotten within the same boot")
+	}
+	s.Close()
+	s = openStore(t, testOptions(mem, boot2))
+	if s.Failed() != "" {
+		t.Errorf("after a boot: %s", s.Failed())
+	}
+	a.write(s, 1, 3)
+	s.Close()
+}
+
+func (o *owner) segs() []ident.SegmentID { return []ident.SegmentID{o.seg} }
