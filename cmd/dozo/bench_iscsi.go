@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -90,6 +91,9 @@ func (o *benchISCSI) run(ctx context.Context, a *app, urls []string) error {
 		} else if err := a.format.Value(a.out, res); err != nil {
 			return err
 		}
+	}
+	if ctx.Err() != nil && (runErr == nil || errors.Is(runErr, bench.ErrUnanswered)) {
+		return exitError{exitInterrupted} // what was measured until then has been said
 	}
 	return runErr
 }

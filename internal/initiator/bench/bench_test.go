@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -213,5 +214,68 @@ func TestParseWorkload(t *testing.T) {
 		if w, err := bench.ParseWorkload(s); err == nil {
 			t.Errorf("%q is %s", s, w)
 		}
+	}
+}
+
+// TestEndsThoughTheTargetWithholdsAnswers: neither the end of the run time nor an interruption waits for a target that
+// does not answer, also not one that does not even answer a logout; what was measured until then is said.
+func TestEndsThoughTheTargetWithholdsAnswers(t *testing.T) {
+	const enough = 10 * time.Second // an end that waits for the target never comes: it is for a loaded machine
+	for _, x := range []struct {
+		name    string
+		config  bench.Config
+		stopped bool
+	}{
+		{"run time", bench.Config{Workload: workload(t, "randrw50:4k:8"), Runtime: 50 * time.Millisecond, FlushEvery: 4}, false},
+		{"ramp and run time", bench.Config{Workload: workload(t, "randwrite:4k:8"), Ramp: 20 * time.Millisecond, Runtime: 50 * time.Millisecond}, false},
+		{"interruption", bench.Config{Workload: workload(t, "randread:4k:8"), Runtime: time.Hour}, true},
+		{"interruption while verifying", bench.Config{Workload: workload(t, "randrw50:4k:8"), Count: 1 << 40, Verify: true}, true},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			d, url := serve(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			cfg := x.config
+			cfg.URLs = []string{url, url}
+			cfg.SameUnit = true
+			// The first hundred I/Os are answered, then none.
+			var n atomic.Int64
+			held := make(chan struct{})
+			defer close(held)
+			d.SetFault(func(iscsitest.Op, scsi.Request, int64, int) error {
+				if i := n.Add(1); i >= 100 {
+					if i == 100 && x.stopped {
+						cancel()
+					}
+					<-held
+				}
+				return nil
+			})
+			began := time.Now()
+			r, err := bench.Run(ctx, cfg)
+			if took := time.Since(began); took > enough {
+				t.Errorf("it took %s", took)
+			}
+			if !errors.Is(err, bench.ErrUnanswered) || r == nil || r.Unanswered == 0 || r.Errors != 0 {
+				t.Fatalf("%v, %+v", err, r)
+			}
+			if x.config.Ramp == 0 && r.IOs == 0 {
+				t.Errorf("nothing was measured: %+v", r)
+			}
+			var out bytes.Buffer
+			r.Print(&out)
+			if !strings.Contains(out.String(), "unanswered at the end") {
+				t.Error(out.String())
+			}
+		})
+	}
+}
+
+// TestRateDoesNotHoldUpTheEnd: slots that wait for their turn end with the run.
+func TestRateDoesNotHoldUpTheEnd(t *testing.T) {
+	_, url := serve(t)
+	r, err := bench.Run(t.Context(), bench.Config{URLs: []string{url}, Workload: workload(t, "randread:4k:32"), Rate: 1, Runtime: 50 * time.Millisecond})
+	if err != nil || r.IOs == 0 || r.Duration > 10 {
+		t.Fatalf("%v, %+v", err, r)
 	}
 }

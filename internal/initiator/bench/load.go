@@ -69,10 +69,12 @@ type Result struct {
 	LongestGap float64  `json:"longest_stall_us"` // time in which no I/O at all ended
 	Errors     uint64   `json:"errors"`
 	FirstError string   `json:"first_error,omitempty"`
-	Reconnects int      `json:"reconnects"`
-	Retries    int      `json:"busy_retries"`
-	CPU        float64  `json:"client_cpu_s"`
-	CPUper100k float64  `json:"client_cpu_s_per_100k"`
+	// Unanswered counts the I/Os that had no answer when the run was over, and for which it did not wait longer.
+	Unanswered uint64  `json:"unanswered,omitempty"`
+	Reconnects int     `json:"reconnects"`
+	Retries    int     `json:"busy_retries"`
+	CPU        float64 `json:"client_cpu_s"`
+	CPUper100k float64 `json:"client_cpu_s_per_100k"`
 	// Verified counts the blocks of 4,096 bytes that were compared, also those of the last pass.
 	Verified  uint64             `json:"verified_blocks,omitempty"`
 	Violation *history.Violation `json:"violation,omitempty"`
@@ -81,6 +83,16 @@ type Result struct {
 
 // ErrViolation is a verified block that was not what it must be.
 var ErrViolation = errors.New("verification found a wrong block")
+
+// ErrUnanswered is an I/O without an answer when the run was over.
+var ErrUnanswered = errors.New("I/Os were not answered by the end of the run")
+
+// How long the end may take: what is under way gets answerGrace to be answered before its session is dropped, and
+// the logout of those that are left closeGrace. Together they are below the second within which a run ends.
+const (
+	answerGrace = 500 * time.Millisecond
+	closeGrace  = 300 * time.Millisecond
+)
 
 // unit is one logical unit under load.
 type unit struct {
@@ -120,6 +132,8 @@ type run struct {
 	last     atomic.Int64 // ns after start at which an I/O ended last
 	gap      atomic.Int64
 	errs     atomic.Uint64
+	cut      atomic.Bool // sessions are dropped: what ends now was not answered
+	lost     atomic.Uint64
 
 	read, write, flush Histogram
 
@@ -179,20 +193,34 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}
+	// Whoever interrupts the run does not wait for a target that withholds its answers, whatever is under way.
+	ended := make(chan struct{})
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
+	defer close(ended)
+	watcher.Go(func() {
+		select {
+		case <-ctx.Done():
+			r.halt()
+			r.drop(ended)
+		case <-ended:
+		}
+	})
 	if cfg.Prefill {
 		if err := r.prefill(ctx); err != nil {
 			return nil, fmt.Errorf("prefill: %w", err)
 		}
 	}
-	cancel := context.AfterFunc(ctx, r.halt)
-	defer cancel()
 	if cfg.Ramp <= 0 {
 		r.begin()
 	}
 	r.startSlots()
 	var bg sync.WaitGroup
 	bg.Go(r.watch)
+	answered := make(chan struct{})
+	bg.Go(func() { r.cutOff(answered) })
 	r.wg.Wait()
+	close(answered)
 	r.halt()
 	bg.Wait()
 	if !r.measure.Load() {
@@ -211,6 +239,9 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		if res.Violated > 0 {
 			return res, fmt.Errorf("%w: %w", ErrViolation, res.Violation)
 		}
+	}
+	if n := r.lost.Load(); n > 0 {
+		return res, fmt.Errorf("%d %w", n, ErrUnanswered)
 	}
 	if r.errs.Load() > cfg.ErrorsMax {
 		return res, fmt.Errorf("%d I/Os failed, the first: %w", r.errs.Load(), r.firstErr)
@@ -297,14 +328,44 @@ func (r *run) newUnit(d *initiator.Disk) (*unit, error) {
 }
 
 func (r *run) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
 	defer cancel()
+	var wg sync.WaitGroup
 	for _, j := range r.jobs {
-		j.d.S.Close(ctx)
+		wg.Go(func() { j.d.S.Close(ctx) })
+	}
+	wg.Wait()
+	for _, j := range r.jobs {
 		if j.u != nil && j.u.log != nil {
 			j.u.log.Close()
 		}
 	}
+}
+
+// cutOff ends what has no answer a while after the run is over.
+func (r *run) cutOff(answered <-chan struct{}) {
+	select {
+	case <-r.stopped:
+		r.drop(answered)
+	case <-answered:
+	}
+}
+
+// drop waits a little and then drops all sessions, unless they are done with before.
+func (r *run) drop(done <-chan struct{}) {
+	t := time.NewTimer(answerGrace)
+	defer t.Stop()
+	select {
+	case <-done:
+		return
+	case <-t.C:
+	}
+	r.cut.Store(true)
+	var wg sync.WaitGroup
+	for _, j := range r.jobs {
+		wg.Go(j.d.S.Kill)
+	}
+	wg.Wait()
 }
 
 // prefill writes the region of every unit in order.

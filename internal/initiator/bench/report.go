@@ -18,8 +18,18 @@ func selfCPU() time.Duration {
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
-// watch ends the ramp and prints progress; it returns when the run is halted.
+// watch ends the ramp and the run, and prints progress; it returns when the run is halted. That the slots look at
+// the clock is not enough for the end: they do so only when an I/O is answered.
 func (r *run) watch() {
+	var over <-chan time.Time
+	begins := func() {
+		if r.cfg.Runtime > 0 {
+			over = time.After(r.cfg.Runtime)
+		}
+	}
+	if r.measure.Load() {
+		begins()
+	}
 	var ramp <-chan time.Time
 	if r.cfg.Ramp > 0 {
 		t := time.NewTimer(r.cfg.Ramp)
@@ -40,6 +50,10 @@ func (r *run) watch() {
 			return
 		case <-ramp:
 			r.begin()
+			begins()
+		case <-over:
+			r.halt()
+			return
 		case now := <-tick:
 			n := r.ios.Load()
 			rate := float64(n-last) / now.Sub(lastAt).Seconds()
@@ -65,7 +79,7 @@ func (r *run) result(took, cpu time.Duration) *Result {
 		Workload: c.Workload.String(), Sessions: len(r.jobs),
 		Duration: took.Seconds(), IOs: r.ios.Load(),
 		Read: r.read.Summary(), Write: r.write.Summary(), Flush: r.flush.Summary(),
-		Errors: r.errs.Load(), Reconnects: r.reconnects(), CPU: cpu.Seconds(),
+		Errors: r.errs.Load(), Unanswered: r.lost.Load(), Reconnects: r.reconnects(), CPU: cpu.Seconds(),
 	}
 	// A stall that lasts until the end has no I/O after it.
 	res.LongestGap = us(time.Duration(max(r.gap.Load(), int64(took)-r.last.Load())))
@@ -104,6 +118,9 @@ func (r *Result) Print(w io.Writer) {
 	tw.Flush()
 	fmt.Fprintf(w, "longest stall %.1f ms; errors %d; reconnects %d; retries %d; client CPU %.2f s (%.2f s per 100,000)\n",
 		r.LongestGap/1e3, r.Errors, r.Reconnects, r.Retries, r.CPU, r.CPUper100k)
+	if r.Unanswered > 0 {
+		fmt.Fprintf(w, "unanswered at the end: %d I/Os\n", r.Unanswered)
+	}
 	if r.FirstError != "" {
 		fmt.Fprintf(w, "first error: %s\n", r.FirstError)
 	}

@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,20 +23,32 @@ func (s *slot) next(now time.Time) {
 	if r.cfg.Rate > 0 {
 		n := r.sched.Add(1) - 1
 		due := r.t0.Add(time.Duration(float64(n) * float64(time.Second) / float64(r.cfg.Rate)))
-		if wait := due.Sub(now); wait > 0 {
-			time.AfterFunc(wait, func() {
-				if r.stop.Load() {
-					r.wg.Done()
-					return
-				}
-				s.send(time.Now())
-			})
+		if due.After(now) {
+			s.await(due)
 			return
 		}
 		// Behind the schedule: the wait for a free slot is part of what a client would have seen.
 		now = due
 	}
 	s.send(now)
+}
+
+// awaitStep is how long a slot sleeps at most before it looks whether the run is over.
+const awaitStep = 100 * time.Millisecond
+
+// await sends the slot's next I/O when it is due, or ends the slot when the run is over before.
+func (s *slot) await(due time.Time) {
+	time.AfterFunc(min(time.Until(due), awaitStep), func() {
+		now := time.Now()
+		switch {
+		case s.j.r.stop.Load():
+			s.j.r.wg.Done()
+		case due.After(now):
+			s.await(due)
+		default:
+			s.send(now)
+		}
+	})
 }
 
 // admitted says whether the run goes on, and counts the I/O.
@@ -130,6 +143,10 @@ func (r *run) ended(now time.Time) {
 }
 
 func (r *run) fail(err error) {
+	if r.cut.Load() && errors.Is(err, initiator.ErrClosed) {
+		r.lost.Add(1)
+		return
+	}
 	n := r.errs.Add(1)
 	r.mu.Lock()
 	if r.firstErr == nil {
