@@ -28,7 +28,7 @@ where there are two sites, or two nodes in all. Node 2 of site 1 is s1n2 at 127.
 Everything is in --dir. It survives dozo down, ctrl-C and kill -9 of any process; dozo up on the same directory starts
 what does not run, and leaves alone what does. Without --detach the command stays, says when a node ends, and stops all
 at ctrl-C; a node that ended stays so, until SIGHUP tells the command to start it again. With --detach it ends when all
-are ready, and dozo up --detach starts dead nodes again. Other commands in this directory find the system by themselves.`,
+are ready and the volumes that are there are served, or says which are not within a while; dozo up --detach starts dead nodes again. Other commands in this directory find the system by themselves.`,
 		Example: "  dozo up --detach\n  dozo up --sites 2 --nodes 3 --dir /var/tmp/two --net 7",
 		Args:    names(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

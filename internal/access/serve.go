@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
+	"time"
 
 	"dozo/internal/wire"
 )
@@ -119,15 +121,43 @@ func (s *Server) Tick(_ context.Context, m *wire.Tick) (r wire.TickReply, err er
 	return r, nil
 }
 
-// OwnerStatus serves the question how journals are.
+// OwnerStatus serves the question how journals are: those that are owned here, and those that are being taken over.
 func (s *Server) OwnerStatus(_ context.Context, m *wire.OwnerStatus) (r wire.OwnerStatusReply, err error) {
-	for _, o := range s.Owners() {
-		if len(m.Journals) > 0 && !slices.Contains(m.Journals, o.journalID) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, v := range s.mu.volumes {
+		if len(m.Journals) > 0 && !slices.Contains(m.Journals, id) {
 			continue
 		}
-		if v := o.View(); v != nil {
-			r.Journals = append(r.Journals, v.JournalStatus)
+		if o := v.owner.Load(); o != nil && isClosed(o.Serving()) {
+			if view := o.View(); view != nil {
+				r.Journals = append(r.Journals, view.JournalStatus)
+				continue
+			}
 		}
+		if v.since.IsZero() {
+			continue
+		}
+		st := wire.JournalStatus{Journal: id, Owner: s.env.Node, Recovering: uint64(max(now.Sub(v.since), 1)), State: "recovering"}
+		if state, _, ok := s.env.Control.Journal(id); ok && state.Owner == s.env.Node {
+			st.Epoch = state.Epoch
+		}
+		if v.why != nil {
+			st.State = cutText("recovering: "+v.why.Error(), ownerStateMax)
+		}
+		r.Journals = append(r.Journals, st)
 	}
 	return r, nil
+}
+
+// ownerStateMax is what fits in JournalStatus.State.
+const ownerStateMax = 255
+
+// cutText shortens a text to n bytes of whole characters.
+func cutText(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	return strings.ToValidUTF8(text[:n], "")
 }

@@ -153,7 +153,12 @@ func (s *Server) reconcile() {
 		take := o == nil && !v.taking && s.shouldTake(v, state)
 		if take {
 			v.taking = true
+			if v.since.IsZero() {
+				v.since = time.Now()
+			}
 			s.wg.Go(func() { s.takeOver(v) })
+		} else if o == nil && !v.taking {
+			v.since, v.why = time.Time{}, nil // it is another node's business
 		}
 		s.mu.Unlock()
 	}
@@ -261,6 +266,9 @@ func (s *Server) takeOver(v *Volume) {
 	if err != nil {
 		if s.ctx.Err() == nil {
 			s.env.Log.Warn("takeover", "volume", v.spec.Load().Name, "err", err)
+			s.mu.Lock()
+			v.why = err
+			s.mu.Unlock()
 			select {
 			case <-time.After(takeoverRetry):
 			case <-s.ctx.Done():
@@ -281,6 +289,9 @@ func (s *Server) takeOver(v *Volume) {
 	}
 	select {
 	case <-o.Serving():
+		s.mu.Lock()
+		v.since, v.why = time.Time{}, nil
+		s.mu.Unlock()
 	case <-o.Stopped():
 		v.owner.CompareAndSwap(o, nil)
 	case <-s.ctx.Done():

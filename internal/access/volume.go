@@ -21,6 +21,8 @@ type Volume struct {
 	users  atomic.Int32 // sessions: their stamps are kept fresh
 	wanted time.Time    // Server.mu: since when the owner's node is away
 	taking bool         // Server.mu
+	since  time.Time    // Server.mu: since when this node tries to serve it; zero where it serves or need not
+	why    error        // Server.mu: why the last attempt failed
 	gate   struct {
 		sync.Mutex
 		changed chan struct{} // closed when the owner may have changed

@@ -24,6 +24,7 @@ const (
 	problemSiteAway       = "SITE_AWAY"
 	problemVolumeDegraded = "VOLUME_DEGRADED"
 	problemVolumeBehind   = "VOLUME_BEHIND"
+	problemVolumeStarting = "VOLUME_STARTING"
 	problemVolumeWaiting  = "VOLUME_WAITING"
 	problemVolumeFailed   = "VOLUME_FAILED"
 	problemStoreFailed    = "STORE_FAILED"
@@ -46,6 +47,10 @@ const behindAfter = 30 * time.Second
 
 // ownerlessAfter is how long a new volume may be without an owner before that is a problem.
 const ownerlessAfter = 10 * time.Second
+
+// startingFor is how long a volume may take to be served after its owner, or another one, has begun to recover it,
+// before that is more than a start: what a takeover waits for stores whose end is uncertain (rule R4).
+const startingFor = 30 * time.Second
 
 // Status implements api.Cluster. A node that can not ask owners, such as a witness, has one answer that can.
 func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov1.StatusResponse, error) {
@@ -95,7 +100,7 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 		st, ok := views[v.ID]
 		if !ok {
 			out.Volumes = append(out.Volumes, b.volumeStatus(v, state, nil))
-			out.Problems = append(out.Problems, silentOwner(v, state, unheard)...)
+			out.Problems = append(out.Problems, b.silentOwner(v, state, nodes, unheard)...)
 			continue
 		}
 		s := b.volumeStatus(v, state, &st)
@@ -170,7 +175,7 @@ func volumeObject(tenant, name string) string { return "volume/" + tenant + "/" 
 func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState, st *wire.JournalStatus) *dozov1.VolumeStatus {
 	d := b.describe(v, st)
 	out := &dozov1.VolumeStatus{Id: d.Id, Tenant: d.Tenant, Name: d.Name, State: d.State, Owner: d.Owner, OwnerSite: d.OwnerSite, Epoch: d.Epoch, Protection: d.Protection}
-	if st != nil {
+	if st != nil && st.Recovering == 0 {
 		out.CommitSeq, out.StableSeq = uint64(st.Commit.Seq), uint64(st.Stable.Seq)
 		out.SegmentsDegraded, out.DegradedBytes = uint64(st.Degraded), st.DegradedBytes
 		out.Copies = b.copies(state, st)
@@ -179,13 +184,20 @@ func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState,
 }
 
 // silentOwner judges a volume of which no owner has spoken.
-func silentOwner(v control.VolumeSpec, state control.JournalState, unheard []string) []*dozov1.Problem {
+func (b *backend) silentOwner(v control.VolumeSpec, state control.JournalState, nodes []*dozov1.Node, unheard []string) []*dozov1.Problem {
 	p := &dozov1.Problem{Severity: severityCritical, Object: volumeObject(v.Tenant, v.Name)}
+	fresh := time.Since(b.n.started) < startingFor // this node may not have reached the owner yet
+	if i := slices.IndexFunc(nodes, func(x *dozov1.Node) bool { return x.Name == string(state.Owner) }); i >= 0 {
+		x := nodes[i]
+		fresh = fresh || x.State == nodeStarting || x.State == nodeUp && x.Started != nil && time.Since(x.Started.AsTime()) < startingFor
+	}
 	switch {
 	case state.Owner == "" && time.Since(v.Created) < ownerlessAfter:
 		return nil
 	case state.Owner == "":
 		p.Reason, p.Message, p.Since = problemVolumeWaiting, "no access server owns the volume yet", timestamppb.New(v.Created)
+	case fresh:
+		p.Severity, p.Reason, p.Message = severityWarning, problemVolumeStarting, fmt.Sprintf("starting: %s, its owner, does not serve it yet", state.Owner)
 	case slices.Contains(unheard, string(state.Owner)):
 		p.Reason, p.Message = problemVolumeFailed, fmt.Sprintf("its owner %s does not answer, and no other has taken over yet", state.Owner)
 	default:
@@ -205,7 +217,11 @@ func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []*dozo
 	case "failed":
 		add(severityCritical, problemVolumeFailed, "%s", st.State)
 	case "recovering":
-		add(severityWarning, problemVolumeWaiting, "%s", st.State)
+		if took := time.Duration(st.Recovering); took < startingFor {
+			add(severityWarning, problemVolumeStarting, "starting: %s reads its history", s.Owner)
+		} else {
+			add(severityCritical, problemVolumeWaiting, "%s has not been able to serve it for %s: %s", s.Owner, took.Round(time.Second), st.State)
+		}
 	default:
 		if s.Protection == "degraded" {
 			add(severityWarning, problemVolumeDegraded, "%s: %d segments, %s, have fewer copies than asked for", st.State, s.SegmentsDegraded, size.Format(s.DegradedBytes))

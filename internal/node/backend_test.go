@@ -365,6 +365,12 @@ func TestTokens(t *testing.T) {
 }
 
 func TestProblems(t *testing.T) {
+	// A node that runs for a while, and one that has just started.
+	old, young := &backend{&Node{started: time.Now().Add(-time.Hour)}}, &backend{&Node{started: time.Now()}}
+	up := func(since time.Duration) []*dozov1.Node {
+		return []*dozov1.Node{{Name: "n1", State: nodeUp, Started: timestamppb.New(time.Now().Add(-since))}}
+	}
+	owned := control.JournalState{Owner: "n1"}
 	v := control.VolumeSpec{Tenant: "t", Name: "v", Created: time.Now().Add(-time.Hour)}
 	fresh := v
 	fresh.Created = time.Now()
@@ -375,10 +381,16 @@ func TestProblems(t *testing.T) {
 		health  string
 	}{
 		{"nothing", nil, nil, healthOK},
-		{"a new volume", silentOwner(fresh, control.JournalState{}, nil), nil, healthOK},
-		{"no owner", silentOwner(v, control.JournalState{}, nil), []string{problemVolumeWaiting}, healthCritical},
-		{"owner away", silentOwner(v, control.JournalState{Owner: "n1"}, []string{"n1"}), []string{problemVolumeFailed}, healthCritical},
-		{"owner without the journal", silentOwner(v, control.JournalState{Owner: "n1"}, nil), []string{problemVolumeWaiting}, healthCritical},
+		{"a new volume", old.silentOwner(fresh, control.JournalState{}, nil, nil), nil, healthOK},
+		{"no owner", old.silentOwner(v, control.JournalState{}, nil, nil), []string{problemVolumeWaiting}, healthCritical},
+		{"owner away", old.silentOwner(v, owned, nil, []string{"n1"}), []string{problemVolumeFailed}, healthCritical},
+		{"owner without the journal", old.silentOwner(v, owned, up(time.Hour), nil), []string{problemVolumeWaiting}, healthCritical},
+		{"owner that has just started", old.silentOwner(v, owned, up(time.Second), nil), []string{problemVolumeStarting}, healthDegraded},
+		{"owner that is starting", old.silentOwner(v, owned, []*dozov1.Node{{Name: "n1", State: nodeStarting}}, []string{"n1"}), []string{problemVolumeStarting}, healthDegraded},
+		{"this node has just started", young.silentOwner(v, owned, nil, []string{"n1"}), []string{problemVolumeStarting}, healthDegraded},
+		{"recovering", volumeProblems(&dozov1.VolumeStatus{State: "recovering"}, &wire.JournalStatus{Recovering: uint64(2 * time.Second)}), []string{problemVolumeStarting}, healthDegraded},
+		{"recovering for long", volumeProblems(&dozov1.VolumeStatus{State: "recovering"}, &wire.JournalStatus{Recovering: uint64(time.Minute), State: "recovering: why"}),
+			[]string{problemVolumeWaiting}, healthCritical},
 		{"waiting", volumeProblems(&dozov1.VolumeStatus{State: "waiting"}, &wire.JournalStatus{}), []string{problemVolumeWaiting}, healthCritical},
 		{"degraded", volumeProblems(&dozov1.VolumeStatus{State: "serving", Protection: "degraded"}, &wire.JournalStatus{}), []string{problemVolumeDegraded}, healthDegraded},
 		{"lag of a burst", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "behind", LagSeconds: 2}}}, &wire.JournalStatus{}), nil, healthOK},

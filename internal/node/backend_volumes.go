@@ -99,6 +99,9 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 		out.State = "new"
 	case st != nil:
 		out.State = stateWord(st.State)
+		if out.State == "recovering" {
+			break // what it says of copies is not known yet
+		}
 		if out.Protection = protection(st); out.Protection == "replicated" && len(st.Sites) < len(state.Sites)-1 {
 			out.Protection = "unknown" // the owner has not heard of all sites yet
 		}
@@ -186,7 +189,9 @@ func (b *backend) GetVolume(ctx context.Context, req *dozov1.GetVolumeRequest) (
 	state, _, _ := c.Journal(v.ID)
 	var out *dozov1.Volume
 	var st *wire.JournalStatus
-	if s, ok := all[v.ID]; ok {
+	if s, ok := all[v.ID]; ok && s.Recovering > 0 {
+		st = &s
+	} else if ok {
 		st = &s
 		p.Commit, p.Stable = position(s.Commit), position(s.Stable)
 		if s.Checkpoint.Seq != 0 {
@@ -505,7 +510,7 @@ func (b *backend) WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest,
 	for {
 		all, _ := b.ownerStatus(ctx, v.ID)
 		state, _, _ := b.n.control().Journal(v.ID)
-		if st, ok := all[v.ID]; ok {
+		if st, ok := all[v.ID]; ok && stateWord(st.State) != "recovering" {
 			if !known {
 				target, known = st.Commit.Seq, true
 			}

@@ -173,3 +173,57 @@ func createToken(ctx context.Context, c *api.Client) (string, error) {
 		}
 	}
 }
+
+// servedTimeout is how long the start waits for volumes that have data: recovering one is a matter of a second or
+// two, and a system of which a part is missing must not keep the operator from looking at it.
+const servedTimeout = 15 * time.Second
+
+// waitServed waits until every volume is served, and returns those that are not by then.
+func (s *System) waitServed(ctx context.Context) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(s.dir, tokenFile))
+	if err != nil {
+		return nil, err
+	}
+	conf, err := pki.APIClientWithoutCert(s.ca.CertPEM())
+	if err != nil {
+		return nil, err
+	}
+	var endpoints []string
+	for _, p := range s.plan {
+		if p.Kind == kindServe {
+			endpoints = append(endpoints, apiURL(p))
+		}
+	}
+	c, err := api.Dial(api.ClientOptions{Endpoints: endpoints, TLS: conf, Token: strings.TrimSpace(string(text))})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, s.served)
+	defer cancel()
+	tick := time.NewTicker(2 * readyPoll)
+	defer tick.Stop()
+	var missing []string
+	for {
+		r, err := c.Cluster.Status(ctx, &dozov1.StatusRequest{})
+		if err == nil {
+			missing = missing[:0]
+			for _, v := range r.GetVolumes() {
+				if v.GetState() == "recovering" || v.GetState() == "unknown" || v.GetState() == "new" {
+					missing = append(missing, v.GetName())
+				}
+			}
+			if len(missing) == 0 {
+				return nil, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			if missing == nil {
+				return nil, err // it was never answered
+			}
+			return missing, nil
+		case <-tick.C:
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -41,6 +42,8 @@ type Options struct {
 	Command string
 	// Timeout until all nodes are ready; 0: 90 s.
 	Timeout time.Duration
+	// Served is how long to wait after that for volumes with data to be served; 0: 15 s.
+	Served time.Duration
 }
 
 // member is a process of the system that runs.
@@ -59,6 +62,7 @@ type System struct {
 	out     io.Writer
 	command string
 	timeout time.Duration
+	served  time.Duration
 
 	rec     record
 	plan    []Process
@@ -75,7 +79,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &System{dir: dir, program: o.Program, env: o.Env, out: o.Out, command: o.Command, timeout: o.Timeout, members: map[string]*member{}}
+	s := &System{dir: dir, program: o.Program, env: o.Env, out: o.Out, command: o.Command, timeout: o.Timeout, served: o.Served, members: map[string]*member{}}
 	if s.program == "" {
 		if s.program, err = os.Executable(); err != nil {
 			return nil, err
@@ -86,6 +90,9 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	if s.timeout == 0 {
 		s.timeout = readyTimeout
+	}
+	if s.served == 0 {
+		s.served = servedTimeout
 	}
 	// A newer directory is refused before anything in it is touched, and a wish that can not be before there is one.
 	if _, err := loadRecord(dir); errors.Is(err, ErrNoSystem) {
@@ -173,7 +180,25 @@ func (s *System) ready(ctx context.Context) error {
 	if err := s.ensureToken(ctx); err != nil {
 		return fmt.Errorf("make an API token: %w", err)
 	}
-	return writeContext(s.dir, s.plan)
+	if err := writeContext(s.dir, s.plan); err != nil {
+		return err
+	}
+	missing, err := s.waitServed(ctx)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	if err != nil {
+		// The nodes are up, and the operator can ask them: that is no reason to stop them again.
+		fmt.Fprintf(s.out, "whether the volumes are served can not be asked: %v\n", err)
+	}
+	if n := len(missing); n > 0 {
+		list := strings.Join(missing[:min(n, 5)], ", ")
+		if n > 5 {
+			list += ", ..."
+		}
+		fmt.Fprintf(s.out, "volumes that are not served yet: %s (%d); see dozo status\n", list, n)
+	}
+	return nil
 }
 
 // stop ends members and reaps those that are our children.

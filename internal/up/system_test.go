@@ -67,7 +67,8 @@ func fakeNode(args []string) error {
 	}
 	b := apitest.New()
 	b.SetHealth(api.Health{Ready: os.Getenv("FAKE_NEVER_READY") != c.Node, State: "starting", Node: c.Node, Problems: []string{"waits for Godot"}})
-	srv := api.NewServer(api.Options{Node: c.Node, Backend: b, Peer: func(cs tls.ConnectionState) (pki.Peer, error) { return id.Check(cs, nil) }})
+	left, _ := strconv.Atoi(os.Getenv("FAKE_RECOVERING"))
+	srv := api.NewServer(api.Options{Node: c.Node, Backend: &recoveringNode{Backend: b, left: left}, Peer: func(cs tls.ConnectionState) (pki.Peer, error) { return id.Check(cs, nil) }})
 	ln, err := net.Listen("tcp", net.JoinHostPort(c.Address, "7070"))
 	if err != nil {
 		return err
@@ -81,6 +82,24 @@ func fakeNode(args []string) error {
 	err = srv.Close()
 	wg.Wait()
 	return err
+}
+
+// recoveringNode says of a volume that it is recovering for the first times that it is asked.
+type recoveringNode struct {
+	*apitest.Backend
+	mu   sync.Mutex
+	left int
+}
+
+func (n *recoveringNode) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov1.StatusResponse, error) {
+	r, err := n.Backend.Status(ctx, req)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err == nil && n.left > 0 {
+		n.left--
+		r.Volumes = append(r.Volumes, &dozov1.VolumeStatus{Name: "disk1", State: "recovering"}, &dozov1.VolumeStatus{Name: "disk2", State: "serving"})
+	}
+	return r, err
 }
 
 type syncBuffer struct {
@@ -406,5 +425,32 @@ func TestAnotherProcessWithThePidIsLeftAlone(t *testing.T) {
 	}
 	if err := me.signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestStartWaitsForVolumes: who starts a system with data may use it at once, or is told what is not served yet.
+func TestStartWaitsForVolumes(t *testing.T) {
+	o, out := options(t, 9)
+	o.Env = append(o.Env, "FAKE_RECOVERING=3")
+	s, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out.String(), "not served") {
+		t.Errorf("volumes that are served after a while:\n%s", out)
+	}
+	s.Release()
+	if err := Down(o.Dir, out); err != nil {
+		t.Fatal(err)
+	}
+	reap()
+	o.Env = append(o.Env, "FAKE_RECOVERING=1000000")
+	o.Served = 300 * time.Millisecond
+	if s, err = Start(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	s.Release()
+	if !strings.Contains(out.String(), "volumes that are not served yet: disk1 (1); see dozo status") {
+		t.Errorf("volumes that are not served:\n%s", out)
 	}
 }

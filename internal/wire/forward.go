@@ -152,6 +152,9 @@ type JournalStatus struct {
 	State    string // for people: serving, recovering, waiting for ...
 
 	DegradedBytes uint64 // bytes of those segments, headers included
+	// How long the node has been trying to serve the journal, in nanoseconds; 0 where it serves. While it tries, the
+	// positions and the sites are not known.
+	Recovering uint64
 	// What the newest committed checkpoint covers; zero where there is none.
 	Checkpoint ident.Position
 }
