@@ -19,6 +19,9 @@ func newVolumeDelete(a *app) *cobra.Command {
 	var o volumeDelete
 	c := &cobra.Command{
 		Use: "delete NAME", Aliases: []string{"rm"}, Short: "Delete a volume and its data at all sites",
+		Long: `Delete a volume and its data at all sites. Its name is free at once; the data go in the background. A volume with open
+sessions is not deleted unless --force is given: then nobody can log in to it any more, and its sessions are ended at every
+access server.`,
 		Args: names("NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume = args[0]

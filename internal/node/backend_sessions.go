@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -157,4 +159,86 @@ func (b *backend) KillSession(ctx context.Context, req *dozov1.KillSessionReques
 		return err
 	})
 	return out, err
+}
+
+// sessionsOf lists the sessions of one volume at all access servers, and those that could not be asked.
+func (b *backend) sessionsOf(ctx context.Context, id ident.JournalID) (list []*dozov1.Session, unheard []string, err error) {
+	list, unheard, err = b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
+	list = slices.DeleteFunc(list, func(s *dozov1.Session) bool { return s.VolumeId != id.String() })
+	return list, unheard, err
+}
+
+// describedMax is how many sessions an error names.
+const describedMax = 5
+
+// describeSessions names sessions for an error.
+func describeSessions(list []*dozov1.Session) string {
+	var names []string
+	for _, s := range list[:min(len(list), describedMax)] {
+		names = append(names, fmt.Sprintf("session %s of %s from %s at %s", s.Id, s.InitiatorName, strings.Join(s.Peers, ", "), s.Node))
+	}
+	if n := len(list) - describedMax; n > 0 {
+		names = append(names, fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(names, "; ")
+}
+
+const (
+	// logoutGrace is what an initiator gets to log out by itself from a volume that is deleted.
+	logoutGrace = time.Second
+	// endedWithin bounds the wait for sessions to end: access servers that are away end them when they are back.
+	endedWithin = 3 * time.Second
+	endedPoll   = 100 * time.Millisecond
+)
+
+// awaitSessionsEnded waits a while until no access server that answers has a session of the volume.
+func (b *backend) awaitSessionsEnded(ctx context.Context, id ident.JournalID) {
+	ctx, cancel := context.WithTimeout(ctx, endedWithin)
+	defer cancel()
+	for {
+		if left, _, err := b.sessionsOf(ctx, id); err == nil && len(left) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(endedPoll):
+		}
+	}
+}
+
+// orphansEvery is how often sessions are looked through: a login that was let in just before the deletion was seen is
+// found so.
+const orphansEvery = 2 * time.Second
+
+// endOrphans ends this node's sessions of volumes that are deleted: initiators are asked to log out, and dropped
+// if they do not.
+func (n *Node) endOrphans(ctx context.Context) {
+	ctl := n.control()
+	changed, cancel := ctl.Subscribe()
+	defer cancel()
+	tick := time.NewTicker(orphansEvery)
+	defer tick.Stop()
+	asked := map[*iscsi.Session]bool{}
+	for {
+		open := n.iscsi.Sessions()
+		maps.DeleteFunc(asked, func(s *iscsi.Session, _ bool) bool { return !slices.Contains(open, s) })
+		for _, s := range open {
+			id, ok := export.ParseIQN(s.Info().Target)
+			if !ok || asked[s] {
+				continue // a discovery session, or one that is ending
+			}
+			if v, ok := ctl.Volume(id); !ok || v.Deleted != nil {
+				asked[s] = true
+				n.log.Info("session of a deleted volume ends", "volume", id.String(), "initiator", s.Info().Initiator)
+				s.Logout(logoutGrace)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-tick.C:
+		}
+	}
 }

@@ -435,25 +435,30 @@ func (b *backend) RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequ
 	return b.described(ctx, v), nil
 }
 
-// DeleteVolume implements api.Volumes.
+// DeleteVolume implements api.Volumes. With force the volume is deleted first, so that nobody can log in again, and
+// the access servers end its sessions as they see that.
 func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.Volume, error) {
 	v, err := b.volume(req.Volume, req.Tenant)
 	if err != nil {
 		return nil, err
 	}
 	if !req.Force {
-		sessions, _, err := b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
-		if err != nil {
+		sessions, unheard, err := b.sessionsOf(ctx, v.ID)
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		for _, s := range sessions {
-			if s.VolumeId == v.ID.String() {
-				return nil, fmt.Errorf("volume %s is used by %s; end its sessions or use force: %w", v.Name, s.InitiatorName, control.ErrInUse)
-			}
+		case len(sessions) > 0:
+			return nil, fmt.Errorf("volume %s has %d open: %s; end them, or delete with force, which ends them: %w", v.Name, len(sessions), describeSessions(sessions), control.ErrInUse)
+		case len(unheard) > 0:
+			return nil, fmt.Errorf("volume %s may have sessions at %s, which can not be asked; with force they are ended when it can be reached: %w",
+				v.Name, strings.Join(unheard, ", "), control.ErrInUse)
 		}
 	}
 	if v, err = b.n.control().DeleteVolume(ctx, v.ID); err != nil {
 		return nil, err
+	}
+	if req.Force {
+		b.awaitSessionsEnded(ctx, v.ID)
 	}
 	return b.describe(v, nil), nil
 }

@@ -303,9 +303,14 @@ func TestCluster(t *testing.T) {
 	if other, err := c1.Sessions.List(ctx, &dozov1.ListSessionsRequest{Node: "n1"}); err != nil || len(other.Sessions) != 0 {
 		t.Errorf("sessions of n1: %v, %v", other, err)
 	}
-	if _, err := c2.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "web1"}); api.Reason(err) != "IN_USE" {
+	if x := list.Sessions[0]; x.Auth != "none" || x.AuthDigest != "" {
+		t.Errorf("authentication of a session without any: %q %q", x.Auth, x.AuthDigest)
+	}
+	if _, err := c2.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "web1"}); api.Reason(err) != "IN_USE" || !strings.Contains(err.Error(), list.Sessions[0].Id) ||
+		!strings.Contains(err.Error(), initiator.DefaultInitiatorName) {
 		t.Errorf("deleting a volume in use: %v", err)
 	}
+	deleteWithForce(t, ctx, c1, n1, n2)
 	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); err != nil {
 		t.Fatal(err)
 	}
@@ -339,6 +344,53 @@ func TestCluster(t *testing.T) {
 		return nil
 	})
 	checkEvents(t, ctx, c1, list.Sessions[0].Id)
+}
+
+// deleteWithForce deletes a volume that is in use at both nodes: the sessions end, and nobody can log in again.
+func deleteWithForce(t *testing.T, ctx context.Context, c *api.Client, nodes ...*testNode) {
+	t.Helper()
+	v, err := c.Volumes.Create(ctx, &dozov1.CreateVolumeRequest{Name: "doomed", SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sessions []*initiator.Session
+	dial := func(x *testNode) (*initiator.Session, error) {
+		return initiator.Dial(ctx, initiator.Config{Portal: x.cfg.Portals[0].String(), Target: v.Volume.Iqn})
+	}
+	for _, x := range nodes {
+		s, err := dial(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Kill()
+		sessions = append(sessions, s)
+	}
+	if _, err := c.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "doomed"}); api.Reason(err) != "IN_USE" || !strings.Contains(err.Error(), "2 open") {
+		t.Errorf("deleting a volume with two sessions: %v", err)
+	}
+	if _, err := c.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "doomed", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := c.Sessions.List(ctx, &dozov1.ListSessionsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range l.Sessions {
+		if s.VolumeId == v.Volume.Id {
+			t.Errorf("a session of the deleted volume is open: %v", s)
+		}
+	}
+	for i, s := range sessions {
+		select {
+		case <-s.Done():
+		case <-ctx.Done():
+			t.Fatal("a session of the deleted volume goes on")
+		}
+		if again, err := dial(nodes[i]); err == nil {
+			again.Kill()
+			t.Errorf("login to the deleted volume at %s", nodes[i].cfg.Node)
+		}
+	}
 }
 
 // checkEvents looks for what the test has done in the audit log.

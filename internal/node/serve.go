@@ -590,6 +590,7 @@ func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan
 	n.iscsi = iscsi.New(iscsi.Config{Provider: n.export, Log: n.log, Group: n.self.Load().TPGT, ConnectionsMax: n.cfg.Limits.Connections,
 		WriteMemory: int(n.cfg.Limits.Connection), ReadMemory: int(n.cfg.Limits.Connection)})
 	onClose(func() { _ = n.iscsi.Close() })
+	n.wg.Go(func() { n.endOrphans(ctx) })
 	for _, p := range n.cfg.Portals {
 		l, err := net.Listen("tcp", p.String())
 		if err != nil {
