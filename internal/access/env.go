@@ -50,6 +50,7 @@ type Limits struct {
 	SyncPatience       time.Duration // likewise for fdatasync, where others can take over (R8); 1 s
 	SyncTimeout        time.Duration // and where none can; 5 s
 	RepairGrace        time.Duration // how long a store may be away before what it held is copied again; 10 min
+	UncertainWait      time.Duration // how long a takeover that does not know the end waits for who may (R4); 30 s
 	ShipWindow         int           // pushes under way to a site; 16
 	KeepBothLocal      bool          // never drop a local replica
 }
@@ -75,6 +76,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.SyncPatience, time.Second)
 	def(&l.SyncTimeout, 5*time.Second)
 	def(&l.RepairGrace, 10*time.Minute)
+	def(&l.UncertainWait, 30*time.Second)
 	if l.ShipWindow == 0 {
 		l.ShipWindow = 16
 	}

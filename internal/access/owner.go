@@ -62,6 +62,10 @@ type Owner struct {
 	recovered   *journal.Recovery
 	fenced      []control.Ensemble // those asked at the takeover
 	proven      bool
+	uncertain   bool         // R4 did not know the end of the history
+	far         fenceAnswers // what other sites said then
+	forks       forks
+	lost        uint64 // records that the takeover knows to be lost
 	written     uint64
 	tails       []tailStamp // when records were committed, for the lag in seconds
 	ships       []*siteShip

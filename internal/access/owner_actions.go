@@ -492,6 +492,9 @@ func (o *Owner) enter(s *segment) {
 func (o *Owner) nowServing() {
 	o.log.Info("owner serves", "epoch", o.epoch, "seq", o.w.At().Seq, "proven", o.proven,
 		"took", time.Since(o.started).Round(time.Millisecond))
+	if o.beginForks(); o.stopErr != nil {
+		return
+	}
 	close(o.serving)
 	o.publish()
 	list := o.waiting

@@ -32,6 +32,7 @@ type holder struct {
 	stable bool // confirmed sealed and stable
 	going  bool // a permit to drop it is committed or under way: it counts for nothing
 	bad    bool // failed or damaged: to be made again
+	fork   bool // with bad: it has another history beyond ours, which is kept; nothing takes its place there (R14)
 }
 
 // read looks up where the blocks lie and asks the stores. The lease is checked here, after the request's
@@ -387,7 +388,7 @@ func (o *Owner) markBad(id ident.SegmentID, store ident.StoreID, err error) {
 			if good == 0 {
 				return // the last one: better read in part than not at all
 			}
-			h.bad = true
+			h.bad, h.fork = true, errors.Is(err, wire.ErrFork)
 			o.log.Error("replica given up", "segment", id, "store", store, "err", err)
 		}
 	}

@@ -216,6 +216,7 @@ func (o *Owner) dropRetired() {
 				left = append(left, id)
 				continue
 			}
+			s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.fork }) // kept: it has more than what is retired
 			for _, h := range s.holders {
 				site := o.env.Stores.Site(h.store)
 				if site != o.env.Site && !o.siteHas(site, r.seq) || !o.env.Stores.Up(h.store) {
@@ -308,6 +309,8 @@ func (o *Owner) dropStrays() {
 	for _, x := range o.strays {
 		switch {
 		case o.segs[x.id] != nil:
+		case o.gaveUp(x.id.Epoch, x.last):
+			kept = append(kept, x) // it may be part of a fork
 		case x.id.Epoch.Less(o.epoch) && (x.id.IsCheckpoint() || x.last <= covered) && o.siteHas(x.site, covered) && o.env.Stores.Up(x.store):
 			o.drop(x.store, x.id, covered, func() { o.env.Metrics.Retired.Inc() })
 		default:
@@ -426,7 +429,7 @@ func (o *Owner) copyAgain(s *segment) {
 	var dest journal.Store
 	for _, id := range o.env.Stores.Core(o.env.Site) {
 		h := s.holder(id)
-		if o.fit(id) && (h == nil || h.bad) && id != from.ID() {
+		if o.fit(id) && (h == nil || h.bad && !h.fork) && id != from.ID() {
 			dest, _ = o.env.Stores.Store(id)
 			if h == nil {
 				break
@@ -494,7 +497,7 @@ func (o *Owner) settlePast() {
 		for _, home := range []bool{true, false} {
 			for i, m := range o.members {
 				h := s.holder(m.Store)
-				if dest == nil && m.Home == home && o.fit(m.Store) && (h == nil || h.bad) {
+				if dest == nil && m.Home == home && o.fit(m.Store) && (h == nil || h.bad && !h.fork) {
 					dest = o.stores[i]
 				}
 			}
@@ -525,6 +528,9 @@ func (o *Owner) copyTo(s *segment, from, dest journal.Store) {
 			if err != nil {
 				if o.stopErr == nil {
 					o.log.Warn("replica not made again", "segment", id, "store", dest.ID(), "err", err)
+				}
+				if errors.Is(err, wire.ErrConflict) && s.holder(dest.ID()) == nil { // a fork has the segment's name there
+					s.holders = append(s.holders, holder{store: dest.ID(), bad: true, fork: true})
 				}
 				return
 			}

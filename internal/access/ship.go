@@ -152,6 +152,9 @@ func (o *Owner) shipSession(s *siteShip) error {
 	if err != nil {
 		return err
 	}
+	if err := o.findForks(ctx, s.site, there); err != nil {
+		return err
+	}
 	o.noteStrays(s.site, there)
 	s.mu.Lock()
 	s.mu.mark, s.mu.stable, s.mu.sealed = ident.Position{}, 0, map[ident.Seq]ident.Seq{} // watermarks are computed from what is readable now (R12)
@@ -274,6 +277,7 @@ func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident
 			continue
 		}
 		stores = append(stores, st)
+		o.noteForks(id, r.Replicas)
 		for _, x := range r.Replicas {
 			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last})
 		}

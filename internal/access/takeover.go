@@ -18,8 +18,7 @@ import (
 const (
 	fencePatience   = 500 * time.Millisecond // for the last store, once enough have answered
 	fenceRetry      = time.Second
-	uncertainWait   = 30 * time.Second // R4
-	membersPatience = 3 * time.Second  // for home stores to come up before an ensemble is chosen without them
+	membersPatience = 3 * time.Second // for home stores to come up before an ensemble is chosen without them
 )
 
 // TakeOver makes this node the owner of a journal at a new epoch (architecture §4; R1 to R4). The steps, each
@@ -62,15 +61,16 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 
 	o.fenced = state.Ensembles
 	answers, rec, err := o.fence(ctx, state)
+	if err == nil && !rec.EndKnown {
+		o.uncertain = true
+		answers, rec, err = o.fetchFromSites(ctx, answers, o.far)
+	}
 	if err != nil {
 		return fail(err)
 	}
 	o.recovered = rec
 	if len(state.Ensembles) > 0 {
 		log.Info("history found", "what", rec.Describe())
-	}
-	if rec.Lost {
-		log.Error("records at or below the commit point are lost", "last", rec.Last.Seq, "stable", rec.Stable.Seq)
 	}
 	if rec.LostStable {
 		return fail(errLostStable(o, rec))
@@ -83,7 +83,13 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 	if err := o.rebuild(ctx, answers, rec, &cfg); err != nil {
 		return fail(err)
 	}
+	if o.uncertain {
+		cfg.Proven = false // whatever was found since: R4 did not know the end
+	}
 	o.proven = cfg.Proven
+	if !o.proven {
+		o.reportUnproven(rec)
+	}
 	// Checkpoints are announced once what they cover is stable; the rest has to be made so before a flush may
 	// rely on it.
 	o.unsettled = map[ident.SegmentID]*segment{}
@@ -129,7 +135,7 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			}
 		}
 	}
-	answers := map[ident.StoreID]*wire.FenceReply{}
+	answers, far := fenceAnswers{}, fenceAnswers{}
 	if len(ids) == 0 {
 		return answers, journal.Recover(ensembles, answers), nil
 	}
@@ -144,7 +150,7 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	for _, id := range ids {
+	ask := func(id ident.StoreID) {
 		wg.Go(func() {
 			for {
 				err := error(wire.Errorf(wire.CodeAbsent, "store %s is not registered", id))
@@ -168,6 +174,10 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			}
 		})
 	}
+	for _, id := range ids {
+		ask(id)
+	}
+	var sites map[ident.SiteID][]ident.StoreID // asked as well, once the end turns out not to be known
 	var enoughSince, complained time.Time
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -175,8 +185,10 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 	for {
 		select {
 		case a := <-got:
-			if a.err == nil {
+			if a.err == nil && slices.Contains(ids, a.store) {
 				answers[a.store] = &a.reply
+			} else if a.err == nil {
+				far[a.store] = &a.reply
 			} else if errors.Is(a.err, wire.ErrFenced) || errors.Is(a.err, wire.ErrConflict) {
 				return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, a.err)
 			} else {
@@ -197,12 +209,24 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		if enoughSince.IsZero() {
 			enoughSince = time.Now()
 		}
-		all := len(answers) == len(ids)
-		switch {
-		case rec.EndKnown && (all || time.Since(enoughSince) > fencePatience):
+		all, waited := len(answers) == len(ids), time.Since(enoughSince)
+		if !all && waited <= fencePatience {
+			continue
+		}
+		if rec.EndKnown {
 			return answers, rec, nil
-		case all || time.Since(enoughSince) > uncertainWait:
-			o.log.Error("the end of the history is not known: served as not proven", "missing", fmt.Sprint(rec.Missing))
+		}
+		if sites == nil {
+			o.log.Warn("the end of the history is not known: other stores and sites are waited for", "missing", fmt.Sprint(rec.Missing))
+			sites = o.otherSites(ids)
+			for _, stores := range sites {
+				for _, id := range stores {
+					ask(id)
+				}
+			}
+		}
+		if all && o.sitesHeard(sites, far) || waited > o.env.Limits.UncertainWait {
+			o.far = far
 			return answers, rec, nil
 		}
 	}

@@ -382,6 +382,33 @@ func TestSealRules(t *testing.T) {
 			wantCode(t, err, wire.CodeFork)
 		})
 	}
+	t.Run("a sealed one, which a later epoch wants shorter", func(t *testing.T) {
+		s, a := setup(t)
+		if _, err := s.Seal(ctx, a.sealMessage(3)); err != nil {
+			t.Fatal(err)
+		}
+		used := s.used.Load()
+		m := a.sealMessage(2)
+		m.Epoch, m.Start = epoch(4), start(4, a.pos[1], false)
+		_, err := s.Seal(ctx, m)
+		wantCode(t, err, wire.CodeFork)
+		for range 2 {
+			if r := state(s, a); r.State != wire.ReplicaFork || r.Last != a.at {
+				t.Fatalf("%+v", r)
+			}
+			if got := s.used.Load(); got != used {
+				t.Errorf("%d bytes are counted, %d before", got, used)
+			}
+			a.wantRecords(s, 3)
+			if r, err := s.ReadIndex(ctx, &wire.ReadIndex{Segment: a.seg}); err != nil {
+				t.Errorf("index of a fork: %v", err)
+			} else if x, err := journal.DecodeIndex(r.Data); err != nil || len(x.Entries) != 3 {
+				t.Errorf("index of a fork: %v", err)
+			}
+			s.Close()
+			s = openStore(t, s.opts)
+		}
+	})
 	t.Run("empty ones go", func(t *testing.T) {
 		s := openStore(t, testOptions(vfs.NewMem(0), boot1))
 		a := newOwner(t, segment(jA, 2, 1))

@@ -152,6 +152,9 @@ func (m *model) Seal(t *rapid.T) {
 		wantCode(m.tb, err, wire.CodeGap)
 	case n < g.held && g.state == wire.ReplicaSealed:
 		wantCode(m.tb, err, wire.CodeFork)
+		if e != g.seg.Epoch {
+			g.state = wire.ReplicaFork
+		}
 	case n < g.held && e != g.seg.Epoch:
 		wantCode(m.tb, err, wire.CodeFork)
 		g.state = wire.ReplicaFork

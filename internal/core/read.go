@@ -374,7 +374,7 @@ func (s *Store) ReadIndex(ctx context.Context, m *wire.ReadIndex) (reply wire.Re
 		return reply, absent(m.Segment)
 	}
 	r.mu.Lock()
-	if r.mu.state != wire.ReplicaSealed {
+	if state := r.mu.state; state != wire.ReplicaSealed && !(state == wire.ReplicaFork && r.note.Load().Length > 0) { // a fork that was sealed has its index in the file
 		x := journal.Index{Segment: r.id, Before: r.mu.before, Last: r.mu.last, End: r.end.Load(), Entries: r.mu.index}
 		b := journal.AppendIndex(nil, &x)
 		r.mu.Unlock()

@@ -17,7 +17,8 @@ import (
 //	(OpenSegment) ──> Open ──Seal──> Sealed ──Drop──> gone
 //	                   │ new boot ID            ▲
 //	                   └──────> Short ──Seal────┘
-//	Open, Short ──Seal that R14 forbids──> Fork         any ──bad bytes before good ones──> Damaged
+//	Open, Short, Sealed ──Seal that R14 forbids──> Fork
+//	any ──bad bytes before good ones──> Damaged
 type replica struct {
 	id   ident.SegmentID
 	j    *journalState
@@ -95,7 +96,7 @@ func (s *Store) describe(r *replica) wire.Replica {
 
 // length is what the file takes.
 func (n *replicaNote) space() int64 {
-	if n.State == wire.ReplicaSealed {
+	if n.State == wire.ReplicaSealed || n.State == wire.ReplicaFork && n.Length > 0 {
 		return int64(n.Length)
 	}
 	return int64(n.Capacity)

@@ -164,8 +164,12 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
 		if end == m.End && r.mu.last == m.Last {
 			return -1, nil
 		}
-		// What was sealed was committed then; who wants less follows another history.
-		return 0, wire.Errorf(wire.CodeFork, "seal of %s at %d, it is sealed at %d", r.id, m.End, end)
+		// What was sealed was committed then; who wants less follows another history. Of that a later epoch's owner
+		// is the judge: the replica is kept, as a fork, and counts for nothing any more (R14).
+		if m.Epoch != r.id.Epoch {
+			s.setAsideLocked(r, r.note.Load().Length)
+		}
+		return 0, wire.Errorf(wire.CodeFork, "seal of %s at %d after %s, it is sealed at %d after %s", r.id, m.End, m.Last, end, r.mu.last)
 	}
 	if err := s.usable(); err != nil {
 		return 0, err
@@ -184,15 +188,20 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
 		}
 	}
 	if end > m.End && len(r.mu.index) > keep && !s.mayCutLocked(r, m) {
-		r.mu.state = wire.ReplicaFork
-		r.mu.closing = true
-		if err := s.noteLocked(r, wire.ReplicaFork, 0).wait(s.life); err != nil {
-			s.log.Error("a fork could not be noted", "segment", r.id.String(), "err", err)
-		}
+		s.setAsideLocked(r, 0)
 		return 0, wire.Errorf(wire.CodeFork, "replica of %s goes on to %s behind %s and may not be cut by the start of epoch %s", r.id, r.mu.last, m.Last, m.Start.At.Epoch)
 	}
 	r.mu.closing = true
 	return keep, nil
+}
+
+// setAsideLocked makes a fork of a replica; length is that of the file if it was sealed.
+func (s *Store) setAsideLocked(r *replica, length uint32) {
+	r.mu.state = wire.ReplicaFork
+	r.mu.closing = true
+	if err := s.noteLocked(r, wire.ReplicaFork, length).wait(s.life); err != nil {
+		s.log.Error("a fork could not be noted", "segment", r.id.String(), "err", err)
+	}
 }
 
 // positionAtLocked holds last to be the position at the record boundary end, and counts the records before it.

@@ -150,3 +150,42 @@ func body(b []byte, what string, least, most int) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// cutsMax is how many cuts are kept apart; beyond that the oldest are taken together.
+const cutsMax = 4096
+
+// AppendCuts appends the state "cuts" of a checkpoint: the epoch-starts of the history that were not proven.
+// Where there are very many, the oldest two become one that says at least what both did.
+func AppendCuts(dst []byte, cuts []wire.EpochStart) []byte {
+	for len(cuts) > cutsMax {
+		a, b := cuts[0], cuts[1]
+		if a.Before.Seq < b.Before.Seq {
+			b.Before = a.Before
+		}
+		cuts = append([]wire.EpochStart{b}, cuts[2:]...)
+	}
+	dst = append(dst, bodyVersion)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(cuts)))
+	for _, c := range cuts {
+		dst = appendPosition(appendPosition(dst, c.At), c.Before)
+	}
+	return dst
+}
+
+// DecodeCuts reads what AppendCuts made.
+func DecodeCuts(b []byte) ([]wire.EpochStart, error) {
+	b, err := body(b, "cuts", 4, 4+cutsMax*2*positionSize)
+	if err != nil {
+		return nil, err
+	}
+	n := binary.LittleEndian.Uint32(b)
+	if b = b[4:]; uint64(n)*2*positionSize != uint64(len(b)) {
+		return nil, corrupt("%d cuts in %d bytes", n, len(b))
+	}
+	cuts := make([]wire.EpochStart, n)
+	for i := range cuts {
+		at := b[2*i*positionSize:]
+		cuts[i] = wire.EpochStart{At: decodePosition(at), Before: decodePosition(at[positionSize:])}
+	}
+	return cuts, nil
+}

@@ -17,18 +17,18 @@ import (
 // records are read. And an epoch's first segment begins at the commit point that its taker heard, so older
 // epochs count only up to there: what a taker recovered above it stands in its own segments again.
 //
+// Answers of stores that are in no ensemble, those of other sites, supply records and the points they were told;
+// for the fence and for what is known of the end they count nothing (R2, R4).
+//
 // known are points that the records themselves show to have been committed and stable, though no store may
 // have been told: what an announced checkpoint covers.
 func Recover(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceReply, known ...ident.Position) *Recovery {
-	r := &Recovery{EndKnown: true}
-	for _, p := range known {
-		if after(p, r.Commit) {
-			r.Commit, r.Stable = p, p
-		}
-	}
+	r := &Recovery{}
 	r.count(ensembles, answers)
-	groups, starts := r.collect(answers)
-	r.chain(groups, starts)
+	c := collect(answers, known)
+	unsure := newUnsure(ensembles, answers)
+	r.EndKnown = !slices.ContainsFunc(c.empty, unsure.of)
+	r.chain(c, unsure)
 	return r
 }
 
@@ -36,14 +36,19 @@ func Recover(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceR
 type Recovery struct {
 	Enough   bool            // R2: all but one of every ensemble answered
 	Missing  []ident.StoreID // those that did not, or whose answer counts for nothing
-	EndKnown bool            // R4: every replica of uncertain end has a holder that knows it
+	EndKnown bool            // R4: of every segment, all but one that may hold it know the end
 
 	Commit ident.Position // where the new epoch's first segment begins: the highest commit point seen
+	Seen   ident.Position // the highest commit point seen, also where the history ends below it
 	Stable ident.Position // the highest stable point seen
 	Last   ident.Position // the end of the history: the highest record recovered
 	Start  wire.EpochStart
 	Tail   []Range // where the records above Commit lie, in order
 	Past   []Range // segments of the history up to Commit, in order
+
+	// Cuts are the epoch-starts of this history that were not proven: each may have given up records that were
+	// committed before it.
+	Cuts []wire.EpochStart
 
 	// Lost is set when records at or below the commit point that was seen are not there: it must be reported.
 	// LostStable: even below the stable point; never served without force.
@@ -99,74 +104,58 @@ func damaged(a *wire.FenceReply) bool {
 // group is all replicas of one segment of the history.
 type group struct {
 	Range
-	short bool // some replica's end is uncertain
-	knows bool // some other's is not
 }
 
-// collect sorts the replicas by segment and takes the highest points seen.
-func (r *Recovery) collect(answers map[ident.StoreID]*wire.FenceReply) ([]*group, map[ident.Epoch]wire.EpochStart) {
+// collected is what the answers say, sorted.
+type collected struct {
+	groups []*group
+	empty  []ident.SegmentID // opened, and no record is seen of it
+	starts map[ident.Epoch]wire.EpochStart
+	commit []ident.Position // points that were told or that follow from what is there
+	stable []ident.Position
+}
+
+// collect sorts the replicas by segment and gathers the points seen.
+func collect(answers map[ident.StoreID]*wire.FenceReply, known []ident.Position) *collected {
 	stores := make([]ident.StoreID, 0, len(answers))
 	for s := range answers {
 		stores = append(stores, s)
 	}
 	slices.SortFunc(stores, ident.StoreID.Compare)
 	bySegment := map[ident.SegmentID]*group{}
-	uncertain := map[ident.SegmentID]bool{} // short replicas without a header, still without a holder that knows
-	starts := map[ident.Epoch]wire.EpochStart{}
-	var groups []*group
+	c := &collected{starts: map[ident.Epoch]wire.EpochStart{}, commit: slices.Clone(known), stable: slices.Clone(known)}
 	for _, store := range stores {
 		a := answers[store]
 		if a == nil {
 			continue
 		}
-		if after(a.Commit, r.Commit) {
-			r.Commit = a.Commit
-		}
-		if after(a.Stable, r.Stable) {
-			r.Stable = a.Stable
-		}
+		c.commit, c.stable = append(c.commit, a.Commit), append(c.stable, a.Stable)
 		for _, x := range a.Replicas {
 			if x.Segment.IsCheckpoint() || x.State == wire.ReplicaFork || x.State == wire.ReplicaDamaged {
 				continue
 			}
 			if x.End == 0 {
-				if _, seen := uncertain[x.Segment]; x.State != wire.ReplicaShort {
-					uncertain[x.Segment] = false // opened and never written, and the store knows it
-				} else if !seen {
-					uncertain[x.Segment] = true
-				}
+				c.empty = append(c.empty, x.Segment)
 				continue
 			}
 			if x.Start.At.Seq != 0 {
-				starts[x.Segment.Epoch] = x.Start
+				c.starts[x.Segment.Epoch] = x.Start
 			}
 			g := bySegment[x.Segment]
 			if g == nil {
-				g = &group{Range: Range{Segment: x.Segment, Before: x.Before, From: x.Before.Seq + 1, To: x.Before.Seq}}
+				g = &group{Range{Segment: x.Segment, Before: x.Before, From: x.Before.Seq + 1, To: x.Before.Seq}}
 				bySegment[x.Segment] = g
-				groups = append(groups, g)
+				c.groups = append(c.groups, g)
 			}
 			g.To = max(g.To, x.Last.Seq)
 			g.Holders = append(g.Holders, Holder{store, x.State, x.Last.Seq})
-			switch x.State {
-			case wire.ReplicaSealed:
-				g.Sealed, g.End, g.knows = true, x.End, true
-				if after(x.Last, r.Commit) {
-					r.Commit = x.Last // only what is committed is sealed
-				}
-			case wire.ReplicaOpen:
-				g.knows = true
-			case wire.ReplicaShort:
-				g.short = true
+			if x.State == wire.ReplicaSealed {
+				g.Sealed, g.End = true, x.End
+				c.commit = append(c.commit, x.Last) // only what is committed is sealed
 			}
 		}
 	}
-	for segment, open := range uncertain {
-		if g := bySegment[segment]; open && (g == nil || !g.knows) {
-			r.EndKnown = false
-		}
-	}
-	slices.SortFunc(groups, func(a, b *group) int {
+	slices.SortFunc(c.groups, func(a, b *group) int {
 		if c := a.Segment.Epoch.Compare(b.Segment.Epoch); c != 0 {
 			return c
 		}
@@ -178,7 +167,105 @@ func (r *Recovery) collect(answers map[ident.StoreID]*wire.FenceReply) ([]*group
 		}
 		return a.Segment.Compare(b.Segment)
 	})
-	return groups, starts
+	return c
+}
+
+// unsure tells of which segments the end is not known (R4). A segment is on two members of an ensemble, and which
+// two is not written down anywhere; a third one may have a part of it that was shipped or copied there. So its
+// end is known if it is sealed anywhere, or if no two members could be its pair that both don't know: those that
+// have not answered, and those whose replica is shortened.
+type unsure struct {
+	ensembles [][]ident.StoreID
+	absent    map[ident.StoreID]bool
+	short     map[ident.SegmentID][]ident.StoreID
+	sealed    map[ident.SegmentID]bool
+}
+
+func newUnsure(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceReply) *unsure {
+	u := &unsure{ensembles, map[ident.StoreID]bool{}, map[ident.SegmentID][]ident.StoreID{}, map[ident.SegmentID]bool{}}
+	for _, stores := range ensembles {
+		for _, s := range stores {
+			if a := answers[s]; a == nil || damaged(a) {
+				u.absent[s] = true
+			}
+		}
+	}
+	for s, a := range answers {
+		if a == nil {
+			continue
+		}
+		for _, x := range a.Replicas {
+			switch x.State {
+			case wire.ReplicaShort:
+				u.short[x.Segment] = append(u.short[x.Segment], s)
+			case wire.ReplicaSealed:
+				u.sealed[x.Segment] = true
+			}
+		}
+	}
+	return u
+}
+
+func (u *unsure) of(id ident.SegmentID) bool {
+	short := u.short[id]
+	if len(short) == 0 || u.sealed[id] {
+		return false
+	}
+	for _, stores := range u.ensembles {
+		n, some := 0, false
+		for _, s := range stores {
+			if slices.Contains(short, s) {
+				n, some = n+1, true
+			} else if u.absent[s] {
+				n++
+			}
+		}
+		if some && n >= 2 {
+			return true
+		}
+	}
+	return false
+}
+
+// highest is the highest of the points that are of the history which r.Start ends: one of an older epoch counts
+// only up to where a later one went on, since an owner that was not proven may have given up what an earlier one
+// had committed.
+func (r *Recovery) highest(points []ident.Position, starts map[ident.Epoch]wire.EpochStart) (p ident.Position) {
+	for _, x := range points {
+		if after(x, p) && r.onChain(x, starts) {
+			p = x
+		}
+	}
+	return p
+}
+
+func (r *Recovery) onChain(p ident.Position, starts map[ident.Epoch]wire.EpochStart) bool {
+	for s := r.Start; p.Epoch.Less(s.At.Epoch); {
+		if p.Seq > s.Before.Seq || s.Before.Epoch.Less(p.Epoch) {
+			return false
+		}
+		next, known := starts[s.Before.Epoch]
+		if !known || !next.At.Epoch.Less(s.At.Epoch) {
+			break
+		}
+		s = next
+	}
+	return true
+}
+
+// cuts follows the starts back from the highest and gives those that were not proven.
+func (r *Recovery) cuts(starts map[ident.Epoch]wire.EpochStart) (list []wire.EpochStart) {
+	for s := r.Start; s.At.Seq != 0; {
+		if !s.Proven {
+			list = append(list, s)
+		}
+		next := starts[s.Before.Epoch]
+		if !next.At.Epoch.Less(s.At.Epoch) {
+			break
+		}
+		s = next
+	}
+	return list
 }
 
 // after orders points of a history that several epochs have told of: a later epoch's word supersedes, since a
@@ -192,16 +279,18 @@ func after(a, b ident.Position) bool {
 
 // chain follows the history from the highest epoch whose start was seen, forward to the end of its run and
 // back through the epochs before.
-func (r *Recovery) chain(groups []*group, starts map[ident.Epoch]wire.EpochStart) {
+func (r *Recovery) chain(c *collected, unsure *unsure) {
+	groups, starts := c.groups, c.starts
 	for _, s := range starts {
 		if r.Start.At.Epoch.Less(s.At.Epoch) {
 			r.Start = s
 		}
 	}
 	if r.Start.At.Seq == 0 {
-		r.Commit, r.Stable = ident.Position{}, ident.Position{} // nothing was ever begun
-		return
+		return // nothing was ever begun
 	}
+	r.Commit, r.Stable = r.highest(c.commit, starts), r.highest(c.stable, starts)
+	r.Seen, r.Cuts = r.Commit, r.cuts(starts)
 	limit := ident.Seq(1<<64 - 1)
 	newest := true
 	var past []Range
@@ -216,7 +305,7 @@ func (r *Recovery) chain(groups []*group, starts map[ident.Epoch]wire.EpochStart
 			limit = r.Commit.Seq
 		}
 		for _, g := range of {
-			if g.short && !g.knows {
+			if unsure.of(g.Segment) {
 				r.EndKnown = false
 			}
 		}
@@ -281,7 +370,7 @@ func (r *Recovery) CutAt(end ident.Seq) {
 func (r *Recovery) run(of []*group) {
 	first := of[0].Before
 	if first.Seq > r.Commit.Seq {
-		r.Commit = first // the commit point that this epoch's taker had heard
+		r.Commit, r.Seen = first, first // the commit point that this epoch's taker had heard
 	}
 	last := first.Seq
 	for _, g := range of {
