@@ -95,6 +95,11 @@ func (o *Owner) publish() {
 	v.Mapped = o.m.Mapped()
 	v.Segments = uint32(len(o.order))
 	v.Degraded, v.DegradedBytes = uint32(o.repair.wanting), o.repair.wantingBytes
+	v.Unproven, v.Lost = !o.proven, o.lost
+	for _, f := range o.forks.at {
+		v.Forks += uint32(f.segments)
+		v.ForkBytes += f.bytes
+	}
 	switch {
 	case o.stopErr != nil:
 		v.State = "stopped: " + o.stopErr.Error()

@@ -197,7 +197,11 @@ func FuzzIndex(f *testing.F) {
 func FuzzBodies(f *testing.F) {
 	f.Add(AppendPermits(nil, []Permit{{testSegment, ident.StoreID{1}, []ident.StoreID{{2}}}}))
 	f.Add(AppendRetired(nil, []ident.SegmentID{testSegment}))
+	f.Add(AppendCuts(nil, []wire.EpochStart{{At: ident.Position{Seq: 9}, Before: ident.Position{Seq: 8}}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if cuts, err := DecodeCuts(b); err == nil && !bytes.Equal(AppendCuts(nil, cuts), b) {
+			t.Error("decoded and encoded again, the bytes differ")
+		}
 		_, _ = DecodePermits(b)
 		_, _ = DecodeRetired(b)
 		_, _ = DecodeCheckpoint(b)

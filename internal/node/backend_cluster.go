@@ -26,6 +26,8 @@ const (
 	problemVolumeBehind   = "VOLUME_BEHIND"
 	problemVolumeStarting = "VOLUME_STARTING"
 	problemVolumeWaiting  = "VOLUME_WAITING"
+	problemUnproven       = "UNPROVEN"
+	problemVolumeDiverged = "VOLUME_DIVERGED"
 	problemVolumeFailed   = "VOLUME_FAILED"
 	problemStoreFailed    = "STORE_FAILED"
 	problemStoreFull      = "STORE_FULL"
@@ -177,6 +179,7 @@ func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState,
 	out := &dozov1.VolumeStatus{Id: d.Id, Tenant: d.Tenant, Name: d.Name, State: d.State, Owner: d.Owner, OwnerSite: d.OwnerSite, Epoch: d.Epoch, Protection: d.Protection}
 	if st != nil && st.Recovering == 0 {
 		out.CommitSeq, out.StableSeq = uint64(st.Commit.Seq), uint64(st.Stable.Seq)
+		out.Unproven, out.LostRecords, out.ForkSegments, out.ForkBytes = st.Unproven, st.Lost, uint64(st.Forks), st.ForkBytes
 		out.SegmentsDegraded, out.DegradedBytes = uint64(st.Degraded), st.DegradedBytes
 		out.Copies = b.copies(state, st)
 	}
@@ -226,6 +229,12 @@ func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []*dozo
 		if s.Protection == "degraded" {
 			add(severityWarning, problemVolumeDegraded, "%s: %d segments, %s, have fewer copies than asked for", st.State, s.SegmentsDegraded, size.Format(s.DegradedBytes))
 		}
+	}
+	if s.LostRecords > 0 {
+		add(severityWarning, problemUnproven, "%d acknowledged records are lost since the takeover at epoch %s", s.LostRecords, s.Epoch)
+	}
+	if s.ForkSegments > 0 {
+		add(severityWarning, problemVolumeDiverged, "%d segments, %s, have records that are not of the history which is served: they are kept", s.ForkSegments, size.Format(s.ForkBytes))
 	}
 	for _, x := range s.Copies {
 		if x.State == "away" || x.LagSeconds > behindAfter.Seconds() {

@@ -395,6 +395,8 @@ func TestProblems(t *testing.T) {
 		{"degraded", volumeProblems(&dozov1.VolumeStatus{State: "serving", Protection: "degraded"}, &wire.JournalStatus{}), []string{problemVolumeDegraded}, healthDegraded},
 		{"lag of a burst", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "behind", LagSeconds: 2}}}, &wire.JournalStatus{}), nil, healthOK},
 		{"lag", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "behind", LagSeconds: 60}}}, &wire.JournalStatus{}), []string{problemVolumeBehind}, healthDegraded},
+		{"loss", volumeProblems(&dozov1.VolumeStatus{State: "serving", LostRecords: 3}, &wire.JournalStatus{}), []string{problemUnproven}, healthDegraded},
+		{"fork", volumeProblems(&dozov1.VolumeStatus{State: "serving", ForkSegments: 1, ForkBytes: 9}, &wire.JournalStatus{}), []string{problemVolumeDiverged}, healthDegraded},
 		{"site away", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "away"}}}, &wire.JournalStatus{}), []string{problemVolumeBehind}, healthDegraded},
 	} {
 		var reasons []string

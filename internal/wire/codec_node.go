@@ -81,7 +81,7 @@ func (m *TickReply) walk(c *coder) {
 func (m *OwnerStatus) walk(c *coder) { list(c, &m.Journals, 16, (*coder).journal) }
 
 func (m *OwnerStatusReply) walk(c *coder) {
-	list(c, &m.Journals, 16+2+epochSize+3*positionSize+8+8+4+4+8+8+4+2, (*coder).journalStatus)
+	list(c, &m.Journals, 16+2+epochSize+3*positionSize+8+8+4+4+8+8+4+2+1+8+4+8, (*coder).journalStatus)
 }
 
 func (c *coder) journalStatus(s *JournalStatus) {
@@ -98,6 +98,10 @@ func (c *coder) journalStatus(s *JournalStatus) {
 	c.u64(&s.DegradedBytes)
 	c.u64(&s.Recovering)
 	c.text(&s.State, stateMax)
+	c.boolean(&s.Unproven)
+	c.u64(&s.Lost)
+	c.u32(&s.Forks)
+	c.u64(&s.ForkBytes)
 	list(c, &s.Sites, 2+positionSize+8+8+8+8, func(c *coder, t *SiteStatus) {
 		c.site(&t.Site)
 		c.position(&t.Watermark)

@@ -157,6 +157,11 @@ type JournalStatus struct {
 	Recovering uint64
 	// What the newest committed checkpoint covers; zero where there is none.
 	Checkpoint ident.Position
+
+	Unproven  bool   // the epoch's takeover could not prove that it knew the end of the history (R4)
+	Lost      uint64 // acknowledged records that it knows to be lost
+	Forks     uint32 // segments whose replica is set aside: records that are not of this history (R14)
+	ForkBytes uint64
 }
 
 // SiteStatus is how far a site is.

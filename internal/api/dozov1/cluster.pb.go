@@ -123,7 +123,14 @@ type VolumeStatus struct {
 	// As in Volume.
 	Protection string `protobuf:"bytes,12,opt,name=protection,proto3" json:"protection,omitempty"`
 	// The owner's site first.
-	Copies        []*SiteCopy `protobuf:"bytes,13,rep,name=copies,proto3" json:"copies,omitempty"`
+	Copies []*SiteCopy `protobuf:"bytes,13,rep,name=copies,proto3" json:"copies,omitempty"`
+	// The last takeover could not prove that it knew the end of the history.
+	Unproven bool `protobuf:"varint,14,opt,name=unproven,proto3" json:"unproven,omitempty"`
+	// Acknowledged records that it knows to be lost.
+	LostRecords uint64 `protobuf:"varint,15,opt,name=lost_records,json=lostRecords,proto3" json:"lost_records,omitempty"`
+	// Segments with records that are not of the history which is served. They are kept.
+	ForkSegments  uint64 `protobuf:"varint,16,opt,name=fork_segments,json=forkSegments,proto3" json:"fork_segments,omitempty"`
+	ForkBytes     uint64 `protobuf:"varint,17,opt,name=fork_bytes,json=forkBytes,proto3" json:"fork_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -247,6 +254,34 @@ func (x *VolumeStatus) GetCopies() []*SiteCopy {
 		return x.Copies
 	}
 	return nil
+}
+
+func (x *VolumeStatus) GetUnproven() bool {
+	if x != nil {
+		return x.Unproven
+	}
+	return false
+}
+
+func (x *VolumeStatus) GetLostRecords() uint64 {
+	if x != nil {
+		return x.LostRecords
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetForkSegments() uint64 {
+	if x != nil {
+		return x.ForkSegments
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetForkBytes() uint64 {
+	if x != nil {
+		return x.ForkBytes
+	}
+	return 0
 }
 
 // ControlStatus is how the control store is, as the answering node sees it.
@@ -1154,7 +1189,7 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x88\x03\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x8b\x04\n" +
 	"\fVolumeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -1174,7 +1209,12 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"protection\x18\f \x01(\tR\n" +
 	"protection\x12)\n" +
-	"\x06copies\x18\r \x03(\v2\x11.dozo.v1.SiteCopyR\x06copies\"\x93\x01\n" +
+	"\x06copies\x18\r \x03(\v2\x11.dozo.v1.SiteCopyR\x06copies\x12\x1a\n" +
+	"\bunproven\x18\x0e \x01(\bR\bunproven\x12!\n" +
+	"\flost_records\x18\x0f \x01(\x04R\vlostRecords\x12#\n" +
+	"\rfork_segments\x18\x10 \x01(\x04R\fforkSegments\x12\x1d\n" +
+	"\n" +
+	"fork_bytes\x18\x11 \x01(\x04R\tforkBytes\"\x93\x01\n" +
 	"\rControlStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +

@@ -1,0 +1,100 @@
+package journal
+
+import (
+	"testing"
+
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+func pos(epoch, seq uint64) ident.Position {
+	return ident.Position{Epoch: ident.Epoch{Number: epoch}, Seq: ident.Seq(seq), Hash: ident.Hash{byte(epoch), byte(seq)}}
+}
+
+func seg(epoch uint64, number uint32) ident.SegmentID {
+	return ident.SegmentID{Journal: testSegment.Journal, Epoch: ident.Epoch{Number: epoch}, Number: number}
+}
+
+// replica of a segment of an epoch that began after before.
+func replica(id ident.SegmentID, state wire.ReplicaState, before, last ident.Position, start wire.EpochStart) wire.Replica {
+	return wire.Replica{Segment: id, State: state, Before: before, Last: last, End: SegmentHeaderSize + 128*uint32(last.Seq-before.Seq), Start: start}
+}
+
+// R4: who knows the end. Each line is a way in which acknowledged writes would vanish and the history be called
+// proven, or in which a takeover would wait for nothing.
+func TestWhoKnowsTheEnd(t *testing.T) {
+	a, b, c, d := ident.StoreID{1}, ident.StoreID{2}, ident.StoreID{3}, ident.StoreID{4}
+	start := wire.EpochStart{At: pos(1, 1), Proven: true}
+	id := seg(1, 1)
+	has := func(state wire.ReplicaState, seq uint64) *wire.FenceReply {
+		return &wire.FenceReply{Replicas: []wire.Replica{replica(id, state, ident.Position{}, pos(1, seq), start)}}
+	}
+	none := &wire.FenceReply{}
+	empty := &wire.FenceReply{Replicas: []wire.Replica{{Segment: id, State: wire.ReplicaShort}}}
+	const open, short, sealed = wire.ReplicaOpen, wire.ReplicaShort, wire.ReplicaSealed
+	three := [][]ident.StoreID{{a, b, c}}
+	for _, x := range []struct {
+		name      string
+		ensembles [][]ident.StoreID
+		answers   map[ident.StoreID]*wire.FenceReply
+		known     bool
+	}{
+		{"all is well", three, map[ident.StoreID]*wire.FenceReply{a: has(open, 9), b: has(open, 9), c: none}, true},
+		{"one is away", three, map[ident.StoreID]*wire.FenceReply{a: has(open, 9), c: none}, true},
+		{"one lost its power, the other knows", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(open, 9), c: none}, true},
+		{"one lost its power, the other is away", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), c: none}, false},
+		{"both lost their power", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 7), c: none}, false},
+		{"both lost all of it", three, map[ident.StoreID]*wire.FenceReply{a: empty, b: empty, c: none}, false},
+		{"the third has what was shipped or copied", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 7), c: has(open, 8)}, false},
+		{"the third has a part, one of the pair is away", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), c: has(open, 8)}, false},
+		{"sealed somewhere", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), c: has(sealed, 9)}, true},
+		{"no second one ever opened it", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: none, c: none}, true},
+		{"of two, one is away and one is short", [][]ident.StoreID{{a, b}}, map[ident.StoreID]*wire.FenceReply{a: has(short, 5)}, false},
+		{"of two, one is away", [][]ident.StoreID{{a, b}}, map[ident.StoreID]*wire.FenceReply{a: has(open, 5)}, true},
+		{"another site's is no word on the end", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 5), c: none, d: has(open, 9)}, false},
+		{"in either of two ensembles", [][]ident.StoreID{{a, b, c}, {a, b, d}}, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: none}, false},
+	} {
+		r := Recover(x.ensembles, x.answers)
+		if r.EndKnown != x.known {
+			t.Errorf("%s: end known is %v", x.name, r.EndKnown)
+		}
+	}
+	// What another site has is a part of the history all the same.
+	r := Recover(three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 5), c: none, d: has(open, 9)})
+	if r.Last.Seq != 9 || !r.Enough || r.Proven() {
+		t.Errorf("with another site's copy: %s", r.Describe())
+	}
+	r = Recover(three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), d: has(open, 9)})
+	if r.Enough {
+		t.Error("another site's answer counted towards the fence")
+	}
+}
+
+// A point that an owner which was not proven has given up is not waited for by the next: it would be a loss reported
+// again and again, or a history with two versions.
+func TestAPointThatWasGivenUpIsNone(t *testing.T) {
+	a, b, x := ident.StoreID{1}, ident.StoreID{2}, ident.StoreID{3}
+	first := wire.EpochStart{At: pos(1, 1), Proven: true}
+	second := wire.EpochStart{At: pos(2, 91), Before: pos(1, 90)}
+	old := replica(seg(1, 1), wire.ReplicaOpen, ident.Position{}, pos(1, 90), first)
+	now := replica(seg(2, 1), wire.ReplicaOpen, pos(1, 90), pos(2, 95), second)
+	home := &wire.FenceReply{Replicas: []wire.Replica{old, now}}
+	ensembles := [][]ident.StoreID{{a, b}}
+	for name, far := range map[string]*wire.FenceReply{
+		"told":   {Commit: pos(1, 100), Stable: pos(1, 99)},
+		"sealed": {Replicas: []wire.Replica{replica(seg(1, 1), wire.ReplicaSealed, ident.Position{}, pos(1, 100), first)}},
+	} {
+		r := Recover(ensembles, map[ident.StoreID]*wire.FenceReply{a: home, b: home, x: far})
+		if r.Lost || r.LostStable || r.Last.Seq != 95 || r.Commit != pos(1, 90) {
+			t.Errorf("%s: lost %v: %s", name, r.Lost, r.Describe())
+		}
+		if len(r.Cuts) != 1 || r.Cuts[0] != second {
+			t.Errorf("%s: cuts %v", name, r.Cuts)
+		}
+	}
+	// The same points, of a history that goes on from them: a loss.
+	r := Recover(ensembles, map[ident.StoreID]*wire.FenceReply{a: home, b: home, x: {Commit: pos(2, 97), Stable: pos(2, 96)}})
+	if !r.Lost || !r.LostStable || r.Seen != pos(2, 97) {
+		t.Errorf("lost %v %v: %s", r.Lost, r.LostStable, r.Describe())
+	}
+}
