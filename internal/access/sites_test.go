@@ -13,9 +13,9 @@ import (
 )
 
 // inStep waits until the other sites hold everything that is committed.
-func (c *cluster) inStep(o *Owner) {
-	c.t.Helper()
-	eventually(c.t, "the other sites have everything", func() bool {
+func (c *cluster) inStep(t *testing.T, o *Owner) {
+	t.Helper()
+	eventually(t, "the other sites have everything", func() bool {
 		o.ask(o.publish)
 		for _, s := range o.View().Sites {
 			if s.Watermark != o.View().Commit {
@@ -81,7 +81,7 @@ func TestBothHoldersLoseTheirPowerAndTheOtherSiteHasAll(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				c.inStep(o)
+				c.inStep(t, o)
 				c.cutSite(1)
 				o.Close()
 				c.startSite(1)
@@ -109,7 +109,7 @@ func TestBothHoldersLoseTheirPowerAndTheOtherSiteHasAll(t *testing.T) {
 				}
 				c.startSite(2)
 				eventually(t, "a flush", func() bool { return n.flush(o) == nil })
-				c.inStep(o)
+				c.inStep(t, o)
 				if got := counter(o.env.Metrics.ShipMismatch); got != 0 {
 					t.Errorf("round %d: %v mismatches of the other site's copy", round, got)
 				}
@@ -138,7 +138,7 @@ func TestAShippedPartIsNoWordOnTheEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c.inStep(o)
+	c.inStep(t, o)
 	// The ships are cut off, the writes go on.
 	c.killSite(2)
 	for range 40 {
@@ -185,7 +185,7 @@ func TestWhatASiteHasBeyondIsKeptAsAFork(t *testing.T) {
 			if sealed {
 				o.ask(func() { o.w.CloseIdle() })
 			}
-			c.inStep(o)
+			c.inStep(t, o)
 			was := n.acked
 			count := func() (records int) {
 				for _, s := range c.seats {
@@ -222,11 +222,11 @@ func TestWhatASiteHasBeyondIsKeptAsAFork(t *testing.T) {
 				}
 			}
 			c.startSite(2)
-			c.inStep(o)
+			c.inStep(t, o)
 			if err := o.Checkpoint(); err != nil {
 				t.Fatal(err)
 			}
-			c.inStep(o)
+			c.inStep(t, o)
 			for range 5 {
 				o.ask(o.dropSome)
 				o.ask(o.publish)
@@ -249,7 +249,7 @@ func TestWhatASiteHasBeyondIsKeptAsAFork(t *testing.T) {
 			old := o
 			o = c.own(v)
 			old.Close()
-			c.inStep(o)
+			c.inStep(t, o)
 			n.check(t, o, n.acked, "in the next epoch")
 			if lost > 0 {
 				var at map[ident.StoreID]forkAt
