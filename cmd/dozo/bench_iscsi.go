@@ -24,6 +24,14 @@ func readSecretFile(path string) (string, error) {
 	return strings.TrimRight(string(b), "\r\n"), nil
 }
 
+// someURLs wants one or more URLs.
+func someURLs(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return errors.New("missing URL")
+	}
+	return nil
+}
+
 type benchISCSI struct {
 	load       loadFlags
 	workload   string
@@ -43,7 +51,7 @@ type benchISCSI struct {
 func newBenchISCSI(a *app) *cobra.Command {
 	o := benchISCSI{block: 4096}
 	c := &cobra.Command{
-		Use: "iscsi URL...", Short: "Put load on logical units and measure", Args: cobra.MinimumNArgs(1),
+		Use: "iscsi URL...", Short: "Put load on logical units and measure", Args: someURLs,
 		Long: `Put load on logical units and measure. Every session keeps --depth I/Os under way.
 
 With --verify, writes are numbered, checksummed blocks of 4 KiB; every read, and at the end every block written, is
@@ -74,6 +82,11 @@ func (o *benchISCSI) run(ctx context.Context, a *app, urls []string) error {
 	cfg, err := o.load.config(a.err)
 	if err != nil {
 		return err
+	}
+	for _, u := range urls {
+		if _, err := initiator.ParseURL(u); err != nil {
+			return usageError{err}
+		}
 	}
 	cfg.URLs, cfg.SameUnit = urls, o.sameUnit
 	cfg.Workload = bench.Workload{ReadPercent: o.read, BlockSize: int(o.block), Depth: o.depth, Random: !o.sequential}

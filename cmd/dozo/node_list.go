@@ -21,6 +21,7 @@ func newNodeList(a *app) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), a) },
 	}
 	c.Flags().StringVar(&o.req.Site, "site", "", "only this `site`'s")
+	a.completeFlag(c, "site", siteNames)
 	return c
 }
 

@@ -121,7 +121,11 @@ func (a *app) client() (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return api.Dial(o)
+	client, err := api.Dial(o)
+	if err != nil && len(a.source.Flags.Endpoints) > 0 {
+		return nil, usageError{err} // nothing was sent yet: the flags make no sense
+	}
+	return client, err
 }
 
 // with runs a function with a client.
@@ -176,6 +180,13 @@ func when(t *timestamppb.Timestamp) string {
 // completeVolumes completes the names of volumes, for the first argument.
 func (a *app) completeVolumes(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	return a.complete(cmd, args, volumeNames)
+}
+
+// completeFlag completes a flag's value with names from the cluster.
+func (a *app) completeFlag(c *cobra.Command, flag string, list func(context.Context, *api.Client) []string) {
+	_ = c.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.complete(cmd, nil, list)
+	})
 }
 
 // completionTimeout keeps a shell usable where the cluster does not answer.

@@ -24,6 +24,9 @@ func newSessionList(a *app) *cobra.Command {
 	c.Flags().StringVar(&o.req.Volume, "volume", "", "only of this `volume`")
 	c.Flags().StringVar(&o.req.Host, "host", "", "only of this `host`")
 	c.Flags().StringVar(&o.req.Node, "node", "", "only of this access `server`")
+	a.completeFlag(c, "volume", volumeNames)
+	a.completeFlag(c, "host", hostNames)
+	a.completeFlag(c, "node", nodeNames)
 	tenantFlag(c, &o.req.Tenant)
 	return c
 }

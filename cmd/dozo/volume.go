@@ -42,7 +42,7 @@ func (a *app) printVolume(v *dozov1.Volume, done string) error {
 	if a.format != view.Table {
 		return a.format.Message(a.out, v)
 	}
-	_, err := fmt.Fprintf(a.out, "%s %s: %s, %d sites, %s\n", done, v.GetName(), size.Format(v.GetSizeBytes()), v.GetSites(), v.GetDurability())
+	_, err := fmt.Fprintf(a.out, "%s %s: %s, %s, %s\n", done, v.GetName(), size.Format(v.GetSizeBytes()), siteCount(v), v.GetDurability())
 	return err
 }
 
@@ -55,3 +55,11 @@ func parseSize(text string) (uint64, error) {
 }
 
 func number[N uint32 | uint64 | int64 | int](n N) string { return strconv.FormatInt(int64(n), 10) }
+
+// siteCount says at how many sites a volume has a copy.
+func siteCount(v *dozov1.Volume) string {
+	if v.GetSites() == 1 {
+		return "1 site"
+	}
+	return fmt.Sprintf("%d sites", v.GetSites())
+}

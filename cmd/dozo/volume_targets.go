@@ -26,9 +26,7 @@ do, at any time; the nearest is the fastest.`,
 		},
 	}
 	c.Flags().StringVar(&o.req.Site, "site", "", "whose access servers come first (default the site of the node that is asked)")
-	_ = c.RegisterFlagCompletionFunc("site", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		return a.complete(cmd, nil, siteNames)
-	})
+	a.completeFlag(c, "site", siteNames)
 	tenantFlag(c, &o.req.Tenant)
 	return c
 }

@@ -54,8 +54,11 @@ type replica struct {
 // Path is where the replica of a segment lies, or would lie: for people and for `dozo inspect`.
 func (s *Store) Path(id ident.SegmentID) string { return s.replicaPath(id) }
 
-func (s *Store) replicaPath(id ident.SegmentID) string {
-	return fmt.Sprintf("%s/%s/%02x/%s", s.dir, segmentsName, id.Journal[0], id)
+func (s *Store) replicaPath(id ident.SegmentID) string { return SegmentPath(s.dir, id) }
+
+// SegmentPath is where a store in the directory keeps its replica of a segment.
+func SegmentPath(dir string, id ident.SegmentID) string {
+	return fmt.Sprintf("%s/%s/%02x/%s", dir, segmentsName, id.Journal[0], id)
 }
 
 func (s *Store) newReplica(n *replicaNote) *replica {

@@ -16,11 +16,14 @@ type URL struct {
 	User, Secret string
 }
 
+// ErrURL is text that is no URL of a logical unit.
+var ErrURL = errors.New("not an iscsi:// URL")
+
 // ParseURL reads an iscsi URL. A target without a LUN means LUN 0; no path means a portal for discovery.
 func ParseURL(s string) (URL, error) {
 	rest, ok := strings.CutPrefix(s, "iscsi://")
 	if !ok {
-		return URL{}, errors.New("not an iscsi:// URL")
+		return URL{}, fmt.Errorf("%w: want iscsi://HOST[:PORT]/TARGET/LUN", ErrURL)
 	}
 	var u URL
 	// Errors name s without the part that may be a secret.

@@ -98,6 +98,15 @@ func (b *backend) ListSessions(ctx context.Context, req *dozov1.ListSessionsRequ
 			return nil, nil, fmt.Errorf("node %s: %w", req.Node, control.ErrNotFound)
 		}
 	}
+	if req.Host != "" {
+		tenant := req.Tenant
+		if tenant == "" {
+			tenant = control.DefaultTenant
+		}
+		if _, ok := c.Host(tenant, req.Host); !ok {
+			return nil, nil, fmt.Errorf("host %s/%s: %w", tenant, req.Host, control.ErrNotFound)
+		}
+	}
 	if req.Node == "" || req.Node == string(b.n.cfg.Node) {
 		out = b.ownSessions(c)
 	}

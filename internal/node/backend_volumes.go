@@ -14,6 +14,7 @@ import (
 	"dozo/internal/api"
 	"dozo/internal/api/dozov1"
 	"dozo/internal/control"
+	"dozo/internal/core"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/wire"
@@ -287,6 +288,10 @@ func (b *backend) replicas(ctx context.Context, id ident.JournalID, state contro
 			}()
 		}
 	}
+	var dirs map[string]string
+	if list {
+		dirs = b.storeDirs(ctx)
+	}
 	segments := map[ident.SegmentID]*dozov1.Segment{}
 	sites := map[string]*dozov1.SiteReplicas{}
 	seen := map[string]map[ident.SegmentID]bool{}
@@ -330,8 +335,11 @@ func (b *backend) replicas(ctx context.Context, id ident.JournalID, state contro
 				s.State = "sealed"
 			}
 			s.LastSeq, s.SizeBytes = max(s.LastSeq, uint64(r.Last.Seq)), max(s.SizeBytes, uint64(r.End))
-			s.Replicas = append(s.Replicas, &dozov1.Replica{Store: ref, State: replicaState(r.State), LastSeq: uint64(r.Last.Seq), SizeBytes: uint64(r.End),
-				Path: b.replicaPath(a.store, r.Segment)})
+			path := ""
+			if dir := dirs[ref.Id]; dir != "" {
+				path = core.SegmentPath(dir, r.Segment)
+			}
+			s.Replicas = append(s.Replicas, &dozov1.Replica{Store: ref, State: replicaState(r.State), LastSeq: uint64(r.Last.Seq), SizeBytes: uint64(r.End), Path: path})
 		}
 	}
 	slices.SortFunc(order, func(x, y ident.SegmentID) int {
@@ -375,17 +383,25 @@ func (b *backend) replicas(ctx context.Context, id ident.JournalID, state contro
 	p.Unheard = slices.Compact(p.Unheard)
 }
 
-// replicaPath is where a replica lies, for stores of this node: `dozo inspect` takes it.
-func (b *backend) replicaPath(store ident.StoreID, id ident.SegmentID) string {
-	st, here := b.n.stores[store]
-	if !here {
-		return ""
+// storeDirs says where stores lie on their nodes, of all nodes that answer: `dozo inspect` takes the files.
+func (b *backend) storeDirs(ctx context.Context) map[string]string {
+	dirs := map[string]string{}
+	nodes, err := b.ListNodes(ctx, &dozov1.ListNodesRequest{})
+	if err != nil {
+		b.n.log.Debug("where stores lie", "err", err)
 	}
-	path := st.Path(id)
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
+	for _, x := range nodes {
+		for _, s := range x.Stores {
+			if s.Path == "" {
+				continue // the node does not answer
+			}
+			if abs, err := filepath.Abs(s.Path); err == nil && x.Name == string(b.n.cfg.Node) {
+				s.Path = abs
+			}
+			dirs[s.Id] = s.Path
+		}
 	}
-	return path
+	return dirs
 }
 
 func replicaState(s wire.ReplicaState) string {
@@ -411,7 +427,7 @@ func (b *backend) ResizeVolume(ctx context.Context, req *dozov1.ResizeVolumeRequ
 		return nil, err
 	}
 	if int64(req.SizeBytes) < v.SizeBytes && !req.AllowShrink {
-		return nil, fmt.Errorf("volume %s has %d bytes, %d were asked for; shrinking hides what lies behind: %w", v.Name, v.SizeBytes, req.SizeBytes, api.ErrRefused)
+		return nil, fmt.Errorf("volume %s has %d bytes, %d were asked for: what is beyond the new end would be gone, so it must be allowed (--shrink, allow_shrink): %w", v.Name, v.SizeBytes, req.SizeBytes, api.ErrRefused)
 	}
 	v, err = b.n.control().UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
 		v.SizeBytes = int64(req.SizeBytes)

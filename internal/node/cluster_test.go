@@ -293,6 +293,10 @@ func TestCluster(t *testing.T) {
 	if err := disk.WriteAt(ctx, bytes.Repeat([]byte{7}, 64<<10), 4096, true); err != nil {
 		t.Fatal(err)
 	}
+	checkPlacement(t, ctx, c1)
+	if _, err := c1.Sessions.List(ctx, &dozov1.ListSessionsRequest{Host: "nobody"}); api.Reason(err) != "NOT_FOUND" {
+		t.Errorf("sessions of a host that is not there: %v", err)
+	}
 	list, err := c1.Sessions.List(ctx, &dozov1.ListSessionsRequest{Volume: "web1"})
 	if err != nil || len(list.Sessions) != 1 || len(list.Unheard) != 0 {
 		t.Fatalf("sessions: %v, %v", list, err)
@@ -344,6 +348,25 @@ func TestCluster(t *testing.T) {
 		return nil
 	})
 	checkEvents(t, ctx, c1, list.Sessions[0].Id)
+}
+
+// checkPlacement asks one node where the segments are: it names the files of both nodes.
+func checkPlacement(t *testing.T, ctx context.Context, c *api.Client) {
+	t.Helper()
+	r, err := c.Volumes.Get(ctx, &dozov1.GetVolumeRequest{Volume: "web1", Segments: true})
+	if err != nil || len(r.Placement.Segments) == 0 || r.Placement.DegradedBytes != 0 || r.Placement.Copies[0].Confirmed != nil {
+		t.Fatalf("%v, %v", r, err)
+	}
+	for _, s := range r.Placement.Segments {
+		if len(s.Replicas) != 2 {
+			t.Errorf("segment %v", s)
+		}
+		for _, x := range s.Replicas {
+			if f, err := os.Stat(x.Path); err != nil || uint64(f.Size()) < x.SizeBytes {
+				t.Errorf("replica at %s: %v, %v", x.Store.Node, f, err)
+			}
+		}
+	}
 }
 
 // deleteWithForce deletes a volume that is in use at both nodes: the sessions end, and nobody can log in again.
