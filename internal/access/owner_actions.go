@@ -311,7 +311,7 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
 	defer cancel()
 	octx, ocancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncPatience) // there may be others to copy to
-	_, err := to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16)})
+	_, err := to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16), Copy: true})
 	ended := octx.Err()
 	ocancel()
 	if err != nil {

@@ -203,7 +203,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			return wire.Errorf(wire.CodeUnreached, "no store of site %d is up", s.site)
 		}
 		if !opened[id] && from == 0 {
-			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: o.env.Limits.SegmentBytes}); err != nil {
+			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: o.env.Limits.SegmentBytes, Copy: true}); err != nil {
 				return fmt.Errorf("open %s at %s: %w", id, dest.ID(), err)
 			}
 			opened[id] = true
@@ -322,7 +322,7 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32) {
 	for _, h := range there {
 		// A short one has lost what its power cut took; appends go on from there, compared with what there is.
-		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) {
+		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaCopy || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) {
 			return h.store, h.end
 		}
 	}

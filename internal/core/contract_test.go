@@ -382,6 +382,29 @@ func TestSealRules(t *testing.T) {
 			wantCode(t, err, wire.CodeFork)
 		})
 	}
+	t.Run("a copy stays one until it is sealed", func(t *testing.T) {
+		o := testOptions(vfs.NewMem(0), boot1)
+		s := openStore(t, o)
+		a := newOwner(t, segment(jA, 2, 1))
+		if _, err := s.OpenSegment(ctx, &wire.OpenSegment{Epoch: epoch(2), Segment: a.seg, Capacity: 1 << 20, Copy: true}); err != nil {
+			t.Fatal(err)
+		}
+		a.write(s, 1, 1)
+		for range 2 {
+			if r := state(s, a); r.State != wire.ReplicaCopy || r.Last != a.at {
+				t.Fatalf("%+v", r)
+			}
+			s.Close()
+			o.Boot = ident.BootID{99} // its end was never known, so a new boot changes nothing
+			s = openStore(t, o)
+		}
+		if _, err := s.Seal(ctx, a.sealMessage(1)); err != nil {
+			t.Fatal(err)
+		}
+		if r := state(s, a); r.State != wire.ReplicaSealed {
+			t.Fatalf("%+v", r)
+		}
+	})
 	t.Run("a sealed one, which a later epoch wants shorter", func(t *testing.T) {
 		s, a := setup(t)
 		if _, err := s.Seal(ctx, a.sealMessage(3)); err != nil {

@@ -229,7 +229,7 @@ func (m *noteImage) apply(payload []byte) error {
 			n.Before, n.Last = c.position(), c.position()
 			n.Start.At, n.Start.Before = c.position(), c.position()
 			proven := c.u8()
-			if (n.State < wire.ReplicaOpen || n.State > wire.ReplicaFork) && n.State != stateDropped || proven > 1 {
+			if (n.State < wire.ReplicaOpen || n.State > wire.ReplicaCopy) && n.State != stateDropped || proven > 1 {
 				return fmt.Errorf("%w: replica %s in state %d", errNotes, n.Segment, n.State)
 			}
 			n.Start.Proven = proven == 1

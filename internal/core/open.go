@@ -29,6 +29,10 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 	if err := s.usable(); err != nil {
 		return reply, err
 	}
+	state := wire.ReplicaOpen
+	if m.Copy {
+		state = wire.ReplicaCopy
+	}
 	j := s.journal(m.Segment.Journal)
 	if err := s.admit(ctx, j, m.Epoch); err != nil {
 		return reply, err
@@ -45,7 +49,7 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 	if mine {
 		go func() {
 			defer s.work.Done()
-			o.err = s.makeReplica(m.Segment, m.Capacity)
+			o.err = s.makeReplica(m.Segment, m.Capacity, state)
 			s.mu.Lock()
 			delete(s.mu.opening, m.Segment)
 			s.mu.Unlock()
@@ -64,18 +68,18 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 		}
 	} else if state := s.describe(r).State; state == stateDropped {
 		return reply, wire.Errorf(wire.CodeBusy, "replica of %s is being dropped", m.Segment)
-	} else if state != wire.ReplicaOpen && state != wire.ReplicaSealed && state != wire.ReplicaShort {
+	} else if state != wire.ReplicaOpen && state != wire.ReplicaSealed && state != wire.ReplicaShort && state != wire.ReplicaCopy {
 		return reply, wire.Errorf(wire.CodeConflict, "replica of %s is there in state %d", m.Segment, state)
 	}
 	return wire.OpenReply{Boot: s.opts.Boot}, nil
 }
 
-func (s *Store) makeReplica(id ident.SegmentID, capacity uint32) error {
+func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.ReplicaState) error {
 	if err := s.makeRoom(int64(capacity)); err != nil {
 		return err
 	}
 	defer s.reserved.Add(-int64(capacity))
-	r := s.newReplica(&replicaNote{Segment: id, State: wire.ReplicaOpen, Boot: s.opts.Boot, Capacity: capacity})
+	r := s.newReplica(&replicaNote{Segment: id, State: state, Boot: s.opts.Boot, Capacity: capacity})
 	dir := path.Dir(r.path)
 	if err := s.makeDir(dir); err != nil {
 		return ioError("make "+dir, err)

@@ -14,7 +14,7 @@ import (
 
 // replica is one segment file.
 //
-//	(OpenSegment) ──> Open ──Seal──> Sealed ──Drop──> gone
+//	(OpenSegment) ──> Open, Copy ──Seal──> Sealed ──Drop──> gone
 //	                   │ new boot ID            ▲
 //	                   └──────> Short ──Seal────┘
 //	Open, Short, Sealed ──Seal that R14 forbids──> Fork

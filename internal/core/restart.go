@@ -173,11 +173,11 @@ func (s *Store) rescan(r *replica) error {
 		return nil
 	case n.State == wire.ReplicaFork:
 		r.mu.closing = true
-	case !known:
+	case !known && n.State != wire.ReplicaCopy: // the end of a copy was never known
 		r.mu.state = wire.ReplicaShort
 	}
 	r.mu.stable = sc.stable
-	if !known && n.State == wire.ReplicaOpen { // read from the disk itself, moments after the boot
+	if !known && (n.State == wire.ReplicaOpen || n.State == wire.ReplicaCopy) { // read from the disk itself, moments after the boot
 		r.mu.stableEnd, r.mu.stable = sc.end, sc.last
 	}
 	if behind := sc.end - r.mu.stableEnd; behind > 0 {

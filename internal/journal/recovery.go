@@ -170,21 +170,23 @@ func collect(answers map[ident.StoreID]*wire.FenceReply, known []ident.Position)
 	return c
 }
 
-// unsure tells of which segments the end is not known (R4). A segment is on two members of an ensemble, and which
-// two is not written down anywhere; a third one may have a part of it that was shipped or copied there. So its
-// end is known if it is sealed anywhere, or if no two members could be its pair that both don't know: those that
-// have not answered, and those whose replica is shortened.
+// unsure tells of which segments the end is not known (R4). A segment is on a pair of an ensemble; any other replica
+// is a copy, whose end says nothing. So the end is known if the segment is sealed anywhere, or a member of its pair
+// knows it, or if no two members can be its pair that both don't: those that have not answered, and those whose
+// replica is shortened.
 type unsure struct {
 	ensembles [][]ident.StoreID
 	absent    map[ident.StoreID]bool
 	short     map[ident.SegmentID][]ident.StoreID
-	sealed    map[ident.SegmentID]bool
+	known     map[ident.SegmentID]bool
 }
 
 func newUnsure(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.FenceReply) *unsure {
 	u := &unsure{ensembles, map[ident.StoreID]bool{}, map[ident.SegmentID][]ident.StoreID{}, map[ident.SegmentID]bool{}}
+	member := map[ident.StoreID]bool{}
 	for _, stores := range ensembles {
 		for _, s := range stores {
+			member[s] = true
 			if a := answers[s]; a == nil || damaged(a) {
 				u.absent[s] = true
 			}
@@ -195,11 +197,11 @@ func newUnsure(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.Fenc
 			continue
 		}
 		for _, x := range a.Replicas {
-			switch x.State {
-			case wire.ReplicaShort:
+			switch {
+			case x.State == wire.ReplicaShort:
 				u.short[x.Segment] = append(u.short[x.Segment], s)
-			case wire.ReplicaSealed:
-				u.sealed[x.Segment] = true
+			case x.State == wire.ReplicaSealed || x.State == wire.ReplicaOpen && member[s]:
+				u.known[x.Segment] = true
 			}
 		}
 	}
@@ -208,7 +210,7 @@ func newUnsure(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.Fenc
 
 func (u *unsure) of(id ident.SegmentID) bool {
 	short := u.short[id]
-	if len(short) == 0 || u.sealed[id] {
+	if len(short) == 0 || u.known[id] {
 		return false
 	}
 	for _, stores := range u.ensembles {

@@ -31,7 +31,7 @@ func TestWhoKnowsTheEnd(t *testing.T) {
 	}
 	none := &wire.FenceReply{}
 	empty := &wire.FenceReply{Replicas: []wire.Replica{{Segment: id, State: wire.ReplicaShort}}}
-	const open, short, sealed = wire.ReplicaOpen, wire.ReplicaShort, wire.ReplicaSealed
+	const open, short, sealed, part = wire.ReplicaOpen, wire.ReplicaShort, wire.ReplicaSealed, wire.ReplicaCopy
 	three := [][]ident.StoreID{{a, b, c}}
 	for _, x := range []struct {
 		name      string
@@ -45,13 +45,14 @@ func TestWhoKnowsTheEnd(t *testing.T) {
 		{"one lost its power, the other is away", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), c: none}, false},
 		{"both lost their power", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 7), c: none}, false},
 		{"both lost all of it", three, map[ident.StoreID]*wire.FenceReply{a: empty, b: empty, c: none}, false},
-		{"the third has what was shipped or copied", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 7), c: has(open, 8)}, false},
-		{"the third has a part, one of the pair is away", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), c: has(open, 8)}, false},
+		{"the third has what was shipped or copied", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 7), c: has(part, 8)}, false},
+		{"the third has a part, one of the pair is away", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), c: has(part, 8)}, false},
+		{"the third is away, and one lost its power", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(open, 9)}, true},
 		{"sealed somewhere", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), c: has(sealed, 9)}, true},
 		{"no second one ever opened it", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: none, c: none}, true},
 		{"of two, one is away and one is short", [][]ident.StoreID{{a, b}}, map[ident.StoreID]*wire.FenceReply{a: has(short, 5)}, false},
 		{"of two, one is away", [][]ident.StoreID{{a, b}}, map[ident.StoreID]*wire.FenceReply{a: has(open, 5)}, true},
-		{"another site's is no word on the end", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 5), c: none, d: has(open, 9)}, false},
+		{"another site's is no word on the end", three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 5), c: none, d: has(part, 9)}, false},
 		{"in either of two ensembles", [][]ident.StoreID{{a, b, c}, {a, b, d}}, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: none}, false},
 	} {
 		r := Recover(x.ensembles, x.answers)
@@ -60,11 +61,11 @@ func TestWhoKnowsTheEnd(t *testing.T) {
 		}
 	}
 	// What another site has is a part of the history all the same.
-	r := Recover(three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 5), c: none, d: has(open, 9)})
+	r := Recover(three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), b: has(short, 5), c: none, d: has(part, 9)})
 	if r.Last.Seq != 9 || !r.Enough || r.Proven() {
 		t.Errorf("with another site's copy: %s", r.Describe())
 	}
-	r = Recover(three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), d: has(open, 9)})
+	r = Recover(three, map[ident.StoreID]*wire.FenceReply{a: has(short, 5), d: has(part, 9)})
 	if r.Enough {
 		t.Error("another site's answer counted towards the fence")
 	}

@@ -406,6 +406,8 @@ func (b *backend) storeDirs(ctx context.Context) map[string]string {
 
 func replicaState(s wire.ReplicaState) string {
 	switch s {
+	case wire.ReplicaCopy:
+		return "copy"
 	case wire.ReplicaOpen:
 		return "open"
 	case wire.ReplicaSealed:

@@ -31,6 +31,7 @@ func (m *OpenSegment) walk(c *coder) {
 	c.epoch(&m.Epoch)
 	c.segment(&m.Segment)
 	c.u32(&m.Capacity)
+	c.boolean(&m.Copy)
 }
 
 func (m *OpenReply) walk(c *coder) { c.boot(&m.Boot) }
@@ -105,7 +106,7 @@ const replicaSize = segmentSize + 1 + 2*positionSize + 4 + 4 + epochStartSize
 
 func (c *coder) replica(r *Replica) {
 	c.segment(&r.Segment)
-	c.enum((*uint8)(&r.State), uint8(ReplicaFork), "replica state")
+	c.enum((*uint8)(&r.State), uint8(ReplicaCopy), "replica state")
 	c.position(&r.Before)
 	c.position(&r.Last)
 	c.u32(&r.End)

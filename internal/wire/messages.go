@@ -21,6 +21,7 @@ type OpenSegment struct {
 	Epoch    ident.Epoch
 	Segment  ident.SegmentID
 	Capacity uint32 // bytes of the whole file, header and index included
+	Copy     bool   // the store isn't of the segment's pair: what comes is a part of what the pair has
 }
 
 // OpenReply answers OpenSegment.
@@ -131,6 +132,7 @@ const (
 	ReplicaShort   ReplicaState = 3 // was open when the host lost its page cache: the true end is not known (R4)
 	ReplicaDamaged ReplicaState = 4 // a bad record before valid ones, or an unreadable file: counts for nothing
 	ReplicaFork    ReplicaState = 5 // set aside: a tail that may not be discarded (R14)
+	ReplicaCopy    ReplicaState = 6 // opened to be copied or shipped to: may be appended to; its end says nothing (R4)
 )
 
 // Replica is one replica of a segment as its store sees it.
