@@ -160,13 +160,20 @@ func (o *Owner) checkpoint() (point journal.CheckpointPoint, err error) {
 // queueOwn gives a record of the owner's own its place; then is called in the loop, with that place, once it is
 // committed.
 func (o *Owner) queueOwn(kind journal.Kind, body []byte, then func(ident.Seq)) {
-	e := &journal.Entry{Record: journal.Record{Kind: kind, StoredLen: uint32(len(body)), LogicalLen: uint32(len(body))}, Context: then}
+	e := ownEntry(kind, body)
+	e.Context = then
+	o.w.Queue(e)
+}
+
+// ownEntry makes a record that is not a client's data.
+func ownEntry(kind journal.Kind, body []byte) *journal.Entry {
+	e := &journal.Entry{Record: journal.Record{Kind: kind, StoredLen: uint32(len(body)), LogicalLen: uint32(len(body))}}
 	e.Bytes = make([]byte, journal.RecordSize(e.StoredLen))
 	crcs := e.Bytes[journal.RecordHeaderSize : journal.RecordHeaderSize+4*journal.CRCCount(e.StoredLen)]
 	journal.PutCRCs(crcs, body)
 	e.BodyDigest = journal.DigestCRCs(crcs)
 	copy(e.Bytes[journal.BodyOffset(e.StoredLen):], body)
-	o.w.Queue(e)
+	return e
 }
 
 // waitStable waits until everything up to seq is stable.

@@ -1,12 +1,14 @@
 package access
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/wire"
 )
 
 // Stores finds stores, in this process or elsewhere.
@@ -37,6 +39,9 @@ type Env struct {
 	Metrics *Metrics
 	Limits  Limits
 	Health  *Health // of stores, shared by all owners of the node; nil: each owner has its own
+	// Announce tells all access servers of a change of a unit and waits until those that can be reached know;
+	// nil in an owner without a Server.
+	Announce func(context.Context, *wire.Unit)
 }
 
 // Limits are an owner's settings; zero values become defaults.

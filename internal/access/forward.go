@@ -16,14 +16,23 @@ type Peer interface {
 	Bar(ctx context.Context, m *wire.Bar) (wire.BarReply, error)
 	Tick(ctx context.Context, m *wire.Tick) (wire.TickReply, error)
 	OwnerStatus(ctx context.Context, m *wire.OwnerStatus) (wire.OwnerStatusReply, error)
+	Unit(ctx context.Context, m *wire.Unit) (wire.UnitReply, error)
 }
 
 // Submit does a command wherever the owner is. While there is none, or it is changing, the command waits.
 func (v *Volume) Submit(op *Op) {
+	if op.Kind == wire.OpUnit {
+		op.Forward = true // its ID is in the record: it may be sent again to the next owner
+	}
 	if o := v.owner.Load(); o != nil {
 		done := op.Done
 		op.Done = func(op *Op, err error) {
 			if err != nil && errors.Is(err, wire.ErrNotOwner) {
+				if op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState {
+					op.Done, op.over = done, false
+					v.later(op, time.Now().Add(forwardPatience), err)
+					return
+				}
 				// Whether a write of this node's own client is in the history is not known here: its buffer is gone
 				// and it has no request ID. The client asks again by itself.
 				err = wire.Errorf(wire.CodeBusy, "the owner is changing")
@@ -45,14 +54,16 @@ func (v *Volume) forward(op *Op, until time.Time) {
 		return
 	}
 	v.srv.env.Metrics.Forwarded.Inc()
-	m := &wire.Forward{Journal: v.id, Request: op.Request, Session: op.Session, Stamp: op.Stamp, Op: op.Kind, FUA: op.FUA,
+	m := &wire.Forward{Journal: v.id, Request: op.Request, Session: op.Session, Stamp: op.Stamp, Since: op.Since, Op: op.Kind, FUA: op.FUA,
 		Offset: uint64(op.Offset), Length: uint64(op.Length)}
 	if op.Nexus != nil {
 		m.Nexus = *op.Nexus
 	}
 	switch op.Kind {
-	case wire.OpWrite:
+	case wire.OpWrite, wire.OpOrWrite:
 		m.Data = [][]byte{op.Buf.Bytes()}
+	case wire.OpUnit:
+		m.Data = [][]byte{op.Unit}
 	case wire.OpCompareAndWrite:
 		m.Data = [][]byte{op.Compare, op.Buf.Bytes()}
 	}
@@ -75,7 +86,7 @@ func (v *Volume) forward(op *Op, until time.Time) {
 			v.answer(op, &wire.Error{Code: r.Status, Epoch: r.Epoch})
 			return
 		}
-		if op.Kind == wire.OpRead {
+		if op.Kind == wire.OpRead || op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState {
 			op.replies = append(op.replies, wire.ReadReply{Data: r.Data, Release: r.Release})
 			op.Data = append(op.Data[:0], r.Data)
 		} else if r.Release != nil {
@@ -208,6 +219,7 @@ func (s *Server) askTick(list []*Volume) {
 			for i, t := range r.Ticks {
 				if i < len(vs) && t.Tick != 0 {
 					vs[i].note(t.Epoch, t.Tick)
+					vs[i].unitSeen(t.Unit)
 				}
 			}
 		})

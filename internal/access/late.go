@@ -62,16 +62,23 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 	if op.Nexus == nil {
 		return nil // the node's own work, or a protocol without proof in its stream
 	}
+	if op.Kind == wire.OpUnitState {
+		return nil // it asks and changes nothing
+	}
 	s := op.Stamp
+	since := s.Tick // what refusals are compared with
+	if op.Since != 0 {
+		since = min(since, op.Since)
+	}
 	switch {
 	case s.Epoch != epoch:
 		return wire.Errorf(wire.CodeStale, "stamp of epoch %s, the owner's is %s", s.Epoch, epoch)
 	case s.Tick+stampAgeMax < now:
 		return wire.Errorf(wire.CodeStale, "stamp %d ms old", now-s.Tick)
-	case s.Tick <= l.resetTick && l.resetTick != 0:
+	case since <= l.resetTick && l.resetTick != 0:
 		return wire.Errorf(wire.CodeStale, "older than a reset")
 	}
-	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && s.Tick <= b.tick {
+	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && since <= b.tick {
 		return wire.Errorf(wire.CodeStale, "older than a newer login of its nexus")
 	}
 	if _, ok := l.aborted[op.Request]; ok && op.Request.Number != 0 {
@@ -149,7 +156,7 @@ func (l *late) bar(m *wire.Bar, now uint64) {
 		for n := m.First; n <= m.Last && n-m.First < 1<<16; n++ {
 			l.aborted[wire.RequestID{Forwarder: m.Forwarder, Number: n}] = now
 		}
-	case wire.BarLUNReset:
+	case wire.BarLUNReset, wire.BarClearTaskSet:
 		l.resetTick = now
 	case wire.BarPreemptAbort:
 		l.bars[m.Nexus.Digest] = bar{^uint64(0), now}
@@ -185,5 +192,12 @@ func (l *late) prune(now uint64) {
 }
 
 func writes(k wire.ForwardOp) bool {
-	return k == wire.OpWrite || k == wire.OpTrim || k == wire.OpZero || k == wire.OpCompareAndWrite
+	switch k {
+	case wire.OpWrite, wire.OpTrim, wire.OpZero, wire.OpCompareAndWrite, wire.OpOrWrite:
+		return true
+	}
+	return false
 }
+
+// recorded reports operations that become records: one that is sent again is answered by its ID.
+func recorded(k wire.ForwardOp) bool { return writes(k) || k == wire.OpUnit }

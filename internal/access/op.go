@@ -24,10 +24,12 @@ type Op struct {
 
 	Buf     *WriteBuf // OpWrite, OpCompareAndWrite: the payload; the owner's from Submit on
 	Compare []byte    // OpCompareAndWrite
+	Unit    []byte    // OpUnit: a reserve.Command
+	Since   uint64    // see wire.Forward
 	Done    func(*Op, error)
 
 	// Results.
-	Data       [][]byte // OpRead: valid until Release
+	Data       [][]byte // OpRead, OpUnit, OpUnitState: valid until Release
 	Miscompare int64    // OpCompareAndWrite with wire.ErrMiscompare
 	Mapped     bool     // OpProvisioned
 	Extent     int64    // OpProvisioned
@@ -47,7 +49,8 @@ type Op struct {
 	pieces   []volume.Piece
 	read     wire.Read
 	replies  []wire.ReadReply
-	lent     bool // a store that no longer answers may still read it: don't use it again
+	lent     bool       // a store that no longer answers may still read it: don't use it again
+	decided  unitResult // OpUnit
 }
 
 var opPool = sync.Pool{New: func() any { return new(Op) }}

@@ -81,6 +81,7 @@ type Owner struct {
 	refused     []*Op // scratch of refuseForSpace
 	split       []*Op // partial trims whose parts are under way
 	barWait     []barWait
+	unit        unit
 	unsettled   map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
 
 	serving chan struct{} // closed when the epoch-start is stable
@@ -264,6 +265,7 @@ func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
 	var r wire.BarReply
 	var err error
 	var wait chan bool
+	var unitChange <-chan error
 	o.ask(func() {
 		if o.stopErr != nil {
 			err = wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch)
@@ -271,6 +273,7 @@ func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
 		}
 		now := o.tick()
 		o.late.bar(m, now)
+		unitChange = o.barUnit(m)
 		r = wire.BarReply{Epoch: o.epoch, Tick: now}
 		// Those that wait for others are held to it as well. Those that have their place in the history take
 		// effect before the answer, not after it.
@@ -298,6 +301,16 @@ func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
 			return wire.BarReply{}, wire.Errorf(wire.CodeBusy, "older commands are still under way")
 		}
 	}
+	if unitChange != nil {
+		select {
+		case err := <-unitChange:
+			if err != nil {
+				return wire.BarReply{}, err
+			}
+		case <-time.After(barPatience):
+			return wire.BarReply{}, wire.Errorf(wire.CodeBusy, "the change of the unit is still under way")
+		}
+	}
 	return r, err
 }
 
@@ -313,7 +326,7 @@ type barWait struct {
 // barConcerns reports that a refusal is about the command.
 func barConcerns(m *wire.Bar, op *Op) bool {
 	switch m.Kind {
-	case wire.BarLUNReset:
+	case wire.BarLUNReset, wire.BarClearTaskSet:
 		return true
 	case wire.BarAbortTask:
 		return op.Request.Forwarder == m.Forwarder && op.Request.Number >= m.First && op.Request.Number <= m.Last
@@ -435,6 +448,7 @@ func (o *Owner) everySecond() {
 	if freed := o.m.Evict(o.env.Limits.MapBudgetBytes); freed > 0 {
 		o.env.Metrics.Evicted.Add(float64(freed))
 	}
+	o.everySecondUnit()
 	o.publish()
 }
 

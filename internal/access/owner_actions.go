@@ -147,6 +147,9 @@ func (o *Owner) refuseForSpace() {
 		op.seq = min(op.seq, at) // a flush that covered what is refused now
 	}
 	for _, op := range o.refused {
+		if op.Kind == wire.OpUnit {
+			o.unit.revert()
+		}
 		o.uncommitted = slices.DeleteFunc(o.uncommitted, func(x *Op) bool { return x == op })
 		o.dropBuf(op)
 		o.finish(op, wire.Errorf(wire.CodeNoSpace, "no two core servers have room for another segment"))
@@ -429,6 +432,12 @@ func (o *Owner) apply(e *journal.Entry) {
 	s.last, s.end = e.Position(), e.Offset+uint32(len(e.Bytes))
 	o.cp.appliedAt = s.last
 	o.written += uint64(len(e.Bytes))
+	if e.Kind == journal.KindReservation {
+		if err := o.unitApplied(e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen]); err != nil {
+			o.stop(fmt.Errorf("state of the unit at seq %d: %w", e.Seq, err))
+			return
+		}
+	}
 	if e.Request.Number != 0 {
 		o.noteRequest(e.Request, e.Part, e.Seq)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"slices"
 
-	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/wire"
@@ -22,7 +21,7 @@ func (o *Owner) admit(op *Op) {
 		return
 	}
 	if !op.barred {
-		if op.Forward && writes(op.Kind) && o.answered(op) {
+		if op.Forward && recorded(op.Kind) && o.answered(op) {
 			o.dropBuf(op)
 			return
 		}
@@ -44,7 +43,20 @@ func (o *Owner) admit(op *Op) {
 		o.finish(op, wire.Errorf(wire.CodeNoSpace, "no two core servers have room for another segment"))
 		return
 	}
+	if o.unitWaits(op) {
+		o.waiting = append(o.waiting, op)
+		return
+	}
+	if err := o.unitRefuses(op); err != nil {
+		o.finish(op, err)
+		o.dropBuf(op)
+		return
+	}
 	switch op.Kind {
+	case wire.OpUnit:
+		o.changeUnit(op)
+	case wire.OpUnitState:
+		o.showUnit(op)
 	case wire.OpRead:
 		o.read(op)
 	case wire.OpProvisioned:
@@ -62,7 +74,7 @@ func (o *Owner) admit(op *Op) {
 			return
 		}
 		o.merge(op)
-	case wire.OpCompareAndWrite:
+	case wire.OpCompareAndWrite, wire.OpOrWrite:
 		if o.mustWait(op, true) {
 			o.waiting = append(o.waiting, op)
 			return
@@ -101,6 +113,7 @@ func (o *Owner) answered(op *Op) bool {
 				first := u.Done
 				u.Done = func(x *Op, err error) {
 					op.Epoch, op.Tick, op.Miscompare = x.Epoch, x.Tick, x.Miscompare
+					op.Data = append(op.Data[:0], x.Data...)
 					op.Done(op, err)
 					first(x, err)
 				}
@@ -121,7 +134,10 @@ func (o *Owner) answered(op *Op) bool {
 		return false // some of its parts may be missing: zeroParts looks at each
 	}
 	op.seq = seq
-	if op.FUA || o.spec.Load().Durability == control.Sync {
+	if op.Kind == wire.OpUnit {
+		op.Data = append(op.Data[:0], goodOutcome)
+	}
+	if op.FUA || op.Kind == wire.OpUnit || o.durable() {
 		o.awaitStable(op)
 	} else {
 		o.finish(op, nil)
@@ -224,7 +240,7 @@ func (o *Owner) merge(op *Op) {
 // is marked, so nobody else touches it.
 func (o *Owner) mergeRead(op *Op, r *Op) error {
 	switch op.Kind {
-	case wire.OpWrite, wire.OpCompareAndWrite:
+	case wire.OpWrite, wire.OpCompareAndWrite, wire.OpOrWrite:
 		old := make([]byte, 0, r.Length)
 		for _, d := range r.Data {
 			old = append(old, d...)
@@ -241,6 +257,14 @@ func (o *Owner) mergeRead(op *Op, r *Op) error {
 					}
 				}
 				return wire.Errorf(wire.CodeMiscompare, "at byte %d", op.Miscompare)
+			}
+		}
+		if op.Kind == wire.OpOrWrite {
+			if op.Compare == nil { // what the client sent, should the blocks be read again
+				op.Compare = bytes.Clone(b.data)
+			}
+			for i, x := range old[at : at+len(b.data)] {
+				b.data[i] = op.Compare[i] | x
 			}
 		}
 		copy(b.body[:at], old[:at])
@@ -284,12 +308,27 @@ func (o *Owner) merged(op *Op, err error) {
 		}
 		op.barred = true
 	}
+	if err == nil && o.unitWaits(op) {
+		// A change of reservations came in between: the command gets its place after it, so it is judged by it,
+		// and reads its blocks again.
+		if op.zeroHead != nil {
+			op.zeroHead.Release()
+			op.zeroHead = nil
+		}
+		o.waiting = append(o.waiting, op)
+		return
+	}
+	if err == nil {
+		if e := o.unitRefuses(op); e != nil {
+			err = e
+		}
+	}
 	if err != nil {
 		o.dropBuf(op)
 		o.finish(op, err)
 		return
 	}
-	if op.Kind == wire.OpWrite || op.Kind == wire.OpCompareAndWrite {
+	if op.Kind == wire.OpWrite || op.Kind == wire.OpCompareAndWrite || op.Kind == wire.OpOrWrite {
 		o.queueWrite(op)
 		return
 	}
@@ -367,7 +406,7 @@ func (o *Owner) committed() bool {
 	if len(entries) == 0 || o.stopErr != nil { // stopped in this turn: all have had their answer
 		return false
 	}
-	sync := o.spec.Load().Durability == control.Sync
+	sync := o.durable()
 	now := o.tick()
 	for _, e := range entries {
 		o.apply(e)
@@ -386,6 +425,10 @@ func (o *Owner) committed() bool {
 			op.Buf = nil
 		}
 		if op.parts--; op.parts > 0 {
+			continue
+		}
+		if op.Kind == wire.OpUnit {
+			o.unitCommitted(op, now)
 			continue
 		}
 		o.late.acknowledged(op, now)

@@ -115,6 +115,9 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 			return err
 		}
 	}
+	if err := o.loadUnit(); err != nil {
+		return err
+	}
 	o.cp.appliedAt = cfg.Heard
 	for _, r := range rec.Past {
 		if err := rd.replay(&r); err != nil {
@@ -474,6 +477,14 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 				}
 			}
 			o.permits[p.Segment] = pendingPermit{Permit: p, seq: seq}
+		}
+	case journal.KindReservation:
+		_, body, err := o.readRecord(id, e.Offset)
+		if err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
+		if err := o.unitApplied(body); err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
 	case journal.KindRetire:
 		_, body, err := o.readRecord(id, e.Offset)

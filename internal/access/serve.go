@@ -25,12 +25,15 @@ func (s *Server) Forward(m *wire.Forward, done func(wire.ForwardReply, error)) {
 	op := NewOp()
 	op.Kind, op.FUA, op.Offset, op.Length = m.Op, m.FUA, int64(m.Offset), int64(m.Length)
 	nexus := m.Nexus
-	op.Nexus, op.Session, op.Request, op.Stamp, op.Forward = &nexus, m.Session, m.Request, m.Stamp, true
+	op.Nexus, op.Session, op.Request, op.Stamp, op.Since, op.Forward = &nexus, m.Session, m.Request, m.Stamp, m.Since, true
 	if op.Offset < 0 || op.Length < 0 || op.Kind == wire.OpRead && op.Length > wireReadMax {
 		done(wire.ForwardReply{}, wire.Errorf(wire.CodeBadRequest, "%d bytes at %d", m.Length, m.Offset))
 		return
 	}
-	if op.Kind == wire.OpWrite || op.Kind == wire.OpCompareAndWrite {
+	if op.Kind == wire.OpUnit {
+		op.Unit = slices.Concat(m.Data...)
+	}
+	if op.Kind == wire.OpWrite || op.Kind == wire.OpCompareAndWrite || op.Kind == wire.OpOrWrite {
 		data := m.Data
 		if op.Kind == wire.OpCompareAndWrite {
 			all := slices.Concat(data...)
@@ -55,7 +58,8 @@ func (s *Server) Forward(m *wire.Forward, done func(wire.ForwardReply, error)) {
 	op.Done = func(op *Op, err error) {
 		r := wire.ForwardReply{Epoch: op.Epoch, Tick: op.Tick, Mapped: op.Mapped, Extent: uint64(max(0, op.Extent)), Miscompare: uint64(op.Miscompare)}
 		var e *wire.Error
-		if errors.As(err, &e) && (e.Code == wire.CodeMiscompare || e.Code == wire.CodeDenied || e.Code == wire.CodeUnproven) {
+		if errors.As(err, &e) && (e.Code == wire.CodeMiscompare || e.Code == wire.CodeDenied || e.Code == wire.CodeUnproven ||
+			e.Code == wire.CodeProtected || e.Code == wire.CodeSanitizing) {
 			r.Status, err = e.Code, nil
 		}
 		if err != nil || len(op.Data) == 0 {
@@ -113,7 +117,7 @@ func (s *Server) Tick(_ context.Context, m *wire.Tick) (r wire.TickReply, err er
 			t.Owner = v.OwnerNode()
 			if o := v.owner.Load(); o != nil && isClosed(o.Serving()) && !isClosed(o.Stopped()) {
 				st := o.Stamp()
-				t.Epoch, t.Tick = st.Epoch, st.Tick
+				t.Epoch, t.Tick, t.Unit = st.Epoch, st.Tick, o.unit.version.Load()
 			}
 		}
 		r.Ticks = append(r.Ticks, t)

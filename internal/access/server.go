@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,8 @@ type Server struct {
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 	slots chan struct{} // takeovers under way
+
+	observer UnitObserver // set before Run
 
 	mu struct {
 		sync.Mutex
@@ -41,6 +44,9 @@ func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 		env.Health = NewHealth(env.Clock, nil)
 	}
 	s := &Server{env: env, peers: peers, slots: make(chan struct{}, takeoversMax)}
+	if s.env.Announce == nil {
+		s.env.Announce = s.announce
+	}
 	s.mu.volumes = map[ident.JournalID]*Volume{}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
@@ -87,6 +93,9 @@ func (s *Server) Close() {
 	}
 	s.wg.Wait()
 }
+
+// Log is where the server's part of the node writes.
+func (s *Server) Log() *slog.Logger { return s.env.Log }
 
 // Volume finds a volume; false if there is none.
 func (s *Server) Volume(id ident.JournalID) (*Volume, bool) {

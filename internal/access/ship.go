@@ -67,6 +67,7 @@ func (o *Owner) afterServing() {
 	o.cp.last = time.Duration(o.env.Clock())
 	o.lastAppend = o.cp.last
 	o.endPast()
+	o.serveUnit()
 	for _, site := range o.state.Sites {
 		if site == o.env.Site {
 			continue

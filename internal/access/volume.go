@@ -18,6 +18,7 @@ type Volume struct {
 
 	owner  atomic.Pointer[Owner] // here; nil if elsewhere
 	stamp  atomic.Pointer[wire.Stamp]
+	unit   volumeUnit
 	users  atomic.Int32 // sessions: their stamps are kept fresh
 	wanted time.Time    // Server.mu: since when the owner's node is away
 	taking bool         // Server.mu

@@ -145,6 +145,13 @@ func (h handler) Tick(ctx context.Context, _ *peer.From, m *wire.Tick) (wire.Tic
 	return h.n.access.Tick(ctx, m)
 }
 
+func (h handler) Unit(ctx context.Context, _ *peer.From, m *wire.Unit) (wire.UnitReply, error) {
+	if h.n.access == nil {
+		return wire.UnitReply{}, noAccess(h.n)
+	}
+	return h.n.access.Unit(ctx, m)
+}
+
 func (h handler) OwnerStatus(ctx context.Context, _ *peer.From, m *wire.OwnerStatus) (wire.OwnerStatusReply, error) {
 	if h.n.access == nil {
 		return wire.OwnerStatusReply{}, noAccess(h.n)

@@ -32,6 +32,7 @@ type Handler interface {
 	Bar(ctx context.Context, from *From, m *wire.Bar) (wire.BarReply, error)
 	Tick(ctx context.Context, from *From, m *wire.Tick) (wire.TickReply, error)
 	OwnerStatus(ctx context.Context, from *From, m *wire.OwnerStatus) (wire.OwnerStatusReply, error)
+	Unit(ctx context.Context, from *From, m *wire.Unit) (wire.UnitReply, error)
 }
 
 // Server answers other nodes.

@@ -218,6 +218,11 @@ func (p *Peer) OwnerStatus(ctx context.Context, m *wire.OwnerStatus) (wire.Owner
 	return askNode[wire.OwnerStatusReply](ctx, p, m)
 }
 
+// Unit tells the node's access server how a unit is now.
+func (p *Peer) Unit(ctx context.Context, m *wire.Unit) (wire.UnitReply, error) {
+	return askNode[wire.UnitReply](ctx, p, m)
+}
+
 // Forward hands a client's command to the owner. It is asynchronous like journal.Store.Append: done is called
 // once, possibly before Forward returns; m and its Data are in use until then; the reply's Data are valid
 // until its Release, if not nil, is called. Commands are sent in the order of the calls.

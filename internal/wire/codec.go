@@ -39,6 +39,8 @@ func DataOf(pieces [][]byte, m Message) [][]byte {
 		return append(pieces, m.Data...)
 	case *Forward:
 		return append(pieces, m.Data...)
+	case *Unit:
+		return append(pieces, m.Data)
 	case *ReadReply:
 		return append(pieces, m.Data)
 	case *ForwardReply:
@@ -66,6 +68,9 @@ func Decode(m Message, payload []byte) error {
 			m.Data = append(m.Data, c.b)
 		}
 		c.b = nil
+	case *Unit:
+		// Copied: it is worked on by a goroutine of its own, after the payload's buffer has gone back.
+		m.Data, c.b = append(m.Data[:0:0], c.b...), nil
 	case *ReadReply:
 		m.Data, m.Release, c.b = c.b, nil, nil
 	case *ForwardReply:

@@ -10,6 +10,8 @@ func (*Tick) Type() Type             { return TypeTick }
 func (*TickReply) Type() Type        { return TypeTick }
 func (*OwnerStatus) Type() Type      { return TypeOwnerStatus }
 func (*OwnerStatusReply) Type() Type { return TypeOwnerStatus }
+func (*Unit) Type() Type             { return TypeUnit }
+func (*UnitReply) Type() Type        { return TypeUnit }
 func (*Ping) Type() Type             { return TypePing }
 func (*Pong) Type() Type             { return TypePing }
 func (*Ticket) Type() Type           { return TypeTicket }
@@ -34,6 +36,7 @@ func (m *Forward) walk(c *coder) {
 	c.u64(&m.Session)
 	c.epoch(&m.Stamp.Epoch)
 	c.u64(&m.Stamp.Tick)
+	c.u64(&m.Since)
 	c.enum((*uint8)(&m.Op), uint8(opMax), "operation")
 	c.boolean(&m.FUA)
 	c.u64(&m.Offset)
@@ -70,10 +73,11 @@ func (m *BarReply) walk(c *coder) {
 func (m *Tick) walk(c *coder) { list(c, &m.Journals, 16, (*coder).journal) }
 
 func (m *TickReply) walk(c *coder) {
-	list(c, &m.Ticks, 16+epochSize+8+2, func(c *coder, t *JournalTick) {
+	list(c, &m.Ticks, 16+epochSize+8+8+2, func(c *coder, t *JournalTick) {
 		c.journal(&t.Journal)
 		c.epoch(&t.Epoch)
 		c.u64(&t.Tick)
+		c.u64(&t.Unit)
 		c.node(&t.Owner)
 	})
 }
@@ -111,6 +115,13 @@ func (c *coder) journalStatus(s *JournalStatus) {
 		c.u64(&t.Confirmed)
 	})
 }
+
+func (m *Unit) walk(c *coder) {
+	c.journal(&m.Journal)
+	c.epoch(&m.Epoch)
+}
+
+func (m *UnitReply) walk(*coder) {}
 
 func (m *Ping) walk(*coder) {}
 func (m *Pong) walk(*coder) {}

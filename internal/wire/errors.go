@@ -32,11 +32,13 @@ const (
 	CodeDenied     Code = 18 // reservation, write protection or access list
 	CodeMiscompare Code = 19 // COMPARE AND WRITE found other bytes
 	CodeUnproven   Code = 20 // served only with R11's errors
+	CodeProtected  Code = 21 // the unit is write protected by a mode parameter
+	CodeSanitizing Code = 22 // a sanitize operation is under way, or the last one failed
 )
 
 var codeNames = [...]string{"ok", "fenced", "conflict", "no space", "I/O error", "corrupt", "absent", "gap", "mismatch",
 	"sealed", "fork", "not owner", "stale command", "busy", "bad request", "shutting down", "unreached", "version",
-	"denied", "miscompare", "unproven"}
+	"denied", "miscompare", "unproven", "write protected", "sanitizing"}
 
 func (c Code) String() string {
 	if int(c) < len(codeNames) {
@@ -88,6 +90,8 @@ var (
 	ErrDenied     = &Error{Code: CodeDenied}
 	ErrMiscompare = &Error{Code: CodeMiscompare}
 	ErrUnproven   = &Error{Code: CodeUnproven}
+	ErrProtected  = &Error{Code: CodeProtected}
+	ErrSanitizing = &Error{Code: CodeSanitizing}
 )
 
 // Errorf makes an Error of a code.

@@ -32,17 +32,21 @@ type ForwardOp uint8
 
 // Operations. Numbers are part of the format.
 const (
-	OpRead            ForwardOp = 1 // Length bytes at Offset
-	OpWrite           ForwardOp = 2 // Data at Offset
-	OpTrim            ForwardOp = 3 // may read as anything afterwards: zeroes here
-	OpZero            ForwardOp = 4 // must read as zeroes afterwards
-	OpFlush           ForwardOp = 5 // all that was acknowledged is stable (R8)
-	OpCompareAndWrite ForwardOp = 6 // the first half of Data is compared, the second written
-	OpProvisioned     ForwardOp = 7 // is Offset mapped, and how far is it the same
-	opMax             ForwardOp = 7
+	OpRead            ForwardOp = 1  // Length bytes at Offset
+	OpWrite           ForwardOp = 2  // Data at Offset
+	OpTrim            ForwardOp = 3  // may read as anything afterwards: zeroes here
+	OpZero            ForwardOp = 4  // must read as zeroes afterwards
+	OpFlush           ForwardOp = 5  // all that was acknowledged is stable (R8)
+	OpCompareAndWrite ForwardOp = 6  // the first half of Data is compared, the second written
+	OpProvisioned     ForwardOp = 7  // is Offset mapped, and how far is it the same
+	OpUnit            ForwardOp = 8  // Data is a reserve.Command; the answer's data are its outcome, one byte
+	OpUnitState       ForwardOp = 9  // the answer's data are a reserve.Snapshot
+	OpOrWrite         ForwardOp = 10 // Data are combined with what is at Offset by a bitwise or
+	opMax             ForwardOp = 10
 )
 
-var opNames = [...]string{"?", "read", "write", "trim", "zero", "flush", "compare and write", "provisioned"}
+var opNames = [...]string{"?", "read", "write", "trim", "zero", "flush", "compare and write", "provisioned",
+	"unit", "unit state", "or write"}
 
 func (o ForwardOp) String() string {
 	if int(o) < len(opNames) {
@@ -58,11 +62,14 @@ type Forward struct {
 	Nexus   Nexus
 	Session uint64 // the forwarder's number of the client's session
 	Stamp   Stamp
-	Op      ForwardOp
-	FUA     bool // with writes: answer only once stable
-	Offset  uint64
-	Length  uint64
-	Data    [][]byte // not changed until answered
+	// Since is the tick, in the stamp's epoch, of the client's command that a long operation is part of (copies,
+	// WRITE SAME): refusals are compared with it, age with the stamp. 0: the stamp's own.
+	Since  uint64
+	Op     ForwardOp
+	FUA    bool // with writes: answer only once stable
+	Offset uint64
+	Length uint64
+	Data   [][]byte // not changed until answered
 }
 
 // ForwardReply answers a Forward. Status is 0 or an outcome that the owner decided and that carries a tick
@@ -88,7 +95,8 @@ const (
 	BarAbortTask    BarKind = 2 // requests First to Last of Forwarder
 	BarLUNReset     BarKind = 3 // every command of everybody stamped before
 	BarPreemptAbort BarKind = 4 // every command of the nexus stamped before
-	barMax          BarKind = 4
+	BarClearTaskSet BarKind = 5 // as a reset, but nothing else of the unit is reset
+	barMax          BarKind = 5
 )
 
 // Bar makes the owner record a refusal; only after the answer may the client be told (R9).
@@ -124,8 +132,20 @@ type JournalTick struct {
 	Journal ident.JournalID
 	Epoch   ident.Epoch
 	Tick    uint64
+	Unit    uint64 // version of the unit's state
 	Owner   ident.NodeName
 }
+
+// Unit tells an access server how a unit is now (a reserve.Snapshot): what is attached there learns of the
+// events that it has not seen before the answer comes.
+type Unit struct {
+	Journal ident.JournalID
+	Epoch   ident.Epoch
+	Data    []byte
+}
+
+// UnitReply answers Unit.
+type UnitReply struct{}
 
 // OwnerStatus asks how the journals are that a node owns; none named means all.
 type OwnerStatus struct {

@@ -27,7 +27,8 @@ const (
 	TypeBar         Type = 50
 	TypeTick        Type = 51
 	TypeOwnerStatus Type = 52
-	typeMax         Type = 52
+	TypeUnit        Type = 53
+	typeMax         Type = 53
 )
 
 // Kind is what the table knows of a type.
@@ -67,6 +68,7 @@ var kinds = [typeMax + 1]Kind{
 	TypeBar:         {"bar", ClassControl, false, fresh[Bar], fresh[BarReply]},
 	TypeTick:        {"tick", ClassControl, false, fresh[Tick], fresh[TickReply]},
 	TypeOwnerStatus: {"owner status", ClassControl, false, fresh[OwnerStatus], fresh[OwnerStatusReply]},
+	TypeUnit:        {"unit", ClassControl, false, fresh[Unit], fresh[UnitReply]},
 }
 
 // KindOf looks a type up; ok is false for one that this build doesn't know.

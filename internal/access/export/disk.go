@@ -2,7 +2,6 @@ package export
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"sync"
 	"time"
@@ -28,17 +27,13 @@ type session struct {
 	exp   *Exports
 }
 
-func newNexus(n reserve.NexusID) wire.Nexus {
-	x := wire.Nexus{Initiator: n.Initiator, ISID: n.ISID, TPGT: n.Port}
-	sum := sha256.Sum256([]byte(n.String()))
-	copy(x.Digest[:], sum[:])
-	return x
-}
+func newNexus(n reserve.NexusID) wire.Nexus { return access.NexusOf(n) }
 
 func (d *disk) Geometry() scsi.Geometry {
 	s := d.v.Spec()
 	return scsi.Geometry{Blocks: uint64(s.SizeBytes) / uint64(s.BlockSize), BlockSize: uint32(s.BlockSize),
-		PhysicalBlockSize: journal.BlockSize, VolatileCache: s.Durability != control.Sync}
+		PhysicalBlockSize: journal.BlockSize, AlwaysDurable: s.Durability == control.Sync,
+		VolatileCache: s.Durability != control.Sync && !d.v.Unit().State.Current.CacheOff}
 }
 
 func (d *disk) Identity() scsi.Identity {
@@ -61,6 +56,9 @@ func (d *disk) op(req scsi.Request, kind wire.ForwardOp, off, n int64) *access.O
 	op.Nexus, op.Session = &d.session.nexus, req.ID.Conn
 	op.Request = requestID(req.ID)
 	op.Stamp = wire.Stamp{Epoch: req.Stamp.Epoch, Tick: req.Stamp.Tick}
+	if now := d.v.Stamp(); req.Long && now.Epoch == op.Stamp.Epoch && now.Tick > op.Stamp.Tick {
+		op.Since, op.Stamp = op.Stamp.Tick, now
+	}
 	return op
 }
 
@@ -133,6 +131,28 @@ func (d *disk) CompareAndWrite(req scsi.Request, compare []byte, b scsi.WriteBuf
 	d.v.Submit(op)
 }
 
+func (d *disk) OrWrite(req scsi.Request, b scsi.WriteBuffer, fua bool, done func(error)) {
+	buf := b.(buffer).WriteBuf
+	op := d.op(req, wire.OpOrWrite, buf.Offset(), int64(len(buf.Bytes())))
+	op.Buf, op.FUA = buf, fua
+	op.Done = func(op *access.Op, err error) {
+		op.Release()
+		done(translate(err, true))
+	}
+	d.v.Submit(op)
+}
+
+func (d *disk) Unit() *reserve.Snapshot { return d.v.Unit() }
+
+func (d *disk) ShowUnit(_ scsi.Request, done func(*reserve.Snapshot, error)) {
+	d.v.ShowUnit(func(s *reserve.Snapshot, err error) { done(s, translate(err, false)) })
+}
+
+func (d *disk) ChangeUnit(req scsi.Request, cmd *reserve.Command, done func(reserve.Outcome, error)) {
+	cmd.Session = req.ID.Conn
+	d.v.ChangeUnit(d.op(req, wire.OpUnit, 0, 0), cmd, func(o reserve.Outcome, err error) { done(o, translate(err, true)) })
+}
+
 func (d *disk) Flush(req scsi.Request, done func(error)) {
 	op := d.op(req, wire.OpFlush, 0, 0)
 	op.Done = func(op *access.Op, err error) {
@@ -196,6 +216,8 @@ var sentinels = []struct {
 	{wire.ErrBadRequest, scsi.ErrOutOfRange, scsi.ErrOutOfRange},
 	{wire.ErrVersion, scsi.ErrNotSupported, scsi.ErrNotSupported},
 	{wire.ErrMiscompare, scsi.ErrInternal, scsi.ErrInternal},
+	{wire.ErrProtected, scsi.ErrSoftwareProtected, scsi.ErrSoftwareProtected},
+	{wire.ErrSanitizing, scsi.ErrSanitizing, scsi.ErrSanitizing},
 }
 
 func translate(err error, write bool) error {

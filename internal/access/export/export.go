@@ -56,7 +56,9 @@ type Exports struct {
 
 // New makes the exports of a node's access server.
 func New(srv *access.Server, ctl control.Store, node ident.NodeName) *Exports {
-	return &Exports{srv: srv, ctl: ctl, node: node, sessions: map[*iscsi.Session]struct{}{}, cache: pathCache{info: map[[16]byte]pathEntry{}}}
+	e := &Exports{srv: srv, ctl: ctl, node: node, sessions: map[*iscsi.Session]struct{}{}, cache: pathCache{info: map[[16]byte]pathEntry{}}}
+	srv.ObserveUnits(e.unitChanged)
+	return e
 }
 
 // allowed says whether an initiator may use a volume: a volume that names hosts is theirs alone; one that names
@@ -260,7 +262,14 @@ func (t *targetOf) Stamp() scsi.Stamp {
 func (t *targetOf) Bar(ctx context.Context, nexus reserve.NexusID, conn uint64) error {
 	t.session.nexus = newNexus(nexus)
 	t.session.id = conn
-	return t.v.Bar(ctx, &wire.Bar{Kind: wire.BarLogin, Nexus: t.session.nexus, Session: conn})
+	if err := t.v.Bar(ctx, &wire.Bar{Kind: wire.BarLogin, Nexus: t.session.nexus, Session: conn}); err != nil {
+		return err
+	}
+	if t.v.HasUnit() {
+		return nil
+	}
+	_, err := t.v.AskUnit(ctx)
+	return err
 }
 
 // barTimeout bounds a task management function; after it the initiator is told that it failed and goes on to
@@ -285,13 +294,60 @@ func (t *targetOf) ResetLUN(nexus reserve.NexusID, _ uint16, done func(error)) {
 	t.bar(&wire.Bar{Kind: wire.BarLUNReset, Nexus: newNexus(nexus)}, done)
 }
 
-// ClearTaskSet aborts everybody's commands, like a reset.
-func (t *targetOf) ClearTaskSet(nexus reserve.NexusID, lun uint16, done func(error)) {
-	t.ResetLUN(nexus, lun, done)
+// ClearTaskSet aborts everybody's commands.
+func (t *targetOf) ClearTaskSet(nexus reserve.NexusID, _ uint16, done func(error)) {
+	t.bar(&wire.Bar{Kind: wire.BarClearTaskSet, Nexus: newNexus(nexus)}, done)
 }
 
 func (t *targetOf) AbortTaskSet(nexus reserve.NexusID, _ uint16, done func(error)) {
 	t.bar(&wire.Bar{Kind: wire.BarPreemptAbort, Nexus: newNexus(nexus)}, done)
 }
 
-func (t *targetOf) Close() { t.v.Close() }
+// Close ends the session at the unit: what it had reserved by RESERVE is free (SPC-2 5.5.1: loss of the nexus).
+func (t *targetOf) Close() {
+	v := t.v
+	l := v.Unit().State.Legacy
+	if l == nil || newNexus(l.Nexus).Digest != t.session.nexus.Digest || l.Session != t.session.id {
+		v.Close()
+		return
+	}
+	d := disk{v: v, session: t.session}
+	now := v.Stamp()
+	req := scsi.Request{ID: scsi.RequestID{Conn: t.session.id, Seq: lastRequest}, Stamp: scsi.Stamp{Epoch: now.Epoch, Tick: now.Tick}}
+	d.ChangeUnit(req, &reserve.Command{Action: reserve.NexusLost, Nexus: l.Nexus}, func(_ reserve.Outcome, err error) {
+		if err != nil {
+			t.session.exp.srv.Log().Warn("RESERVE of a session that ended is still there", "volume", v.Spec().Name, "err", err)
+		}
+		v.Close()
+	})
+}
+
+// lastRequest is the number of the request that ends a session, higher than any of its commands.
+const lastRequest = 1<<(64-partBits) - 1
+
+// unitChanged tells the sessions of this node what happened to their unit, and aborts what is to be aborted.
+func (e *Exports) unitChanged(v *access.Volume, _ *reserve.Snapshot, events []reserve.Event, all bool) {
+	for _, x := range e.Sessions() {
+		t, ok := x.Target().(*targetOf)
+		if !ok || t.v != v {
+			continue
+		}
+		for _, lun := range x.Nexus().Find(func(d scsi.Disk) bool { own, ok := d.(*disk); return ok && own.v == v }) {
+			if !all {
+				// Nobody knows any more what was missed: the most general condition makes the initiator look at
+				// everything again.
+				x.Clear(lun, reserve.PowerOn, false)
+			}
+			for i := range events {
+				ev := &events[i]
+				switch {
+				case !ev.Concerns(x.Nexus().Initiator().Nexus):
+				case ev.Abort:
+					x.Clear(lun, ev.What, ev.IfAborted)
+				default:
+					x.Post(lun, ev.What)
+				}
+			}
+		}
+	}
+}

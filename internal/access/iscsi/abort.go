@@ -56,6 +56,19 @@ func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) {
 	}
 }
 
+// Clear aborts the commands of the session at one logical unit without responses and establishes a unit
+// attention there: what another initiator's reset, CLEAR TASK SET or PREEMPT AND ABORT does to it. With
+// ifAborted the condition is established only if there was something to abort.
+func (x *Session) Clear(lun uint16, a reserve.Attention, ifAborted bool) {
+	n := 0
+	for _, c := range x.connections() {
+		n += c.abortWhere(func(t *task) bool { return t.lun == lun })
+	}
+	if n > 0 || !ifAborted {
+		x.Post(lun, a)
+	}
+}
+
 // dropTarget ends all sessions of a target, telling the initiators (asynchronous message 3: all connections
 // of the session will be dropped).
 func (s *Server) dropTarget(name string) {

@@ -79,6 +79,9 @@ func (x *Session) Info() SessionInfo {
 // Nexus is the session's I_T nexus, nil for a discovery session.
 func (x *Session) Nexus() *scsi.Nexus { return x.nexus }
 
+// Target is what the session's Provider opened for it, nil for a discovery session.
+func (x *Session) Target() Target { return x.target }
+
 // Post establishes a unit attention at one logical unit of the session.
 func (x *Session) Post(lun uint16, a reserve.Attention) {
 	if x.nexus != nil {

@@ -414,6 +414,7 @@ func (c *conn) forgetLocked(t *task) {
 // abortLocked ends a task without a response, now or, if it runs or somebody fills it, when that is over.
 func (c *conn) abortLocked(t *task) {
 	t.aborted = true
+	t.Command.Cancel()
 	if t == c.filling || t.phase == phaseAdmitting || t.phase == phaseRunning {
 		return
 	}

@@ -49,6 +49,12 @@ func (q *Attentions) Post(a Attention) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if a.isReset() {
+		if i := slices.IndexFunc(q.mu.queue, Attention.isReset); i >= 0 {
+			// One reset is reported once, whoever tells of it first.
+			q.mu.queue = q.mu.queue[i : i+1]
+			q.waiting.Store(1)
+			return
+		}
 		q.mu.queue = q.mu.queue[:0]
 	} else if slices.Contains(q.mu.queue, a) || len(q.mu.queue) == AttentionsMax {
 		return

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"sync"
+	"sync/atomic"
 )
 
 // CDBMax is the longest command descriptor block that the device server knows. Longer ones are variable
@@ -41,7 +42,7 @@ type Command struct {
 	// Set when finished.
 
 	Status Status
-	Sense  []byte // empty or fixed format sense data, valid until Reset
+	Sense  []byte // empty, or sense data in the format that D_SENSE asks for, valid until Reset
 	// In is the data for the initiator, in order, valid until Reset; the transport sends no more than
 	// ExpectIn bytes of it.
 	In [][]byte
@@ -63,6 +64,8 @@ type Command struct {
 	inBuf    []byte // backing of In for answers that are made here
 	outBuf   []byte // backing of Out for parameter lists and data to compare
 	senseMem [SenseMax]byte
+	// cancelled: nobody waits for the outcome any more; what is done in steps ends after the present one.
+	cancelled atomic.Bool
 
 	step struct {
 		sync.Mutex
@@ -106,6 +109,18 @@ func (c *Command) Reset() {
 	c.Status, c.Sense = StatusGood, nil
 	c.unit, c.op, c.geo, c.failed, c.off, c.n, c.fua = nil, nil, Geometry{}, false, 0, 0, false
 	c.step.pending, c.step.err, c.after = 0, nil, nil
+	c.cancelled.Store(false)
+}
+
+// Cancel says, from any goroutine, that the command was aborted. It finishes all the same, as soon as it can.
+func (c *Command) Cancel() { c.cancelled.Store(true) }
+
+// conflict ends the command with RESERVATION CONFLICT.
+func (c *Command) conflict() {
+	c.failed = true
+	c.Status, c.Sense = StatusReservationConflict, nil
+	c.FetchOut, c.ReadCost = 0, 0
+	c.dropIn()
 }
 
 // keepBuffer is the largest private buffer that a pooled Command keeps: parameter data fit, data to compare
@@ -137,7 +152,11 @@ func (c *Command) HoldsReads() bool { return len(c.reads) > 0 }
 func (c *Command) check(s senseData) {
 	c.failed = true
 	c.Status = StatusCheckCondition
-	c.Sense = s.appendFixed(c.senseMem[:0])
+	if c.unit != nil && c.unit.disk != nil && c.unit.disk.Unit().State.Current.DescriptorSense {
+		c.Sense = s.appendDescriptor(c.senseMem[:0])
+	} else {
+		c.Sense = s.appendFixed(c.senseMem[:0])
+	}
 	c.FetchOut, c.ReadCost = 0, 0
 	c.dropIn()
 }

@@ -13,6 +13,7 @@ type Geometry struct {
 	BlockSize         uint32 // bytes per logical block: 512 or 4096
 	PhysicalBlockSize uint32 // bytes that a write replaces without a merge; a multiple of BlockSize
 	VolatileCache     bool   // acknowledged writes may need a flush to survive a power cut
+	AlwaysDurable     bool   // there is no such cache, whatever the mode parameters say
 	ReadOnly          bool
 }
 
@@ -68,6 +69,18 @@ type Disk interface {
 	CompareAndWrite(req Request, compare []byte, b WriteBuffer, fua bool, done func(mismatch int, err error))
 	// Flush is done once everything acknowledged before the call is on stable storage.
 	Flush(req Request, done func(error))
+	// OrWrite combines what is there with b by a bitwise or, atomically like CompareAndWrite. It owns b.
+	OrWrite(req Request, b WriteBuffer, fua bool, done func(error))
+
+	// Unit is the state that all initiators of the unit share, as last heard of; it must be cheap, is never nil
+	// and never modified. It is good for what an initiator is told; decisions are made below.
+	Unit() *reserve.Snapshot
+	// ShowUnit fetches that state as it is now, with every change that was answered.
+	ShowUnit(req Request, done func(*reserve.Snapshot, error))
+	// ChangeUnit has a change of it decided. done comes once the change survives everything and the unit
+	// attentions that it causes wait at their nexuses, wherever these are.
+	ChangeUnit(req Request, cmd *reserve.Command, done func(reserve.Outcome, error))
+
 	// Provisioned says whether the block at off has space of its own, and for how many bytes from off on at
 	// least the same is so (never past the end, more than 0).
 	Provisioned(off int64) (mapped bool, n int64, err error)

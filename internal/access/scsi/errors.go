@@ -25,6 +25,10 @@ var (
 	ErrWriteProtected = errors.New("write protected")
 	// ErrReservationConflict refuses a command because of another initiator's reservation.
 	ErrReservationConflict = errors.New("reservation conflict")
+	// ErrSoftwareProtected refuses a write because of the mode parameter SWP.
+	ErrSoftwareProtected = errors.New("software write protected")
+	// ErrSanitizing refuses a command because of a sanitize operation.
+	ErrSanitizing = errors.New("sanitize operation")
 	// ErrAborted ends a command that was aborted below; the transport decides whether anybody hears of it.
 	ErrAborted = errors.New("command aborted")
 	// ErrOutOfRange is an access past the end of a disk that shrank.
@@ -78,6 +82,8 @@ var outcomes = []struct {
 	// SBC-3 4.7.3.6: the sense of an exhausted thin provisioned unit; initiators pause instead of failing.
 	{ErrNoSpace, outcome{StatusCheckCondition, DataProtect, 0x2707}},
 	{ErrWriteProtected, outcome{StatusCheckCondition, DataProtect, codeWriteProtected}},
+	{ErrSoftwareProtected, outcome{StatusCheckCondition, DataProtect, codeSoftwareProtected}},
+	{ErrSanitizing, outcome{StatusCheckCondition, NotReady, codeSanitizeInProgress}},
 	{ErrAborted, outcome{StatusCheckCondition, AbortedCommand, codeNone}},
 	{ErrTransfer, outcome{StatusCheckCondition, AbortedCommand, 0x4705}},
 	{ErrOutOfRange, outcome{StatusCheckCondition, IllegalRequest, codeLBAOutOfRange}},

@@ -93,6 +93,7 @@ func init() {
 		{0x83, (*Unit).vpdIdentification},
 		{0x86, (*Unit).vpdExtendedInquiry},
 		{0x87, (*Unit).vpdModePolicy},
+		{0x88, (*Unit).vpdPorts},
 		{0xb0, (*Unit).vpdBlockLimits},
 		{0xb1, (*Unit).vpdCharacteristics},
 		{0xb2, (*Unit).vpdProvisioning},
@@ -121,23 +122,34 @@ func (i Identity) NAA() [8]byte {
 	return naa
 }
 
+// EUI64 is the disk's EUI-64: the other half of its random ID, marked as locally administered.
+func (i Identity) EUI64() [8]byte {
+	var eui [8]byte
+	copy(eui[:], i.ID[8:])
+	eui[0] = eui[0]&^0x01 | 0x02
+	return eui
+}
+
 // vpdIdentification is page 83h (SPC-4 7.8.6): the logical unit by NAA and T10 vendor ID, the target port by
 // its numbers and name, the target device by name.
 func (u *Unit) vpdIdentification(_ *Command, b []byte) []byte {
 	const (
-		binaryCode, ascii, utf8 = 0x1, 0x2, 0x3
-		iSCSI                   = 0x50 // protocol identifier 5h in the high nibble
-		piv                     = 0x80
-		port, device            = 0x10, 0x20
-		typeT10, typeNAA        = 0x1, 0x3
-		typeRelativePort        = 0x4
-		typePortGroup           = 0x5
-		typeName                = 0x8
+		binaryCode, ascii  = 0x1, 0x2
+		iSCSI              = 0x50 // protocol identifier 5h in the high nibble
+		piv                = 0x80
+		port, device       = 0x10, 0x20
+		typeT10, typeEUI64 = 0x1, 0x2
+		typeNAA            = 0x3
+		typeRelativePort   = 0x4
+		typePortGroup      = 0x5
 	)
 	id := u.disk.Identity()
 	naa := id.NAA()
 	b = append(b, binaryCode, typeNAA, 0, byte(len(naa)))
 	b = append(b, naa[:]...)
+	eui := id.EUI64()
+	b = append(b, binaryCode, typeEUI64, 0, byte(len(eui)))
+	b = append(b, eui[:]...)
 	b = append(b, ascii, typeT10, 0, 8+2*byte(len(id.ID)))
 	b = appendText(b, id.Vendor, 8)
 	b = hex.AppendEncode(b, id.ID[:])
@@ -149,18 +161,41 @@ func (u *Unit) vpdIdentification(_ *Command, b []byte) []byte {
 		b = append(b, iSCSI|binaryCode, piv|port|typePortGroup, 0, 4, 0, 0)
 		b = binary.BigEndian.AppendUint16(b, g.ID)
 	}
-	// SPC-4 7.8.6.10: a SCSI name string ends in a null and is padded to a multiple of four.
-	name := func(association byte, s string) {
-		if len(s) > 247 {
-			s = s[:247]
-		}
-		s += strings.Repeat("\x00", 4-len(s)%4)
-		b = append(b, iSCSI|utf8, piv|association|typeName, 0, byte(len(s)))
-		b = append(b, s...)
-	}
+	b = appendName(b, port, portName(u.nexus.target, number))
+	return appendName(b, device, u.nexus.target)
+}
+
+// portName is the name of a target port (RFC 7143 4.4.2).
+func portName(target string, number uint16) string {
 	const hexDigits = "0123456789abcdef"
-	name(port, u.nexus.target+",t,0x"+string([]byte{hexDigits[number>>12], hexDigits[number>>8&15], hexDigits[number>>4&15], hexDigits[number&15]}))
-	name(device, u.nexus.target)
+	return target + ",t,0x" + string([]byte{hexDigits[number>>12], hexDigits[number>>8&15], hexDigits[number>>4&15], hexDigits[number&15]})
+}
+
+// appendName adds a designator of the SCSI name string type; it ends in a null and is padded to a multiple of
+// four (SPC-4 7.8.6.10).
+func appendName(b []byte, association byte, s string) []byte {
+	const iSCSI, utf8, piv, typeName = 0x50, 0x3, 0x80, 0x8
+	if len(s) > 247 {
+		s = s[:247]
+	}
+	s += strings.Repeat("\x00", 4-len(s)%4)
+	b = append(b, iSCSI|utf8, piv|association|typeName, 0, byte(len(s)))
+	return append(b, s...)
+}
+
+// vpdPorts is page 88h (SPC-4 7.8.14): the target ports of all access servers.
+func (u *Unit) vpdPorts(_ *Command, b []byte) []byte {
+	const port = 0x10
+	for _, g := range u.disk.Paths().Groups {
+		for _, p := range g.Ports {
+			b = append(b, 0, 0)
+			b = binary.BigEndian.AppendUint16(b, p)
+			b = append(b, 0, 0, 0, 0, 0, 0, 0, 0) // no initiator port's TransportID
+			at := len(b)
+			b = appendName(b, port, portName(u.nexus.target, p))
+			binary.BigEndian.PutUint16(b[at-2:], uint16(len(b)-at))
+		}
+	}
 	return b
 }
 

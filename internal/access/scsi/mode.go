@@ -3,47 +3,131 @@ package scsi
 import (
 	"bytes"
 	"encoding/binary"
+
+	"dozo/internal/access/reserve"
 )
 
-// Mode pages (SPC-4 7.5, SBC-3 6.5). None can be changed: what they say follows from the disk.
+// Mode pages (SPC-4 7.5, SBC-3 6.5). What can be changed is reserve.Modes: it is shared by all nexuses and part
+// of the volume's history. Everything else follows from the disk.
 const (
 	pageErrorRecovery = 0x01
 	pageCaching       = 0x08
 	pageControl       = 0x0a
 	pageExceptions    = 0x1c
 	pageAll           = 0x3f
+	subpageThresholds = 0x02 // of pageExceptions: logical block provisioning
 	subpageAll        = 0xff
 )
 
-var modePages = []byte{pageErrorRecovery, pageCaching, pageControl, pageExceptions}
+// modePage is a page or subpage: its bytes for given parameters, and how to take parameters from bytes.
+type modePage struct {
+	page, subpage byte
+	length        int // of the whole page, header included
+	put           func(p []byte, g Geometry, m reserve.Modes)
+	get           func(p []byte, m *reserve.Modes)
+	changeable    func(p []byte, g Geometry) // the mask of what get looks at
+}
 
-// appendModePage encodes one page; with changeable set it encodes the mask of what MODE SELECT may change.
-func appendModePage(b []byte, page byte, g Geometry, changeable bool) []byte {
-	length := byte(0x0a)
-	if page == pageCaching {
-		length = 0x12
+// Bits of the pages.
+const (
+	modeLBPERE = 0x80 // error recovery, byte 3
+	modeWCE    = 0x04 // caching, byte 2
+	modeDSense = 0x04 // control, byte 2
+	modeGLTSD  = 0x02
+	modeSWP    = 0x08 // control, byte 4
+	thresholds = 16   // where the threshold descriptors begin
+)
+
+var modePages = []modePage{
+	{pageErrorRecovery, 0, 12,
+		func(p []byte, _ Geometry, m reserve.Modes) { p[3] = flag(m.ReportThresholds, modeLBPERE) },
+		func(p []byte, m *reserve.Modes) { m.ReportThresholds = p[3]&modeLBPERE != 0 },
+		func(p []byte, _ Geometry) { p[3] = modeLBPERE }},
+	{pageCaching, 0, 20,
+		func(p []byte, g Geometry, m reserve.Modes) { p[2] = flag(!m.CacheOff && !g.AlwaysDurable, modeWCE) },
+		func(p []byte, m *reserve.Modes) { m.CacheOff = p[2]&modeWCE == 0 },
+		func(p []byte, g Geometry) { p[2] = flag(!g.AlwaysDurable, modeWCE) }},
+	{pageControl, 0, 12,
+		func(p []byte, g Geometry, m reserve.Modes) {
+			p[2] = modeGLTSD | flag(m.DescriptorSense, modeDSense) // no log parameters are saved
+			p[3] = 0x10                                            // unrestricted reordering: calls of a Disk have no order among each other
+			p[4] = flag(m.WriteProtect || g.ReadOnly, modeSWP)
+			p[8], p[9] = 0xff, 0xff // BUSY TIMEOUT PERIOD: unlimited
+		},
+		func(p []byte, m *reserve.Modes) {
+			m.DescriptorSense, m.WriteProtect = p[2]&modeDSense != 0, p[4]&modeSWP != 0
+		},
+		func(p []byte, g Geometry) { p[2], p[4] = modeDSense, flag(!g.ReadOnly, modeSWP) }},
+	{pageExceptions, 0, 12,
+		func(p []byte, _ Geometry, _ reserve.Modes) { p[2] = 0x08 }, // DEXCPT: failures are reported where they happen
+		nil, nil},
+	{pageExceptions, subpageThresholds, thresholds + 16,
+		func(p []byte, _ Geometry, m reserve.Modes) {
+			const enabled, whenFewer, whenMore = 0x80, 0x01, 0x02 // THRESHOLD ARMING
+			p[thresholds] = flag(m.ThresholdAvailable != 0, enabled) | whenFewer
+			p[thresholds+1] = resourceAvailable
+			binary.BigEndian.PutUint32(p[thresholds+4:], m.ThresholdAvailable)
+			p[thresholds+8] = flag(m.ThresholdUsed != 0, enabled) | whenMore
+			p[thresholds+9] = resourceUsed
+			binary.BigEndian.PutUint32(p[thresholds+12:], m.ThresholdUsed)
+		},
+		func(p []byte, m *reserve.Modes) {
+			m.ThresholdAvailable, m.ThresholdUsed = 0, 0
+			if p[thresholds]&0x80 != 0 {
+				m.ThresholdAvailable = binary.BigEndian.Uint32(p[thresholds+4:])
+			}
+			if p[thresholds+8]&0x80 != 0 {
+				m.ThresholdUsed = binary.BigEndian.Uint32(p[thresholds+12:])
+			}
+		},
+		func(p []byte, _ Geometry) {
+			for _, at := range []int{thresholds, thresholds + 8} {
+				p[at] = 0x80
+				copy(p[at+4:], []byte{0xff, 0xff, 0xff, 0xff})
+			}
+		}},
+}
+
+// The resources of logical block provisioning (SBC-3 table 106).
+const (
+	resourceAvailable = 0x01
+	resourceUsed      = 0x02
+)
+
+func flag(on bool, bits byte) byte {
+	if on {
+		return bits
 	}
-	b = append(b, page, length)
-	body := len(b)
-	b = append(b, make([]byte, length)...)
-	if changeable {
-		return b
+	return 0
+}
+
+// appendHeader appends an empty page with its header.
+func (m *modePage) appendHeader(b []byte) []byte {
+	at := len(b)
+	b = append(b, make([]byte, m.length)...)
+	if m.subpage != 0 {
+		b[at], b[at+1] = m.page|0x40, m.subpage // SPF
+		binary.BigEndian.PutUint16(b[at+2:], uint16(m.length-4))
+	} else {
+		b[at], b[at+1] = m.page, byte(m.length-2)
 	}
-	p := b[body-2:]
-	switch page {
-	case pageCaching:
-		if g.VolatileCache {
-			p[2] = 0x04 // WCE
-		}
-	case pageControl:
-		p[2] = 0x02 // GLTSD: no log parameters are saved; D_SENSE 0: fixed format sense
-		p[3] = 0x10 // unrestricted reordering: calls of a Disk have no order among each other
-		if g.ReadOnly {
-			p[4] = 0x08 // SWP
-		}
-		p[8], p[9] = 0xff, 0xff // BUSY TIMEOUT PERIOD: unlimited
-	case pageExceptions:
-		p[2] = 0x08 // DEXCPT: failures are reported where they happen
+	return b
+}
+
+// append encodes the page as it is with these parameters.
+func (m *modePage) append(b []byte, g Geometry, modes reserve.Modes) []byte {
+	at := len(b)
+	b = m.appendHeader(b)
+	m.put(b[at:], g, modes)
+	return b
+}
+
+// appendMask encodes what can be changed.
+func (m *modePage) appendMask(b []byte, g Geometry) []byte {
+	at := len(b)
+	b = m.appendHeader(b)
+	if m.changeable != nil {
+		m.changeable(b[at:], g)
 	}
 	return b
 }
@@ -64,16 +148,9 @@ func (u *Unit) modeSense(c *Command) {
 	ten := c.CDB[0] == 0x5a
 	const (
 		current, changeable, defaults, saved = 0, 1, 2, 3
+		savable                              = 0x80 // PS
 	)
 	control, page, subpage := c.CDB[2]>>6, c.CDB[2]&0x3f, c.CDB[3]
-	if control == saved {
-		c.illegal(codeSavingNotSupported)
-		return
-	}
-	if subpage != 0 && subpage != subpageAll {
-		c.badField(3, 7)
-		return
-	}
 	allocation := uint64(c.CDB[4])
 	header := 4
 	if ten {
@@ -85,19 +162,42 @@ func (u *Unit) modeSense(c *Command) {
 		b = appendBlockDescriptor(b, c.geo, ten && c.CDB[1]&0x10 != 0)
 		descriptor = len(b) - header
 	}
-	found := false
-	for _, p := range modePages {
-		if page == p || page == pageAll {
-			b = appendModePage(b, p, c.geo, control == changeable)
-			found = true
+	state := u.disk.Unit().State
+	found, foundPage := false, false
+	for i := range modePages {
+		p := &modePages[i]
+		if page != p.page && page != pageAll {
+			continue
 		}
+		foundPage = true
+		if subpage != p.subpage && subpage != subpageAll {
+			continue
+		}
+		found = true
+		at := len(b)
+		switch control {
+		case changeable:
+			b = p.appendMask(b, c.geo)
+		case defaults:
+			b = p.append(b, c.geo, reserve.Modes{})
+		case saved:
+			b = p.append(b, c.geo, state.Saved)
+		default:
+			b = p.append(b, c.geo, state.Current)
+		}
+		b[at] |= savable
 	}
-	if !found {
+	switch {
+	case found:
+	case foundPage:
+		c.badField(3, 7)
+		return
+	default:
 		c.badField(2, 5)
 		return
 	}
 	parameter := byte(0x10) // DPOFUA
-	if c.geo.ReadOnly {
+	if c.geo.ReadOnly || state.Current.WriteProtect {
 		parameter |= 0x80 // WP
 	}
 	if ten {
@@ -117,33 +217,36 @@ func (u *Unit) modeSense(c *Command) {
 
 // prepareModeSelect asks for the parameter list.
 func (u *Unit) prepareModeSelect(c *Command) {
-	if c.CDB[1]&0x01 != 0 { // SP: nothing can be saved
-		c.badField(1, 0)
-		return
-	}
 	c.WantOut = uint64(c.CDB[4])
 	if c.CDB[0] == 0x55 {
 		c.WantOut = uint64(c.u16(7))
 	}
 }
 
-// modeSelect accepts a parameter list that changes nothing and refuses every other.
+// modeSelect is MODE SELECT (6) and (10) (SPC-4 6.11, 6.12): all of the list is checked, then all of it takes
+// effect, or nothing does.
 func (u *Unit) modeSelect(c *Command) {
-	u.checkModeList(c, c.outBuf)
-	c.finish()
+	modes, ok := u.checkModeList(c, c.outBuf)
+	if !ok {
+		c.finish()
+		return
+	}
+	u.change(c, &reserve.Command{Action: reserve.SetModes, Modes: modes, Save: c.CDB[1]&0x01 != 0})
 }
 
-func (u *Unit) checkModeList(c *Command, list []byte) {
+// checkModeList says which parameters a list asks for.
+func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, ok bool) {
+	modes = u.disk.Unit().State.Current
 	header := 4
 	if c.CDB[0] == 0x55 {
 		header = 8
 	}
 	if len(list) == 0 {
-		return
+		return modes, true
 	}
 	if len(list) < header {
 		c.illegal(codeParameterListLength)
-		return
+		return modes, false
 	}
 	descriptor, long := int(list[3]), false
 	if header == 8 {
@@ -155,10 +258,10 @@ func (u *Unit) checkModeList(c *Command, list []byte) {
 		switch {
 		case descriptor != len(want):
 			c.badParameter(3)
-			return
+			return modes, false
 		case len(list) < at+descriptor:
 			c.illegal(codeParameterListLength)
-			return
+			return modes, false
 		}
 		// A number of blocks of 0 or all ones means "as it is".
 		got, size := list[at:at+descriptor], 4
@@ -169,29 +272,59 @@ func (u *Unit) checkModeList(c *Command, list []byte) {
 		if !bytes.Equal(got[size:], want[size:]) ||
 			!bytes.Equal(got[:size], want[:size]) && !bytes.Equal(got[:size], zero) && !bytes.Equal(got[:size], ones) {
 			c.badParameter(at)
-			return
+			return modes, false
 		}
 		at += descriptor
 	}
 	for at < len(list) {
-		page := list[at] & 0x3f
-		if bytes.IndexByte(modePages, page) < 0 || list[at]&0x40 != 0 {
-			c.badParameter(at)
-			return
+		page, subpage := list[at]&0x3f, byte(0)
+		if list[at]&0x40 != 0 {
+			if len(list)-at < 4 {
+				c.illegal(codeParameterListLength)
+				return modes, false
+			}
+			subpage = list[at+1]
 		}
-		want := appendModePage(nil, page, c.geo, false)
+		var p *modePage
+		for i := range modePages {
+			if modePages[i].page == page && modePages[i].subpage == subpage {
+				p = &modePages[i]
+			}
+		}
+		if p == nil {
+			c.badParameter(at)
+			return modes, false
+		}
+		want, mask := p.append(nil, c.geo, modes), p.appendMask(nil, c.geo)
 		if len(list)-at < len(want) {
 			c.illegal(codeParameterListLength)
-			return
+			return modes, false
 		}
+		head := 2
+		if subpage != 0 {
+			head = 4
+		}
+		got := list[at : at+len(want)]
 		for i := 1; i < len(want); i++ {
-			if list[at+i] != want[i] {
+			changed := got[i] ^ want[i]
+			if i < head && changed != 0 || i >= head && changed&^mask[i] != 0 {
 				c.badParameter(at + i)
-				return
+				return modes, false
+			}
+		}
+		if p.get != nil {
+			before := modes
+			p.get(got, &modes)
+			if c.geo.AlwaysDurable {
+				modes.CacheOff = before.CacheOff
+			}
+			if c.geo.ReadOnly {
+				modes.WriteProtect = before.WriteProtect
 			}
 		}
 		at += len(want)
 	}
+	return modes, true
 }
 
 // startStop accepts what changes nothing (SBC-3 5.25): the medium is always there and the unit always

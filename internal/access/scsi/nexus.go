@@ -65,6 +65,16 @@ func (n *Nexus) PostAll(a reserve.Attention) {
 	}
 }
 
+// Find gives the LUNs whose Disk is meant.
+func (n *Nexus) Find(meant func(Disk) bool) (luns []uint16) {
+	for _, u := range n.units {
+		if meant(u.disk) {
+			luns = append(luns, u.lun)
+		}
+	}
+	return luns
+}
+
 // HasLUN reports whether a LUN field names a logical unit of this nexus.
 func (n *Nexus) HasLUN(field uint64) (uint16, bool) {
 	lun, ok := LUNNumber(field)
@@ -117,6 +127,7 @@ func (n *Nexus) Prepare(c *Command) {
 }
 
 func (u *Unit) prepare(c *Command) {
+	c.geo = Geometry{}
 	row, known := u.table.find(c.CDB[0], c.CDB[1])
 	if u.disk == nil && (row == nil || row.flags&anyLUN == 0) {
 		c.illegal(codeLUNotSupported)
@@ -145,8 +156,11 @@ func (u *Unit) prepare(c *Command) {
 	case !row.checkUsage(c):
 	case row.flags&needsReady != 0 && c.geo.Blocks == 0:
 		c.fail(ErrNotReady)
+	case row.flags&duringSanitize == 0 && u.disk != nil && !u.sanitized(c):
 	case row.flags&changesMedium != 0 && c.geo.ReadOnly:
 		c.fail(ErrWriteProtected)
+	case row.flags&changesMedium != 0 && u.disk.Unit().State.Current.WriteProtect:
+		c.fail(ErrSoftwareProtected)
 	default:
 		row.prepare(u, c)
 		c.matchOut()
@@ -169,7 +183,7 @@ func (c *Command) matchOut() {
 			c.badField(13, 7)
 			return
 		}
-	case 0x41, 0x93:
+	case 0x41, 0x93, 0x8b, 0x9c:
 		if c.WantOut != expected {
 			c.illegal(codeInvalidFieldInInfoUnit)
 			return
@@ -205,7 +219,7 @@ func (n *Nexus) Allocate(c *Command) {
 	}
 	u := c.unit
 	switch c.op.code {
-	case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e:
+	case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e, 0x8b, 0x9c:
 		u.allocateWrite(c)
 	case 0x89:
 		c.allocateOut(int(c.n))
@@ -218,11 +232,69 @@ func (n *Nexus) Allocate(c *Command) {
 // Execute runs a command whose data-out, if any, is complete, and finishes it. A transport that could not
 // fetch the data-out doesn't call it.
 func (n *Nexus) Execute(c *Command) {
+	switch {
+	case c.failed:
+		c.finish()
+	case c.op.flags&(checksStatus|checksRead|checksWrite) != 0:
+		c.unit.checkReservation(c)
+	default:
+		c.run()
+	}
+}
+
+// run is Execute without the checks.
+func (c *Command) run() {
 	if c.failed || c.op.execute == nil {
 		c.finish()
 		return
 	}
 	c.op.execute(c.unit, c)
+}
+
+// checkReservation is for commands that don't reach the Disk's data, where reservations are looked at anyway: it
+// runs the command or ends it with RESERVATION CONFLICT. Where nothing is reserved nobody has to be asked; where
+// something is, the state as it is now decides.
+func (u *Unit) checkReservation(c *Command) {
+	if u.disk == nil || u.disk.Unit().State.Idle() {
+		c.run()
+		return
+	}
+	class := reserve.AccessStatus
+	switch {
+	case c.op.flags&checksRead != 0:
+		class = reserve.AccessRead
+	case c.op.flags&checksWrite != 0:
+		class = reserve.AccessWrite
+	}
+	u.disk.ShowUnit(c.Request, func(s *reserve.Snapshot, err error) {
+		switch {
+		case err != nil:
+			c.fail(err)
+			c.finish()
+		case !s.State.Allows(u.nexus.initiator.Nexus, class):
+			c.conflict()
+			c.finish()
+		default:
+			c.run()
+		}
+	})
+}
+
+// sanitized says that no sanitize operation is in the command's way (SBC-3 4.11.2).
+func (u *Unit) sanitized(c *Command) bool {
+	s := u.disk.Unit()
+	switch s.State.Sanitize.Kind {
+	case reserve.SanitizeNone:
+		return true
+	case reserve.SanitizeFailed:
+		if c.CDB[0] == 0x48 {
+			return true
+		}
+		c.check(senseData{key: MediumErrorKey, code: codeSanitizeFailed})
+	default:
+		c.check(senseData{key: NotReady, code: codeSanitizeInProgress, progress: s.Progress, progressValid: true})
+	}
+	return false
 }
 
 // RejectTransfer ends a prepared command whose frame asks for what the transport doesn't do: INVALID FIELD IN

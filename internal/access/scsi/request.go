@@ -51,4 +51,7 @@ type Request struct {
 	Initiator *Initiator
 	ID        RequestID
 	Stamp     Stamp
+	// Long marks a call of a command that takes its time, so that it may be older than a stamp lives: it is held
+	// to refusals by the stamp, but not to its age.
+	Long bool
 }

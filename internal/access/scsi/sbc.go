@@ -1,6 +1,10 @@
 package scsi
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"dozo/internal/access/reserve"
+)
 
 // Limits that we chose, in bytes; page B0h tells them in blocks.
 const (
@@ -9,6 +13,8 @@ const (
 	transferMax = 32 << 20
 	// transferOptimal is the record: longer transfers are split there.
 	transferOptimal = RecordMax
+	// atomicMax bounds WRITE ATOMIC: one record.
+	atomicMax = RecordMax
 	// compareMax bounds COMPARE AND WRITE in blocks: what its one-byte length can say, and one record with
 	// blocks of 4096 bytes.
 	compareMax = 255
@@ -35,8 +41,11 @@ func (c *Command) extent() (lba, blocks uint64) {
 		lba, blocks = uint64(c.u32(2)), uint64(c.u32(6))
 	case 4:
 		lba, blocks = c.u64(2), uint64(c.u32(10))
-		if c.CDB[0] == 0x89 {
+		switch c.CDB[0] {
+		case 0x89:
 			blocks = uint64(c.CDB[13])
+		case 0x9c:
+			blocks = uint64(c.u16(12))
 		}
 	}
 	return lba, blocks
@@ -52,8 +61,11 @@ func (c *Command) lengthAt() int {
 	case 5:
 		return 6
 	}
-	if c.CDB[0] == 0x89 {
+	switch c.CDB[0] {
+	case 0x89:
 		return 13
+	case 0x9c:
+		return 12
 	}
 	return 10
 }
@@ -102,7 +114,6 @@ func (u *Unit) vpdBlockLimits(c *Command, b []byte) []byte {
 	page := make([]byte, 64)
 	g := c.geo
 	granularity := max(1, g.PhysicalBlockSize/max(1, g.BlockSize))
-	page[4] = 0x01 // WSNZ: WRITE SAME of 0 blocks is refused rather than meaning the whole disk
 	page[5] = compareMax
 	binary.BigEndian.PutUint16(page[6:], uint16(granularity))
 	binary.BigEndian.PutUint32(page[8:], uint32(g.blocks(transferMax)))
@@ -113,6 +124,10 @@ func (u *Unit) vpdBlockLimits(c *Command, b []byte) []byte {
 	binary.BigEndian.PutUint32(page[28:], granularity)
 	binary.BigEndian.PutUint32(page[32:], 0x80000000) // UGAVALID, alignment 0
 	binary.BigEndian.PutUint64(page[36:], g.blocks(sameMax))
+	binary.BigEndian.PutUint32(page[44:], uint32(g.blocks(atomicMax)))
+	// Atomic writes of any alignment and length, without boundaries.
+	binary.BigEndian.PutUint32(page[48:], 1)
+	binary.BigEndian.PutUint32(page[52:], 1)
 	return append(b, page[4:]...)
 }
 
@@ -130,7 +145,7 @@ func (u *Unit) vpdProvisioning(_ *Command, b []byte) []byte {
 		readsZeros            = 0x04             // LBPRZ 001b
 		thin                  = 0x02
 	)
-	return append(b, 0, unmap|same16|same10|readsZeros, thin, 0)
+	return append(b, reserve.ThresholdExponent, unmap|same16|same10|readsZeros, thin, 0)
 }
 
 // vpdBlockLimitsExtension is page B7h (SBC-4 6.6.6): no streams, no atomic alignment beyond page B0h.

@@ -99,6 +99,42 @@ func (u *Unit) writePartial(c *Command) {
 	})
 }
 
+// prepareWriteAtomic is WRITE ATOMIC (16) (SBC-4 5.43): one record, so it is there as a whole or not at all, to
+// every reader and after every failure.
+func (u *Unit) prepareWriteAtomic(c *Command) {
+	lba, blocks := c.extent()
+	if c.u16(10) != 0 { // ATOMIC BOUNDARY: page B0h offers none
+		c.badField(10, 7)
+		return
+	}
+	if !u.setRange(c, lba, blocks, atomicMax) {
+		return
+	}
+	c.fua = c.CDB[1]&0x08 != 0
+	c.WantOut = uint64(c.n)
+}
+
+// prepareOrWrite is ORWRITE (16) (SBC-3 5.9).
+func (u *Unit) prepareOrWrite(c *Command) {
+	lba, blocks := c.extent()
+	if !u.setRange(c, lba, blocks, transferMax) {
+		return
+	}
+	c.fua = c.CDB[1]&0x08 != 0
+	c.WantOut = uint64(c.n)
+	c.ReadCost = int(c.n)
+}
+
+func (u *Unit) orWrite(c *Command) {
+	c.begin((*Command).finish)
+	for i, w := range c.writes {
+		c.writes[i] = nil
+		c.add()
+		u.disk.OrWrite(c.part(i), w, c.fua, c.onStep)
+	}
+	c.end()
+}
+
 // writeVerify writes through to stable storage and reads back; with BYTCHK it compares.
 func (u *Unit) writeVerify(c *Command) {
 	if c.n == 0 || c.partial > 0 {
@@ -164,13 +200,12 @@ func (u *Unit) synchronize(c *Command) {
 func (u *Unit) prepareWriteSame(c *Command) {
 	const unmap, anchor, noData = 0x08, 0x10, 0x01
 	lba, blocks := c.extent()
-	if blocks == 0 { // WSNZ
-		if lba > c.geo.Blocks {
+	if blocks == 0 { // WSNZ 0: up to the end
+		blocks = c.geo.Blocks - min(lba, c.geo.Blocks)
+		if blocks == 0 {
 			c.illegal(codeLBAOutOfRange)
 			return
 		}
-		c.badField(c.lengthAt(), 7)
-		return
 	}
 	if !u.setRange(c, lba, blocks, sameMax) {
 		return
@@ -194,6 +229,11 @@ func (u *Unit) writeSame(c *Command) {
 // writeSameRecord writes the pattern record after record, one at a time: a long range must not take memory
 // for all of it.
 func (u *Unit) writeSameRecord(c *Command, at int64) {
+	if c.cancelled.Load() {
+		c.fail(ErrAborted)
+		c.finish()
+		return
+	}
 	if at >= c.n {
 		c.finish()
 		return
@@ -208,8 +248,10 @@ func (u *Unit) writeSameRecord(c *Command, at int64) {
 	for b := w.Bytes(); len(b) > 0; b = b[len(c.outBuf):] {
 		copy(b, c.outBuf)
 	}
+	req := c.part(int(at / RecordMax))
+	req.Long = true
 	c.begin(func(c *Command) { u.writeSameRecord(c, at+int64(n)) })
-	u.disk.Write(c.part(int(at/RecordMax)), w, false, c.onStep)
+	u.disk.Write(req, w, false, c.onStep)
 }
 
 // zeros is what allZero compares with, a piece at a time.

@@ -55,10 +55,30 @@ const (
 	codeSavingNotSupported      Code = 0x3900
 	codeNotReadyBecomingReady   Code = 0x0401
 	codeInternalTargetFailure   Code = 0x4400
+	codeInvalidRelease          Code = 0x2604
+	codeInsufficientRegistrants Code = 0x5504
+	codeSoftwareProtected       Code = 0x2702
+	codeSanitizeInProgress      Code = 0x041b
+	codeSanitizeFailed          Code = 0x3103
+	codeTooManyTargets          Code = 0x2606
+	codeUnsupportedTarget       Code = 0x2607
+	codeTooManySegments         Code = 0x2608
+	codeUnsupportedSegment      Code = 0x2609
+	codeInvalidToken            Code = 0x2304 // INVALID TOKEN OPERATION, TOKEN UNKNOWN
+	codeTokenExpired            Code = 0x2307
+	codeTokenCancelled          Code = 0x2308
+	codeTokenCorrupt            Code = 0x2305
+	codeTokenUnsupported        Code = 0x2303
+	codeThirdPartyFailure       Code = 0x0d01
+	codeCopyTargetUnreachable   Code = 0x0d02
+	codeOperationInProgress     Code = 0x0016
 )
 
-// SenseMax is the length of the longest sense that is ever made.
-const SenseMax = 18
+// SenseMax bounds the length of any sense.
+const SenseMax = 32
+
+// fixedSense is the length of fixed format sense data.
+const fixedSense = 18
 
 // senseData is a sense before it has bytes.
 type senseData struct {
@@ -74,11 +94,14 @@ type senseData struct {
 	inCDB      bool
 	bit        uint8
 	bitValid   bool
+	// progress of what makes the unit not ready, of 65536.
+	progress      uint16
+	progressValid bool
 }
 
 // appendFixed encodes fixed format sense data (SPC-4 4.5.3), 18 bytes.
 func (s senseData) appendFixed(b []byte) []byte {
-	var d [SenseMax]byte
+	var d [fixedSense]byte
 	d[0] = 0x70
 	if s.infoValid && s.info <= 0xffffffff {
 		// A longer LBA doesn't fit this format, and SPC-4 4.5.3 then wants VALID to be zero.
@@ -86,11 +109,9 @@ func (s senseData) appendFixed(b []byte) []byte {
 		binary.BigEndian.PutUint32(d[3:], uint32(s.info))
 	}
 	d[2] = byte(s.key)
-	d[7] = SenseMax - 8
+	d[7] = fixedSense - 8
 	binary.BigEndian.PutUint16(d[12:], uint16(s.code))
-	if s.fieldValid {
-		s.putFieldPointer(d[15:18])
-	}
+	s.putSpecific(d[15:18])
 	return append(b, d[:]...)
 }
 
@@ -102,13 +123,24 @@ func (s senseData) appendDescriptor(b []byte) []byte {
 		b = append(b, 0x00, 0x0a, 0x80, 0)
 		b = binary.BigEndian.AppendUint64(b, s.info)
 	}
-	if s.fieldValid {
+	if s.fieldValid || s.progressValid {
 		var sks [3]byte
-		s.putFieldPointer(sks[:])
+		s.putSpecific(sks[:])
 		b = append(b, 0x02, 0x06, 0, 0, sks[0], sks[1], sks[2], 0)
 	}
 	b[start+7] = byte(len(b) - start - 8)
 	return b
+}
+
+// putSpecific writes the sense-key specific bytes, if there are any.
+func (s senseData) putSpecific(d []byte) {
+	switch {
+	case s.fieldValid:
+		s.putFieldPointer(d)
+	case s.progressValid:
+		d[0] = 0x80
+		binary.BigEndian.PutUint16(d[1:], s.progress)
+	}
 }
 
 // putFieldPointer writes the sense-key specific bytes of ILLEGAL REQUEST (SPC-4 4.5.2.4.2).

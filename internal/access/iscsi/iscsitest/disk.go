@@ -2,6 +2,7 @@ package iscsitest
 
 import (
 	"crypto/sha256"
+	"errors"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ type Disk struct {
 	delay    time.Duration
 	flushes  int
 	inFlight sync.WaitGroup
+	unit     *reserve.Snapshot
+	observer func(*reserve.Snapshot, []reserve.Event)
 
 	buffers sync.Pool
 }
@@ -39,6 +42,7 @@ const (
 	OpZero    Op = "zero"
 	OpCompare Op = "compare"
 	OpFlush   Op = "flush"
+	OpUnit    Op = "unit"
 )
 
 // NewDisk makes a disk of a size; its identity follows from the name. blockSize is 512 or 4096.
@@ -47,6 +51,7 @@ func NewDisk(name string, sizeBytes int64, blockSize uint32) *Disk {
 	d.geometry = scsi.Geometry{Blocks: uint64(sizeBytes) / uint64(blockSize), BlockSize: blockSize,
 		PhysicalBlockSize: chunk, VolatileCache: true}
 	sum := sha256.Sum256([]byte(name))
+	d.unit = &reserve.Snapshot{State: new(reserve.State)}
 	d.identity = scsi.Identity{ID: [16]byte(sum[:16]), Vendor: "DOZO", Product: "MEMORY", Revision: "1"}
 	return d
 }
@@ -70,6 +75,96 @@ func (d *Disk) SetFault(f func(op Op, req scsi.Request, off int64, n int) error)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.fault = f
+}
+
+// Observe has f called, before a change of the unit is answered, with what initiators are to be told.
+func (d *Disk) Observe(f func(*reserve.Snapshot, []reserve.Event)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.observer = f
+}
+
+// Change makes a change of the unit that no initiator asked for.
+func (d *Disk) Change(cmd *reserve.Command) reserve.Outcome {
+	d.mu.Lock()
+	next, result := d.unit.State.Apply(cmd)
+	if next != nil {
+		d.unit = &reserve.Snapshot{State: next}
+		if z := next.Sanitize.Kind; cmd.Action == reserve.SanitizeBegin && z != reserve.SanitizeNone {
+			clear(d.chunks)
+			for off := int64(0); z == reserve.SanitizeOverwrite && off < int64(d.geometry.Blocks)*int64(d.geometry.BlockSize); off++ {
+				d.store(off, next.Sanitize.Pattern[off%int64(d.geometry.BlockSize)%int64(len(next.Sanitize.Pattern)):][:1])
+			}
+		}
+	}
+	observer, unit := d.observer, d.unit
+	d.mu.Unlock()
+	if next != nil && observer != nil {
+		observer(unit, result.Events)
+	}
+	return result.Outcome
+}
+
+// Unit, ShowUnit and ChangeUnit are scsi.Disk's.
+func (d *Disk) Unit() *reserve.Snapshot {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.unit
+}
+
+// ShowUnit gives the state.
+func (d *Disk) ShowUnit(_ scsi.Request, done func(*reserve.Snapshot, error)) {
+	d.later(func() { done(d.Unit(), nil) })
+}
+
+// ChangeUnit decides at once. A sanitize operation is over before it is answered.
+func (d *Disk) ChangeUnit(req scsi.Request, cmd *reserve.Command, done func(reserve.Outcome, error)) {
+	d.later(func() {
+		if err := d.failure(OpUnit, req, 0, 0); err != nil {
+			done(reserve.Good, err)
+			return
+		}
+		o := d.Change(cmd)
+		if cmd.Action == reserve.SanitizeBegin && o == reserve.Good {
+			d.Change(&reserve.Command{Action: reserve.SanitizeEnd})
+		}
+		done(o, nil)
+	})
+}
+
+// allowed says that reservations and modes don't refuse a call; in d.mu.
+func (d *Disk) allowed(req scsi.Request, a reserve.Access) error {
+	switch s := d.unit.State; {
+	case req.Initiator != nil && !s.Allows(req.Initiator.Nexus, a):
+		return scsi.ErrReservationConflict
+	case a == reserve.AccessWrite && s.Current.WriteProtect:
+		return scsi.ErrSoftwareProtected
+	}
+	return nil
+}
+
+// OrWrite combines under the lock.
+func (d *Disk) OrWrite(req scsi.Request, w scsi.WriteBuffer, _ bool, done func(error)) {
+	d.later(func() {
+		b := w.(*buffer)
+		defer b.Release()
+		err := d.failure(OpWrite, req, b.off, len(b.b))
+		if err == nil {
+			d.mu.Lock()
+			if err = d.check(b.off, len(b.b)); err == nil {
+				if err = d.allowed(req, reserve.AccessWrite); err == nil {
+					old := make([]byte, len(b.b))
+					d.load(b.off, old)
+					for i := range old {
+						old[i] |= b.b[i]
+					}
+					d.store(b.off, old)
+				}
+			}
+			d.mu.Unlock()
+		}
+		done(err)
+	})
 }
 
 // Hold makes calls wait until release is called.
@@ -181,7 +276,9 @@ func (d *Disk) Write(req scsi.Request, w scsi.WriteBuffer, _ bool, done func(err
 		if err == nil {
 			d.mu.Lock()
 			if err = d.check(b.off, len(b.b)); err == nil {
-				d.store(b.off, b.b)
+				if err = d.allowed(req, reserve.AccessWrite); err == nil {
+					d.store(b.off, b.b)
+				}
 			}
 			d.mu.Unlock()
 		}
@@ -233,7 +330,7 @@ func (d *Disk) Read(req scsi.Request, off int64, n int, done func(scsi.ReadResul
 		}
 		b := d.get(off, n)
 		d.mu.RLock()
-		if err = d.check(off, n); err == nil {
+		if err = errors.Join(d.check(off, n), d.allowed(req, reserve.AccessRead)); err == nil {
 			d.load(off, b.b)
 		}
 		d.mu.RUnlock()

@@ -1,0 +1,445 @@
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"sync/atomic"
+
+	"dozo/internal/access/reserve"
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// The unit's shared state at its owner: reservations, mode parameters, a sanitize operation (R7). A change is
+// decided by reserve.State.Apply at its place in the history and recorded as the state that it makes. While it
+// is not committed, whatever depends on the state waits, so every decision stands on committed records. The
+// answer to a change comes once its record is stable and every access server that can be reached has raised the
+// unit attentions:
+//
+//	admit -> Apply -> record -> commit (map's state, bars of PREEMPT AND ABORT) -> stable -> announce -> Done
+
+// stateUnit is the kind of the unit's state in checkpoints (volume.Map.SetState); docs/format.md lists them.
+const stateUnit = 10
+
+// goodOutcome is the answer to a change that was made.
+var goodOutcome = []byte{byte(reserve.Good)}
+
+// unit is what the owner's loop keeps of the unit.
+type unit struct {
+	state     *reserve.State // with the change in flight
+	committed *reserve.State
+	events    []reserve.Event // the last ones, of committed changes
+	open      bool            // nothing in state is in anybody's way
+	version   atomic.Uint64   // of the committed state, for ticks
+	progress  atomic.Uint32   // of a sanitize operation, of 65536
+	working   bool            // it is under way
+	resources unitResources
+}
+
+// unitResult is what Apply decided for an Op.
+type unitResult struct {
+	next   *reserve.State
+	result reserve.Result
+}
+
+func (u *unit) set(s *reserve.State) {
+	u.state = s
+	u.open = s.Idle() && s.Sanitize.Kind == reserve.SanitizeNone && !s.Current.WriteProtect
+}
+
+// revert forgets a change that found no room.
+func (u *unit) revert() { u.set(u.committed) }
+
+// loadUnit takes the state from the checkpoint that the map was loaded from.
+func (o *Owner) loadUnit() error {
+	s := new(reserve.State)
+	if b := o.m.State(stateUnit); b != nil {
+		var err error
+		if s, err = reserve.DecodeState(b); err != nil {
+			return fmt.Errorf("state of the unit in the checkpoint: %w", err)
+		}
+	}
+	o.unit.committed = s
+	o.unit.set(s)
+	o.unit.version.Store(s.Version)
+	return nil
+}
+
+// unitApplied takes a committed record into the state.
+func (o *Owner) unitApplied(body []byte) error {
+	s, err := reserve.DecodeState(body)
+	if err != nil {
+		return err
+	}
+	if err := o.m.SetState(stateUnit, append([]byte(nil), body...)); err != nil {
+		return err
+	}
+	o.unit.committed = s
+	if s.Version >= o.unit.state.Version {
+		o.unit.set(s)
+	}
+	o.unit.version.Store(s.Version)
+	return nil
+}
+
+// nexusID is a nexus in the terms of reservations.
+func nexusID(n *wire.Nexus) reserve.NexusID {
+	return reserve.NexusID{Initiator: n.Initiator, ISID: n.ISID, Port: n.TPGT}
+}
+
+// NexusOf is a nexus in the terms of the wire.
+func NexusOf(n reserve.NexusID) wire.Nexus {
+	x := wire.Nexus{Initiator: n.Initiator, ISID: n.ISID, TPGT: n.Port}
+	sum := sha256.Sum256([]byte(n.String()))
+	copy(x.Digest[:], sum[:])
+	return x
+}
+
+// unitWaits says that a change of the unit is in flight that the command may depend on.
+func (o *Owner) unitWaits(op *Op) bool {
+	if o.unit.state == o.unit.committed || o.unit.state.Version == o.unit.committed.Version {
+		return false
+	}
+	return op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState || op.Nexus != nil && op.Kind != wire.OpProvisioned
+}
+
+// unitRefuses says that the state doesn't let a client's command run.
+func (o *Owner) unitRefuses(op *Op) *wire.Error {
+	if o.unit.open || op.Nexus == nil {
+		return nil
+	}
+	class := reserve.AccessWrite // a flush too: SBC-3 table 13
+	switch op.Kind {
+	case wire.OpUnit, wire.OpUnitState, wire.OpProvisioned:
+		return nil
+	case wire.OpRead:
+		class = reserve.AccessRead
+	}
+	s := o.unit.state
+	switch {
+	case !s.Allows(nexusID(op.Nexus), class):
+		return wire.Errorf(wire.CodeDenied, "reserved")
+	case s.Sanitize.Kind != reserve.SanitizeNone:
+		return wire.Errorf(wire.CodeSanitizing, "a sanitize operation is under way or failed")
+	case s.Current.WriteProtect && writes(op.Kind):
+		return wire.Errorf(wire.CodeProtected, "software write protection")
+	}
+	return nil
+}
+
+// changeUnit decides upon a change.
+func (o *Owner) changeUnit(op *Op) {
+	cmd, err := reserve.DecodeCommand(op.Unit)
+	if err == nil && op.Nexus != nil && (cmd.Nexus != nexusID(op.Nexus) || !clientMay(cmd.Action)) {
+		err = fmt.Errorf("action %d for %s by %s", cmd.Action, cmd.Nexus, nexusID(op.Nexus))
+	}
+	if err != nil {
+		o.finish(op, wire.Errorf(wire.CodeBadRequest, "%v", err))
+		return
+	}
+	next, result := o.unit.state.Apply(cmd)
+	var body []byte
+	if next != nil {
+		if body = next.Append(nil); len(body) > journal.RecordBodyGoal {
+			next, result = nil, reserve.Result{Outcome: reserve.InsufficientRegistrations}
+		}
+	}
+	if next == nil {
+		op.Data = append(op.Data[:0], []byte{byte(result.Outcome)})
+		o.finish(op, nil)
+		return
+	}
+	o.unit.set(next)
+	op.decided = unitResult{next, result}
+	e := ownEntry(journal.KindReservation, body)
+	e.Request, e.Part, e.Context = requestID(op), op.part, op
+	op.parts = 1
+	o.w.Queue(e)
+	op.seq = e.Seq
+	o.uncommitted = append(o.uncommitted, op)
+}
+
+// clientMay tells the actions of clients from the owner's own.
+func clientMay(a reserve.Action) bool {
+	switch a {
+	case reserve.SanitizeEnd, reserve.ThresholdCrossed, reserve.Reset, reserve.ClearTasks:
+		return false
+	}
+	return true
+}
+
+// unitCommitted goes on with a change whose record is committed.
+func (o *Owner) unitCommitted(op *Op, now uint64) {
+	d := &op.decided
+	// R9: the refusal is there before the answer. Those that wait are held to it as well.
+	for _, n := range d.result.Aborts {
+		x := NexusOf(n)
+		o.late.bar(&wire.Bar{Kind: wire.BarPreemptAbort, Nexus: x}, now)
+		for _, w := range o.waiting {
+			if w.Nexus != nil && w.Nexus.Digest == x.Digest {
+				w.barred = w.child
+			}
+		}
+	}
+	o.unit.events = append(o.unit.events, d.result.Events...)
+	if n := len(o.unit.events) - reserve.EventsMax; n > 0 {
+		o.unit.events = append(o.unit.events[:0:0], o.unit.events[n:]...)
+	}
+	o.sanitize()
+	msg := o.unitMessage()
+	f := NewOp()
+	f.Kind, f.seq = wire.OpFlush, op.seq
+	f.Done = func(f *Op, err error) {
+		f.Release()
+		o.goBackground(func() {
+			if err == nil && o.env.Announce != nil {
+				o.env.Announce(o.ctx, msg)
+			}
+			o.call(func() {
+				op.Data = append(op.Data[:0], goodOutcome)
+				o.finish(op, err)
+			})
+		})
+	}
+	o.awaitStable(f)
+}
+
+// snapshot is the unit as the owner tells it.
+func (o *Owner) snapshot() *reserve.Snapshot {
+	size := uint64(o.spec.Load().BlockSize)
+	return &reserve.Snapshot{State: o.unit.committed, Events: o.unit.events, Progress: uint16(o.unit.progress.Load()),
+		UsedBlocks: o.m.Mapped() * journal.BlockSize / max(size, 1), AvailableBlocks: o.unit.resources.free / max(size, 1)}
+}
+
+func (o *Owner) unitMessage() *wire.Unit {
+	return &wire.Unit{Journal: o.journalID, Epoch: o.epoch, Data: o.snapshot().Append(nil)}
+}
+
+// showUnit answers what the state is. Like a read it needs the lease (R6).
+func (o *Owner) showUnit(op *Op) {
+	if !o.mayRead() {
+		o.env.Metrics.NoLease.Inc()
+		o.finish(op, wire.Errorf(wire.CodeBusy, "no lease at epoch %s", o.epoch))
+		return
+	}
+	op.Data = append(op.Data[:0], o.snapshot().Append(nil))
+	o.finish(op, nil)
+}
+
+// ownChange makes a change that no client's command stands for; in the loop. The channel gets its outcome.
+func (o *Owner) ownChange(cmd *reserve.Command) <-chan error {
+	done := make(chan error, 1)
+	op := NewOp()
+	op.Kind, op.Unit, op.barred = wire.OpUnit, cmd.Append(nil), true
+	op.Done = func(op *Op, err error) {
+		op.Release()
+		done <- err
+	}
+	o.admit(op)
+	return done
+}
+
+// barUnit changes the unit as a refusal asks for it: a reset resets it too, and a login ends what an older
+// session of the nexus had reserved. nil if there is nothing to change.
+func (o *Owner) barUnit(m *wire.Bar) <-chan error {
+	n := nexusID(&m.Nexus)
+	switch m.Kind {
+	case wire.BarLUNReset:
+		return o.ownChange(&reserve.Command{Action: reserve.Reset, Nexus: n})
+	case wire.BarClearTaskSet:
+		return o.ownChange(&reserve.Command{Action: reserve.ClearTasks, Nexus: n})
+	case wire.BarLogin:
+		if l := o.unit.state.Legacy; l != nil && l.Nexus == n && l.Session != m.Session {
+			return o.ownChange(&reserve.Command{Action: reserve.NexusLost, Nexus: n, Session: l.Session})
+		}
+	}
+	return nil
+}
+
+// serveUnit tells everybody how the unit is, and goes on with what a former owner had begun.
+func (o *Owner) serveUnit() {
+	msg := o.unitMessage()
+	if o.env.Announce != nil {
+		o.goBackground(func() { o.env.Announce(o.ctx, msg) })
+	}
+	o.sanitize()
+}
+
+// unitResources is how much room there is for the volume's data.
+type unitResources struct {
+	asking bool
+	known  bool
+	free   uint64 // bytes that can still be written, each on two stores
+	told   [2]bool
+	turns  int
+}
+
+// resourcesEvery is how many seconds pass between questions for free space.
+const resourcesEvery = 5
+
+// everySecondUnit looks after what the unit says of its resources.
+func (o *Owner) everySecondUnit() {
+	r := &o.unit.resources
+	if r.turns--; r.turns > 0 || r.asking || !o.w.Serving() {
+		return
+	}
+	r.turns, r.asking = resourcesEvery, true
+	stores := o.stores
+	o.goBackground(func() {
+		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
+		defer cancel()
+		var free []uint64
+		for _, s := range stores {
+			if a, err := s.Status(ctx, &wire.StoreStatus{}); err == nil && a.Failed == "" {
+				free = append(free, a.Free)
+			}
+		}
+		o.call(func() {
+			r.asking = false
+			if len(free) >= 2 {
+				r.known, r.free = true, pairs(free)
+				o.checkThresholds()
+			}
+		})
+	})
+}
+
+// pairs is how much fits on two of the stores each.
+func pairs(free []uint64) uint64 {
+	var sum, most uint64
+	for _, f := range free {
+		sum += f
+		most = max(most, f)
+	}
+	return min(sum/2, sum-most)
+}
+
+// checkThresholds raises the unit attention of a threshold once when it is crossed (SBC-3 4.7.3.7.3).
+func (o *Owner) checkThresholds() {
+	s, r := o.unit.state, &o.unit.resources
+	size := uint64(o.spec.Load().BlockSize) << reserve.ThresholdExponent
+	free, used := r.free, o.m.Mapped()*journal.BlockSize
+	crossed := [2]bool{
+		s.Current.ThresholdAvailable != 0 && free <= uint64(s.Current.ThresholdAvailable)*size,
+		s.Current.ThresholdUsed != 0 && used >= uint64(s.Current.ThresholdUsed)*size,
+	}
+	if s.Current.ReportThresholds && (crossed[0] && !r.told[0] || crossed[1] && !r.told[1]) {
+		o.ownChange(&reserve.Command{Action: reserve.ThresholdCrossed})
+	}
+	r.told = crossed
+}
+
+// durable says that every write of the volume is answered only once it is stable.
+func (o *Owner) durable() bool {
+	return o.spec.Load().Durability == control.Sync || o.unit.state.Current.CacheOff
+}
+
+// sanitizeWindow is how many writes of an overwrite are under way.
+const sanitizeWindow = 4
+
+// sanitize starts the operation that the committed state asks for, if it isn't running.
+func (o *Owner) sanitize() {
+	z := o.unit.committed.Sanitize
+	if o.unit.working || z.Kind != reserve.SanitizeBlockErase && z.Kind != reserve.SanitizeOverwrite || o.stopErr != nil {
+		return
+	}
+	o.unit.working = true
+	o.unit.progress.Store(0)
+	size := o.spec.Load().SizeBytes
+	o.goBackground(func() {
+		var err error
+		if z.Kind == reserve.SanitizeBlockErase {
+			err = o.blocking(func(op *Op) { op.Kind, op.Length = wire.OpTrim, size })
+		} else {
+			err = o.overwrite(z, size)
+		}
+		var seq ident.Seq
+		o.ask(func() { seq = o.w.At().Seq })
+		if err == nil {
+			err = o.waitStable(seq)
+		}
+		o.call(func() {
+			o.unit.working = false
+			if o.stopErr != nil {
+				return // the next owner begins it again
+			}
+			if err != nil {
+				o.log.Error("sanitize", "err", err)
+			}
+			o.ownChange(&reserve.Command{Action: reserve.SanitizeEnd, Failed: err != nil})
+			// What is dead now goes with the next checkpoint.
+			o.cp.last = 0
+		})
+	})
+}
+
+// blocking runs a command of the owner's own and waits for it.
+func (o *Owner) blocking(set func(*Op)) error {
+	done := make(chan error, 1)
+	op := NewOp()
+	set(op)
+	op.Done = func(op *Op, err error) {
+		op.Release()
+		done <- err
+	}
+	o.Submit(op)
+	return <-done
+}
+
+// overwrite writes the pattern to every logical block, as often as was asked for.
+func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
+	block := make([]byte, o.spec.Load().BlockSize)
+	if len(z.Pattern) > 0 {
+		for i := 0; i < len(block); i += len(z.Pattern) {
+			copy(block[i:], z.Pattern)
+		}
+	}
+	const record = journal.RecordBodyGoal
+	passes := int64(max(z.Passes, 1))
+	type slot struct{ done chan error }
+	var under []slot
+	wait := func() error {
+		s := under[0]
+		under = under[1:]
+		return <-s.done
+	}
+	var failed error
+	for pass := range passes {
+		if pass > 0 && z.Invert {
+			for i := range block {
+				block[i] = ^block[i]
+			}
+		}
+		for off := int64(0); off < size && failed == nil && o.ctx.Err() == nil; off += record {
+			if len(under) == sanitizeWindow {
+				failed = wait()
+			}
+			op := NewOp()
+			s := slot{make(chan error, 1)}
+			op.Kind, op.Offset, op.Length = wire.OpWrite, off, min(record, size-off)
+			op.Buf = NewWriteBuf(off, int(op.Length))
+			for b := op.Buf.Bytes(); len(b) > 0; b = b[min(len(b), len(block)):] {
+				copy(b, block)
+			}
+			op.Done = func(op *Op, err error) {
+				op.Release()
+				s.done <- err
+			}
+			under = append(under, s)
+			o.Submit(op)
+			o.unit.progress.Store(uint32((pass*size + off) * 65535 / (passes * size)))
+		}
+	}
+	for len(under) > 0 {
+		if err := wait(); err != nil && failed == nil {
+			failed = err
+		}
+	}
+	if failed == nil {
+		failed = o.ctx.Err()
+	}
+	return failed
+}
