@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"dozo/internal/access/reserve"
 	"dozo/internal/control"
@@ -337,8 +338,11 @@ func (o *Owner) durable() bool {
 	return o.spec.Load().Durability == control.Sync || o.unit.state.Current.CacheOff
 }
 
-// sanitizeWindow is how many writes of an overwrite are under way.
-const sanitizeWindow = 4
+const (
+	sanitizeWindow = 4 // writes of an overwrite that are under way
+	// sanitizeRate bounds an overwrite, in bytes a second: clients of other volumes use the same disks.
+	sanitizeRate = 200 << 20
+)
 
 // sanitize starts the operation that the committed state asks for, if it isn't running.
 func (o *Owner) sanitize() {
@@ -406,6 +410,8 @@ func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
 		under = under[1:]
 		return <-s.done
 	}
+	pace := time.NewTicker(time.Second * record / sanitizeRate)
+	defer pace.Stop()
 	var failed error
 	for pass := range passes {
 		if pass > 0 && z.Invert {
@@ -416,6 +422,10 @@ func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
 		for off := int64(0); off < size && failed == nil && o.ctx.Err() == nil; off += record {
 			if len(under) == sanitizeWindow {
 				failed = wait()
+			}
+			select {
+			case <-pace.C:
+			case <-o.ctx.Done():
 			}
 			op := NewOp()
 			s := slot{make(chan error, 1)}

@@ -109,11 +109,15 @@ func (u *Unit) readCapacity16(c *Command) {
 // blocks turns a limit in bytes into blocks.
 func (g Geometry) blocks(bytes uint64) uint64 { return bytes / uint64(max(g.BlockSize, 1)) }
 
+// granularity is the logical blocks of a physical block.
+func (g Geometry) granularity() uint32 { return max(1, g.PhysicalBlockSize/max(1, g.BlockSize)) }
+
 // vpdBlockLimits is page B0h (SBC-3 6.6.4).
 func (u *Unit) vpdBlockLimits(c *Command, b []byte) []byte {
 	page := make([]byte, 64)
 	g := c.geo
-	granularity := max(1, g.PhysicalBlockSize/max(1, g.BlockSize))
+	granularity := g.granularity()
+	page[4] = 0x01 // WSNZ: WRITE SAME of 0 blocks is refused rather than meaning the whole disk
 	page[5] = compareMax
 	binary.BigEndian.PutUint16(page[6:], uint16(granularity))
 	binary.BigEndian.PutUint32(page[8:], uint32(g.blocks(transferMax)))
@@ -125,9 +129,9 @@ func (u *Unit) vpdBlockLimits(c *Command, b []byte) []byte {
 	binary.BigEndian.PutUint32(page[32:], 0x80000000) // UGAVALID, alignment 0
 	binary.BigEndian.PutUint64(page[36:], g.blocks(sameMax))
 	binary.BigEndian.PutUint32(page[44:], uint32(g.blocks(atomicMax)))
-	// Atomic writes of any alignment and length, without boundaries.
-	binary.BigEndian.PutUint32(page[48:], 1)
-	binary.BigEndian.PutUint32(page[52:], 1)
+	// A record consists of physical blocks, so atomic writes do too. There are no boundaries to set.
+	binary.BigEndian.PutUint32(page[48:], granularity)
+	binary.BigEndian.PutUint32(page[52:], granularity)
 	return append(b, page[4:]...)
 }
 
@@ -135,6 +139,7 @@ func (u *Unit) vpdBlockLimits(c *Command, b []byte) []byte {
 func (u *Unit) vpdCharacteristics(_ *Command, b []byte) []byte {
 	page := make([]byte, 60)
 	binary.BigEndian.PutUint16(page, 1) // non-rotating medium
+	page[3] = 0x40                      // WABEREQ 01b: blocks that were erased can be read, as zeros
 	return append(b, page...)
 }
 

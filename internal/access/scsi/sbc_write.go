@@ -110,6 +110,14 @@ func (u *Unit) prepareWriteAtomic(c *Command) {
 	if !u.setRange(c, lba, blocks, atomicMax) {
 		return
 	}
+	switch granularity := uint64(c.geo.granularity()); {
+	case lba%granularity != 0:
+		c.badField(2, 7)
+		return
+	case blocks%granularity != 0:
+		c.badField(12, 7)
+		return
+	}
 	c.fua = c.CDB[1]&0x08 != 0
 	c.WantOut = uint64(c.n)
 }
@@ -200,12 +208,13 @@ func (u *Unit) synchronize(c *Command) {
 func (u *Unit) prepareWriteSame(c *Command) {
 	const unmap, anchor, noData = 0x08, 0x10, 0x01
 	lba, blocks := c.extent()
-	if blocks == 0 { // WSNZ 0: up to the end
-		blocks = c.geo.Blocks - min(lba, c.geo.Blocks)
-		if blocks == 0 {
+	if blocks == 0 { // WSNZ
+		if lba > c.geo.Blocks {
 			c.illegal(codeLBAOutOfRange)
 			return
 		}
+		c.badField(c.lengthAt(), 7)
+		return
 	}
 	if !u.setRange(c, lba, blocks, sameMax) {
 		return

@@ -90,7 +90,7 @@ func TestSense(t *testing.T) {
 		{"LBA near 2^64", append([]byte{0x88, 0}, bytes.Repeat([]byte{0xff}, 12)...), "5/2100"},
 		{"page without EVPD", []byte{0x12, 0, 1, 0, 255, 0}, "5/2400 field 2"},
 		{"unknown VPD page", []byte{0x12, 1, 0xc5, 0, 255, 0}, "5/2400 field 2"},
-		{"saved pages", []byte{0x1a, 0, 0xff, 0, 255, 0}, "5/3900"},
+		{"saved pages", []byte{0x1a, 0, 0xff, 0, 255, 0}, "status 0x0"},
 		{"unknown mode page", []byte{0x1a, 0, 0x19, 0, 255, 0}, "5/2400 field 2"},
 		{"eject", []byte{0x1b, 0, 0, 0, 2, 0}, "5/2400 field 4"},
 		{"start", []byte{0x1b, 0, 0, 0, 1, 0}, "status 0x0"},
@@ -237,7 +237,7 @@ func TestAttentions(t *testing.T) {
 	if c := r.run([]byte{0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0}, 256, nil); len(data(c)) != 16 || data(c)[4] != 1 {
 		t.Errorf("REPORT TARGET PORT GROUPS: %x", data(c))
 	}
-	r.disk.SetGeometry(func(g *scsi.Geometry) { g.ReadOnly, g.VolatileCache = true, false })
+	r.disk.SetGeometry(func(g *scsi.Geometry) { g.ReadOnly, g.VolatileCache, g.AlwaysDurable = true, false, true })
 	if got := sense(r.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))); got != "7/2700" {
 		t.Errorf("write to a read-only disk: %s", got)
 	}
