@@ -337,6 +337,28 @@ func (x *model) finished() {
 	x.cp, x.parts = nil, nil
 	x.atCp, x.stateCp = x.asked2, x.state2
 	x.check(Complete(testJournal, x.point, x.d))
+	x.equalParts()
+}
+
+// equalParts holds what the map counts in checkpoint segments against what the checkpoint just finished says to
+// somebody who loads it: a part too many would keep its segment for ever, one too few would free it too early.
+func (x *model) equalParts() {
+	x.t.Helper()
+	loaded, err := Load(testJournal, x.point, x.d)
+	x.check(err)
+	count := func(m *Map) map[ident.SegmentID][2]uint64 {
+		parts := map[ident.SegmentID][2]uint64{}
+		for s, n := range m.table.parts {
+			// A segment that nothing is alive in may have come or gone since the checkpoint began.
+			if n.live != 0 || n.liveBytes != 0 {
+				parts[m.table.at(s).ID] = [2]uint64{uint64(n.live), n.liveBytes}
+			}
+		}
+		return parts
+	}
+	if got, want := count(x.m), count(loaded); !maps.Equal(got, want) {
+		x.t.Fatalf("live parts and bytes by checkpoint segment are %v, loaded afresh %v", got, want)
+	}
 }
 
 func (x *model) complete(*rapid.T) {
