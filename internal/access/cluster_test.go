@@ -36,6 +36,10 @@ type seat struct {
 	faults *vfs.Faults // not nil: between the store and its disk
 	dir    string      // not empty: on the real file system
 	far    *laneSeat   // not nil: appends are asynchronous, as by a connection
+
+	lease  time.Duration               // not 0: it grants leases of that length (R6)
+	leases atomic.Pointer[core.Leases] // of the running process
+	by     func() (*core.Store, error) // not nil: how another node reaches it
 }
 
 // laneSeat makes a seat's appends in a goroutine, in order.
@@ -64,6 +68,9 @@ func (c *cluster) asFar(s *seat) {
 }
 
 func (s *seat) get() (*core.Store, error) {
+	if s.by != nil {
+		return s.by()
+	}
 	if st := s.live.Load(); st != nil {
 		return st, nil
 	}
@@ -192,11 +199,22 @@ func (freeLeases) Enroll(_ ident.JournalID, _ ident.Epoch, stores []ident.StoreI
 func (freeLeases) Leave(ident.JournalID, ident.Epoch) {}
 
 func (c *cluster) start(s *seat) {
-	st, err := core.Open(core.Options{FS: s.fs(), Dir: s.dir + "/store", Create: true, Boot: ident.BootID{s.boot}, LeaseMax: time.Millisecond,
+	opts := core.Options{FS: s.fs(), Dir: s.dir + "/store", Create: true, Boot: ident.BootID{s.boot}, LeaseMax: time.Millisecond,
 		Logger: c.log, NotesSize: 64 << 10, FailMarkDir: s.dir + "/run",
-		Peers: func(id ident.StoreID) (journal.Store, error) { return c.seat(id), nil }})
+		Peers: func(id ident.StoreID) (journal.Store, error) { return c.seat(id), nil }}
+	var leases *core.Leases
+	if s.lease != 0 {
+		opts.LeaseMax, opts.Clock = s.lease, leaseClock(time.Now())
+		leases = core.NewLeases(opts.Clock, s.lease, opts.Boot)
+		opts.Leases = leases
+	}
+	st, err := core.Open(opts)
 	if err != nil {
 		c.t.Fatalf("open store: %v", err)
+	}
+	if leases != nil {
+		leases.Add(st)
+		s.leases.Store(leases)
 	}
 	if s.id.IsZero() {
 		s.id = st.ID()
@@ -206,6 +224,7 @@ func (c *cluster) start(s *seat) {
 
 // kill ends a store's process: what the kernel has stays.
 func (c *cluster) kill(s *seat) {
+	s.leases.Store(nil)
 	if st := s.live.Swap(nil); st != nil {
 		st.Close()
 	}
@@ -213,6 +232,7 @@ func (c *cluster) kill(s *seat) {
 
 // powerCut ends a store's process and drops all that was not synced.
 func (c *cluster) powerCut(s *seat) {
+	s.leases.Store(nil)
 	st := s.live.Swap(nil)
 	clone := s.mem.CrashClone(vfs.Crash{})
 	if st != nil {
