@@ -66,7 +66,7 @@ func (c *Client) PutJoinToken(ctx context.Context, rec pki.JoinTokenRecord) erro
 	if rec.Hash == "" || rec.Expires.IsZero() || !rec.Role.IsNode() {
 		return invalidf("join token: want a hash, an expiry, and the role node or witness")
 	}
-	ctx, cancel := c.bound(ctx)
+	ctx, cancel := c.limit(ctx)
 	defer cancel()
 	_, err := c.commit(ctx, txn{
 		conds: []cond{{key: keyJoin(rec.Hash)}},

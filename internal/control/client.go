@@ -16,7 +16,8 @@ import (
 
 // Options are a client's. The zero value of each field means its default.
 type Options struct {
-	// Timeout bounds an operation whose context has no deadline. Default 10 s.
+	// Timeout bounds changes of specifications and looks into the audit log, and those operations on journals whose
+	// context has no deadline. Default 10 s.
 	Timeout time.Duration
 	// AliveTTL is how long an announcement outlives its node. Default 10 s.
 	AliveTTL time.Duration
@@ -227,6 +228,12 @@ func (c *Client) bound(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, c.o.Timeout)
 }
 
+// limit gives the operation Options.Timeout, or less if its context has an earlier deadline: for what people wait
+// for.
+func (c *Client) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, c.o.Timeout)
+}
+
 // retry repeats a read until it succeeds, fails permanently, or ctx ends.
 func retry[T any](ctx context.Context, c *Client, what string, f func(context.Context) (T, error)) (T, error) {
 	var b backoff
@@ -236,7 +243,10 @@ func retry[T any](ctx context.Context, c *Client, what string, f func(context.Co
 			return v, err
 		}
 		if ctx.Err() != nil || !b.wait(ctx) {
-			return v, fmt.Errorf("%s: control store does not answer: %w (%w)", what, err, context.Cause(ctx))
+			if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
+				return v, fmt.Errorf("%s: %w: %v", what, cause, err)
+			}
+			return v, fmt.Errorf("%w (%s: %v)", ErrAway, what, err)
 		}
 	}
 }
@@ -320,7 +330,7 @@ func (c *Client) commit(ctx context.Context, t txn, a audit) (Rev, error) {
 
 // again runs a read-decide-commit step until it does not end in ErrConflict. f does the whole step.
 func again[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
-	ctx, cancel := c.bound(ctx)
+	ctx, cancel := c.limit(ctx)
 	defer cancel()
 	var b backoff
 	for {

@@ -25,6 +25,8 @@ var (
 	ErrNewerFormat = errors.New("written by a newer dozo")
 	// ErrNoCluster: the control store has not been initialised.
 	ErrNoCluster = errors.New("control store holds no cluster")
+	// ErrAway: the control store does not answer, and nothing was changed.
+	ErrAway = errors.New("the control store does not answer: changes wait until more than half of its voters do")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("control store: closed")
 )

@@ -16,7 +16,7 @@ func (c *Client) AppendEvent(ctx context.Context, e Event) error {
 	if e.Action == "" {
 		return invalidf("event without an action")
 	}
-	ctx, cancel := c.bound(ctx)
+	ctx, cancel := c.limit(ctx)
 	defer cancel()
 	if e.Time.IsZero() {
 		e.Time = c.o.Now()
@@ -64,7 +64,7 @@ func (c *Client) eventPairs(ctx context.Context) ([]pair, Rev, error) {
 
 // Events implements Store.
 func (c *Client) Events(ctx context.Context, limit int) ([]Event, error) {
-	ctx, cancel := c.bound(ctx)
+	ctx, cancel := c.limit(ctx)
 	defer cancel()
 	pairs, _, err := c.eventPairs(ctx)
 	if err != nil {

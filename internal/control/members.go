@@ -148,10 +148,16 @@ func (a *Admin) RemoveVoter(ctx context.Context, name ident.NodeName) error {
 	var b backoff
 	for {
 		_, err := a.cli.MemberRemove(ctx, have[i].ID)
-		if err == nil {
+		if err == nil || errors.Is(err, rpctypes.ErrMemberNotFound) { // gone, at this try or at one before
 			break
 		}
-		if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.waitShort(ctx) { // as in AddVoter
+		if errors.Is(err, rpctypes.ErrStopped) {
+			// The one that was asked may be the one that went: the others know.
+			if left, lerr := a.Voters(ctx); lerr == nil && !slices.ContainsFunc(left, func(m Voter) bool { return m.ID == have[i].ID }) {
+				break
+			}
+		}
+		if !errors.Is(err, rpctypes.ErrUnhealthy) && !errors.Is(err, rpctypes.ErrStopped) || !b.waitShort(ctx) { // as in AddVoter
 			return fmt.Errorf("remove voter %s: %w", name, err)
 		}
 	}
