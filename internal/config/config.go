@@ -92,7 +92,7 @@ type Control struct {
 	// Join makes the voter a member of a cluster that runs already.
 	Join bool `yaml:"join,omitempty"`
 
-	// Of external endpoints, where the cluster's own certificates don't do.
+	// Of external endpoints with TLS. Without CAFile and CertFile there is none.
 	CAFile   string `yaml:"ca_file,omitempty"`
 	CertFile string `yaml:"cert_file,omitempty"`
 	KeyFile  string `yaml:"key_file,omitempty"`
