@@ -110,14 +110,15 @@ func (o *Owner) checkpoint() (point journal.CheckpointPoint, err error) {
 		if o.ask(func() { step, err = cp.Next(1 << 20) }); err != nil {
 			return point, err
 		}
+		// A step that needs a leaf may have parts too: those that came before it.
+		if err = w.add(cp, step.Parts); err != nil {
+			return point, err
+		}
 		if step.Need != volume.NoLeaf {
 			if err = o.loadLeafNow(step.Need, reader); err != nil {
 				return point, err
 			}
 			continue
-		}
-		if err = w.add(cp, step.Parts); err != nil {
-			return point, err
 		}
 		if step.Done {
 			break
