@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -66,6 +68,7 @@ func TestExternalControlStore(t *testing.T) {
 		t.Skip("runs a cluster")
 	}
 	tc := newTestCluster(t)
+	ipv6 := freeIPv6()
 	etcd, use := externalEtcd(t, testNet(21))
 	ca, err := pki.NewCA(pki.NewClusterID(), "test", time.Now())
 	if err != nil {
@@ -73,7 +76,12 @@ func TestExternalControlStore(t *testing.T) {
 	}
 	for i, name := range []string{"n1", "n2"} {
 		addr := testNet(byte(22 + i))
-		x := tc.configure(name, addr, use)
+		x := tc.configure(name, addr, func(c *config.Config) {
+			use(c)
+			if name == "n2" && ipv6.IsValid() {
+				c.Portals = []config.Endpoint{{Addr: addr, Port: config.PortISCSI}, {Addr: ipv6.Addr(), Port: ipv6.Port()}}
+			}
+		})
 		own, err := ca.IssueLocal(pki.Grant{Name: name, Role: pki.RoleNode, IPs: []netip.Addr{addr}, Lifetime: pki.NodeLifetime}, time.Now())
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +108,17 @@ func TestExternalControlStore(t *testing.T) {
 		}
 		return err
 	})
-	s, err := initiator.Dial(ctx, initiator.Config{Portal: n2.cfg.Portals[0].String(), Target: v.Volume.Iqn})
+	// Of two portals the last is used: an IPv6 one, where the machine has that.
+	portal := n2.cfg.Portals[len(n2.cfg.Portals)-1].String()
+	targets, err := c1.Volumes.Targets(ctx, &dozov1.VolumeTargetsRequest{Volume: "web1"})
+	if err != nil || !slices.ContainsFunc(targets.Targets, func(x *dozov1.Target) bool { return x.Url == "iscsi://"+portal+"/"+v.Volume.Iqn+"/0" && x.Up }) {
+		t.Errorf("no URL of portal %s: %v, %v", portal, targets, err)
+	}
+	found, err := initiator.Discover(ctx, initiator.Config{Portal: portal})
+	if err != nil || len(found) != 1 || !slices.ContainsFunc(found[0].Addresses, func(a initiator.PortalAddress) bool { return a.Addr == portal }) {
+		t.Errorf("discovered at %s: %+v, %v", portal, found, err)
+	}
+	s, err := initiator.Dial(ctx, initiator.Config{Portal: portal, Target: v.Volume.Iqn})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,4 +155,14 @@ func TestExternalControlStore(t *testing.T) {
 	if err := disk.ReadAt(ctx, got, 4096); err != nil || got[0] != 2 {
 		t.Errorf("read without the control store: %d, %v", got[0], err)
 	}
+}
+
+// freeIPv6 is a port of ::1 that nobody uses, invalid where the machine has no IPv6.
+func freeIPv6() netip.AddrPort {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
 }
