@@ -92,6 +92,9 @@ func (o *Owner) checkpoint() (point journal.CheckpointPoint, err error) {
 			return
 		}
 		at = o.cp.appliedAt
+		if err = o.portsState(); err != nil {
+			return
+		}
 		cp, err = o.m.BeginCheckpoint(at)
 	})
 	if err != nil {

@@ -65,6 +65,7 @@ type Owner struct {
 	uncertain   bool         // R4 did not know the end of the history
 	far         fenceAnswers // what other sites said then
 	forks       forks
+	ports       ports
 	lost        uint64 // records that the takeover knows to be lost
 	written     uint64
 	tails       []tailStamp // when records were committed, for the lag in seconds
@@ -310,6 +311,9 @@ func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
 		case <-time.After(barPatience):
 			return wire.BarReply{}, wire.Errorf(wire.CodeBusy, "the change of the unit is still under way")
 		}
+	}
+	if err == nil {
+		err = o.waitPorts(m)
 	}
 	return r, err
 }

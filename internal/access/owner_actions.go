@@ -429,6 +429,12 @@ func (o *Owner) apply(e *journal.Entry) {
 		o.stop(fmt.Errorf("map: %w", err))
 		return
 	}
+	if e.Kind == journal.KindAttach || e.Kind == journal.KindEpochStart {
+		if err := o.applyPorts(e.Kind, &e.Record, e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen]); err != nil {
+			o.stop(fmt.Errorf("seq %d: %w", e.Seq, err))
+			return
+		}
+	}
 	s.last, s.end = e.Position(), e.Offset+uint32(len(e.Bytes))
 	o.cp.appliedAt = s.last
 	o.written += uint64(len(e.Bytes))
@@ -501,6 +507,8 @@ func (o *Owner) enter(s *segment) {
 func (o *Owner) nowServing() {
 	o.log.Info("owner serves", "epoch", o.epoch, "seq", o.w.At().Seq, "proven", o.proven,
 		"took", time.Since(o.started).Round(time.Millisecond))
+	o.ports.strict = !o.proven
+	o.ports.started(o.w.Start()) // before anything that waits is let in
 	if o.beginForks(); o.stopErr != nil {
 		return
 	}

@@ -25,6 +25,11 @@ func (o *Owner) admit(op *Op) {
 			o.dropBuf(op)
 			return
 		}
+		if o.ports.refuses(op) { // R11
+			o.finish(op, wire.Errorf(wire.CodeUnproven, "attached before a takeover that was not proven"))
+			o.dropBuf(op)
+			return
+		}
 		if err := o.late.check(op, o.epoch, o.tick()); err != nil {
 			o.env.Metrics.Stale.Inc()
 			o.finish(op, err)

@@ -118,6 +118,9 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 	if err := o.loadUnit(); err != nil {
 		return err
 	}
+	if err := o.ports.load(o.m.State(stateAttachments)); err != nil {
+		return fmt.Errorf("the checkpoint's attachments: %w", err)
+	}
 	o.cp.appliedAt = cfg.Heard
 	for _, r := range rec.Past {
 		if err := rd.replay(&r); err != nil {
@@ -461,6 +464,14 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 		return nil
 	}
 	switch e.Kind {
+	case journal.KindAttach, journal.KindEpochStart:
+		rec, body, err := o.readRecord(id, e.Offset)
+		if err == nil {
+			err = o.applyPorts(e.Kind, rec, body)
+		}
+		if err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
 	case journal.KindPermit:
 		_, body, err := o.readRecord(id, e.Offset)
 		if err != nil {

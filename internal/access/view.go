@@ -96,6 +96,7 @@ func (o *Owner) publish() {
 	v.Segments = uint32(len(o.order))
 	v.Degraded, v.DegradedBytes = uint32(o.repair.wanting), o.repair.wantingBytes
 	v.Unproven, v.Lost = !o.proven, o.lost
+	v.Attached, v.Barred, v.Ports = uint32(len(o.ports.order)), uint32(o.ports.barred), o.ports.barredPorts()
 	for _, f := range o.forks.at {
 		v.Forks += uint32(f.segments)
 		v.ForkBytes += f.bytes

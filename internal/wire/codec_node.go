@@ -85,7 +85,7 @@ func (m *TickReply) walk(c *coder) {
 func (m *OwnerStatus) walk(c *coder) { list(c, &m.Journals, 16, (*coder).journal) }
 
 func (m *OwnerStatusReply) walk(c *coder) {
-	list(c, &m.Journals, 16+2+epochSize+3*positionSize+8+8+4+4+8+8+4+2+1+8+4+8, (*coder).journalStatus)
+	list(c, &m.Journals, 16+2+epochSize+3*positionSize+8+8+4+4+8+8+4+2+1+8+4+8+4+4+4, (*coder).journalStatus)
 }
 
 func (c *coder) journalStatus(s *JournalStatus) {
@@ -106,6 +106,12 @@ func (c *coder) journalStatus(s *JournalStatus) {
 	c.u64(&s.Lost)
 	c.u32(&s.Forks)
 	c.u64(&s.ForkBytes)
+	c.u32(&s.Attached)
+	c.u32(&s.Barred)
+	list(c, &s.Ports, 6+2, func(c *coder, p *PortName) {
+		c.raw(p.ISID[:])
+		c.text(&p.Initiator, initiatorMax)
+	})
 	list(c, &s.Sites, 2+positionSize+8+8+8+8, func(c *coder, t *SiteStatus) {
 		c.site(&t.Site)
 		c.position(&t.Watermark)

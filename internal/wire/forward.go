@@ -96,7 +96,9 @@ const (
 	BarLUNReset     BarKind = 3 // every command of everybody stamped before
 	BarPreemptAbort BarKind = 4 // every command of the nexus stamped before
 	BarClearTaskSet BarKind = 5 // as a reset, but nothing else of the unit is reset
-	barMax          BarKind = 5
+	BarLogout       BarKind = 6 // Session of the nexus has logged out: its attachment ends (R11)
+	BarAccept       BarKind = 7 // an operator lets ports go on (R11): of Nexus the initiator and the ISID count, empty means any
+	barMax          BarKind = 7
 )
 
 // Bar makes the owner record a refusal; only after the answer may the client be told (R9).
@@ -178,10 +180,19 @@ type JournalStatus struct {
 	// What the newest committed checkpoint covers; zero where there is none.
 	Checkpoint ident.Position
 
-	Unproven  bool   // the epoch's takeover could not prove that it knew the end of the history (R4)
-	Lost      uint64 // acknowledged records that it knows to be lost
-	Forks     uint32 // segments whose replica is set aside: records that are not of this history (R14)
+	Unproven  bool       // the epoch's takeover could not prove that it knew the end of the history (R4)
+	Lost      uint64     // acknowledged records that it knows to be lost
+	Attached  uint32     // ports
+	Barred    uint32     // of them, those that get R11's error
+	Ports     []PortName // the first of those
+	Forks     uint32     // segments whose replica is set aside: records that are not of this history (R14)
 	ForkBytes uint64
+}
+
+// PortName names an initiator port.
+type PortName struct {
+	Initiator string
+	ISID      [6]byte
 }
 
 // SiteStatus is how far a site is.

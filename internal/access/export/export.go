@@ -272,6 +272,12 @@ func (t *targetOf) Bar(ctx context.Context, nexus reserve.NexusID, conn uint64) 
 	return err
 }
 
+// Logout implements iscsi.Target: the owner forgets that the port is attached (rule R11). Where it can't be told in
+// time the port stays attached, which after a takeover that is not proven means one error too many.
+func (t *targetOf) Logout(ctx context.Context, nexus reserve.NexusID, conn uint64) {
+	_ = t.v.Bar(ctx, &wire.Bar{Kind: wire.BarLogout, Nexus: newNexus(nexus), Session: conn})
+}
+
 // barTimeout bounds a task management function; after it the initiator is told that it failed and goes on to
 // the next larger one.
 const barTimeout = 8 * time.Second

@@ -66,6 +66,9 @@ type Target interface {
 	// Bar returns once no command of an older connection of this nexus can take effect any more. conn is the
 	// new connection's RequestID.Conn.
 	Bar(ctx context.Context, nexus reserve.NexusID, conn uint64) error
+	// Logout tells that the session of this nexus has logged out, before the initiator has its answer; conn is that of
+	// Bar. It may block up to the context's end.
+	Logout(ctx context.Context, nexus reserve.NexusID, conn uint64)
 	// AbortTask calls done once the command of that ID can't take effect any more, if it has not already.
 	AbortTask(id scsi.RequestID, done func(error))
 	// ResetLUN calls done once no command that any initiator sent to the unit before can take effect any more.

@@ -102,6 +102,11 @@ func (c *conn) logout(h *header) error {
 	case reason == closeSession || reason == closeConnection:
 		r[2] = done
 		c.loggedOut = true
+		if x := c.sess; x != nil && x.target != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), logoutTold)
+			x.target.Logout(ctx, x.initiator.Nexus, c.id)
+			cancel()
+		}
 	default:
 		r[2] = noRecovery
 	}
@@ -115,6 +120,9 @@ func (c *conn) logout(h *header) error {
 	c.appendPDULocked(&r, nil)
 	return nil
 }
+
+// logoutTold bounds how long a logout waits until what is behind the target knows of it.
+const logoutTold = 3 * time.Second
 
 // askLogout sends asynchronous message 1 and ends the connection if nothing follows.
 func (c *conn) askLogout(within time.Duration) {

@@ -3,6 +3,7 @@ package iscsi_test
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -120,7 +121,8 @@ func TestPingUnanswered(t *testing.T) {
 }
 
 func TestNopAndLogout(t *testing.T) {
-	portal, _ := serve(t, nil, nil)
+	var provider *iscsitest.Provider
+	portal, _ := serve(t, nil, func(p *iscsitest.Provider) { provider = p })
 	c := dial(t, portal).login().ready()
 	c.nop(77, 0xffffffff, []byte("echo this"))
 	if p := c.must(c.recv()); p.op() != 0x20 || p.u32(16) != 77 || string(p.data) != "echo this" {
@@ -140,8 +142,14 @@ func TestNopAndLogout(t *testing.T) {
 	if p := logout(2); p.op() != 0x26 || p.bhs[2] != 2 {
 		t.Errorf("logout for recovery: response %d", p.bhs[2])
 	}
+	if _, out := provider.Seen(); len(out) != 0 {
+		t.Errorf("sessions %d are said to have logged out", out)
+	}
 	if p := logout(0); p.op() != 0x26 || p.bhs[2] != 0 {
 		t.Errorf("logout: response %d", p.bhs[2])
+	}
+	if in, out := provider.Seen(); len(in) != 1 || !slices.Equal(in, out) {
+		t.Errorf("logged in %d, logged out %d", in, out)
 	}
 	if _, err := c.recv(); err == nil {
 		t.Error("the connection survived the logout")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,11 +28,12 @@ type Provider struct {
 	// AbortHook, if set, is called for every abort and reset; the answer waits for done.
 	AbortHook func(what string, done func(error))
 
-	mu       sync.Mutex
-	barred   []uint64
-	sessions map[*iscsi.Session]bool
-	opened   int
-	tick     atomic.Uint64
+	mu        sync.Mutex
+	barred    []uint64
+	loggedOut []uint64
+	sessions  map[*iscsi.Session]bool
+	opened    int
+	tick      atomic.Uint64
 }
 
 // Tick moves the clock of Stamps; it only moves so.
@@ -42,6 +44,13 @@ func (p *Provider) Sessions() (open, ever int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.sessions), p.opened
+}
+
+// Seen gives the connections that were barred for, by their logins, and those whose sessions have logged out.
+func (p *Provider) Seen() (barred, loggedOut []uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.barred), slices.Clone(p.loggedOut)
 }
 
 // Targets lists all targets.
@@ -116,6 +125,12 @@ func (t *target) Bar(_ context.Context, _ reserve.NexusID, conn uint64) error {
 	defer t.p.mu.Unlock()
 	t.p.barred = append(t.p.barred, conn)
 	return nil
+}
+
+func (t *target) Logout(_ context.Context, _ reserve.NexusID, conn uint64) {
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	t.p.loggedOut = append(t.p.loggedOut, conn)
 }
 
 func (t *target) hook(what string, done func(error)) {
