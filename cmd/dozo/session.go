@@ -11,7 +11,7 @@ import (
 
 func newSession(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "session", Short: "Show and end the sessions of initiators"}
-	c.AddCommand(newSessionList(a), newSessionKill(a))
+	c.AddCommand(newSessionList(a), newSessionKill(a), newSessionAccept(a))
 	return c
 }
 

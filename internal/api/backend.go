@@ -62,6 +62,8 @@ type Sessions interface {
 	// ListSessions also names the access servers that could not be asked.
 	ListSessions(ctx context.Context, req *dozov1.ListSessionsRequest) (sessions []*dozov1.Session, unheard []string, err error)
 	KillSession(ctx context.Context, req *dozov1.KillSessionRequest) (*dozov1.Session, error)
+	// AcceptSessions gives the ports that may go on, or the first of them.
+	AcceptSessions(ctx context.Context, req *dozov1.AcceptSessionsRequest) ([]*dozov1.Port, error)
 }
 
 // Nodes is behind NodeService.

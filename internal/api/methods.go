@@ -33,8 +33,9 @@ var methods = map[string]permission{
 	dozov1connect.HostServiceSetChapProcedure: {need: pki.RoleOperator, action: "host.set-chap"},
 	dozov1connect.HostServiceDeleteProcedure:  {need: pki.RoleOperator, action: "host.delete"},
 
-	dozov1connect.SessionServiceListProcedure: {need: pki.RoleViewer},
-	dozov1connect.SessionServiceKillProcedure: {need: pki.RoleOperator, action: "session.kill"},
+	dozov1connect.SessionServiceListProcedure:   {need: pki.RoleViewer},
+	dozov1connect.SessionServiceKillProcedure:   {need: pki.RoleOperator, action: "session.kill"},
+	dozov1connect.SessionServiceAcceptProcedure: {need: pki.RoleOperator, action: "session.accept"},
 
 	dozov1connect.NodeServiceListProcedure:        {need: pki.RoleViewer},
 	dozov1connect.NodeServiceCreateTokenProcedure: {need: pki.RoleAdmin, action: "node.create-token"},

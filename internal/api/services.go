@@ -82,6 +82,11 @@ func (s sessionService) Kill(ctx context.Context, req *dozov1.KillSessionRequest
 	return &dozov1.KillSessionResponse{Session: k}, err
 }
 
+func (s sessionService) Accept(ctx context.Context, req *dozov1.AcceptSessionsRequest) (*dozov1.AcceptSessionsResponse, error) {
+	p, err := s.b.AcceptSessions(ctx, req)
+	return &dozov1.AcceptSessionsResponse{Ports: p}, err
+}
+
 type nodeService struct{ b Backend }
 
 func (s nodeService) List(ctx context.Context, req *dozov1.ListNodesRequest) (*dozov1.ListNodesResponse, error) {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -76,6 +77,8 @@ func validate(msg proto.Message) error {
 		return errors.Join(tenant(&m.Tenant), checkOptional("volume", m.GetVolume()), checkOptional("host", m.GetHost()), checkOptional("node", m.GetNode()))
 	case *dozov1.KillSessionRequest:
 		return checkText("id", m.GetId())
+	case *dozov1.AcceptSessionsRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptionalText("initiator_name", m.GetInitiatorName()), checkISID(m.GetIsid()))
 	case *dozov1.ListNodesRequest:
 		return checkOptional("site", m.GetSite())
 	case *dozov1.CreateJoinTokenRequest:
@@ -389,4 +392,11 @@ func checkOptionalText(field, text string) error {
 		return nil
 	}
 	return checkText(field, text)
+}
+
+func checkISID(text string) error {
+	if b, err := hex.DecodeString(text); text != "" && (err != nil || len(b) != 6) {
+		return invalid("isid %q: want 12 hexadecimal digits", text)
+	}
+	return nil
 }

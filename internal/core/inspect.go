@@ -247,6 +247,14 @@ func (p *inspector) body(rec *journal.Record, b []byte) (text string, err error)
 		if retired, err = journal.DecodeRetired(b); err == nil {
 			text = fmt.Sprintf("%d segments: %v", len(retired), retired)
 		}
+	case journal.KindAttach:
+		var changes []journal.PortChange
+		if changes, err = journal.DecodePortChanges(b); err == nil {
+			for i := range changes {
+				c := &changes[i]
+				text += fmt.Sprintf("[%s %s %x by portal group %d] ", c.Op, c.Port.Name, c.Port.ISID, c.Group)
+			}
+		}
 	case journal.KindPart:
 		if p.o.Part != nil {
 			var part strings.Builder

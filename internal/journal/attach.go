@@ -31,6 +31,15 @@ const (
 	PortAccept PortOp = 3 // an operator says that it may go on
 )
 
+var portOpNames = [...]string{"?", "attach", "detach", "accept"}
+
+func (o PortOp) String() string {
+	if int(o) < len(portOpNames) {
+		return portOpNames[o]
+	}
+	return "?"
+}
+
 // PortChange is one change of the attachments.
 type PortChange struct {
 	Op      PortOp

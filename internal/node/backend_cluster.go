@@ -179,6 +179,10 @@ func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState,
 	out := &dozov1.VolumeStatus{Id: d.Id, Tenant: d.Tenant, Name: d.Name, State: d.State, Owner: d.Owner, OwnerSite: d.OwnerSite, Epoch: d.Epoch, Protection: d.Protection}
 	if st != nil && st.Recovering == 0 {
 		out.CommitSeq, out.StableSeq = uint64(st.Commit.Seq), uint64(st.Stable.Seq)
+		out.PortsAttached, out.PortsRefused = st.Attached, st.Barred
+		for _, p := range st.Ports {
+			out.Refused = append(out.Refused, portMessage(p))
+		}
 		out.Unproven, out.LostRecords, out.ForkSegments, out.ForkBytes = st.Unproven, st.Lost, uint64(st.Forks), st.ForkBytes
 		out.SegmentsDegraded, out.DegradedBytes = uint64(st.Degraded), st.DegradedBytes
 		out.Copies = b.copies(state, st)
@@ -232,6 +236,9 @@ func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []*dozo
 	}
 	if s.LostRecords > 0 {
 		add(severityWarning, problemUnproven, "%d acknowledged records are lost since the takeover at epoch %s", s.LostRecords, s.Epoch)
+	}
+	if s.PortsRefused > 0 {
+		add(severityCritical, problemUnproven, "%d initiator ports get errors since a takeover that could not prove that nothing is missing: until they log out, or `dozo session accept`", s.PortsRefused)
 	}
 	if s.ForkSegments > 0 {
 		add(severityWarning, problemVolumeDiverged, "%d segments, %s, have records that are not of the history which is served: they are kept", s.ForkSegments, size.Format(s.ForkBytes))

@@ -19,6 +19,7 @@ import (
 	"dozo/internal/api/dozov1"
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/wire"
 )
 
 // sessionID names a session in the cluster while it lasts: its node, its TSIH there, and when it began, since
@@ -168,6 +169,43 @@ func (b *backend) KillSession(ctx context.Context, req *dozov1.KillSessionReques
 		return err
 	})
 	return out, err
+}
+
+func portMessage(p wire.PortName) *dozov1.Port {
+	return &dozov1.Port{InitiatorName: p.Initiator, Isid: hex.EncodeToString(p.ISID[:])}
+}
+
+// AcceptSessions implements api.Sessions: the owner records it.
+func (b *backend) AcceptSessions(ctx context.Context, req *dozov1.AcceptSessionsRequest) (out []*dozov1.Port, err error) {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	m := &wire.Bar{Kind: wire.BarAccept, Journal: v.ID, Nexus: wire.Nexus{Initiator: req.InitiatorName}}
+	if isid, err := hex.DecodeString(req.Isid); err == nil { // looked at before
+		copy(m.Nexus.ISID[:], isid)
+	}
+	all, _ := b.ownerStatus(ctx, v.ID)
+	st, ok := all[v.ID]
+	if !ok {
+		return nil, fmt.Errorf("the owner of volume %s does not answer: %w", v.Name, api.ErrUnavailable)
+	}
+	for _, p := range st.Ports {
+		if (req.InitiatorName == "" || req.InitiatorName == p.Initiator) && (req.Isid == "" || m.Nexus.ISID == p.ISID) {
+			out = append(out, portMessage(p))
+		}
+	}
+	if st.Owner == b.n.cfg.Node {
+		_, err = b.n.access.Bar(ctx, m)
+	} else if p, ok := b.n.accessPeer(st.Owner); ok {
+		_, err = p.Bar(ctx, m)
+	} else {
+		err = api.ErrUnavailable
+	}
+	if err != nil {
+		return nil, fmt.Errorf("accept the ports of volume %s at %s: %w", v.Name, st.Owner, err)
+	}
+	return out, nil
 }
 
 // sessionsOf lists the sessions of one volume at all access servers, and those that could not be asked.

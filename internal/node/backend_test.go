@@ -396,6 +396,7 @@ func TestProblems(t *testing.T) {
 		{"lag of a burst", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "behind", LagSeconds: 2}}}, &wire.JournalStatus{}), nil, healthOK},
 		{"lag", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "behind", LagSeconds: 60}}}, &wire.JournalStatus{}), []string{problemVolumeBehind}, healthDegraded},
 		{"loss", volumeProblems(&dozov1.VolumeStatus{State: "serving", LostRecords: 3}, &wire.JournalStatus{}), []string{problemUnproven}, healthDegraded},
+		{"ports refused", volumeProblems(&dozov1.VolumeStatus{State: "serving", PortsRefused: 2}, &wire.JournalStatus{}), []string{problemUnproven}, healthCritical},
 		{"fork", volumeProblems(&dozov1.VolumeStatus{State: "serving", ForkSegments: 1, ForkBytes: 9}, &wire.JournalStatus{}), []string{problemVolumeDiverged}, healthDegraded},
 		{"site away", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "away"}}}, &wire.JournalStatus{}), []string{problemVolumeBehind}, healthDegraded},
 	} {

@@ -314,6 +314,13 @@ func TestCluster(t *testing.T) {
 		!strings.Contains(err.Error(), initiator.DefaultInitiatorName) {
 		t.Errorf("deleting a volume in use: %v", err)
 	}
+	// Nobody is refused; n1 asks the owner, wherever that is, and the log has it.
+	if r, err := c1.Sessions.Accept(ctx, &dozov1.AcceptSessionsRequest{Volume: "web1"}); err != nil || len(r.Ports) != 0 {
+		t.Errorf("accept: %v, %v", r, err)
+	}
+	if _, err := c1.Sessions.Accept(ctx, &dozov1.AcceptSessionsRequest{Volume: "web1", Isid: "12"}); api.Reason(err) != "INVALID" {
+		t.Errorf("accept of half an ISID: %v", err)
+	}
 	deleteWithForce(t, ctx, c1, n1, n2)
 	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); err != nil {
 		t.Fatal(err)
@@ -435,7 +442,8 @@ func checkEvents(t *testing.T, ctx context.Context, c *api.Client, session strin
 		t.Fatal(err)
 	}
 	for _, want := range []string{"host.create host/default/hv1", "volume.create volume/default/web1", "volume.delete volume/default/web1",
-		"volume.forget volume/default/web1", "certificate.issue node/n1", "certificate.issue node/w", "session.kill session/" + session} {
+		"volume.forget volume/default/web1", "certificate.issue node/n1", "certificate.issue node/w", "session.kill session/" + session,
+		"session.accept volume/default/web1"} {
 		if seen[want] != 1 {
 			t.Errorf("%d events %q in %v", seen[want], want, seen)
 		}

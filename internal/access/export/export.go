@@ -275,6 +275,9 @@ func (t *targetOf) Bar(ctx context.Context, nexus reserve.NexusID, conn uint64) 
 // Logout implements iscsi.Target: the owner forgets that the port is attached (rule R11). Where it can't be told in
 // time the port stays attached, which after a takeover that is not proven means one error too many.
 func (t *targetOf) Logout(ctx context.Context, nexus reserve.NexusID, conn uint64) {
+	if spec, ok := t.session.exp.ctl.Volume(t.v.ID()); !ok || spec.Deleted != nil {
+		return // nobody will ever ask
+	}
 	_ = t.v.Bar(ctx, &wire.Bar{Kind: wire.BarLogout, Nexus: newNexus(nexus), Session: conn})
 }
 

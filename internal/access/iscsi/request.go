@@ -122,7 +122,7 @@ func (c *conn) logout(h *header) error {
 }
 
 // logoutTold bounds how long a logout waits until what is behind the target knows of it.
-const logoutTold = 3 * time.Second
+const logoutTold = 2 * time.Second
 
 // askLogout sends asynchronous message 1 and ends the connection if nothing follows.
 func (c *conn) askLogout(within time.Duration) {

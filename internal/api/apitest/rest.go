@@ -127,6 +127,17 @@ func (b *Backend) KillSession(_ context.Context, req *dozov1.KillSessionRequest)
 	return nil, fmt.Errorf("session %s: %w", req.GetId(), control.ErrNotFound)
 }
 
+// AcceptSessions implements api.Sessions.
+func (b *Backend) AcceptSessions(ctx context.Context, req *dozov1.AcceptSessionsRequest) ([]*dozov1.Port, error) {
+	if err := b.enter("AcceptSessions"); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.eventLocked(ctx, "session.accept", "volume/"+req.GetTenant()+"/"+req.GetVolume())
+	return []*dozov1.Port{{InitiatorName: req.GetInitiatorName(), Isid: req.GetIsid()}}, nil
+}
+
 // ListNodes implements api.Nodes.
 func (b *Backend) ListNodes(_ context.Context, req *dozov1.ListNodesRequest) ([]*dozov1.Node, error) {
 	if err := b.enter("ListNodes"); err != nil {

@@ -129,8 +129,14 @@ type VolumeStatus struct {
 	// Acknowledged records that it knows to be lost.
 	LostRecords uint64 `protobuf:"varint,15,opt,name=lost_records,json=lostRecords,proto3" json:"lost_records,omitempty"`
 	// Segments with records that are not of the history which is served. They are kept.
-	ForkSegments  uint64 `protobuf:"varint,16,opt,name=fork_segments,json=forkSegments,proto3" json:"fork_segments,omitempty"`
-	ForkBytes     uint64 `protobuf:"varint,17,opt,name=fork_bytes,json=forkBytes,proto3" json:"fork_bytes,omitempty"`
+	ForkSegments uint64 `protobuf:"varint,16,opt,name=fork_segments,json=forkSegments,proto3" json:"fork_segments,omitempty"`
+	ForkBytes    uint64 `protobuf:"varint,17,opt,name=fork_bytes,json=forkBytes,proto3" json:"fork_bytes,omitempty"`
+	// Initiator ports that have the volume: those that have not logged out.
+	PortsAttached uint32 `protobuf:"varint,18,opt,name=ports_attached,json=portsAttached,proto3" json:"ports_attached,omitempty"`
+	// Of them, those that get errors since a takeover that was not proven, until they log out or are accepted.
+	PortsRefused uint32 `protobuf:"varint,19,opt,name=ports_refused,json=portsRefused,proto3" json:"ports_refused,omitempty"`
+	// The first of those, at most 64.
+	Refused       []*Port `protobuf:"bytes,20,rep,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -282,6 +288,27 @@ func (x *VolumeStatus) GetForkBytes() uint64 {
 		return x.ForkBytes
 	}
 	return 0
+}
+
+func (x *VolumeStatus) GetPortsAttached() uint32 {
+	if x != nil {
+		return x.PortsAttached
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetPortsRefused() uint32 {
+	if x != nil {
+		return x.PortsRefused
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetRefused() []*Port {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
 }
 
 // ControlStatus is how the control store is, as the answering node sees it.
@@ -1189,7 +1216,7 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x8b\x04\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x80\x05\n" +
 	"\fVolumeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -1214,7 +1241,10 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\flost_records\x18\x0f \x01(\x04R\vlostRecords\x12#\n" +
 	"\rfork_segments\x18\x10 \x01(\x04R\fforkSegments\x12\x1d\n" +
 	"\n" +
-	"fork_bytes\x18\x11 \x01(\x04R\tforkBytes\"\x93\x01\n" +
+	"fork_bytes\x18\x11 \x01(\x04R\tforkBytes\x12%\n" +
+	"\x0eports_attached\x18\x12 \x01(\rR\rportsAttached\x12#\n" +
+	"\rports_refused\x18\x13 \x01(\rR\fportsRefused\x12'\n" +
+	"\arefused\x18\x14 \x03(\v2\r.dozo.v1.PortR\arefused\"\x93\x01\n" +
 	"\rControlStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
@@ -1321,40 +1351,42 @@ var file_dozo_v1_cluster_proto_goTypes = []any{
 	(*RevokeTokenResponse)(nil),   // 15: dozo.v1.RevokeTokenResponse
 	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 	(*SiteCopy)(nil),              // 17: dozo.v1.SiteCopy
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*Port)(nil),                  // 18: dozo.v1.Port
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_dozo_v1_cluster_proto_depIdxs = []int32{
 	16, // 0: dozo.v1.Problem.since:type_name -> google.protobuf.Timestamp
 	17, // 1: dozo.v1.VolumeStatus.copies:type_name -> dozo.v1.SiteCopy
-	16, // 2: dozo.v1.ControlStatus.since:type_name -> google.protobuf.Timestamp
-	0,  // 3: dozo.v1.StatusResponse.problems:type_name -> dozo.v1.Problem
-	2,  // 4: dozo.v1.StatusResponse.control:type_name -> dozo.v1.ControlStatus
-	1,  // 5: dozo.v1.StatusResponse.volumes:type_name -> dozo.v1.VolumeStatus
-	16, // 6: dozo.v1.StatusResponse.time:type_name -> google.protobuf.Timestamp
-	16, // 7: dozo.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
-	16, // 8: dozo.v1.Event.time:type_name -> google.protobuf.Timestamp
-	16, // 9: dozo.v1.Token.created:type_name -> google.protobuf.Timestamp
-	16, // 10: dozo.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	18, // 11: dozo.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	9,  // 12: dozo.v1.CreateTokenResponse.token:type_name -> dozo.v1.Token
-	9,  // 13: dozo.v1.ListTokensResponse.tokens:type_name -> dozo.v1.Token
-	3,  // 14: dozo.v1.ClusterService.Status:input_type -> dozo.v1.StatusRequest
-	5,  // 15: dozo.v1.ClusterService.Events:input_type -> dozo.v1.EventsRequest
-	7,  // 16: dozo.v1.ClusterService.Version:input_type -> dozo.v1.VersionRequest
-	10, // 17: dozo.v1.ClusterService.CreateToken:input_type -> dozo.v1.CreateTokenRequest
-	12, // 18: dozo.v1.ClusterService.ListTokens:input_type -> dozo.v1.ListTokensRequest
-	14, // 19: dozo.v1.ClusterService.RevokeToken:input_type -> dozo.v1.RevokeTokenRequest
-	4,  // 20: dozo.v1.ClusterService.Status:output_type -> dozo.v1.StatusResponse
-	6,  // 21: dozo.v1.ClusterService.Events:output_type -> dozo.v1.Event
-	8,  // 22: dozo.v1.ClusterService.Version:output_type -> dozo.v1.VersionResponse
-	11, // 23: dozo.v1.ClusterService.CreateToken:output_type -> dozo.v1.CreateTokenResponse
-	13, // 24: dozo.v1.ClusterService.ListTokens:output_type -> dozo.v1.ListTokensResponse
-	15, // 25: dozo.v1.ClusterService.RevokeToken:output_type -> dozo.v1.RevokeTokenResponse
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	18, // 2: dozo.v1.VolumeStatus.refused:type_name -> dozo.v1.Port
+	16, // 3: dozo.v1.ControlStatus.since:type_name -> google.protobuf.Timestamp
+	0,  // 4: dozo.v1.StatusResponse.problems:type_name -> dozo.v1.Problem
+	2,  // 5: dozo.v1.StatusResponse.control:type_name -> dozo.v1.ControlStatus
+	1,  // 6: dozo.v1.StatusResponse.volumes:type_name -> dozo.v1.VolumeStatus
+	16, // 7: dozo.v1.StatusResponse.time:type_name -> google.protobuf.Timestamp
+	16, // 8: dozo.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
+	16, // 9: dozo.v1.Event.time:type_name -> google.protobuf.Timestamp
+	16, // 10: dozo.v1.Token.created:type_name -> google.protobuf.Timestamp
+	16, // 11: dozo.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	19, // 12: dozo.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	9,  // 13: dozo.v1.CreateTokenResponse.token:type_name -> dozo.v1.Token
+	9,  // 14: dozo.v1.ListTokensResponse.tokens:type_name -> dozo.v1.Token
+	3,  // 15: dozo.v1.ClusterService.Status:input_type -> dozo.v1.StatusRequest
+	5,  // 16: dozo.v1.ClusterService.Events:input_type -> dozo.v1.EventsRequest
+	7,  // 17: dozo.v1.ClusterService.Version:input_type -> dozo.v1.VersionRequest
+	10, // 18: dozo.v1.ClusterService.CreateToken:input_type -> dozo.v1.CreateTokenRequest
+	12, // 19: dozo.v1.ClusterService.ListTokens:input_type -> dozo.v1.ListTokensRequest
+	14, // 20: dozo.v1.ClusterService.RevokeToken:input_type -> dozo.v1.RevokeTokenRequest
+	4,  // 21: dozo.v1.ClusterService.Status:output_type -> dozo.v1.StatusResponse
+	6,  // 22: dozo.v1.ClusterService.Events:output_type -> dozo.v1.Event
+	8,  // 23: dozo.v1.ClusterService.Version:output_type -> dozo.v1.VersionResponse
+	11, // 24: dozo.v1.ClusterService.CreateToken:output_type -> dozo.v1.CreateTokenResponse
+	13, // 25: dozo.v1.ClusterService.ListTokens:output_type -> dozo.v1.ListTokensResponse
+	15, // 26: dozo.v1.ClusterService.RevokeToken:output_type -> dozo.v1.RevokeTokenResponse
+	21, // [21:27] is the sub-list for method output_type
+	15, // [15:21] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_cluster_proto_init() }

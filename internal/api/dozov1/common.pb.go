@@ -150,6 +150,60 @@ func (x *Position) GetHash() string {
 	return ""
 }
 
+// Port names an initiator port.
+type Port struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	InitiatorName string                 `protobuf:"bytes,1,opt,name=initiator_name,json=initiatorName,proto3" json:"initiator_name,omitempty"`
+	// 12 hexadecimal digits.
+	Isid          string `protobuf:"bytes,2,opt,name=isid,proto3" json:"isid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Port) Reset() {
+	*x = Port{}
+	mi := &file_dozo_v1_common_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Port) ProtoMessage() {}
+
+func (x *Port) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_common_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Port.ProtoReflect.Descriptor instead.
+func (*Port) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_common_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Port) GetInitiatorName() string {
+	if x != nil {
+		return x.InitiatorName
+	}
+	return ""
+}
+
+func (x *Port) GetIsid() string {
+	if x != nil {
+		return x.Isid
+	}
+	return ""
+}
+
 // SiteCopy is how far the copy of a volume at one site reaches.
 type SiteCopy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -174,7 +228,7 @@ type SiteCopy struct {
 
 func (x *SiteCopy) Reset() {
 	*x = SiteCopy{}
-	mi := &file_dozo_v1_common_proto_msgTypes[2]
+	mi := &file_dozo_v1_common_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +240,7 @@ func (x *SiteCopy) String() string {
 func (*SiteCopy) ProtoMessage() {}
 
 func (x *SiteCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_common_proto_msgTypes[2]
+	mi := &file_dozo_v1_common_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +253,7 @@ func (x *SiteCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteCopy.ProtoReflect.Descriptor instead.
 func (*SiteCopy) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_common_proto_rawDescGZIP(), []int{2}
+	return file_dozo_v1_common_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SiteCopy) GetSite() string {
@@ -262,7 +316,10 @@ const file_dozo_v1_common_proto_rawDesc = "" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04hash\x18\x03 \x01(\tR\x04hash\"\xf2\x01\n" +
+	"\x04hash\x18\x03 \x01(\tR\x04hash\"A\n" +
+	"\x04Port\x12%\n" +
+	"\x0einitiator_name\x18\x01 \x01(\tR\rinitiatorName\x12\x12\n" +
+	"\x04isid\x18\x02 \x01(\tR\x04isid\"\xf2\x01\n" +
 	"\bSiteCopy\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12#\n" +
@@ -286,15 +343,16 @@ func file_dozo_v1_common_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_common_proto_rawDescData
 }
 
-var file_dozo_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_dozo_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_dozo_v1_common_proto_goTypes = []any{
 	(*ErrorInfo)(nil),             // 0: dozo.v1.ErrorInfo
 	(*Position)(nil),              // 1: dozo.v1.Position
-	(*SiteCopy)(nil),              // 2: dozo.v1.SiteCopy
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*Port)(nil),                  // 2: dozo.v1.Port
+	(*SiteCopy)(nil),              // 3: dozo.v1.SiteCopy
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
 }
 var file_dozo_v1_common_proto_depIdxs = []int32{
-	3, // 0: dozo.v1.SiteCopy.confirmed:type_name -> google.protobuf.Timestamp
+	4, // 0: dozo.v1.SiteCopy.confirmed:type_name -> google.protobuf.Timestamp
 	1, // [1:1] is the sub-list for method output_type
 	1, // [1:1] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
@@ -313,7 +371,7 @@ func file_dozo_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_common_proto_rawDesc), len(file_dozo_v1_common_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

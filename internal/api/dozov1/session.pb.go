@@ -447,11 +447,127 @@ func (x *KillSessionResponse) GetSession() *Session {
 	return nil
 }
 
+type AcceptSessionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or ID of a volume.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Only ports of this initiator; empty: of all.
+	InitiatorName string `protobuf:"bytes,3,opt,name=initiator_name,json=initiatorName,proto3" json:"initiator_name,omitempty"`
+	// Only this port, 12 hexadecimal digits; empty: all.
+	Isid          string `protobuf:"bytes,4,opt,name=isid,proto3" json:"isid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptSessionsRequest) Reset() {
+	*x = AcceptSessionsRequest{}
+	mi := &file_dozo_v1_session_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptSessionsRequest) ProtoMessage() {}
+
+func (x *AcceptSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_session_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptSessionsRequest.ProtoReflect.Descriptor instead.
+func (*AcceptSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_session_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AcceptSessionsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *AcceptSessionsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AcceptSessionsRequest) GetInitiatorName() string {
+	if x != nil {
+		return x.InitiatorName
+	}
+	return ""
+}
+
+func (x *AcceptSessionsRequest) GetIsid() string {
+	if x != nil {
+		return x.Isid
+	}
+	return ""
+}
+
+type AcceptSessionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those that may go on, at most the first 64.
+	Ports         []*Port `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptSessionsResponse) Reset() {
+	*x = AcceptSessionsResponse{}
+	mi := &file_dozo_v1_session_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptSessionsResponse) ProtoMessage() {}
+
+func (x *AcceptSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_session_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptSessionsResponse.ProtoReflect.Descriptor instead.
+func (*AcceptSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_session_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AcceptSessionsResponse) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 var File_dozo_v1_session_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x15dozo/v1/session.proto\x12\adozo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x04\n" +
+	"\x15dozo/v1/session.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x04\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -489,10 +605,18 @@ const file_dozo_v1_session_proto_rawDesc = "" +
 	"\x12KillSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"A\n" +
 	"\x13KillSessionResponse\x12*\n" +
-	"\asession\x18\x01 \x01(\v2\x10.dozo.v1.SessionR\asession2\x9f\x01\n" +
+	"\asession\x18\x01 \x01(\v2\x10.dozo.v1.SessionR\asession\"\x82\x01\n" +
+	"\x15AcceptSessionsRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12%\n" +
+	"\x0einitiator_name\x18\x03 \x01(\tR\rinitiatorName\x12\x12\n" +
+	"\x04isid\x18\x04 \x01(\tR\x04isid\"=\n" +
+	"\x16AcceptSessionsResponse\x12#\n" +
+	"\x05ports\x18\x01 \x03(\v2\r.dozo.v1.PortR\x05ports2\xec\x01\n" +
 	"\x0eSessionService\x12H\n" +
 	"\x04List\x12\x1c.dozo.v1.ListSessionsRequest\x1a\x1d.dozo.v1.ListSessionsResponse\"\x03\x90\x02\x01\x12C\n" +
-	"\x04Kill\x12\x1b.dozo.v1.KillSessionRequest\x1a\x1c.dozo.v1.KillSessionResponse\"\x00B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
+	"\x04Kill\x12\x1b.dozo.v1.KillSessionRequest\x1a\x1c.dozo.v1.KillSessionResponse\"\x00\x12K\n" +
+	"\x06Accept\x12\x1e.dozo.v1.AcceptSessionsRequest\x1a\x1f.dozo.v1.AcceptSessionsResponse\"\x00B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
 var (
 	file_dozo_v1_session_proto_rawDescOnce sync.Once
@@ -506,28 +630,34 @@ func file_dozo_v1_session_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_session_proto_rawDescData
 }
 
-var file_dozo_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_dozo_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_dozo_v1_session_proto_goTypes = []any{
-	(*Session)(nil),               // 0: dozo.v1.Session
-	(*ListSessionsRequest)(nil),   // 1: dozo.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 2: dozo.v1.ListSessionsResponse
-	(*KillSessionRequest)(nil),    // 3: dozo.v1.KillSessionRequest
-	(*KillSessionResponse)(nil),   // 4: dozo.v1.KillSessionResponse
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*Session)(nil),                // 0: dozo.v1.Session
+	(*ListSessionsRequest)(nil),    // 1: dozo.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),   // 2: dozo.v1.ListSessionsResponse
+	(*KillSessionRequest)(nil),     // 3: dozo.v1.KillSessionRequest
+	(*KillSessionResponse)(nil),    // 4: dozo.v1.KillSessionResponse
+	(*AcceptSessionsRequest)(nil),  // 5: dozo.v1.AcceptSessionsRequest
+	(*AcceptSessionsResponse)(nil), // 6: dozo.v1.AcceptSessionsResponse
+	(*timestamppb.Timestamp)(nil),  // 7: google.protobuf.Timestamp
+	(*Port)(nil),                   // 8: dozo.v1.Port
 }
 var file_dozo_v1_session_proto_depIdxs = []int32{
-	5, // 0: dozo.v1.Session.established:type_name -> google.protobuf.Timestamp
+	7, // 0: dozo.v1.Session.established:type_name -> google.protobuf.Timestamp
 	0, // 1: dozo.v1.ListSessionsResponse.sessions:type_name -> dozo.v1.Session
 	0, // 2: dozo.v1.KillSessionResponse.session:type_name -> dozo.v1.Session
-	1, // 3: dozo.v1.SessionService.List:input_type -> dozo.v1.ListSessionsRequest
-	3, // 4: dozo.v1.SessionService.Kill:input_type -> dozo.v1.KillSessionRequest
-	2, // 5: dozo.v1.SessionService.List:output_type -> dozo.v1.ListSessionsResponse
-	4, // 6: dozo.v1.SessionService.Kill:output_type -> dozo.v1.KillSessionResponse
-	5, // [5:7] is the sub-list for method output_type
-	3, // [3:5] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	8, // 3: dozo.v1.AcceptSessionsResponse.ports:type_name -> dozo.v1.Port
+	1, // 4: dozo.v1.SessionService.List:input_type -> dozo.v1.ListSessionsRequest
+	3, // 5: dozo.v1.SessionService.Kill:input_type -> dozo.v1.KillSessionRequest
+	5, // 6: dozo.v1.SessionService.Accept:input_type -> dozo.v1.AcceptSessionsRequest
+	2, // 7: dozo.v1.SessionService.List:output_type -> dozo.v1.ListSessionsResponse
+	4, // 8: dozo.v1.SessionService.Kill:output_type -> dozo.v1.KillSessionResponse
+	6, // 9: dozo.v1.SessionService.Accept:output_type -> dozo.v1.AcceptSessionsResponse
+	7, // [7:10] is the sub-list for method output_type
+	4, // [4:7] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_session_proto_init() }
@@ -535,13 +665,14 @@ func file_dozo_v1_session_proto_init() {
 	if File_dozo_v1_session_proto != nil {
 		return
 	}
+	file_dozo_v1_common_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_session_proto_rawDesc), len(file_dozo_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

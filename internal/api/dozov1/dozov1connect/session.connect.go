@@ -37,6 +37,8 @@ const (
 	SessionServiceListProcedure = "/dozo.v1.SessionService/List"
 	// SessionServiceKillProcedure is the fully-qualified name of the SessionService's Kill RPC.
 	SessionServiceKillProcedure = "/dozo.v1.SessionService/Kill"
+	// SessionServiceAcceptProcedure is the fully-qualified name of the SessionService's Accept RPC.
+	SessionServiceAcceptProcedure = "/dozo.v1.SessionService/Accept"
 )
 
 // SessionServiceClient is a client for the dozo.v1.SessionService service.
@@ -45,6 +47,9 @@ type SessionServiceClient interface {
 	List(context.Context, *dozov1.ListSessionsRequest) (*dozov1.ListSessionsResponse, error)
 	// Kill ends a session: its connections are closed, and the initiator may log in again. Needs role operator.
 	Kill(context.Context, *dozov1.KillSessionRequest) (*dozov1.KillSessionResponse, error)
+	// Accept lets initiator ports go on that get errors since a takeover which could not prove that nothing is missing.
+	// Needs role operator.
+	Accept(context.Context, *dozov1.AcceptSessionsRequest) (*dozov1.AcceptSessionsResponse, error)
 }
 
 // NewSessionServiceClient constructs a client for the dozo.v1.SessionService service. By default,
@@ -71,13 +76,20 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sessionServiceMethods.ByName("Kill")),
 			connect.WithClientOptions(opts...),
 		),
+		accept: connect.NewClient[dozov1.AcceptSessionsRequest, dozov1.AcceptSessionsResponse](
+			httpClient,
+			baseURL+SessionServiceAcceptProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("Accept")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // sessionServiceClient implements SessionServiceClient.
 type sessionServiceClient struct {
-	list *connect.Client[dozov1.ListSessionsRequest, dozov1.ListSessionsResponse]
-	kill *connect.Client[dozov1.KillSessionRequest, dozov1.KillSessionResponse]
+	list   *connect.Client[dozov1.ListSessionsRequest, dozov1.ListSessionsResponse]
+	kill   *connect.Client[dozov1.KillSessionRequest, dozov1.KillSessionResponse]
+	accept *connect.Client[dozov1.AcceptSessionsRequest, dozov1.AcceptSessionsResponse]
 }
 
 // List calls dozo.v1.SessionService.List.
@@ -98,12 +110,24 @@ func (c *sessionServiceClient) Kill(ctx context.Context, req *dozov1.KillSession
 	return nil, err
 }
 
+// Accept calls dozo.v1.SessionService.Accept.
+func (c *sessionServiceClient) Accept(ctx context.Context, req *dozov1.AcceptSessionsRequest) (*dozov1.AcceptSessionsResponse, error) {
+	response, err := c.accept.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // SessionServiceHandler is an implementation of the dozo.v1.SessionService service.
 type SessionServiceHandler interface {
 	// List gives the sessions of all access servers. Needs role viewer.
 	List(context.Context, *dozov1.ListSessionsRequest) (*dozov1.ListSessionsResponse, error)
 	// Kill ends a session: its connections are closed, and the initiator may log in again. Needs role operator.
 	Kill(context.Context, *dozov1.KillSessionRequest) (*dozov1.KillSessionResponse, error)
+	// Accept lets initiator ports go on that get errors since a takeover which could not prove that nothing is missing.
+	// Needs role operator.
+	Accept(context.Context, *dozov1.AcceptSessionsRequest) (*dozov1.AcceptSessionsResponse, error)
 }
 
 // NewSessionServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -126,12 +150,20 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sessionServiceMethods.ByName("Kill")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sessionServiceAcceptHandler := connect.NewUnaryHandlerSimple(
+		SessionServiceAcceptProcedure,
+		svc.Accept,
+		connect.WithSchema(sessionServiceMethods.ByName("Accept")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/dozo.v1.SessionService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case SessionServiceListProcedure:
 			sessionServiceListHandler.ServeHTTP(w, r)
 		case SessionServiceKillProcedure:
 			sessionServiceKillHandler.ServeHTTP(w, r)
+		case SessionServiceAcceptProcedure:
+			sessionServiceAcceptHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -147,4 +179,8 @@ func (UnimplementedSessionServiceHandler) List(context.Context, *dozov1.ListSess
 
 func (UnimplementedSessionServiceHandler) Kill(context.Context, *dozov1.KillSessionRequest) (*dozov1.KillSessionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.SessionService.Kill is not implemented"))
+}
+
+func (UnimplementedSessionServiceHandler) Accept(context.Context, *dozov1.AcceptSessionsRequest) (*dozov1.AcceptSessionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.SessionService.Accept is not implemented"))
 }
