@@ -20,8 +20,9 @@ func newVolumeDelete(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "delete NAME", Aliases: []string{"rm"}, Short: "Delete a volume and its data at all sites",
 		Long: `Delete a volume and its data at all sites. Its name is free at once; the data go in the background. A volume with open
-sessions is not deleted unless --force is given: then nobody can log in to it any more, and its sessions are ended at every
-access server.`,
+sessions is not deleted unless --force is given, nor one that may have some at an access server that can not be asked.
+With --force nobody can log in to it any more, and its sessions are ended at every access server, at one that is away when
+it is back.`,
 		Args: names("NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume = args[0]

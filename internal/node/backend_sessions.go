@@ -222,7 +222,7 @@ const describedMax = 5
 func describeSessions(list []*dozov1.Session) string {
 	var names []string
 	for _, s := range list[:min(len(list), describedMax)] {
-		names = append(names, fmt.Sprintf("session %s of %s from %s at %s", s.Id, s.InitiatorName, strings.Join(s.Peers, ", "), s.Node))
+		names = append(names, fmt.Sprintf("%s of %s from %s at %s", s.Id, s.InitiatorName, strings.Join(s.Peers, ", "), s.Node))
 	}
 	if n := len(list) - describedMax; n > 0 {
 		names = append(names, fmt.Sprintf("and %d more", n))

@@ -466,7 +466,7 @@ func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 		case err != nil:
 			return nil, err
 		case len(sessions) > 0:
-			return nil, fmt.Errorf("volume %s has %d open: %s; end them, or delete with force, which ends them: %w", v.Name, len(sessions), describeSessions(sessions), control.ErrInUse)
+			return nil, fmt.Errorf("volume %s has open sessions (%d): %s; end them, or delete with force, which ends them: %w", v.Name, len(sessions), describeSessions(sessions), control.ErrInUse)
 		case len(unheard) > 0:
 			return nil, fmt.Errorf("volume %s may have sessions at %s, which can not be asked; with force they are ended when it can be reached: %w",
 				v.Name, strings.Join(unheard, ", "), control.ErrInUse)

@@ -395,7 +395,7 @@ func deleteWithForce(t *testing.T, ctx context.Context, c *api.Client, nodes ...
 		defer s.Kill()
 		sessions = append(sessions, s)
 	}
-	if _, err := c.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "doomed"}); api.Reason(err) != "IN_USE" || !strings.Contains(err.Error(), "2 open") {
+	if _, err := c.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "doomed"}); api.Reason(err) != "IN_USE" || !strings.Contains(err.Error(), "open sessions (2)") {
 		t.Errorf("deleting a volume with two sessions: %v", err)
 	}
 	if _, err := c.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "doomed", Force: true}); err != nil {

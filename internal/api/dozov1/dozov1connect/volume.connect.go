@@ -66,8 +66,8 @@ type VolumeServiceClient interface {
 	Resize(context.Context, *dozov1.ResizeVolumeRequest) (*dozov1.ResizeVolumeResponse, error)
 	// Rename gives the volume another name; ID, journal and running sessions stay. Needs role operator.
 	Rename(context.Context, *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error)
-	// Delete removes the volume and frees its name. IN_USE while sessions are open, unless force is set. Needs
-	// role operator.
+	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
+	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
 	// Targets gives the addresses at which the volume is served: every portal of every access server, those of
 	// the preferred site first. Needs role viewer.
@@ -237,8 +237,8 @@ type VolumeServiceHandler interface {
 	Resize(context.Context, *dozov1.ResizeVolumeRequest) (*dozov1.ResizeVolumeResponse, error)
 	// Rename gives the volume another name; ID, journal and running sessions stay. Needs role operator.
 	Rename(context.Context, *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error)
-	// Delete removes the volume and frees its name. IN_USE while sessions are open, unless force is set. Needs
-	// role operator.
+	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
+	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
 	// Targets gives the addresses at which the volume is served: every portal of every access server, those of
 	// the preferred site first. Needs role viewer.
