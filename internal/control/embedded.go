@@ -42,7 +42,9 @@ type EmbeddedConfig struct {
 	Join      bool
 	ClusterID string // keeps voters of two clusters from talking to each other
 	TLS       pki.EtcdFiles
-	Log       *slog.Logger // default: nothing is logged
+	// Revoked, if not nil, ends what clients with a revoked certificate have under way; TLS.CRLFile is for new ones.
+	Revoked pki.Revoked
+	Log     *slog.Logger // default: nothing is logged
 
 	// Heartbeat and Election are the leader's rhythm and the silence after which a new one is elected. Defaults:
 	// 200 ms and 2 s, one and ten round trips of 200 ms, which suits distant sites; half of that where all voters
@@ -172,6 +174,9 @@ func (c EmbeddedConfig) etcd() (*embed.Config, error) {
 		SkipClientSANVerify: true,
 	}
 	cfg.PeerTLSInfo, cfg.ClientTLSInfo = tls, tls
+	if c.Revoked != nil {
+		cfg.GRPCAdditionalServerOptions = revokedGuard{c.Revoked}.options()
+	}
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(c.Log))
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("embedded control store %s: %w", c.Name, err)

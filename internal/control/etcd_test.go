@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -365,5 +366,34 @@ func TestEmbeddedRefuses(t *testing.T) {
 	defer cancel()
 	if _, err := StartEmbedded(ctx, cfg); err == nil || !strings.Contains(err.Error(), "no majority") {
 		t.Errorf("a voter without the others: %v", err)
+	}
+}
+
+// A client that is connected when its certificate is revoked can do nothing any more, and hears nothing any more; others
+// go on.
+func TestRevokedClientIsCutOff(t *testing.T) {
+	t.Parallel()
+	k := newVoterKit(t)
+	cfg := single(k.config(t, "v1"))
+	stolen := k.identity(t, "stolen", pki.RoleNode)
+	var revoked atomic.Pointer[string]
+	cfg.Revoked = func(serial string) bool { r := revoked.Load(); return r != nil && *r == serial }
+	start(t, cfg)
+	ctx := t.Context()
+	good := must(OpenEtcd(ctx, k.etcd(k.admin, cfg), Options{Log: testLog()}))(t)
+	defer good.Close()
+	bad := must(OpenEtcd(ctx, k.etcd(stolen, cfg), Options{Log: testLog()}))(t)
+	defer bad.Close()
+	a, _, _ := setup(t, good)
+	must(bad.CreateVolume(ctx, testVolume("v1"), []ident.SiteID{a.ID}))(t)
+	serial := stolen.Self().Serial
+	revoked.Store(&serial)
+	if _, err := bad.CreateVolume(ctx, testVolume("v2"), []ident.SiteID{a.ID}); err == nil || !strings.Contains(err.Error(), "was revoked") {
+		t.Errorf("a change with a revoked certificate: %v", err)
+	}
+	must(good.CreateVolume(ctx, testVolume("v3"), []ident.SiteID{a.ID}))(t)
+	must(good.CreateVolume(ctx, testVolume("v4"), []ident.SiteID{a.ID}))(t)
+	if _, ok := bad.VolumeByName("", "v4"); ok {
+		t.Error("a client with a revoked certificate still hears of changes")
 	}
 }

@@ -313,7 +313,7 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 			return err
 		}
 		voter := control.EmbeddedConfig{Name: n.cfg.Node, Dir: filepath.Join(n.cfg.StateDir, controlDir), ListenPeer: addrPort(c.PeerAddress),
-			ListenClient: addrPort(c.ClientAddress), Join: c.Join, ClusterID: n.id.ClusterID(), TLS: files, Log: n.log}
+			ListenClient: addrPort(c.ClientAddress), Join: c.Join, ClusterID: n.id.ClusterID(), TLS: files, Revoked: n.revoked, Log: n.log}
 		for _, v := range c.InitialCluster {
 			voter.Initial = append(voter.Initial, control.VoterAddr{Name: v.Node, Peer: addrPort(v.Peer)})
 		}
