@@ -413,6 +413,7 @@ func (o *Owner) committed() bool {
 	}
 	sync := o.durable()
 	now := o.tick()
+	last := entries[len(entries)-1].Seq // the entries go with the buffers that are given back below
 	for _, e := range entries {
 		o.apply(e)
 		if o.stopErr != nil {
@@ -450,7 +451,7 @@ func (o *Owner) committed() bool {
 		n++
 	}
 	o.uncommitted = append(o.uncommitted[:0], o.uncommitted[n:]...)
-	o.noteTail(entries[len(entries)-1], now)
+	o.noteTail(last, now)
 	if len(o.waiting) > 0 {
 		o.retryWaiting()
 	}

@@ -73,7 +73,7 @@ type tailStamp struct {
 // tailsMax bounds the memory of commit times; older ones are thinned out.
 const tailsMax = 4096
 
-func (o *Owner) noteTail(e *journal.Entry, now uint64) {
+func (o *Owner) noteTail(seq ident.Seq, now uint64) {
 	if n := len(o.tails); n == 0 || now-o.tails[n-1].tick >= 50 {
 		if n >= tailsMax {
 			for i := range n / 2 {
@@ -81,7 +81,7 @@ func (o *Owner) noteTail(e *journal.Entry, now uint64) {
 			}
 			o.tails = o.tails[:n/2]
 		}
-		o.tails = append(o.tails, tailStamp{e.Seq, now})
+		o.tails = append(o.tails, tailStamp{seq, now})
 	}
 	o.wakeShips()
 }
