@@ -90,7 +90,7 @@ func (s *Store) admitAppendLocked(r *replica, m *wire.Append, sc *appendScratch)
 		return data, err
 	}
 	switch r.mu.state {
-	case stateDropped:
+	case stateDropped, stateAside, stateLost:
 		return data, absent(m.Segment)
 	case wire.ReplicaDamaged:
 		return data, wire.Errorf(wire.CodeCorrupt, "replica of %s is damaged", m.Segment)

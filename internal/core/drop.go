@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path"
 
@@ -25,28 +26,58 @@ func (s *Store) Drop(ctx context.Context, m *wire.Drop) (reply wire.DropReply, e
 	}
 	r.sealing.Lock()
 	defer r.sealing.Unlock()
-	// Again, now that no seal is under way: a newer owner may count on the replica.
+	return reply, s.dropped(r, m)
+}
+
+// dropped does what a Drop asks for; r.sealing is held.
+func (s *Store) dropped(r *replica, m *wire.Drop) error {
+	r.mu.Lock()
+	// Again, with the replica locked: whoever raises the fence reads its state under the lock afterwards, and a newer
+	// owner may count on what it reads.
 	r.j.mu.Lock()
-	err = checkEpoch(r.j.mu.fence, m.Epoch)
+	err := checkEpoch(r.j.mu.fence, m.Epoch)
 	r.j.mu.Unlock()
-	if err != nil {
-		return reply, err
+	switch {
+	case err != nil:
+	case m.Made != 0 && m.Made != r.note.Load().Made:
+		r.mu.Unlock()
+		return nil // what was permitted to go has gone
+	case r.mu.state == stateLost && m.Replace:
+		r.mu.Unlock()
+		return nil
 	}
-	return reply, s.discard(r)
+	if err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	to := stateDropped
+	switch {
+	case m.Replace:
+		to = stateLost
+	case r.mu.state == wire.ReplicaDamaged || r.mu.state == stateAside:
+		to = stateAside
+	}
+	return s.discardLocked(r, to)
 }
 
 // discard deletes a replica; r.sealing is held.
 func (s *Store) discard(r *replica) error {
 	r.mu.Lock()
-	if r.mu.state == stateDropped && s.replica(r.id) != r {
+	return s.discardLocked(r, stateDropped)
+}
+
+// discardLocked has a replica gone: its file deleted, or set aside. It unlocks r.mu.
+func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
+	if r.mu.state >= stateDropped && s.replica(r.id) != r {
 		r.mu.Unlock()
 		return nil
 	}
 	space := r.note.Load().space()
-	again := r.mu.state == stateDropped
-	r.mu.state = stateDropped
+	again := r.mu.state >= stateDropped
+	missing := r.mu.state == stateLost // nothing under its name any more
+	r.mu.state = to
 	r.mu.closing = true
-	batch := s.noteLocked(r, stateDropped, 0)
+	batch := s.noteLocked(r, to, 0)
 	r.mu.Unlock()
 	if err := batch.wait(context.Background()); err != nil {
 		return answer("note that a replica is dropped", err)
@@ -54,15 +85,31 @@ func (s *Store) discard(r *replica) error {
 	if !again {
 		s.used.Add(-space)
 	}
+	if !missing && to != stateDropped {
+		if err := s.setAside(r.path, r.note.Load().Made); err != nil {
+			s.log.Error("file of a damaged replica not set aside", "segment", r.id.String(), "err", err)
+			return ioError("set aside "+r.path, err)
+		}
+	}
+	if to == stateLost {
+		r.mu.Lock()
+		unpin := s.emptyLocked(r)
+		s.mu.Lock()
+		delete(s.mu.dirty, r)
+		s.mu.Unlock()
+		r.mu.Unlock()
+		if unpin != nil {
+			s.handles.release(unpin)
+		}
+		s.handles.forget(r)
+		return nil
+	}
 	if err := s.unlink(r.id, r.path); err != nil {
 		s.log.Error("file of a dropped replica stays", "segment", r.id.String(), "err", err)
 		return ioError("remove "+r.path, err)
 	}
 	r.mu.Lock()
-	s.countStableLocked(r, r.end.Load()) // nothing of it is waited for any more
-	unpin := r.mu.pinned
-	r.mu.pinned = nil
-	r.mu.index = nil
+	unpin := s.emptyLocked(r)
 	r.mu.Unlock()
 	s.removeReplica(r)
 	if unpin != nil {
@@ -70,6 +117,39 @@ func (s *Store) discard(r *replica) error {
 	}
 	s.handles.forget(r)
 	return nil
+}
+
+// emptyLocked forgets what was in a replica, and gives the handle that it kept.
+func (s *Store) emptyLocked(r *replica) *handle {
+	s.countStableLocked(r, r.end.Load()) // nothing of it is waited for any more
+	unpin := r.mu.pinned
+	r.mu.pinned = nil
+	r.mu.index = nil
+	if r.mu.state == stateLost {
+		r.end.Store(0)
+		r.mu.stableEnd = 0
+	}
+	return unpin
+}
+
+// asideMark stands in the names of files that were set aside, before the replica's number.
+const asideMark = ".aside-"
+
+// setAside renames the file of a replica of which nothing is believed any more: what is good in it may be wanted by
+// people, and why it is bad. Nobody deletes it but them.
+func (s *Store) setAside(name string, made uint64) error {
+	err := s.fs.Rename(name, fmt.Sprintf("%s%s%016x", name, asideMark, made))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = s.fs.SyncDir(path.Dir(name))
+	}
+	if err == nil {
+		s.aside.Add(1)
+		s.log.Warn("the file of a damaged replica is set aside", "file", name)
+	}
+	return err
 }
 
 // unlink removes the file and forgets the note once the removal is stable.

@@ -56,5 +56,5 @@ func (s *Store) Status(ctx context.Context, m *wire.StoreStatus) (reply wire.Sto
 	n := len(s.mu.replicas)
 	s.mu.RUnlock()
 	return wire.StoreStatusReply{Boot: s.opts.Boot, Failed: s.Failed(), Capacity: u.Total, Free: u.Free,
-		Used: uint64(max(0, s.used.Load())), Replicas: uint64(n), Corrupt: s.corrupt.Load()}, nil
+		Used: uint64(max(0, s.used.Load())), Replicas: uint64(n), Corrupt: s.corrupt.Load(), Aside: s.aside.Load()}, nil
 }

@@ -14,7 +14,7 @@ import (
 // The bytes of the notes log; docs/format.md, "Notes log". A file is a header page and batches; a batch is a
 // frame around entries; an entry replaces whatever was noted of its subject before.
 const (
-	notesVersion    = 1
+	notesVersion    = 2           // 2: replicas have numbers
 	notesMagic      = 0x544E_5A44 // "DZNT"
 	batchMagic      = 0x424E_5A44 // "DZNB"
 	notesHeaderSize = 4096
@@ -32,8 +32,14 @@ const (
 	noteSuperseded noteKind = 5 // last entry of a file: the next generation is valid
 )
 
-// stateDropped is a replica that a committed record lets go (R13); its file may still be there.
-const stateDropped wire.ReplicaState = 100
+// States that only the notes know: stateDropped is a replica that a committed record lets go (R13), stateAside one
+// of which nothing is believed and whose file is kept for people; the file may still be there under its name.
+// stateLost is likewise, but the replica is to be made again: until it is, the store counts for nothing (R4).
+const (
+	stateDropped wire.ReplicaState = 100
+	stateAside   wire.ReplicaState = 101
+	stateLost    wire.ReplicaState = 102
+)
 
 // storeNote is what the store remembers of itself.
 type storeNote struct {
@@ -63,6 +69,8 @@ type replicaNote struct {
 	Before    ident.Position
 	Last      ident.Position
 	Start     wire.EpochStart
+	Made      uint64 // no other replica of this store has it or had it
+	Again     bool   // it is made again in place of one that was lost, and not sealed yet
 }
 
 // Sizes of entries, kind and length included.
@@ -73,7 +81,7 @@ const (
 	epochStartSize  = 2*positionSize + 1
 	storeNoteSize   = entryHead + 16 + 8 + 8
 	journalNoteSize = entryHead + 16 + 12 + 2*positionSize
-	replicaNoteSize = entryHead + segmentIDSize + 1 + 16 + 4*4 + 2*positionSize + epochStartSize
+	replicaNoteSize = entryHead + segmentIDSize + 1 + 16 + 4*4 + 2*positionSize + epochStartSize + 8 + 1
 	goneNoteSize    = entryHead + segmentIDSize
 	supersededSize  = entryHead + 8
 	batchesReserve  = 4 * (batchHeadSize + replicaNoteSize) // for the last batch of a file
@@ -135,7 +143,13 @@ func (n *replicaNote) append(b []byte) []byte {
 	b = putPosition(b, n.Last)
 	b = putPosition(b, n.Start.At)
 	b = putPosition(b, n.Start.Before)
-	if n.Start.Proven {
+	b = putBool(b, n.Start.Proven)
+	b = le.AppendUint64(b, n.Made)
+	return putBool(b, n.Again)
+}
+
+func putBool(b []byte, v bool) []byte {
+	if v {
 		return append(b, 1)
 	}
 	return append(b, 0)
@@ -229,10 +243,12 @@ func (m *noteImage) apply(payload []byte) error {
 			n.Before, n.Last = c.position(), c.position()
 			n.Start.At, n.Start.Before = c.position(), c.position()
 			proven := c.u8()
-			if (n.State < wire.ReplicaOpen || n.State > wire.ReplicaCopy) && n.State != stateDropped || proven > 1 {
+			n.Made = c.u64()
+			again := c.u8()
+			if (n.State < wire.ReplicaOpen || n.State > wire.ReplicaCopy) && (n.State < stateDropped || n.State > stateLost) || proven > 1 || again > 1 {
 				return fmt.Errorf("%w: replica %s in state %d", errNotes, n.Segment, n.State)
 			}
-			n.Start.Proven = proven == 1
+			n.Start.Proven, n.Again = proven == 1, again == 1
 			m.replicas[n.Segment] = n
 		case noteGone:
 			delete(m.replicas, c.segment())

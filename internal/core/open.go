@@ -39,8 +39,8 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 	}
 	s.mu.Lock()
 	r, o := s.mu.replicas[m.Segment], s.mu.opening[m.Segment]
-	mine := false
-	if r == nil && o == nil {
+	mine, again := false, r != nil && r.note.Load().State == stateLost
+	if (r == nil || again) && o == nil {
 		o, mine = &opening{done: make(chan struct{})}, true
 		s.mu.opening[m.Segment] = o
 		s.work.Add(1) // Close waits for it
@@ -49,7 +49,7 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 	if mine {
 		go func() {
 			defer s.work.Done()
-			o.err = s.makeReplica(m.Segment, m.Capacity, state)
+			o.err = s.makeReplica(m.Segment, m.Capacity, state, again)
 			s.mu.Lock()
 			delete(s.mu.opening, m.Segment)
 			s.mu.Unlock()
@@ -66,7 +66,9 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 		if err != nil {
 			return reply, answer("open segment "+m.Segment.String(), err)
 		}
-	} else if state := s.describe(r).State; state == stateDropped {
+	} else if r.note.Load().Again {
+		// It is being made again: what is missing may be appended.
+	} else if state := s.describe(r).State; state >= stateDropped {
 		return reply, wire.Errorf(wire.CodeBusy, "replica of %s is being dropped", m.Segment)
 	} else if state != wire.ReplicaOpen && state != wire.ReplicaSealed && state != wire.ReplicaShort && state != wire.ReplicaCopy {
 		return reply, wire.Errorf(wire.CodeConflict, "replica of %s is there in state %d", m.Segment, state)
@@ -74,12 +76,12 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 	return wire.OpenReply{Boot: s.opts.Boot}, nil
 }
 
-func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.ReplicaState) error {
+func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.ReplicaState, again bool) error {
 	if err := s.makeRoom(int64(capacity)); err != nil {
 		return err
 	}
 	defer s.reserved.Add(-int64(capacity))
-	r := s.newReplica(&replicaNote{Segment: id, State: state, Boot: s.opts.Boot, Capacity: capacity})
+	r := s.newReplica(&replicaNote{Segment: id, State: state, Boot: s.opts.Boot, Capacity: capacity, Made: s.made.Add(1), Again: again})
 	dir := path.Dir(r.path)
 	if err := s.makeDir(dir); err != nil {
 		return ioError("make "+dir, err)

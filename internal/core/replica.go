@@ -80,6 +80,8 @@ func (s *Store) newReplica(n *replicaNote) *replica {
 func (s *Store) noteLocked(r *replica, state wire.ReplicaState, length uint32) *noteBatch {
 	n := &replicaNote{Segment: r.id, State: state, Boot: r.note.Load().Boot, Capacity: r.mu.capacity, Length: length,
 		End: r.end.Load(), StableEnd: r.mu.stableEnd, Before: r.mu.before, Last: r.mu.last, Start: r.mu.start}
+	was := r.note.Load()
+	n.Made, n.Again = was.Made, was.Again && state != wire.ReplicaSealed
 	r.note.Store(n)
 	return s.notes.putReplica(n)
 }
@@ -90,6 +92,20 @@ func (s *Store) describe(r *replica) wire.Replica {
 	defer r.mu.Unlock()
 	d := wire.Replica{Segment: r.id, State: r.mu.state, Before: r.mu.before, Last: r.mu.last,
 		End: r.end.Load(), StableEnd: r.mu.stableEnd, Start: r.mu.start}
+	n := r.note.Load()
+	d.Made = n.Made
+	switch d.State {
+	case stateLost:
+		d.State = wire.ReplicaDamaged
+		return d
+	case stateAside:
+		d.State = stateDropped
+		return d
+	}
+	if n.Again { // not whole yet: a store that lacks something counts for nothing
+		d.State = wire.ReplicaDamaged
+		return d
+	}
 	// What a failed disk has not made stable may read as anything later on (R8).
 	if d.State == wire.ReplicaOpen && d.StableEnd < d.End && s.failure.Load() != nil {
 		d.State = wire.ReplicaShort
@@ -99,6 +115,9 @@ func (s *Store) describe(r *replica) wire.Replica {
 
 // length is what the file takes.
 func (n *replicaNote) space() int64 {
+	if n.State == stateLost {
+		return 0
+	}
 	if n.State == wire.ReplicaSealed || n.State == wire.ReplicaFork && n.Length > 0 {
 		return int64(n.Length)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,7 @@ const scanners = 4
 func (s *Store) restart(fresh bool) error {
 	image := s.notes.mu.image // nobody else is here yet; the maps are only added to below, after the walk
 	boot := image.store.Boot
+	s.made.Store((image.store.Starts + 1) << 32) // more than a start can make
 	s.opts.LeaseMax = max(s.opts.LeaseMax, image.store.LeaseMax)
 	if !fresh {
 		s.fenceFrom = s.now() + longer(s.opts.LeaseMax)
@@ -39,7 +41,7 @@ func (s *Store) restart(fresh bool) error {
 	var scan, dropped []*replicaNote
 	for _, n := range image.replicas {
 		switch n.State {
-		case stateDropped:
+		case stateDropped, stateAside, stateLost:
 			dropped = append(dropped, n)
 		case wire.ReplicaSealed:
 			s.addReplica(s.newReplica(n))
@@ -53,10 +55,17 @@ func (s *Store) restart(fresh bool) error {
 		return err
 	}
 	for _, n := range dropped {
-		if err := s.unlink(n.Segment, s.replicaPath(n.Segment)); err != nil && s.Failed() == "" {
+		if err := s.finishDrop(n, files[n.Segment]); err != nil && s.Failed() == "" {
 			return fmt.Errorf("finish dropping %s: %w", n.Segment, err)
 		}
 		delete(files, n.Segment)
+		if n.State == stateLost {
+			r := s.newReplica(n)
+			r.end.Store(0)
+			r.mu.stableEnd, r.mu.closing = 0, true
+			s.addReplica(r)
+			files[n.Segment] = true // none is missed
+		}
 	}
 	var g errgroup.Group
 	g.SetLimit(scanners)
@@ -85,7 +94,7 @@ func (s *Store) restart(fresh bool) error {
 		return err
 	}
 	for id, r := range s.mu.replicas {
-		if !files[id] && r.mu.state != wire.ReplicaDamaged {
+		if !files[id] && r.mu.state != wire.ReplicaDamaged && r.mu.state != stateLost {
 			s.log.Error("the file of a replica is missing", "segment", id.String())
 			r.mu.Lock()
 			r.mu.state = wire.ReplicaDamaged
@@ -111,6 +120,34 @@ func (s *Store) restart(fresh bool) error {
 	return nil
 }
 
+// finishDrop does what a crash has kept a drop from. What lies where a lost replica was, and is empty, was to become
+// the new one and not noted yet.
+func (s *Store) finishDrop(n *replicaNote, there bool) error {
+	name := s.replicaPath(n.Segment)
+	switch {
+	case n.State == stateDropped || !there:
+	default:
+		f, err := s.fs.Open(name)
+		if err != nil {
+			return err
+		}
+		var head [journal.SegmentHeaderSize]byte
+		k, err := f.ReadAt(head[:], 0)
+		_ = f.Close()
+		if err == nil && !allZero(head[:k]) || n.State == stateAside {
+			if err := s.setAside(name, n.Made); err != nil {
+				return err
+			}
+		} else if err := s.fs.Remove(name); err != nil {
+			return err
+		}
+	}
+	if n.State == stateLost {
+		return nil
+	}
+	return s.unlink(n.Segment, name)
+}
+
 // listFiles gives the segments that have a file.
 func (s *Store) listFiles() (map[ident.SegmentID]bool, error) {
 	files := map[ident.SegmentID]bool{}
@@ -130,6 +167,10 @@ func (s *Store) listFiles() (map[ident.SegmentID]bool, error) {
 		}
 		for _, name := range names {
 			id, err := ident.ParseSegmentID(name)
+			if strings.Contains(name, asideMark) {
+				s.aside.Add(1)
+				continue
+			}
 			if err != nil || path.Dir(s.replicaPath(id)) != dir {
 				s.log.Warn("not a segment of ours", "file", dir+"/"+name)
 				continue
@@ -217,7 +258,7 @@ func (s *Store) orphans(files map[ident.SegmentID]bool) (notes []*noteBatch, err
 			continue
 		}
 		s.log.Error("a segment file that no note knows is kept as damaged", "file", name)
-		r := s.newReplica(&replicaNote{Segment: id, State: wire.ReplicaDamaged, Capacity: uint32(size), End: sc.end, Before: sc.before, Last: sc.last, Start: sc.start})
+		r := s.newReplica(&replicaNote{Segment: id, State: wire.ReplicaDamaged, Capacity: uint32(size), Made: s.made.Add(1), End: sc.end, Before: sc.before, Last: sc.last, Start: sc.start})
 		r.mu.closing = true
 		s.addReplica(r)
 		notes = append(notes, s.notes.putReplica(r.note.Load()))

@@ -42,7 +42,7 @@ func (s *Store) Seal(ctx context.Context, m *wire.Seal) (reply wire.SealReply, e
 		if res.err != nil {
 			return reply, res.err
 		}
-		return wire.SealReply{Boot: s.opts.Boot, Length: res.length}, nil
+		return wire.SealReply{Boot: s.opts.Boot, Length: res.length, Made: r.note.Load().Made}, nil
 	case <-ctx.Done():
 		return reply, answer("seal", ctx.Err())
 	}
@@ -154,7 +154,7 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
 		return 0, wire.Errorf(wire.CodeCorrupt, "replica of %s is damaged", r.id)
 	case wire.ReplicaFork:
 		return 0, wire.Errorf(wire.CodeFork, "replica of %s is set aside as a fork", r.id)
-	case stateDropped:
+	case stateDropped, stateAside, stateLost:
 		return 0, absent(r.id)
 	}
 	if end < m.End {

@@ -48,6 +48,8 @@ type Store struct {
 	reserved atomic.Int64 // capacity that OpenSegment calls under way will take
 	used     atomic.Int64
 	corrupt  atomic.Uint64
+	aside    atomic.Uint64          // files that were set aside
+	made     atomic.Uint64          // the number of the replica made last
 	cantTell atomic.Bool            // the file system never knows what is in memory
 	failure  atomic.Pointer[string] // not nil: no appends any more, and why
 

@@ -54,6 +54,8 @@ func DecodeCheckpoint(b []byte) (p CheckpointPoint, err error) {
 type Permit struct {
 	Segment ident.SegmentID
 	Store   ident.StoreID   // whose replica may go
+	Made    uint64          // which one: the store's number of it
+	Replace bool            // it is to be made again there
 	Remain  []ident.StoreID // that hold it stably
 }
 
@@ -65,6 +67,12 @@ func AppendPermits(dst []byte, permits []Permit) []byte {
 	for _, p := range permits {
 		dst = appendSegmentID(dst, p.Segment)
 		dst = append(dst, p.Store[:]...)
+		dst = le.AppendUint64(dst, p.Made)
+		if p.Replace {
+			dst = append(dst, 1)
+		} else {
+			dst = append(dst, 0)
+		}
 		dst = append(dst, byte(len(p.Remain)))
 		for _, r := range p.Remain {
 			dst = append(dst, r[:]...)
@@ -81,7 +89,7 @@ func DecodePermits(b []byte) ([]Permit, error) {
 	}
 	n := binary.LittleEndian.Uint32(b)
 	b = b[4:]
-	const fixed = segmentIDSize + 16 + 1
+	const fixed = segmentIDSize + 16 + 8 + 1 + 1
 	if uint64(n)*fixed > uint64(len(b)) {
 		return nil, corrupt("permit record: %d permits in %d bytes", n, len(b))
 	}
@@ -93,6 +101,11 @@ func DecodePermits(b []byte) ([]Permit, error) {
 		p := &permits[i]
 		p.Segment = decodeSegmentID(b)
 		copy(p.Store[:], b[segmentIDSize:])
+		p.Made = binary.LittleEndian.Uint64(b[segmentIDSize+16:])
+		if b[segmentIDSize+24] > 1 {
+			return nil, corrupt("permit record: replace is %d", b[segmentIDSize+24])
+		}
+		p.Replace = b[segmentIDSize+24] == 1
 		remain := int(b[fixed-1])
 		b = b[fixed:]
 		if len(b) < 16*remain {

@@ -155,7 +155,7 @@ func TestBodiesRoundTrip(t *testing.T) {
 	if got, err := DecodeCheckpoint(AppendCheckpoint(nil, point)); err != nil || got != point {
 		t.Errorf("checkpoint: %+v, %v", got, err)
 	}
-	permits := []Permit{{testSegment, ident.StoreID{1}, []ident.StoreID{{2}, {3}}}, {testSegment, ident.StoreID{4}, []ident.StoreID{}}}
+	permits := []Permit{{testSegment, ident.StoreID{1}, 7, false, []ident.StoreID{{2}, {3}}}, {testSegment, ident.StoreID{4}, 1 << 40, true, []ident.StoreID{}}}
 	if got, err := DecodePermits(AppendPermits(nil, permits)); err != nil || !reflect.DeepEqual(got, permits) {
 		t.Errorf("permits: %+v, %v", got, err)
 	}
@@ -195,7 +195,7 @@ func FuzzIndex(f *testing.F) {
 }
 
 func FuzzBodies(f *testing.F) {
-	f.Add(AppendPermits(nil, []Permit{{testSegment, ident.StoreID{1}, []ident.StoreID{{2}}}}))
+	f.Add(AppendPermits(nil, []Permit{{testSegment, ident.StoreID{1}, 7, true, []ident.StoreID{{2}}}}))
 	f.Add(AppendRetired(nil, []ident.SegmentID{testSegment}))
 	f.Add(AppendCuts(nil, []wire.EpochStart{{At: ident.Position{Seq: 9}, Before: ident.Position{Seq: 8}}}))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -74,6 +74,7 @@ type Holder struct {
 	Store ident.StoreID
 	State wire.ReplicaState
 	Last  ident.Seq // the last record that it has
+	Made  uint64    // wire.Replica.Made
 }
 
 // Has reports whether the holder has everything of the range.
@@ -148,7 +149,7 @@ func collect(answers map[ident.StoreID]*wire.FenceReply, known []ident.Position)
 				c.groups = append(c.groups, g)
 			}
 			g.To = max(g.To, x.Last.Seq)
-			g.Holders = append(g.Holders, Holder{store, x.State, x.Last.Seq})
+			g.Holders = append(g.Holders, Holder{store, x.State, x.Last.Seq, x.Made})
 			if x.State == wire.ReplicaSealed {
 				g.Sealed, g.End = true, x.End
 				c.commit = append(c.commit, x.Last) // only what is committed is sealed

@@ -86,6 +86,7 @@ func (m *Seal) walk(c *coder) {
 func (m *SealReply) walk(c *coder) {
 	c.boot(&m.Boot)
 	c.u32(&m.Length)
+	c.u64(&m.Made)
 }
 
 func (m *Fence) walk(c *coder) {
@@ -102,7 +103,7 @@ func (m *FenceReply) walk(c *coder) {
 	list(c, &m.Replicas, replicaSize, (*coder).replica)
 }
 
-const replicaSize = segmentSize + 1 + 2*positionSize + 4 + 4 + epochStartSize
+const replicaSize = segmentSize + 1 + 2*positionSize + 4 + 4 + epochStartSize + 8
 
 func (c *coder) replica(r *Replica) {
 	c.segment(&r.Segment)
@@ -112,6 +113,7 @@ func (c *coder) replica(r *Replica) {
 	c.u32(&r.End)
 	c.u32(&r.StableEnd)
 	c.epochStart(&r.Start)
+	c.u64(&r.Made)
 }
 
 func (m *Inventory) walk(c *coder) {
@@ -160,6 +162,8 @@ func (m *Drop) walk(c *coder) {
 	c.epoch(&m.Epoch)
 	c.segment(&m.Segment)
 	c.seq(&m.Permit)
+	c.u64(&m.Made)
+	c.boolean(&m.Replace)
 }
 
 func (m *DropReply) walk(*coder) {}
@@ -199,6 +203,7 @@ func (m *StoreStatusReply) walk(c *coder) {
 	c.u64(&m.Used)
 	c.u64(&m.Replicas)
 	c.u64(&m.Corrupt)
+	c.u64(&m.Aside)
 }
 
 // ReadBytes is what a Read asks for: the length of its reply.

@@ -95,6 +95,7 @@ type Seal struct {
 type SealReply struct {
 	Boot   ident.BootID
 	Length uint32 // bytes of the whole file
+	Made   uint64 // Replica.Made
 }
 
 // EpochStart describes an epoch-start record (R1).
@@ -144,6 +145,7 @@ type Replica struct {
 	End       uint32         // offset behind the last valid record
 	StableEnd uint32
 	Start     EpochStart // of the segment's epoch, from its header or from the record within; zero if neither
+	Made      uint64     // tells this replica from every other that its store ever had of the segment
 }
 
 // Inventory lists replicas in ident.SegmentID.Compare order, those after After, at most Limit (0: 4,096). A
@@ -209,11 +211,17 @@ type Push struct {
 }
 
 // Drop deletes a replica: Permit is the seq of the committed record that permits it (R13). Dropping what is
-// not there succeeds.
+// not there succeeds, and so does dropping one that was made before the one that is there: a permit that is read
+// again must not take what a repair has made since. The file of a damaged replica is set aside.
+//
+// With Replace the replica is to be made again at once: its file is set aside, and until the new one is sealed the
+// store says that it is damaged, so that nobody counts on a store that lacks it.
 type Drop struct {
 	Epoch   ident.Epoch
 	Segment ident.SegmentID
 	Permit  ident.Seq
+	Made    uint64 // Replica.Made; 0: whichever is there
+	Replace bool
 }
 
 // DropReply answers Drop and other requests that have nothing to say but success.
@@ -262,4 +270,5 @@ type StoreStatusReply struct {
 	Used     uint64 // bytes in replicas
 	Replicas uint64
 	Corrupt  uint64 // checksum mismatches found since the start
+	Aside    uint64 // files of damaged replicas that were set aside and are still there
 }
