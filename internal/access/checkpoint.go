@@ -21,8 +21,7 @@ type checkpointState struct {
 	appliedAt ident.Position
 	number    uint32
 	idleSeq   ident.Seq
-	orphans   []ident.SegmentID // checkpoint segments that no checkpoint needs
-	retired   []retiredAt       // retirements whose replicas are still to go
+	retired   []retiredAt // retirements whose replicas are still to go
 }
 
 type retiredAt struct {
@@ -351,17 +350,25 @@ func (w *partWriter) seal() error {
 	}
 	ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
 	defer cancel()
-	errs := make(chan error, len(w.stores))
+	type result struct {
+		store ident.StoreID
+		made  uint64
+		err   error
+	}
+	results := make(chan result, len(w.stores))
+	id, end, at := w.seg.id, w.end, w.at
 	for _, st := range w.stores {
 		go func() {
-			_, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: w.seg.id, End: w.end, Last: w.at})
-			errs <- err
+			r, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: at})
+			results <- result{st.ID(), r.Made, err}
 		}()
 	}
 	var first error
+	var sealed []result
 	for range w.stores {
-		if err := <-errs; err != nil && first == nil {
-			first = fmt.Errorf("seal checkpoint segment: %w", err)
+		x := <-results
+		if sealed = append(sealed, x); x.err != nil && first == nil {
+			first = fmt.Errorf("seal checkpoint segment: %w", x.err)
 		}
 	}
 	if first != nil {
@@ -372,8 +379,8 @@ func (w *partWriter) seal() error {
 			return
 		}
 		o.endSegment(w.seg, w.at, w.end)
-		for _, st := range w.stores {
-			w.seg.confirm(st.ID())
+		for _, x := range sealed {
+			w.seg.confirm(x.store, x.made)
 		}
 	})
 	w.done = append(w.done, w.seg)
@@ -401,12 +408,6 @@ func (w *partWriter) abandon() {
 			}
 			delete(o.segs, s.id)
 		}
+		o.strays.due = 0 // its replicas are asked for, wherever they are, and permitted to go
 	})
-	for _, s := range w.done {
-		for _, st := range w.stores {
-			ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
-			_, _ = st.Drop(ctx, &wire.Drop{Epoch: o.epoch, Segment: s.id}) // else the next owner finds an orphan
-			cancel()
-		}
-	}
 }

@@ -401,6 +401,7 @@ func TestEachCommandIsAnsweredOnce(t *testing.T) {
 		}
 	}
 	o := c.own(v)
+	eventually(t, "nothing of the owner's own is under way", func() (idle bool) { o.ask(func() { idle = o.w.Idle() }); return idle })
 	// What was committed in the very turn in which the owner stops.
 	op := NewOp()
 	op.Kind, op.Length, op.Buf = wire.OpWrite, 4096, NewWriteBuf(0, 4096)

@@ -109,7 +109,7 @@ func (o *Owner) forkLoop() {
 				continue
 			}
 			for _, x := range list {
-				there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last})
+				there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made})
 			}
 			looked[id] = true
 			o.noteForks(id, list)

@@ -70,9 +70,9 @@ type Owner struct {
 	written     uint64
 	tails       []tailStamp // when records were committed, for the lag in seconds
 	ships       []*siteShip
-	permits     map[ident.SegmentID]pendingPermit
+	permits     map[permitKey]pendingPermit
 	repair      repairState
-	strays      []stray
+	strays      strayState
 	unanswered  []appendWait // by time
 	reading     []*readTry   // asked, by time; answered ones stay until the next look
 	turn        atomic.Uint64
@@ -447,6 +447,7 @@ func (o *Owner) everySecond() {
 	}
 	o.late.prune(o.tick())
 	o.maybeCheckpoint(now)
+	o.lookForStrays(now)
 	o.dropSome()
 	o.repairSome(now)
 	if freed := o.m.Evict(o.env.Limits.MapBudgetBytes); freed > 0 {

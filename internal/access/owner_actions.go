@@ -235,16 +235,16 @@ func (o *Owner) seal(a journal.Action) {
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
 		defer cancel()
-		_, err := store.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: a.Segment.ID, End: end, Last: last, Start: start})
+		r, err := store.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: a.Segment.ID, End: end, Last: last, Start: start})
 		o.call(func() {
 			o.heard(store.ID(), ctx.Err(), err)
-			o.sealed(a.Segment, a.Member, unreached(err))
+			o.sealed(a.Segment, a.Member, r.Made, unreached(err))
 		})
 	})
 }
 
 // sealed notes a sealed replica, in the writer and in the owner's own table.
-func (o *Owner) sealed(s *journal.Segment, member int, err error) {
+func (o *Owner) sealed(s *journal.Segment, member int, made uint64, err error) {
 	o.w.Sealed(s, member, err)
 	seg := o.segs[s.ID]
 	if seg == nil {
@@ -261,7 +261,7 @@ func (o *Owner) sealed(s *journal.Segment, member int, err error) {
 		return
 	}
 	o.endSegment(seg, s.Last(), s.End())
-	seg.confirm(store)
+	seg.confirm(store, made)
 }
 
 // endSegment notes that nothing will be added to a segment.
@@ -275,13 +275,13 @@ func (o *Owner) endSegment(seg *segment, last ident.Position, end uint32) {
 	}
 }
 
-// confirm notes a stable, sealed replica.
-func (s *segment) confirm(store ident.StoreID) {
+// confirm notes a stable, sealed replica; made tells it from others that the store had.
+func (s *segment) confirm(store ident.StoreID, made uint64) {
 	if h := s.holder(store); h != nil {
-		h.stable, h.bad = true, false
+		h.stable, h.bad, h.made = true, false, made
 		return
 	}
-	s.holders = append(s.holders, holder{store: store, stable: true})
+	s.holders = append(s.holders, holder{store: store, stable: true, made: made})
 }
 
 func (s *segment) holder(store ident.StoreID) *holder {
@@ -297,12 +297,13 @@ func (o *Owner) copyOver(a journal.Action) {
 	from, to := o.stores[a.Member], o.stores[a.Dest]
 	end, last, start := a.Segment.End(), a.Segment.Last(), o.w.Start()
 	o.goBackground(func() {
-		err := unreached(o.copySegment(from, to, a.Segment.ID, end, last, start))
+		made, err := o.copySegment(from, to, a.Segment.ID, end, last, start)
+		err = unreached(err)
 		if errors.Is(err, wire.ErrUnreached) {
 			// The source or the destination: appends will tell which. The copy is tried again.
 			err = wire.Errorf(wire.CodeBusy, "copy: %v", err)
 		}
-		o.call(func() { o.sealed(a.Segment, a.Dest, err) })
+		o.call(func() { o.sealed(a.Segment, a.Dest, made, err) })
 	})
 }
 
@@ -310,38 +311,38 @@ func (o *Owner) copyOver(a journal.Action) {
 const copyFrame = 1 << 20
 
 // copySegment makes a sealed replica of [0, end) at another store from one that has it.
-func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, last ident.Position, start wire.EpochStart) error {
+func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, last ident.Position, start wire.EpochStart) (made uint64, err error) {
 	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
 	defer cancel()
 	octx, ocancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncPatience) // there may be others to copy to
-	_, err := to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16), Copy: true})
+	_, err = to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16), Copy: true})
 	ended := octx.Err()
 	ocancel()
 	if err != nil {
 		o.heard(to.ID(), ended, err)
-		return fmt.Errorf("open at %s: %w", to.ID(), err)
+		return 0, fmt.Errorf("open at %s: %w", to.ID(), err)
 	}
 	// What the destination has already is compared by the append itself; a differing replica is loud.
 	var inv wire.InventoryReply
 	inv, err = to.Inventory(ctx, &wire.Inventory{Journal: id.Journal, Limit: 1 << 20})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	at := uint32(0)
 	for _, r := range inv.Replicas {
 		if r.Segment == id {
 			if r.State == wire.ReplicaSealed {
 				if r.End != end || r.Last != last {
-					return wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s, not after %s", id, to.ID(), r.Last, last)
+					return 0, wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s, not after %s", id, to.ID(), r.Last, last)
 				}
-				return nil
+				return r.Made, nil
 			}
 			at = min(r.End, end)
 		}
 	}
 	ends, err := o.recordEnds(ctx, from, id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for at < end {
 		n, _ := slices.BinarySearch(ends, at+copyFrame+1)
@@ -352,12 +353,12 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 			next = min(end, ends[n])
 		}
 		if _, err := from.Push(ctx, &wire.Push{Epoch: o.epoch, Segment: id, From: at, To: next, Commit: o.commitNow(), Stable: o.commitNow(), Dest: to.ID()}); err != nil {
-			return fmt.Errorf("push to %s: %w", to.ID(), err)
+			return 0, fmt.Errorf("push to %s: %w", to.ID(), err)
 		}
 		at = next
 	}
-	_, err = to.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
-	return err
+	r, err := to.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+	return r.Made, err
 }
 
 // recordEnds lists the offsets behind each record of a replica: pushes carry whole records.

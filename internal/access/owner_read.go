@@ -33,6 +33,7 @@ type holder struct {
 	going  bool // a permit to drop it is committed or under way: it counts for nothing
 	bad    bool // failed or damaged: to be made again
 	fork   bool // with bad: it has another history beyond ours, which is kept; nothing takes its place there (R14)
+	made   uint64
 }
 
 // read looks up where the blocks lie and asks the stores. The lease is checked here, after the request's

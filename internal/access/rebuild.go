@@ -68,14 +68,14 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 					s = &segment{id: r.Segment, last: r.Last, end: r.End, sealed: true}
 					o.segs[r.Segment] = s
 				}
-				s.confirm(store)
+				s.confirm(store, r.Made)
 			}
 		}
 	}
 	for _, r := range rec.Past {
 		s := &segment{id: r.Segment, before: r.Before, sealed: true}
 		for _, h := range r.Holders {
-			s.holders = append(s.holders, holder{store: h.Store, stable: h.State == wire.ReplicaSealed && r.Sealed, bad: !h.Has(&r)})
+			s.holders = append(s.holders, holder{store: h.Store, made: h.Made, stable: h.State == wire.ReplicaSealed && r.Sealed, bad: !h.Has(&r)})
 		}
 		o.segs[r.Segment] = s
 	}
@@ -153,7 +153,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 			if slot, ok := o.m.Slot(id); ok {
 				s.slot = slot
 			} else {
-				o.cp.orphans = append(o.cp.orphans, id)
+				delete(o.segs, id) // left by an owner that died while it wrote it: a stray
 			}
 		}
 	}
@@ -483,11 +483,12 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 		}
 		for _, p := range permits {
 			if s := o.segs[p.Segment]; s != nil {
-				if h := s.holder(p.Store); h != nil {
-					h.going = true // from the permit on, no epoch counts it (R13)
+				// From the permit on, no epoch counts it (R13); one that was made since is another.
+				if h := s.holder(p.Store); h != nil && h.made == p.Made {
+					h.going = true
 				}
 			}
-			o.permits[p.Segment] = pendingPermit{Permit: p, seq: seq}
+			o.permits[permitKey{p.Segment, p.Store}] = pendingPermit{Permit: p, seq: seq}
 		}
 	case journal.KindReservation:
 		_, body, err := o.readRecord(id, e.Offset)

@@ -20,6 +20,12 @@ type pendingPermit struct {
 	seq ident.Seq
 }
 
+// permitKey says whose replica of what: there is one permit for it at a time.
+type permitKey struct {
+	segment ident.SegmentID
+	store   ident.StoreID
+}
+
 const (
 	permitsMax     = 256 // in one record
 	repairsRunning = 2   // copies at a time: repair does not starve writes
@@ -37,33 +43,52 @@ func (o *Owner) dropSome() {
 		return
 	}
 	o.retireSome()
-	o.dropStrays()
 	o.sendDrops()
-	remote := o.remoteSites()
-	if len(remote) == 0 || o.env.Limits.KeepBothLocal {
-		return
-	}
 	var permits []journal.Permit
+	permits = o.permitStrays(permits)
+	pending := map[ident.SegmentID]bool{}
+	for k := range o.permits {
+		pending[k.segment] = true
+	}
+	for _, p := range permits {
+		pending[p.Segment] = true
+	}
+	remote := o.remoteSites()
 	for _, s := range o.segs {
-		if len(permits) == permitsMax {
+		if len(permits) >= permitsMax {
 			break
 		}
-		if p, ok := o.mayDrop(s, remote); ok {
+		if pending[s.id] || o.retiring(s) {
+			continue
+		}
+		p, ok := o.badReplica(s)
+		if !ok {
+			p, ok = o.mayDrop(s, remote)
+		}
+		if !ok {
+			p, ok = o.tooMany(s)
+		}
+		if ok {
 			permits = append(permits, p)
 		}
 	}
+	o.permit(permits)
+}
+
+// permit records permissions; the stores are told once the record is stable.
+func (o *Owner) permit(permits []journal.Permit) {
 	if len(permits) == 0 {
 		return
 	}
 	slices.SortFunc(permits, func(a, b journal.Permit) int { return a.Segment.Compare(b.Segment) })
 	for _, p := range permits {
-		o.permits[p.Segment] = pendingPermit{Permit: p}
+		o.permits[permitKey{p.Segment, p.Store}] = pendingPermit{Permit: p}
 	}
 	o.queueOwn(journal.KindPermit, journal.AppendPermits(nil, permits), func(seq ident.Seq) {
 		for _, p := range permits {
-			o.permits[p.Segment] = pendingPermit{Permit: p, seq: seq}
+			o.permits[permitKey{p.Segment, p.Store}] = pendingPermit{Permit: p, seq: seq}
 			if s := o.segs[p.Segment]; s != nil {
-				if h := s.holder(p.Store); h != nil {
+				if h := s.holder(p.Store); h != nil && h.made == p.Made {
 					h.going = true
 				}
 			}
@@ -74,10 +99,7 @@ func (o *Owner) dropSome() {
 
 // mayDrop says which local replica of a segment may go: never this node's own if another has one.
 func (o *Owner) mayDrop(s *segment, remote []ident.SiteID) (p journal.Permit, ok bool) {
-	if !s.sealed || s.slot == 0 || !s.id.IsCheckpoint() && s.last.Seq > o.cp.lastSeq {
-		return p, false
-	}
-	if _, pending := o.permits[s.id]; pending {
+	if len(remote) == 0 || o.env.Limits.KeepBothLocal || !o.covered(s) {
 		return p, false
 	}
 	for _, site := range remote {
@@ -85,56 +107,103 @@ func (o *Owner) mayDrop(s *segment, remote []ident.SiteID) (p journal.Permit, ok
 			return p, false
 		}
 	}
-	var local []ident.StoreID
+	return o.leastWanted(s, o.env.Site, 1)
+}
+
+// retiring reports that a segment is retired and its replicas are on their way out: none is made again.
+func (o *Owner) retiring(s *segment) bool {
+	seg, ok := o.m.Segment(s.slot)
+	return ok && seg.Retired
+}
+
+// covered reports that a committed checkpoint has what is in a segment: a takeover need not find it.
+func (o *Owner) covered(s *segment) bool {
+	return s.sealed && s.slot != 0 && (s.id.IsCheckpoint() || s.last.Seq <= o.cp.lastSeq)
+}
+
+// good lists the replicas of a segment that count.
+func (s *segment) good() (list []holder) {
 	for _, h := range s.holders {
 		if h.stable && !h.going && !h.bad {
-			if o.env.Stores.Site(h.store) == o.env.Site {
-				local = append(local, h.store)
-			} else {
-				p.Remain = append(p.Remain, h.store)
-			}
+			list = append(list, h)
 		}
 	}
-	if len(local) < 2 {
+	return list
+}
+
+// goodAt counts the replicas at a site that count.
+func (o *Owner) goodAt(s *segment, site ident.SiteID) (n int) {
+	for i := range s.holders {
+		if h := &s.holders[i]; h.stable && !h.going && !h.bad && o.env.Stores.Site(h.store) == site {
+			n++
+		}
+	}
+	return n
+}
+
+// leastWanted names a replica at a site that has more than keep: this node's own last.
+func (o *Owner) leastWanted(s *segment, site ident.SiteID, keep int) (p journal.Permit, ok bool) {
+	if o.goodAt(s, site) <= keep {
 		return p, false
 	}
-	slices.SortFunc(local, func(a, b ident.StoreID) int {
-		if la, lb := o.env.Stores.Local(a), o.env.Stores.Local(b); la != lb {
+	var there []holder
+	for _, h := range s.good() {
+		if o.env.Stores.Site(h.store) == site {
+			there = append(there, h)
+		} else {
+			p.Remain = append(p.Remain, h.store)
+		}
+	}
+	slices.SortFunc(there, func(a, b holder) int {
+		if la, lb := o.env.Stores.Local(a.store), o.env.Stores.Local(b.store); la != lb {
 			if la {
 				return 1
 			}
 			return -1
 		}
-		return a.Compare(b)
+		return a.store.Compare(b.store)
 	})
-	p.Segment, p.Store = s.id, local[0]
-	p.Remain = append(p.Remain, local[1:]...)
-	return p, true
+	p.Segment, p.Store, p.Made = s.id, there[0].store, there[0].made
+	for _, h := range there[1:] {
+		p.Remain = append(p.Remain, h.store)
+	}
+	return p, p.Made != 0
 }
 
 // sendDrops tells stores of committed permits until they confirm. The permit, and with it the announcement of
 // the checkpoint that allows it, is stable first: a power cut takes back what is not, but no dropped replica.
 func (o *Owner) sendDrops() {
-	stable := o.w.Stable().Seq
-	for id, p := range o.permits {
-		if p.seq == 0 || p.seq > stable || !o.env.Stores.Up(p.Store) {
+	stable, own := o.w.Stable().Seq, o.w.OwnStable().Seq
+	for k, p := range o.permits {
+		switch {
+		case p.seq == 0 || !o.env.Stores.Up(p.Store):
 			continue
+		case p.Replace && p.seq > own || !p.Replace && p.seq > stable:
+			continue // what is bad counts for nothing anyhow, and what is unstable may wait for it to be made again
 		}
-		s := o.segs[id]
-		if s == nil || s.holder(p.Store) == nil {
-			delete(o.permits, id)
-			continue
-		}
-		o.drop(p.Store, id, p.seq, func() {
-			delete(o.permits, id)
-			s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.store == p.Store })
-			o.env.Metrics.Dropped.Inc()
+		o.drop(p.Store, &wire.Drop{Segment: p.Segment, Permit: p.seq, Made: p.Made, Replace: p.Replace}, func() {
+			if o.permits[k].Made == p.Made {
+				delete(o.permits, k)
+			}
+			if s := o.segs[p.Segment]; s != nil {
+				s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.store == p.Store && h.made == p.Made })
+			}
+			if p.Replace {
+				if o.strays.lost == nil {
+					o.strays.lost = map[permitKey]bool{}
+				}
+				o.strays.lost[k] = true
+			} else {
+				o.env.Metrics.Dropped.Inc()
+			}
 		})
 	}
 }
 
 // drop sends a permitted drop; then runs in the loop once the store has confirmed.
-func (o *Owner) drop(store ident.StoreID, id ident.SegmentID, permit ident.Seq, then func()) {
+func (o *Owner) drop(store ident.StoreID, m *wire.Drop, then func()) {
+	o.log.Debug("replica may go", "segment", m.Segment, "store", store, "permit", m.Permit, "made", m.Made, "replace", m.Replace)
+	m.Epoch = o.epoch
 	st, ok := o.env.Stores.Store(store)
 	if !ok {
 		return
@@ -142,10 +211,10 @@ func (o *Owner) drop(store ident.StoreID, id ident.SegmentID, permit ident.Seq, 
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
 		defer cancel()
-		_, err := st.Drop(ctx, &wire.Drop{Epoch: o.epoch, Segment: id, Permit: permit})
+		_, err := st.Drop(ctx, m)
 		if err != nil {
 			if o.ctx.Err() == nil && !errors.Is(err, wire.ErrUnreached) {
-				o.log.Warn("replica not dropped", "segment", id, "store", store, "err", err)
+				o.log.Warn("replica not dropped", "segment", m.Segment, "store", store, "err", err)
 			}
 			return
 		}
@@ -222,7 +291,7 @@ func (o *Owner) dropRetired() {
 				if site != o.env.Site && !o.siteHas(site, r.seq) || !o.env.Stores.Up(h.store) {
 					continue
 				}
-				o.drop(h.store, id, r.seq, func() {
+				o.drop(h.store, &wire.Drop{Segment: id, Permit: r.seq}, func() {
 					s.holders = slices.DeleteFunc(s.holders, func(x holder) bool { return x.store == h.store })
 				})
 			}
@@ -232,7 +301,11 @@ func (o *Owner) dropRetired() {
 			}
 			if err := o.m.Remove(s.slot); err == nil {
 				delete(o.segs, id)
-				delete(o.permits, id)
+				for k := range o.permits {
+					if k.segment == id {
+						delete(o.permits, k)
+					}
+				}
 				o.order = slices.DeleteFunc(o.order, func(x *segment) bool { return x == s })
 				o.env.Metrics.Retired.Inc()
 			} else {
@@ -244,17 +317,6 @@ func (o *Owner) dropRetired() {
 		}
 	}
 	o.cp.retired = kept
-	// Checkpoint segments that no checkpoint needs: left by an owner that died while it wrote them.
-	orphans := o.cp.orphans
-	o.cp.orphans = nil
-	for _, id := range orphans {
-		if s := o.segs[id]; s != nil {
-			for _, h := range s.holders {
-				o.drop(h.store, id, 0, func() {})
-			}
-			delete(o.segs, id)
-		}
-	}
 }
 
 func (o *Owner) siteHas(site ident.SiteID, seq ident.Seq) bool {
@@ -266,58 +328,6 @@ func (o *Owner) siteHas(site ident.SiteID, seq ident.Seq) bool {
 		}
 	}
 	return false
-}
-
-// stray is a replica at another site of a segment that the owner's table doesn't have.
-type stray struct {
-	site  ident.SiteID
-	store ident.StoreID
-	id    ident.SegmentID
-	last  ident.Seq
-}
-
-// noteStrays remembers what a site holds beyond the table: segments that were retired while the site, or the
-// owner, was away. Only sealed ones are of interest; anything else may be a fork.
-func (o *Owner) noteStrays(site ident.SiteID, there map[ident.SegmentID][]have) {
-	var list []stray
-	for id, replicas := range there {
-		for _, h := range replicas {
-			if h.state == wire.ReplicaSealed {
-				list = append(list, stray{site, h.store.ID(), id, h.last.Seq})
-			}
-		}
-	}
-	o.call(func() {
-		o.strays = slices.DeleteFunc(o.strays, func(x stray) bool { return x.site == site })
-		for _, x := range list {
-			if o.segs[x.id] == nil {
-				o.strays = append(o.strays, x)
-			}
-		}
-	})
-}
-
-// dropStrays has those dropped that are known to be retired: what is sealed is committed, and a committed
-// segment below a committed checkpoint that is not in that checkpoint's table was taken out of it by a retire
-// record. The site must have that record in its own prefix (R13).
-func (o *Owner) dropStrays() {
-	covered := o.cp.lastSeq
-	if covered == 0 || len(o.strays) == 0 {
-		return
-	}
-	kept := o.strays[:0]
-	for _, x := range o.strays {
-		switch {
-		case o.segs[x.id] != nil:
-		case o.gaveUp(x.id.Epoch, x.last):
-			kept = append(kept, x) // it may be part of a fork
-		case x.id.Epoch.Less(o.epoch) && (x.id.IsCheckpoint() || x.last <= covered) && o.siteHas(x.site, covered) && o.env.Stores.Up(x.store):
-			o.drop(x.store, x.id, covered, func() { o.env.Metrics.Retired.Inc() })
-		default:
-			kept = append(kept, x)
-		}
-	}
-	o.strays = kept
 }
 
 // repairState counts copies under way and remembers since when stores are away.
@@ -346,7 +356,7 @@ func (o *Owner) repairSome(now time.Duration) {
 	pending := map[ident.SegmentID]bool{}
 	o.w.Pending(func(ws *journal.Segment, _ []int) { pending[ws.ID] = true })
 	for _, s := range o.segs {
-		if !s.sealed || s.slot == 0 || pending[s.id] || o.unsettled[s.id] != nil {
+		if !s.sealed || s.slot == 0 || pending[s.id] || o.unsettled[s.id] != nil || o.retiring(s) {
 			continue // those that are pending are the writer's to settle, and settlePast is faster
 		}
 		home, remoteSites, resealing := 0, 0, false
@@ -403,16 +413,19 @@ func (o *Owner) resealLater(s *segment, store ident.StoreID) {
 	id, end, last, start := s.id, s.end, s.last, o.w.Start()
 	o.goBackground(func() {
 		err := error(wire.Errorf(wire.CodeUnreached, "not registered"))
+		var made uint64
 		if ok {
 			ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
-			_, err = st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+			var r wire.SealReply
+			r, err = st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+			made = r.Made
 			cancel()
 		}
 		o.call(func() {
 			o.repair.running--
 			delete(o.repair.busy, id)
 			if err == nil {
-				s.confirm(store)
+				s.confirm(store, made)
 			} else if !errors.Is(err, wire.ErrUnreached) && o.stopErr == nil {
 				o.markBad(id, store, err)
 			}
@@ -426,18 +439,39 @@ func (o *Owner) copyAgain(s *segment) {
 	if from == nil || !o.env.Stores.Up(from.ID()) {
 		return
 	}
-	var dest journal.Store
-	for _, id := range o.env.Stores.Core(o.env.Site) {
-		h := s.holder(id)
-		if o.fit(id) && (h == nil || h.bad && !h.fork) && id != from.ID() {
-			dest, _ = o.env.Stores.Store(id)
-			if h == nil {
-				break
+	// Members first: a takeover asks them only.
+	candidates := make([]ident.StoreID, 0, 8)
+	for _, m := range o.members {
+		if m.Home {
+			candidates = append(candidates, m.Store)
+		}
+	}
+	for _, id := range slices.Concat(candidates, o.env.Stores.Core(o.env.Site)) {
+		if o.fit(id) && s.holder(id) == nil && id != from.ID() {
+			if dest, ok := o.env.Stores.Store(id); ok {
+				o.copyTo(s, from, dest)
+				return
 			}
 		}
 	}
-	if dest != nil {
-		o.copyTo(s, from, dest)
+	o.permitReplace(s, o.env.Stores.Core(o.env.Site))
+}
+
+// permitReplace has a bad replica made again where it is, because no other store can take a copy. Until the new one
+// is sealed the store counts for nothing in a takeover.
+func (o *Owner) permitReplace(s *segment, stores []ident.StoreID) {
+	good := s.good()
+	for _, h := range s.holders {
+		_, pending := o.permits[permitKey{s.id, h.store}]
+		if !h.bad || h.going || h.fork || h.made == 0 || pending || len(good) == 0 || !slices.Contains(stores, h.store) || !o.fit(h.store) {
+			continue
+		}
+		p := journal.Permit{Segment: s.id, Store: h.store, Made: h.made, Replace: true}
+		for _, g := range good {
+			p.Remain = append(p.Remain, g.store)
+		}
+		o.permit([]journal.Permit{p})
+		return
 	}
 }
 
@@ -497,15 +531,22 @@ func (o *Owner) settlePast() {
 		for _, home := range []bool{true, false} {
 			for i, m := range o.members {
 				h := s.holder(m.Store)
-				if dest == nil && m.Home == home && o.fit(m.Store) && (h == nil || h.bad && !h.fork) {
+				if dest == nil && m.Home == home && o.fit(m.Store) && h == nil {
 					dest = o.stores[i]
 				}
 			}
 		}
 		if dest != nil {
 			o.copyTo(s, from, dest)
+			continue
 		}
+		var members []ident.StoreID
+		for _, m := range o.members {
+			members = append(members, m.Store)
+		}
+		o.permitReplace(s, members)
 	}
+	o.sendDrops()
 }
 
 // copyTo makes a replica at dest from one that is whole.
@@ -513,15 +554,8 @@ func (o *Owner) copyTo(s *segment, from, dest journal.Store) {
 	o.repair.running++
 	o.repair.busy[s.id] = true
 	id, end, last, start := s.id, s.end, s.last, o.w.Start()
-	again := s.holder(dest.ID()) != nil
 	o.goBackground(func() {
-		if again {
-			// What is there is bad: it goes first. Another good replica exists, it is the source.
-			ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
-			_, _ = dest.Drop(ctx, &wire.Drop{Epoch: o.epoch, Segment: id})
-			cancel()
-		}
-		err := o.copySegment(from, dest, id, end, last, start)
+		made, err := o.copySegment(from, dest, id, end, last, start)
 		o.call(func() {
 			o.repair.running--
 			delete(o.repair.busy, id)
@@ -534,7 +568,8 @@ func (o *Owner) copyTo(s *segment, from, dest journal.Store) {
 				}
 				return
 			}
-			s.confirm(dest.ID())
+			s.confirm(dest.ID(), made)
+			delete(o.strays.lost, permitKey{id, dest.ID()})
 			o.env.Metrics.Repaired.Inc()
 			o.log.Info("replica made again", "segment", id, "store", dest.ID())
 		})

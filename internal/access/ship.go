@@ -104,11 +104,11 @@ func (o *Owner) reseal(s *segment, store ident.StoreID, start wire.EpochStart) {
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
 		defer cancel()
-		_, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+		r, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
 		o.call(func() {
 			switch {
 			case err == nil:
-				s.confirm(store)
+				s.confirm(store, r.Made)
 			case errors.Is(err, wire.ErrUnreached) || ctx.Err() != nil:
 			case errors.Is(err, wire.ErrFork):
 				o.log.Error("a replica's tail is a fork and is kept", "segment", id, "store", store)
@@ -142,6 +142,7 @@ type have struct {
 	state wire.ReplicaState
 	end   uint32
 	last  ident.Position
+	made  uint64
 }
 
 // shipSession ships until something fails.
@@ -156,7 +157,6 @@ func (o *Owner) shipSession(s *siteShip) error {
 	if err := o.findForks(ctx, s.site, there); err != nil {
 		return err
 	}
-	o.noteStrays(s.site, there)
 	s.mu.Lock()
 	s.mu.mark, s.mu.stable, s.mu.sealed = ident.Position{}, 0, map[ident.Seq]ident.Seq{} // watermarks are computed from what is readable now (R12)
 	s.mu.Unlock()
@@ -193,7 +193,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 				o.shipFailed(s, seg, h.store, err)
 				return err
 			}
-			o.call(func() { seg.confirm(h.store.ID()) })
+			o.call(func() { seg.confirm(h.store.ID(), h.made) })
 			after = h.last.Seq
 			s.progress(h.last, id, h.end)
 			s.markStable(before, h.last.Seq)
@@ -222,7 +222,8 @@ func (o *Owner) shipSession(s *siteShip) error {
 		}
 		wg.Go(func() {
 			defer func() { <-sealing }()
-			if _, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start}); err != nil {
+			r, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start})
+			if err != nil {
 				if ctx.Err() == nil {
 					o.shipFailed(s, seg, dest, err)
 				}
@@ -232,7 +233,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 				}
 				return
 			}
-			o.call(func() { seg.confirm(dest.ID()) })
+			o.call(func() { seg.confirm(dest.ID(), r.Made) })
 			s.markStable(before, end.last.Seq)
 		})
 	}
@@ -279,8 +280,9 @@ func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident
 		}
 		stores = append(stores, st)
 		o.noteForks(id, r.Replicas)
+		o.call(func() { o.reported(id, r.Replicas) })
 		for _, x := range r.Replicas {
-			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last})
+			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made})
 		}
 	}
 	if len(stores) == 0 {
@@ -548,10 +550,11 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			if from == nil || !o.env.Stores.Up(to.ID()) {
 				return wire.Errorf(wire.CodeUnreached, "checkpoint segment %s: no store to copy from or to", seg.id)
 			}
-			if err := o.copySegment(from, to, seg.id, e.end, e.last, e.start); err != nil {
+			made, err := o.copySegment(from, to, seg.id, e.end, e.last, e.start)
+			if err != nil {
 				return fmt.Errorf("checkpoint segment %s: %w", seg.id, err)
 			}
-			o.call(func() { seg.confirm(to.ID()) })
+			o.call(func() { seg.confirm(to.ID(), made) })
 		}
 		select {
 		case <-time.After(time.Second):

@@ -49,7 +49,7 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 	log = log.With("epoch", state.Epoch.String())
 	o := &Owner{env: env, log: log, journalID: spec.ID, epoch: state.Epoch, state: state, started: started,
 		segs: map[ident.SegmentID]*segment{}, late: newLate(), leafWait: map[volume.LeafID][]*Op{},
-		permits: map[ident.SegmentID]pendingPermit{},
+		permits: map[permitKey]pendingPermit{},
 		serving: make(chan struct{}), stopped: make(chan struct{})}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	o.spec.Store(&spec)
@@ -87,6 +87,8 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 		cfg.Proven = false // whatever was found since: R4 did not know the end
 	}
 	o.proven = cfg.Proven
+	o.cp.lastSeq = cfg.Point.At.Seq
+	o.strays.answers = answers
 	if !o.proven {
 		o.reportUnproven(rec)
 	}

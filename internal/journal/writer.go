@@ -236,6 +236,14 @@ func (w *Writer) Stable() ident.Position {
 	return w.stable
 }
 
+// OwnStable is how far this epoch's records are stable, whatever is of the ones before it.
+func (w *Writer) OwnStable() ident.Position {
+	if !w.serving {
+		return w.cfg.HeardStable
+	}
+	return w.stable
+}
+
 // SettlePast says that everything up to the commit point that was heard is stable on two servers.
 func (w *Writer) SettlePast() { w.cfg.PastUnstable = false }
 

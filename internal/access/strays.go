@@ -1,0 +1,289 @@
+package access
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// Replicas that the owner's table doesn't have, or has otherwise: left by abandoned epochs and checkpoints, by a
+// store that was away while a segment was retired, shipped twice because a store was down, damaged while nobody
+// looked. Stores report all that they have with every fence; the owner asks its own site's after it begins to
+// serve and now and then, the others' with every session of shipping. Nothing goes but by a committed record that
+// names the very replica that was reported (R13).
+
+// strayEvery is how often stores are asked what they have: what is left over costs space and nothing else.
+const strayEvery = 10 * time.Minute
+
+// strayState is what the owner's loop keeps about strays.
+type strayState struct {
+	answers map[ident.StoreID]*wire.FenceReply // of the takeover, until the first look
+	starts  map[ident.Epoch]wire.EpochStart    // of former epochs, as replicas show them
+	due     time.Duration                      // next look
+	asking  bool
+	found   map[permitKey]stray
+	lost    map[permitKey]bool // set aside by this owner's word, to be made again
+}
+
+// stray is a replica of a segment that is not in the table.
+type stray struct {
+	wire.Replica
+	store ident.StoreID
+}
+
+// lookForStrays asks the stores of this site when it is time to.
+func (o *Owner) lookForStrays(now time.Duration) {
+	x := &o.strays
+	if o.stopErr != nil || !o.w.Serving() {
+		return
+	}
+	if x.answers != nil {
+		answers := x.answers
+		x.answers = nil
+		x.due = now + strayEvery
+		for store, a := range answers {
+			o.reported(store, a.Replicas)
+		}
+	}
+	if now < x.due || x.asking {
+		return
+	}
+	x.asking = true
+	x.due = now + strayEvery
+	ids := map[ident.StoreID]bool{}
+	for _, m := range o.members {
+		ids[m.Store] = true
+	}
+	for _, id := range o.env.Stores.Core(o.env.Site) {
+		ids[id] = true
+	}
+	o.goBackground(func() {
+		for id := range ids {
+			o.askWhatIsThere(id)
+		}
+		o.call(func() { o.strays.asking = false })
+	})
+}
+
+// askWhatIsThere asks one store. A fence, at the epoch that the owner has, is the question: who has answered it
+// obeys no older owner's permits any more.
+func (o *Owner) askWhatIsThere(id ident.StoreID) {
+	st, ok := o.env.Stores.Store(id)
+	if !ok || !o.env.Stores.Up(id) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(o.ctx, 2*o.env.Limits.SyncTimeout)
+	defer cancel()
+	r, err := st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+	if err == nil {
+		o.call(func() { o.reported(id, r.Replicas) })
+	}
+}
+
+// reported compares what a store has with the table.
+func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica) {
+	if o.stopErr != nil {
+		return
+	}
+	x := &o.strays
+	if x.found == nil {
+		x.found, x.starts = map[permitKey]stray{}, map[ident.Epoch]wire.EpochStart{}
+	}
+	for k := range x.found {
+		if k.store == store {
+			delete(x.found, k)
+		}
+	}
+	for i := range replicas {
+		r := &replicas[i]
+		if r.Start.At.Seq != 0 {
+			x.starts[r.Start.At.Epoch] = r.Start
+		}
+		if p, pending := o.permits[permitKey{r.Segment, store}]; pending && p.Made == r.Made && !p.Replace {
+			continue // from the permit on nobody counts it
+		}
+		s := o.segs[r.Segment]
+		if s == nil {
+			x.found[permitKey{r.Segment, store}] = stray{*r, store}
+			continue
+		}
+		o.reportedOf(s, store, r)
+	}
+}
+
+// reportedOf compares a replica of a segment that is in the table.
+func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica) {
+	h := s.holder(store)
+	if !s.sealed || s.slot == 0 {
+		return // the writer follows it
+	}
+	same := r.State == wire.ReplicaSealed && r.End == s.end && r.Last == s.last
+	switch {
+	case r.State == wire.ReplicaFork || r.State == wire.ReplicaSealed && !same:
+		if h != nil {
+			h.bad, h.fork = true, true
+		}
+	case r.State == wire.ReplicaDamaged:
+		if o.repair.busy[s.id] || h == nil && o.strays.lost[permitKey{s.id, store}] {
+			return // it is being made again, or will be
+		}
+		if h == nil {
+			s.holders = append(s.holders, holder{store: store, bad: true, made: r.Made})
+			o.log.Error("a store has a damaged replica", "segment", s.id, "store", store)
+		} else if !h.going {
+			h.bad, h.stable, h.made = true, false, r.Made
+		}
+	case h == nil && same:
+		// One that was copied elsewhere while its store was away. It counts again, and then one may be too many.
+		s.holders = append(s.holders, holder{store: store, stable: true, made: r.Made})
+	case h == nil:
+		o.reportedPart(s, store, r)
+	case h.made != r.Made:
+		h.made = r.Made
+		h.stable, h.going = h.stable && same, false
+	}
+}
+
+// reportedPart deals with a part of a segment at a store that is not known to have any.
+func (o *Owner) reportedPart(s *segment, store ident.StoreID, r *wire.Replica) {
+	if o.repair.busy[s.id] || r.Last.Seq > s.last.Seq && (o.gaveUp(r.Segment.Epoch, r.Last.Seq) || r.Segment.Epoch.Less(o.epoch) && !o.provenSince(r.Segment.Epoch)) {
+		return // being copied; or it has more, which may be part of a fork
+	}
+	site, enough := o.env.Stores.Site(store), 1
+	if site == o.env.Site {
+		enough = 2
+	}
+	switch {
+	case o.goodAt(s, site) >= enough:
+		// Its store went away, and the rest went elsewhere.
+		s.holders = append(s.holders, holder{store: store, bad: true, made: r.Made})
+	case site == o.env.Site && (r.State == wire.ReplicaOpen || r.State == wire.ReplicaShort):
+		s.holders = append(s.holders, holder{store: store, made: r.Made}) // one of the pair: it may be whole
+	}
+}
+
+// badReplica names a replica that is not what it should be and that is not needed: the segment is on two servers
+// without it, in a way that every takeover finds (R2: two members of the ensemble, unless a checkpoint covers it).
+func (o *Owner) badReplica(s *segment) (p journal.Permit, ok bool) {
+	if len(o.unsettled) > 0 || !slices.ContainsFunc(s.holders, func(h holder) bool { return h.bad && !h.going && !h.fork && h.made != 0 }) {
+		return p, false
+	}
+	good := s.good()
+	if len(good) < 2 {
+		return p, false
+	}
+	members := 0
+	for _, g := range good {
+		for _, m := range o.members {
+			if m.Store == g.store {
+				members++
+			}
+		}
+	}
+	if members < 2 && !o.covered(s) {
+		return p, false
+	}
+	for _, h := range s.holders {
+		if h.bad && !h.going && !h.fork && h.made != 0 {
+			p = journal.Permit{Segment: s.id, Store: h.store, Made: h.made}
+			for _, g := range good {
+				p.Remain = append(p.Remain, g.store)
+			}
+			return p, true
+		}
+	}
+	return p, false
+}
+
+// tooMany names one replica of a segment that a checkpoint covers where a site has more than it should: two at
+// home, one elsewhere.
+func (o *Owner) tooMany(s *segment) (p journal.Permit, ok bool) {
+	if !o.covered(s) || len(s.holders) < 2 || o.env.Limits.KeepBothLocal {
+		return p, false
+	}
+	for _, site := range o.state.Sites {
+		keep := 1
+		if site == o.env.Site {
+			keep = 2
+		}
+		if p, ok = o.leastWanted(s, site, keep); ok && len(p.Remain) >= 2 {
+			return p, true
+		}
+	}
+	return p, false
+}
+
+// permitStrays adds those strays that may go.
+func (o *Owner) permitStrays(permits []journal.Permit) []journal.Permit {
+	x := &o.strays
+	if len(x.found) == 0 {
+		return permits
+	}
+	pending := map[ident.SegmentID]bool{}
+	o.w.Pending(func(ws *journal.Segment, _ []int) { pending[ws.ID] = true })
+	for k, r := range x.found {
+		if _, permitted := o.permits[k]; permitted || len(permits) >= permitsMax {
+			continue
+		}
+		switch {
+		case o.segs[k.segment] != nil || pending[k.segment]:
+			delete(x.found, k) // it was about to be entered when it was reported
+		case r.Made != 0 && o.strayMayGo(&r):
+			permits = append(permits, journal.Permit{Segment: k.segment, Store: k.store, Made: r.Made})
+			delete(x.found, k)
+		}
+	}
+	return permits
+}
+
+// strayMayGo says whether a replica that is not in the table is known to hold nothing that anybody needs. What
+// can't be known is kept: it may be a fork.
+func (o *Owner) strayMayGo(r *stray) bool {
+	id := r.Segment
+	switch {
+	case r.State == wire.ReplicaFork || o.epoch.Less(id.Epoch) || o.epoch.Conflicts(id.Epoch):
+		return false
+	case o.gaveUp(id.Epoch, r.Last.Seq):
+		return false // it may be part of a fork
+	case id.Epoch == o.epoch:
+		// What this owner itself has given up: a segment without a committed record, an abandoned checkpoint.
+		return !id.IsCheckpoint() || !o.cp.running
+	}
+	// At another site the record that explains it must be in the site's own prefix.
+	site := o.env.Stores.Site(r.store)
+	after := func(seq ident.Seq) bool { return site == o.env.Site || o.siteHas(site, seq) }
+	covered := o.cp.lastSeq
+	switch {
+	case id.IsCheckpoint():
+		return after(max(covered, 1)) && (covered > 0 || o.proven)
+	case r.State == wire.ReplicaSealed && r.Last.Seq <= covered && after(covered):
+		// What is sealed was committed, and what is below a committed checkpoint and not in its table was retired.
+		return true
+	}
+	// An abandoned epoch's: not part of the history that this epoch goes on from (R14).
+	return o.provenSince(id.Epoch) && after(o.w.Start().At.Seq)
+}
+
+// provenSince reports that every epoch-start behind an epoch's records, up to this owner's, says that nothing was
+// missing: what this owner's history lacks of that epoch was never committed.
+func (o *Owner) provenSince(epoch ident.Epoch) bool {
+	start := o.w.Start()
+	for {
+		if !start.Proven {
+			return false
+		}
+		before := start.Before.Epoch
+		if !epoch.Less(before) {
+			return true
+		}
+		next, known := o.strays.starts[before]
+		if !known || !next.At.Epoch.Less(start.At.Epoch) {
+			return false
+		}
+		start = next
+	}
+}
