@@ -19,6 +19,7 @@ type metrics struct {
 	failed        prometheus.Gauge
 	used          prometheus.GaugeFunc
 	replicas      prometheus.GaugeFunc
+	aside         prometheus.GaugeFunc
 
 	registered []prometheus.Collector
 	reg        prometheus.Registerer
@@ -54,10 +55,12 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 			defer s.mu.RUnlock()
 			return float64(len(s.mu.replicas))
 		})
+	m.aside = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "dozo_core_set_aside_files", Help: "Files of damaged replicas that were set aside.", ConstLabels: labels},
+		func() float64 { return float64(s.aside.Load()) })
 	if reg != nil {
 		m.reg = reg
 		for _, c := range []prometheus.Collector{m.appendSeconds, m.appendRecords, m.readSeconds, m.readBytes, m.syncSeconds,
-			m.slowSyncs, m.corrupt, m.scrubbed, m.failed, m.used, m.replicas} {
+			m.slowSyncs, m.corrupt, m.scrubbed, m.failed, m.used, m.replicas, m.aside} {
 			if err := reg.Register(c); err != nil {
 				s.log.Error("metric not registered", "err", err)
 				continue

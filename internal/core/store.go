@@ -231,6 +231,9 @@ func (s *Store) Failed() string {
 	return ""
 }
 
+// Aside is how many files of damaged replicas have been set aside and were there at the last start, or since.
+func (s *Store) Aside() uint64 { return s.aside.Load() }
+
 // fail ends appends for good. A failed fdatasync also leaves a mark that outlives the process (R8): the
 // kernel reports it once, and what it dropped looks written.
 func (s *Store) fail(what string, err error) {

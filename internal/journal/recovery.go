@@ -314,16 +314,25 @@ func (r *Recovery) chain(c *collected, unsure *unsure) {
 		}
 		past = append(past, cut(of, limit)...)
 		limit = min(limit, of[0].Before.Seq)
-		// The epoch's first segment begins in the epoch that its history goes on from. Where that segment is gone
-		// (retired: a checkpoint covers it), the start record says the same or a later one.
-		before := of[0].Before.Epoch
-		if !before.Less(epoch) {
-			before = starts[epoch].Before.Epoch
+		// The start record says which epoch the history goes on from. What that one had committed may be records of an
+		// earlier one, copied again: the epoch of the record in front of the first segment is the lowest that it can be.
+		// In between lies what is left where the one that the start names had nothing that counts, and it is gone.
+		low, high := of[0].Before.Epoch, starts[epoch].Before.Epoch
+		if !low.Less(epoch) {
+			low = high // the first segment is gone (retired: a checkpoint covers it)
 		}
-		if !before.Less(epoch) {
+		if !high.Less(epoch) || high.Less(low) {
+			high = low
+		}
+		if !high.Less(epoch) {
 			break
 		}
-		epoch = before
+		epoch = low
+		for _, g := range groups {
+			if e := g.Segment.Epoch; epoch.Less(e) && !high.Less(e) {
+				epoch = e
+			}
+		}
 	}
 	slices.SortFunc(past, func(a, b Range) int {
 		if a.From < b.From {

@@ -99,3 +99,30 @@ func TestAPointThatWasGivenUpIsNone(t *testing.T) {
 		t.Errorf("lost %v %v: %s", r.Lost, r.LostStable, r.Describe())
 	}
 }
+
+// Records that an epoch copied again keep the epoch they were made in: the next epoch's first segment begins behind
+// one of those, and they lie in the segments of the epoch that copied them.
+func TestRecordsThatWereCopiedAgainAreInTheHistory(t *testing.T) {
+	a, b := ident.StoreID{1}, ident.StoreID{2}
+	five := wire.EpochStart{At: pos(5, 1), Proven: true}
+	six := wire.EpochStart{At: pos(6, 750), Before: pos(5, 749), Proven: true}
+	seven := wire.EpochStart{At: pos(7, 751), Before: pos(6, 750), Proven: true}
+	list := []wire.Replica{
+		replica(seg(5, 0), wire.ReplicaSealed, ident.Position{}, pos(5, 614), five),
+		replica(seg(6, 0), wire.ReplicaSealed, pos(5, 614), pos(5, 700), wire.EpochStart{}),
+		replica(seg(6, 1), wire.ReplicaOpen, pos(5, 700), pos(6, 750), six),
+		replica(seg(7, 0), wire.ReplicaOpen, pos(5, 734), pos(7, 796), seven),
+	}
+	check := func(what string, list []wire.Replica, hole bool) {
+		t.Helper()
+		answer := &wire.FenceReply{Commit: pos(7, 790), Stable: pos(7, 780), Replicas: list}
+		r := Recover([][]ident.StoreID{{a, b}}, map[ident.StoreID]*wire.FenceReply{a: answer, b: answer})
+		if end, is := r.Hole(0); is != hole || !r.Proven() || r.Last.Seq != 796 {
+			t.Errorf("%s: %s: hole %v behind %d", what, r.Describe(), is, end)
+		}
+	}
+	check("all is there", list, false)
+	// Epoch 6 copied, but what epoch 7 heard was still of epoch 5, and nothing of 6 is left.
+	list[3].Before = pos(5, 614)
+	check("nothing of the one in between is left", []wire.Replica{list[0], list[3]}, false)
+}

@@ -118,6 +118,9 @@ func (b *backend) Health() api.Health {
 		if why := st.Failed(); why != "" {
 			h.Problems = append(h.Problems, fmt.Sprintf("store %s: %s", st.Dir(), why))
 		}
+		if n := st.Aside(); n > 0 {
+			h.Problems = append(h.Problems, fmt.Sprintf("store %s: %d files of damaged replicas were set aside", st.Dir(), n))
+		}
 	}
 	if c := n.control(); c != nil {
 		if ok, since := c.Connected(); !ok {
