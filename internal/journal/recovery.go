@@ -302,13 +302,15 @@ func (r *Recovery) chain(c *collected, unsure *unsure) {
 		if len(of) == 0 {
 			break
 		}
+		last := newest
 		if newest {
 			newest = false
 			r.run(of)
 			limit = r.Commit.Seq
 		}
 		for _, g := range of {
-			if unsure.of(g.Segment) {
+			// Of an earlier epoch nothing counts behind limit: a segment that begins there may end wherever it does.
+			if (last || g.From <= limit) && unsure.of(g.Segment) {
 				r.EndKnown = false
 			}
 		}
