@@ -161,6 +161,8 @@ type cluster struct {
 	log   *slog.Logger
 	limit Limits
 	tell  func(StoreHealth)
+
+	health *Health // nil: each owner has its own
 }
 
 func (c *cluster) seat(id ident.StoreID) *seat {
@@ -309,7 +311,11 @@ func (c *cluster) own(v control.VolumeSpec) *Owner {
 	c.t.Helper()
 	start := time.Now()
 	clock := func() int64 { return int64(time.Since(start)) + int64(time.Hour) }
-	o, err := TakeOver(context.Background(), Env{Health: NewHealth(clock, c.tell), Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock,
+	health := c.health
+	if health == nil {
+		health = NewHealth(clock, c.tell)
+	}
+	o, err := TakeOver(context.Background(), Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock,
 		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit}, v)
 	if err != nil {
 		c.t.Fatalf("take over: %v", err)

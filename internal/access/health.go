@@ -43,6 +43,7 @@ type ailing struct {
 	hanging int // calls that outlasted their deadline and have not returned
 	avoided bool
 	told    bool // that it is avoided
+	gone    bool // away for so long that others took its place in ensembles
 	why     string
 }
 

@@ -73,6 +73,8 @@ type Owner struct {
 	permits     map[permitKey]pendingPermit
 	repair      repairState
 	strays      strayState
+	ensemble    ensembleState
+	servedAt    time.Duration
 	unanswered  []appendWait // by time
 	reading     []*readTry   // asked, by time; answered ones stay until the next look
 	turn        atomic.Uint64
@@ -450,6 +452,11 @@ func (o *Owner) everySecond() {
 	o.lookForStrays(now)
 	o.dropSome()
 	o.repairSome(now)
+	o.dropEnsembles()
+	o.replaceMember(now)
+	if o.stopErr != nil {
+		return
+	}
 	if freed := o.m.Evict(o.env.Limits.MapBudgetBytes); freed > 0 {
 		o.env.Metrics.Evicted.Add(float64(freed))
 	}

@@ -65,7 +65,7 @@ func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 // afterServing starts the work that never hinders answers: ending old segments, shipping, dropping.
 func (o *Owner) afterServing() {
 	o.cp.last = time.Duration(o.env.Clock())
-	o.lastAppend = o.cp.last
+	o.lastAppend, o.servedAt = o.cp.last, o.cp.last
 	o.endPast()
 	o.serveUnit()
 	for _, site := range o.state.Sites {

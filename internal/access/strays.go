@@ -44,7 +44,6 @@ func (o *Owner) lookForStrays(now time.Duration) {
 	if x.answers != nil {
 		answers := x.answers
 		x.answers = nil
-		x.due = now + strayEvery
 		for store, a := range answers {
 			o.reported(store, a.Replicas)
 		}

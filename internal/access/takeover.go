@@ -280,7 +280,7 @@ func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
 func (o *Owner) usable(stores []ident.StoreID) bool {
 	home, have := 0, len(o.env.Stores.Core(o.env.Site))
 	for _, s := range stores {
-		if _, ok := o.env.Stores.Store(s); !ok {
+		if _, ok := o.env.Stores.Store(s); !ok || o.env.Health.isGone(s, o.env.Stores.Up(s)) {
 			return false
 		}
 		if o.env.Stores.Site(s) == o.env.Site {
