@@ -62,7 +62,7 @@ func (v *Volume) forward(op *Op, until time.Time) {
 	switch op.Kind {
 	case wire.OpWrite, wire.OpOrWrite:
 		m.Data = [][]byte{op.Buf.Bytes()}
-	case wire.OpUnit:
+	case wire.OpUnit, wire.OpToken:
 		m.Data = [][]byte{op.Unit}
 	case wire.OpCompareAndWrite:
 		m.Data = [][]byte{op.Compare, op.Buf.Bytes()}
@@ -86,7 +86,7 @@ func (v *Volume) forward(op *Op, until time.Time) {
 			v.answer(op, &wire.Error{Code: r.Status, Epoch: r.Epoch})
 			return
 		}
-		if op.Kind == wire.OpRead || op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState {
+		if op.Kind == wire.OpRead || op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState || op.Kind == wire.OpToken {
 			op.replies = append(op.replies, wire.ReadReply{Data: r.Data, Release: r.Release})
 			op.Data = append(op.Data[:0], r.Data)
 		} else if r.Release != nil {

@@ -85,6 +85,7 @@ type Owner struct {
 	split       []*Op // partial trims whose parts are under way
 	barWait     []barWait
 	unit        unit
+	tokens      tokens
 	unsettled   map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
 
 	serving chan struct{} // closed when the epoch-start is stable

@@ -116,7 +116,7 @@ func (o *Owner) unitRefuses(op *Op) *wire.Error {
 	switch op.Kind {
 	case wire.OpUnit, wire.OpUnitState, wire.OpProvisioned:
 		return nil
-	case wire.OpRead:
+	case wire.OpRead, wire.OpToken:
 		class = reserve.AccessRead
 	}
 	s := o.unit.state

@@ -62,6 +62,8 @@ func (o *Owner) admit(op *Op) {
 		o.changeUnit(op)
 	case wire.OpUnitState:
 		o.showUnit(op)
+	case wire.OpToken:
+		o.token(op)
 	case wire.OpRead:
 		o.read(op)
 	case wire.OpProvisioned:
@@ -186,6 +188,7 @@ func requestID(op *Op) journal.RequestID {
 // queueWrite gives a write its place in the history.
 func (o *Owner) queueWrite(op *Op) {
 	e := &op.Buf.entry
+	o.tokens.touched(op.first, op.count)
 	e.Request, e.Part = requestID(op), op.part
 	e.Context = op
 	op.parts = 1
@@ -197,6 +200,7 @@ func (o *Owner) queueWrite(op *Op) {
 // queueTrim gives a trim of whole blocks its place. A command longer than a record can say becomes several.
 func (o *Owner) queueTrim(op *Op) {
 	op.parts = 0
+	o.tokens.touched(op.first, op.count)
 	const most = 1 << 31 // blocks in a record
 	for first, left := op.first, op.count; ; {
 		n := min(left, most)

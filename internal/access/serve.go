@@ -30,7 +30,7 @@ func (s *Server) Forward(m *wire.Forward, done func(wire.ForwardReply, error)) {
 		done(wire.ForwardReply{}, wire.Errorf(wire.CodeBadRequest, "%d bytes at %d", m.Length, m.Offset))
 		return
 	}
-	if op.Kind == wire.OpUnit {
+	if op.Kind == wire.OpUnit || op.Kind == wire.OpToken {
 		op.Unit = slices.Concat(m.Data...)
 	}
 	if op.Kind == wire.OpWrite || op.Kind == wire.OpCompareAndWrite || op.Kind == wire.OpOrWrite {

@@ -42,11 +42,12 @@ const (
 	OpUnit            ForwardOp = 8  // Data is a reserve.Command; the answer's data are its outcome, one byte
 	OpUnitState       ForwardOp = 9  // the answer's data are a reserve.Snapshot
 	OpOrWrite         ForwardOp = 10 // Data are combined with what is at Offset by a bitwise or
-	opMax             ForwardOp = 10
+	OpToken           ForwardOp = 11 // makes, uses or drops a token for ranges; Data and the answer's are an access.TokenCall
+	opMax             ForwardOp = 11
 )
 
 var opNames = [...]string{"?", "read", "write", "trim", "zero", "flush", "compare and write", "provisioned",
-	"unit", "unit state", "or write"}
+	"unit", "unit state", "or write", "token"}
 
 func (o ForwardOp) String() string {
 	if int(o) < len(opNames) {

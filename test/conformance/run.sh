@@ -29,6 +29,8 @@ shift $((OPTIND - 1))
 
 passes_min=120
 seconds_each=60
+# Sanitize.Reset sleeps for a minute between looks.
+seconds_sanitize=150
 command -v iscsi-test-cu >/dev/null || { echo "iscsi-test-cu is missing; test/deps.sh installs it" >&2; exit 2; }
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/dozo-conf.XXXXXX") || exit 2
@@ -60,15 +62,16 @@ fi
 
 # run_one NAME: prints "RESULT<tab>REASON".
 run_one() {
-	local log=$work/log status reason
-	timeout -k 5 "$seconds_each" iscsi-test-cu -t "$1" --dataloss --allow-sanitize -V "${@:2}" </dev/null >"$log" 2>&1
+	local log=$work/log status reason seconds
+	case $1 in *.Sanitize.Reset) seconds=$seconds_sanitize ;; *) seconds=$seconds_each ;; esac
+	timeout -k 5 "$seconds" iscsi-test-cu -t "$1" --dataloss --allow-sanitize -V "${@:2}" </dev/null >"$log" 2>&1
 	status=$?
 	# Before the line "Test:" it looks at the unit; "passed" or "FAILED" ends the test, then it cleans up and sums up.
 	sed -n '/^  *Test: /,$p' "$log" >"$log.test"
 	sed '/^\(passed\|FAILED\)/,$d' "$log.test" >"$log.own"
 	reason=$(grep -aE '\[FAIL(ED)?\]' "$log.own" | head -n 1)
 	if [ $status = 124 ] || [ $status = 137 ]; then
-		printf 'fail\tno end within %d s. %s\n' $seconds_each "$reason"
+		printf 'fail\tno end within %d s. %s\n' $seconds "$reason"
 	elif ! grep -qaE '^ *tests +1 +1 ' "$log.test"; then
 		printf 'fail\tdid not run: %s\n' "$(grep -aiE 'fail|error|can.t|cannot' "$log" | head -n 1)"
 	elif ! grep -qaE '^ *tests +1 +1 +1 +0 ' "$log.test" || ! grep -qaE '^ *asserts +[0-9]+ +[0-9]+ +[0-9]+ +0 ' "$log.test"; then

@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"dozo/internal/access"
+	"dozo/internal/access/iscsi"
 	"dozo/internal/access/reserve"
 	"dozo/internal/access/scsi"
 	"dozo/internal/control"
+	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
@@ -25,6 +27,7 @@ type session struct {
 	nexus wire.Nexus
 	id    uint64 // the connection's
 	exp   *Exports
+	peer  iscsi.Peer
 }
 
 func newNexus(n reserve.NexusID) wire.Nexus { return access.NexusOf(n) }
@@ -36,8 +39,10 @@ func (d *disk) Geometry() scsi.Geometry {
 		VolatileCache: s.Durability != control.Sync && !d.v.Unit().State.Current.CacheOff}
 }
 
-func (d *disk) Identity() scsi.Identity {
-	return scsi.Identity{ID: d.v.ID(), Vendor: "DOZO", Product: "VOLUME", Revision: "1"}
+func (d *disk) Identity() scsi.Identity { return identity(d.v.ID()) }
+
+func identity(id ident.JournalID) scsi.Identity {
+	return scsi.Identity{ID: id, Vendor: "DOZO", Product: "VOLUME", Revision: "1"}
 }
 
 func (d *disk) Paths() reserve.PathInfo { return d.session.exp.paths(d.v) }
@@ -54,6 +59,9 @@ func (d *disk) op(req scsi.Request, kind wire.ForwardOp, off, n int64) *access.O
 	op := access.NewOp()
 	op.Kind, op.Offset, op.Length = kind, off, n
 	op.Nexus, op.Session = &d.session.nexus, req.ID.Conn
+	if req.Session != 0 {
+		op.Session = req.Session
+	}
 	op.Request = requestID(req.ID)
 	op.Stamp = wire.Stamp{Epoch: req.Stamp.Epoch, Tick: req.Stamp.Tick}
 	if now := d.v.Stamp(); req.Long && now.Epoch == op.Stamp.Epoch && now.Tick > op.Stamp.Tick {
@@ -151,6 +159,69 @@ func (d *disk) ShowUnit(_ scsi.Request, done func(*reserve.Snapshot, error)) {
 func (d *disk) ChangeUnit(req scsi.Request, cmd *reserve.Command, done func(reserve.Outcome, error)) {
 	cmd.Session = req.ID.Conn
 	d.v.ChangeUnit(d.op(req, wire.OpUnit, 0, 0), cmd, func(o reserve.Outcome, err error) { done(o, translate(err, true)) })
+}
+
+func (d *disk) Stamp() scsi.Stamp {
+	s := d.v.Stamp()
+	return scsi.Stamp{Epoch: s.Epoch, Tick: s.Tick}
+}
+
+func (d *disk) NewID() scsi.RequestID {
+	e := d.session.exp
+	return scsi.RequestID{Conn: e.copier, Seq: e.copies.Add(1)}
+}
+
+// Other finds a volume that the session's initiator may log in to. Its stamps have to be fresh before anything
+// can be asked of it.
+func (d *disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func())) {
+	e := d.session.exp
+	for _, spec := range e.ctl.Volumes() {
+		if spec.Deleted != nil || !meant(identity(spec.ID)) || !e.allowed(d.session.peer, spec) {
+			continue
+		}
+		v, ok := e.srv.Volume(spec.ID)
+		if !ok {
+			continue
+		}
+		v.Open()
+		other := &disk{v: v, session: d.session}
+		v.Ready(func() { done(other, v.Close) })
+		return
+	}
+	done(nil, nil)
+}
+
+func (d *disk) token(req scsi.Request, call access.TokenCall, done func(access.TokenCall, error)) {
+	d.v.Token(d.op(req, wire.OpToken, 0, 0), call, func(c access.TokenCall, err error) {
+		if errors.Is(err, wire.ErrMismatch) {
+			err = &wrapped{scsi.ErrTokenUnknown, err}
+		} else {
+			err = translate(err, false)
+		}
+		done(c, err)
+	})
+}
+
+func (d *disk) CreateToken(req scsi.Request, ranges []scsi.Range, idle time.Duration, done func(scsi.TokenID, error)) {
+	call := access.TokenCall{What: access.TokenCreate, Seconds: uint32(idle / time.Second)}
+	for _, r := range ranges {
+		call.Ranges = append(call.Ranges, access.TokenRange{Off: r.Off, N: r.N})
+	}
+	d.token(req, call, func(c access.TokenCall, err error) { done(c.ID, err) })
+}
+
+func (d *disk) UseToken(req scsi.Request, id scsi.TokenID, done func([]scsi.Range, error)) {
+	d.token(req, access.TokenCall{What: access.TokenUse, ID: id}, func(c access.TokenCall, err error) {
+		var ranges []scsi.Range
+		for _, r := range c.Ranges {
+			ranges = append(ranges, scsi.Range{Off: r.Off, N: r.N})
+		}
+		done(ranges, err)
+	})
+}
+
+func (d *disk) DropToken(req scsi.Request, id scsi.TokenID) {
+	d.token(req, access.TokenCall{What: access.TokenDrop, ID: id}, func(access.TokenCall, error) {})
 }
 
 func (d *disk) Flush(req scsi.Request, done func(error)) {

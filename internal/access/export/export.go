@@ -11,10 +11,12 @@ package export
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dozo/internal/access"
@@ -49,6 +51,9 @@ type Exports struct {
 	ctl   control.Store
 	node  ident.NodeName
 	cache pathCache
+	// Copies have a forwarder of their own: their calls outnumber what one command's ID can name.
+	copier uint64
+	copies atomic.Uint64
 
 	mu       sync.Mutex
 	sessions map[*iscsi.Session]struct{}
@@ -57,6 +62,7 @@ type Exports struct {
 // New makes the exports of a node's access server.
 func New(srv *access.Server, ctl control.Store, node ident.NodeName) *Exports {
 	e := &Exports{srv: srv, ctl: ctl, node: node, sessions: map[*iscsi.Session]struct{}{}, cache: pathCache{info: map[[16]byte]pathEntry{}}}
+	e.copier = rand.Uint64() | 1
 	srv.ObserveUnits(e.unitChanged)
 	return e
 }
@@ -178,7 +184,7 @@ func (e *Exports) Login(_ context.Context, p iscsi.Peer, target string, isid [6]
 		return nil, iscsi.ErrTargetNotFound
 	}
 	v.Open()
-	s := &session{nexus: newNexus(reserve.NexusID{Initiator: p.Initiator, ISID: isid, Port: p.Group}), exp: e}
+	s := &session{nexus: newNexus(reserve.NexusID{Initiator: p.Initiator, ISID: isid, Port: p.Group}), exp: e, peer: p}
 	return &targetOf{v: v, session: s}, nil
 }
 

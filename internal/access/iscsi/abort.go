@@ -50,6 +50,7 @@ func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) {
 		for _, c := range x.connections() {
 			n += c.abortWhere(func(t *task) bool { return t.lun == lun })
 		}
+		x.nexus.CancelCopies(lun)
 		if all || n > 0 && x != by {
 			x.Post(lun, a)
 		}
@@ -64,6 +65,7 @@ func (x *Session) Clear(lun uint16, a reserve.Attention, ifAborted bool) {
 	for _, c := range x.connections() {
 		n += c.abortWhere(func(t *task) bool { return t.lun == lun })
 	}
+	x.nexus.CancelCopies(lun)
 	if n > 0 || !ifAborted {
 		x.Post(lun, a)
 	}

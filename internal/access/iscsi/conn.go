@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"dozo/internal/access/reserve"
@@ -85,6 +86,13 @@ func newConn(s *Server, nc net.Conn) *conn {
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetNoDelay(true)
 		_ = t.SetKeepAlive(true)
+		if raw, err := t.SyscallConn(); err == nil {
+			// With a ping every second a dead host is found out by what it doesn't acknowledge.
+			const tcpUserTimeout = 18 // of linux/tcp.h; package syscall doesn't name it
+			_ = raw.Control(func(fd uintptr) {
+				_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(unackedTimeout/time.Millisecond))
+			})
+		}
 	}
 	return c
 }
@@ -183,6 +191,7 @@ func (c *conn) end() {
 	c.mu.Unlock()
 	if sess != nil {
 		if sess.target != nil {
+			sess.nexus.Close()
 			sess.target.Close()
 		}
 		c.srv.cfg.Provider.Closed(sess)

@@ -23,7 +23,7 @@ type Config struct {
 	LoginTimeout time.Duration // of a connection that is not yet in full feature phase
 	// PingEvery is the interval of NOP-Ins (rule R9 wants 1 s); negative means never, for tests only.
 	PingEvery time.Duration
-	// PingTimeout ends a connection that answers no ping for so long.
+	// PingTimeout ends a connection that answers no ping for so long, although its host takes what is sent.
 	PingTimeout time.Duration
 	QueueDepth  int // commands that a session may have outstanding
 	// WriteMemory and ReadMemory bound, per connection, the buffers of commands that run; unsolicited data
@@ -36,10 +36,13 @@ type Config struct {
 const (
 	defaultLoginTimeout = 15 * time.Second
 	defaultPingEvery    = time.Second
-	defaultPingTimeout  = 10 * time.Second
-	defaultQueueDepth   = 256
-	defaultMemory       = 32 << 20
-	defaultConnections  = 4096
+	// A single-threaded initiator that does something else for a minute is not dead. A host that is shows by its
+	// TCP, much sooner: unackedTimeout.
+	defaultPingTimeout = 2 * time.Minute
+	unackedTimeout     = 10 * time.Second
+	defaultQueueDepth  = 256
+	defaultMemory      = 32 << 20
+	defaultConnections = 4096
 	// outMax is how many bytes of answers may wait for the socket before the reader stops reading.
 	outMax = 4 << 20
 	// immediateMax is how many immediate commands may be outstanding beside the window.

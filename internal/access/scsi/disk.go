@@ -1,6 +1,10 @@
 package scsi
 
-import "dozo/internal/access/reserve"
+import (
+	"time"
+
+	"dozo/internal/access/reserve"
+)
 
 // RecordMax is the most bytes that one WriteBuffer holds and one Read asks for. Longer transfers become
 // several calls; each is atomic for itself.
@@ -80,6 +84,21 @@ type Disk interface {
 	// ChangeUnit has a change of it decided. done comes once the change survives everything and the unit
 	// attentions that it causes wait at their nexuses, wherever these are.
 	ChangeUnit(req Request, cmd *reserve.Command, done func(reserve.Outcome, error))
+
+	// Stamp is the newest moment of the disk's owner that is known here, and NewID names a call that no command of
+	// a client stands for directly: a part of a copy.
+	Stamp() Stamp
+	NewID() RequestID
+	// Other finds another disk that this one's initiator may use. done gets nil if there is none; otherwise
+	// release is called once the disk is no longer needed.
+	Other(meant func(Identity) bool, done func(d Disk, release func()))
+	// CreateToken makes a token for what the ranges hold now. It is good as long as nobody writes there, and until
+	// it was not used for a time.
+	CreateToken(req Request, ranges []Range, idle time.Duration, done func(TokenID, error))
+	// UseToken gives the ranges of a valid token. What was read of them before the call is what they held when
+	// the token was made.
+	UseToken(req Request, id TokenID, done func([]Range, error))
+	DropToken(req Request, id TokenID)
 
 	// Provisioned says whether the block at off has space of its own, and for how many bytes from off on at
 	// least the same is so (never past the end, more than 0).

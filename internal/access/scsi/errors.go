@@ -29,6 +29,9 @@ var (
 	ErrSoftwareProtected = errors.New("software write protected")
 	// ErrSanitizing refuses a command because of a sanitize operation.
 	ErrSanitizing = errors.New("sanitize operation")
+	// ErrTokenUnknown and ErrTokenCancelled refuse a token: nobody knows it any more, or its source was written to.
+	ErrTokenUnknown   = errors.New("token unknown")
+	ErrTokenCancelled = errors.New("token cancelled")
 	// ErrAborted ends a command that was aborted below; the transport decides whether anybody hears of it.
 	ErrAborted = errors.New("command aborted")
 	// ErrOutOfRange is an access past the end of a disk that shrank.
@@ -84,6 +87,8 @@ var outcomes = []struct {
 	{ErrWriteProtected, outcome{StatusCheckCondition, DataProtect, codeWriteProtected}},
 	{ErrSoftwareProtected, outcome{StatusCheckCondition, DataProtect, codeSoftwareProtected}},
 	{ErrSanitizing, outcome{StatusCheckCondition, NotReady, codeSanitizeInProgress}},
+	{ErrTokenUnknown, outcome{StatusCheckCondition, IllegalRequest, codeTokenUnknown}},
+	{ErrTokenCancelled, outcome{StatusCheckCondition, IllegalRequest, codeTokenCancelled}},
 	{ErrAborted, outcome{StatusCheckCondition, AbortedCommand, codeNone}},
 	{ErrTransfer, outcome{StatusCheckCondition, AbortedCommand, 0x4705}},
 	{ErrOutOfRange, outcome{StatusCheckCondition, IllegalRequest, codeLBAOutOfRange}},

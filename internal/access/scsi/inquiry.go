@@ -63,10 +63,11 @@ func (u *Unit) appendStandardInquiry(b []byte) []byte {
 		hierarchical = 0x10 // HISUP
 		format       = 0x02
 		implicitALUA = 0x10 // TPGS 01b
+		copying      = 0x08 // 3PC
 		multiPort    = 0x10
 		queueing     = 0x02 // CMDQUE
 	)
-	b = append(b, 0x00, 0, 0x06, hierarchical|format, length-5, implicitALUA, multiPort, queueing)
+	b = append(b, 0x00, 0, 0x06, hierarchical|format, length-5, implicitALUA|copying, multiPort, queueing)
 	b = appendText(b, id.Vendor, 8)
 	b = appendText(b, id.Product, 16)
 	b = appendText(b, id.Revision, 4)
@@ -94,6 +95,7 @@ func init() {
 		{0x86, (*Unit).vpdExtendedInquiry},
 		{0x87, (*Unit).vpdModePolicy},
 		{0x88, (*Unit).vpdPorts},
+		{0x8f, (*Unit).vpdThirdPartyCopy},
 		{0xb0, (*Unit).vpdBlockLimits},
 		{0xb1, (*Unit).vpdCharacteristics},
 		{0xb2, (*Unit).vpdProvisioning},

@@ -29,6 +29,7 @@ type Unit struct {
 	disk       Disk // nil where there is no logical unit
 	table      *opcodeTable
 	attentions reserve.Attentions
+	copies     copies
 	// What the initiator was last told, to notice changes; touched by Prepare only.
 	seenBlocks uint64
 	seenPaths  uint64
@@ -62,6 +63,20 @@ func (n *Nexus) Post(lun uint16, a reserve.Attention) {
 func (n *Nexus) PostAll(a reserve.Attention) {
 	for _, u := range n.units {
 		u.attentions.Post(a)
+	}
+}
+
+// Close ends what commands of the nexus have left running: copies in the background.
+func (n *Nexus) Close() {
+	for _, u := range n.units {
+		u.copies.cancelAll()
+	}
+}
+
+// CancelCopies ends the copies at one logical unit: it was reset.
+func (n *Nexus) CancelCopies(lun uint16) {
+	if u := n.unitAt(lun); u != nil {
+		u.copies.cancelAll()
 	}
 }
 

@@ -117,6 +117,7 @@ func diskOpcodes() []opcode {
 		reads  = readsMedium | needsReady
 		writes = changesMedium | needsReady
 		checks = readsMedium | needsReady
+		copies = needsReady | checksWrite
 	)
 	return []opcode{
 		op(0x08, -1, "READ (6)", "00 1f ff ff ff 00", reads, (*Unit).prepareRead, (*Unit).read),
@@ -158,6 +159,16 @@ func diskOpcodes() []opcode {
 		op(0x5f, 0x05, "PERSISTENT RESERVE OUT, PREEMPT AND ABORT", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
 		op(0x5f, 0x06, "PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
 		op(0x5f, 0x07, "PERSISTENT RESERVE OUT, REGISTER AND MOVE", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x83, 0x00, "EXTENDED COPY (LID1)", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copies, (*Unit).prepareCopyList, (*Unit).extendedCopy),
+		op(0x83, 0x01, "EXTENDED COPY (LID4)", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copies, (*Unit).prepareCopyList, (*Unit).extendedCopy),
+		op(0x83, 0x10, "POPULATE TOKEN", "00 00 00 00 00 00 ff ff ff ff ff ff ff ff 1f 00", needsReady|checksRead, (*Unit).prepareCopyList, (*Unit).populateToken),
+		op(0x83, 0x11, "WRITE USING TOKEN", "00 00 00 00 00 00 ff ff ff ff ff ff ff ff 1f 00", copies|changesMedium, (*Unit).prepareCopyList, (*Unit).writeUsingToken),
+		op(0x83, 0x1c, "COPY OPERATION ABORT", "00 00 ff ff ff ff 00 00 00 00 00 00 00 00 00 00", checksStatus, nothing, (*Unit).copyAbort),
+		op(0x84, receiveStatusLID1, "RECEIVE COPY STATUS (LID1)", "00 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
+		op(0x84, receiveParameters, "RECEIVE COPY OPERATING PARAMETERS", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
+		op(0x84, receiveFailure, "RECEIVE COPY FAILURE DETAILS (LID1)", "00 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
+		op(0x84, receiveStatusLID4, "RECEIVE COPY STATUS (LID4)", "00 00 ff ff ff ff 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
+		op(0x84, receiveToken, "RECEIVE ROD TOKEN INFORMATION", "00 00 ff ff ff ff 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
 		op(0x88, -1, "READ (16)", "00 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", reads, (*Unit).prepareRead, (*Unit).read),
 		op(0x89, -1, "COMPARE AND WRITE", "00 18 ff ff ff ff ff ff ff ff 00 00 00 ff 1f 00", writes|readsMedium, (*Unit).prepareCompareAndWrite, (*Unit).compareAndWrite),
 		op(0x8a, -1, "WRITE (16)", "00 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", writes, (*Unit).prepareWrite, (*Unit).write),

@@ -54,4 +54,6 @@ type Request struct {
 	// Long marks a call of a command that takes its time, so that it may be older than a stamp lives: it is held
 	// to refusals by the stamp, but not to its age.
 	Long bool
+	// Session is the connection of the command that a call is part of, where ID.Conn isn't it; else 0.
+	Session uint64
 }

@@ -64,13 +64,12 @@ const (
 	codeUnsupportedTarget       Code = 0x2607
 	codeTooManySegments         Code = 0x2608
 	codeUnsupportedSegment      Code = 0x2609
-	codeInvalidToken            Code = 0x2304 // INVALID TOKEN OPERATION, TOKEN UNKNOWN
+	codeTokenUnknown            Code = 0x2304
 	codeTokenExpired            Code = 0x2307
 	codeTokenCancelled          Code = 0x2308
-	codeTokenCorrupt            Code = 0x2305
-	codeTokenUnsupported        Code = 0x2303
+	codeTokenUnsupported        Code = 0x2302
 	codeThirdPartyFailure       Code = 0x0d01
-	codeCopyTargetUnreachable   Code = 0x0d02
+	codeCopyUnreachable         Code = 0x0804
 	codeOperationInProgress     Code = 0x0016
 )
 

@@ -3,6 +3,7 @@ package iscsitest
 import (
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -28,6 +29,9 @@ type Disk struct {
 	inFlight sync.WaitGroup
 	unit     *reserve.Snapshot
 	observer func(*reserve.Snapshot, []reserve.Event)
+	calls    uint64
+	others   []*Disk
+	tokens   map[scsi.TokenID][]scsi.Range
 
 	buffers sync.Pool
 }
@@ -47,7 +51,7 @@ const (
 
 // NewDisk makes a disk of a size; its identity follows from the name. blockSize is 512 or 4096.
 func NewDisk(name string, sizeBytes int64, blockSize uint32) *Disk {
-	d := &Disk{chunks: map[int64][]byte{}, paths: reserve.SinglePath(1)}
+	d := &Disk{tokens: map[scsi.TokenID][]scsi.Range{}, chunks: map[int64][]byte{}, paths: reserve.SinglePath(1)}
 	d.geometry = scsi.Geometry{Blocks: uint64(sizeBytes) / uint64(blockSize), BlockSize: blockSize,
 		PhysicalBlockSize: chunk, VolatileCache: true}
 	sum := sha256.Sum256([]byte(name))
@@ -165,6 +169,81 @@ func (d *Disk) OrWrite(req scsi.Request, w scsi.WriteBuffer, _ bool, done func(e
 		}
 		done(err)
 	})
+}
+
+// Stamp, NewID, Other and the tokens are scsi.Disk's.
+func (d *Disk) Stamp() scsi.Stamp { return scsi.Stamp{} }
+
+// NewID counts.
+func (d *Disk) NewID() scsi.RequestID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls++
+	return scsi.RequestID{Conn: 1 << 63, Seq: d.calls}
+}
+
+// SetOthers says which disks Other finds.
+func (d *Disk) SetOthers(list ...*Disk) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.others = list
+}
+
+// Other looks among those of SetOthers.
+func (d *Disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func())) {
+	d.mu.RLock()
+	others := d.others
+	d.mu.RUnlock()
+	for _, o := range others {
+		if meant(o.identity) {
+			done(o, func() {})
+			return
+		}
+	}
+	done(nil, nil)
+}
+
+// CreateToken keeps the ranges until something is written there.
+func (d *Disk) CreateToken(req scsi.Request, ranges []scsi.Range, _ time.Duration, done func(scsi.TokenID, error)) {
+	d.mu.Lock()
+	d.calls++
+	sum := sha256.Sum256(fmt.Append(nil, d.identity.ID, d.calls))
+	id := scsi.TokenID(sum[:16])
+	d.tokens[id] = ranges
+	err := d.allowed(req, reserve.AccessRead)
+	d.mu.Unlock()
+	done(id, err)
+}
+
+// UseToken gives them.
+func (d *Disk) UseToken(_ scsi.Request, id scsi.TokenID, done func([]scsi.Range, error)) {
+	d.mu.RLock()
+	ranges, ok := d.tokens[id]
+	d.mu.RUnlock()
+	if !ok {
+		done(nil, scsi.ErrTokenUnknown)
+		return
+	}
+	done(ranges, nil)
+}
+
+// DropToken forgets one.
+func (d *Disk) DropToken(_ scsi.Request, id scsi.TokenID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.tokens, id)
+}
+
+// touched ends the tokens that a write makes void; in d.mu.
+func (d *Disk) touched(off, n int64) {
+	for id, ranges := range d.tokens {
+		for _, r := range ranges {
+			if r.Off < off+n && off < r.Off+r.N {
+				delete(d.tokens, id)
+				break
+			}
+		}
+	}
 }
 
 // Hold makes calls wait until release is called.
@@ -295,6 +374,7 @@ func (d *Disk) check(off int64, n int) error {
 }
 
 func (d *Disk) store(off int64, b []byte) {
+	d.touched(off, int64(len(b)))
 	for len(b) > 0 {
 		at, in := off/chunk, int(off%chunk)
 		mem := d.chunks[at]
@@ -360,6 +440,7 @@ func (d *Disk) Zero(req scsi.Request, off, n int64, _ bool, done func(error)) {
 
 func (d *Disk) zero(off, n int64) {
 	end := off + n
+	d.touched(off, n)
 	if n/chunk > int64(len(d.chunks)) {
 		// A large range over few chunks: walk what there is.
 		for at, mem := range d.chunks {

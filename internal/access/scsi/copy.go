@@ -1,0 +1,337 @@
+package scsi
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Third-party copy (SPC-4 5.16, 6.4, 6.5, 6.28 to 6.32; SBC-3 5.21 to 5.23, 5.50): the copy manager of a logical unit. Data
+// go from Disk to Disk through the access server and never to the initiator. A copy is a list of pieces, done
+// in order; within a piece a few records are under way at a time. There is no goroutine: the completion of one
+// call makes the next.
+
+// Limits of the copy manager that we chose; page 8Fh and RECEIVE COPY (OPERATING PARAMETERS) tell them.
+const (
+	copyTargetsMax  = 16
+	copySegmentsMax = 64
+	copyListMax     = 4096     // bytes of both descriptor lists together
+	copyLengthMax   = 64 << 20 // bytes of one segment: well within an initiator's timeout
+	copyRangesMax   = 64       // of a token, and of a command that uses one
+	copyTokenMax    = 1 << 30  // bytes of a token, and of a command that uses one
+	copyKept        = 64       // results that are kept for a nexus
+	copyWindow      = 4        // records of a piece under way
+	copyChunk       = RecordMax
+)
+
+// copyPiece is one contiguous part of a copy.
+type copyPiece struct {
+	src, dst       Disk // src nil: zeros
+	srcOff, dstOff int64
+	n              int64
+	token          *TokenID // read by this token: what is read counts only while the token is valid
+}
+
+// copyOp is a copy under way, or its outcome.
+type copyOp struct {
+	unit      *Unit
+	list      uint32
+	request   Request // of the command
+	pieces    []copyPiece
+	segments  bool // pieces are segments, to be counted
+	release   []func()
+	cancelled atomic.Bool
+	parent    *atomic.Bool // the command's, while it runs in the foreground
+	finished  func(*copyOp)
+	action    byte // service action that began it
+	immediate bool
+	tokenData []byte // POPULATE TOKEN: the token
+	discard   bool   // its results are not to be kept
+
+	mu struct {
+		sync.Mutex
+		piece   int
+		at      int64 // of the piece, given out
+		active  int   // records under way
+		pumping bool  // somebody is in pump
+		again   bool
+		err     error
+		done    bool
+		bytes   uint64
+		count   uint16 // pieces done
+		updates uint16
+		sense   senseData
+	}
+}
+
+// copies are the operations of a nexus, by list identifier.
+type copies struct {
+	mu   sync.Mutex
+	byID map[uint32]*copyOp
+	kept []uint32 // whose results are kept, oldest first
+}
+
+// enter makes an operation known; false says that one of the same identifier is under way.
+func (x *copies) enter(o *copyOp) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.byID == nil {
+		x.byID = map[uint32]*copyOp{}
+	}
+	if old := x.byID[o.list]; old != nil && !old.over() {
+		return false
+	}
+	x.dropLocked(o.list)
+	x.byID[o.list] = o
+	x.kept = append(x.kept, o.list)
+	for i := 0; len(x.kept) > copyKept && i < len(x.kept); {
+		if id := x.kept[i]; x.byID[id].over() {
+			x.dropLocked(id)
+		} else {
+			i++
+		}
+	}
+	return true
+}
+
+func (x *copies) dropLocked(list uint32) {
+	delete(x.byID, list)
+	for i, id := range x.kept {
+		if id == list {
+			x.kept = append(x.kept[:i], x.kept[i+1:]...)
+			return
+		}
+	}
+}
+
+func (x *copies) find(list uint32) *copyOp {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.byID[list]
+}
+
+func (x *copies) drop(list uint32) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.dropLocked(list)
+}
+
+// cancelAll ends all operations: the nexus is gone.
+func (x *copies) cancelAll() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, o := range x.byID {
+		o.cancelled.Store(true)
+	}
+}
+
+func (o *copyOp) over() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.mu.done
+}
+
+// stopped says that nobody wants the operation to go on.
+func (o *copyOp) stopped() bool {
+	return o.cancelled.Load() || !o.immediate && o.parent != nil && o.parent.Load()
+}
+
+// start runs the operation; finished is called once, possibly before start returns.
+func (o *copyOp) start() { o.pump() }
+
+// pump begins as much as may be under way, and ends the operation when nothing is left. One at a time does it;
+// who comes meanwhile has it look again.
+func (o *copyOp) pump() {
+	o.mu.Lock()
+	if o.mu.pumping {
+		o.mu.again = true
+		o.mu.Unlock()
+		return
+	}
+	o.mu.pumping = true
+	for {
+		o.mu.again = false
+		if p, from, n := o.takeLocked(); p != nil {
+			o.mu.Unlock()
+			o.move(p, from, n)
+			o.mu.Lock()
+		} else if !o.mu.again {
+			break
+		}
+	}
+	o.mu.pumping = false
+	last := o.mu.active == 0 && !o.mu.done
+	o.mu.Unlock()
+	if last {
+		o.end()
+	}
+}
+
+// end makes the outcome known.
+func (o *copyOp) end() {
+	o.mu.Lock()
+	if o.mu.err != nil {
+		o.mu.sense = copySense(o.mu.err)
+	}
+	o.mu.done = true
+	o.mu.Unlock()
+	for _, f := range o.release {
+		f()
+	}
+	o.finished(o)
+}
+
+// overlapping copies of one disk onto itself go record by record, from the end that is not overwritten first.
+func (p *copyPiece) overlapping() bool {
+	return p.src == p.dst && p.srcOff < p.dstOff+p.n && p.dstOff < p.srcOff+p.n
+}
+
+// takeLocked gives the next record; nil if there is none now.
+func (o *copyOp) takeLocked() (p *copyPiece, from, n int64) {
+	if o.mu.err == nil && o.stopped() {
+		o.mu.err = ErrAborted
+	}
+	for o.mu.err == nil && o.mu.piece < len(o.pieces) {
+		p = &o.pieces[o.mu.piece]
+		window := copyWindow
+		if p.src != nil && p.overlapping() {
+			window = 1
+		}
+		switch {
+		case o.mu.active >= window:
+			return nil, 0, 0
+		case o.mu.at == p.n:
+			if o.mu.active > 0 {
+				return nil, 0, 0 // pieces are done in order
+			}
+			o.mu.piece, o.mu.at = o.mu.piece+1, 0
+			o.mu.count++
+			continue
+		}
+		n = min(copyChunk, p.n-o.mu.at)
+		if p.src == nil {
+			n = p.n // zeros of any length are one call
+		}
+		from = o.mu.at
+		if p.src != nil && p.overlapping() && p.dstOff > p.srcOff {
+			from = p.n - o.mu.at - n
+		}
+		o.mu.at += n
+		o.mu.active++
+		return p, from, n
+	}
+	return nil, 0, 0
+}
+
+// step ends the copying of n bytes and goes on with what is next.
+func (o *copyOp) step(n int64, err error) {
+	o.mu.Lock()
+	switch {
+	case err == nil:
+		o.mu.bytes += uint64(n)
+	case o.mu.err == nil:
+		o.mu.err = err
+	}
+	o.mu.active--
+	o.mu.updates++
+	o.mu.Unlock()
+	o.pump()
+}
+
+// on makes the request of one call of a Disk.
+func (o *copyOp) on(d Disk) Request {
+	r := o.request
+	r.ID, r.Long = d.NewID(), true
+	r.Session = o.request.ID.Conn
+	if d != o.unit.disk {
+		r.Stamp = d.Stamp()
+	}
+	return r
+}
+
+// move copies n bytes of a piece.
+func (o *copyOp) move(p *copyPiece, from, n int64) {
+	if p.src == nil {
+		p.dst.Zero(o.on(p.dst), p.dstOff+from, n, true, func(err error) { o.step(n, err) })
+		return
+	}
+	p.src.Read(o.on(p.src), p.srcOff+from, int(n), func(r ReadResult, err error) {
+		if err != nil {
+			o.step(n, err)
+			return
+		}
+		w, err := p.dst.NewWrite(p.dstOff+from, int(n))
+		if err != nil {
+			r.Release()
+			o.step(n, err)
+			return
+		}
+		b := w.Bytes()
+		for _, d := range r.Buffers() {
+			b = b[copy(b, d):]
+		}
+		r.Release()
+		write := func(err error) {
+			if err == nil && o.stopped() {
+				err = ErrAborted
+			}
+			if err != nil {
+				w.Release()
+				o.step(n, err)
+				return
+			}
+			p.dst.Write(o.on(p.dst), w, false, func(err error) { o.step(n, err) })
+		}
+		if p.token == nil {
+			write(nil)
+			return
+		}
+		// Had anything been written before this answer, the token would not be valid any more.
+		p.src.UseToken(o.on(p.src), *p.token, func(_ []Range, err error) { write(err) })
+	})
+}
+
+// launch enters the operation, tells the initiator at once if it doesn't want to wait, and runs it. failed turns
+// an error into the command's end.
+func (u *Unit) launch(c *Command, o *copyOp, failed func(*Command, *copyOp)) {
+	o.unit, o.request, o.parent = u, c.Request, &c.cancelled
+	if !u.copies.enter(o) {
+		for _, f := range o.release {
+			f()
+		}
+		c.illegal(codeOperationInProgress)
+		c.finish()
+		return
+	}
+	if o.immediate {
+		o.parent = nil
+		o.finished = func(*copyOp) {}
+		c.finish()
+		o.start()
+		return
+	}
+	o.finished = func(o *copyOp) {
+		if o.mu.err != nil {
+			failed(c, o)
+		}
+		if o.discard {
+			u.copies.drop(o.list)
+		}
+		c.finish()
+	}
+	o.start()
+}
+
+// copySense is what an error of a Disk means to who asked for the copy (SPC-4 5.16.7.4).
+func copySense(err error) senseData {
+	switch x := outcomeOf(err); x.code {
+	case codeTokenUnknown, codeTokenCancelled, codeTokenExpired:
+		return senseData{key: IllegalRequest, code: x.code}
+	case codeLBAOutOfRange, codeNone:
+		return senseData{key: CopyAborted, code: codeNone}
+	default:
+		if x.status != StatusCheckCondition {
+			return senseData{key: CopyAborted, code: codeThirdPartyFailure}
+		}
+		return senseData{key: CopyAborted, code: x.code}
+	}
+}

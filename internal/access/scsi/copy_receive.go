@@ -1,0 +1,169 @@
+package scsi
+
+import "encoding/binary"
+
+// The service actions of RECEIVE COPY (SPC-4 6.28 to 6.32).
+const (
+	receiveStatusLID1 = 0x00
+	receiveParameters = 0x03
+	receiveFailure    = 0x04
+	receiveStatusLID4 = 0x05
+	receiveToken      = 0x07
+)
+
+// receiveCopy tells of a copy, or of what the copy manager can do.
+func (u *Unit) receiveCopy(c *Command) {
+	be := binary.BigEndian
+	action := c.CDB[1] & 0x1f
+	allocation := uint64(c.u32(10))
+	b := c.inBuf[:0]
+	if action == receiveParameters {
+		c.answer(appendCopyParameters(b), allocation)
+		return
+	}
+	list := uint32(c.CDB[2])
+	if action == receiveStatusLID4 || action == receiveToken {
+		list = c.u32(2)
+	}
+	o := u.copies.find(list)
+	if o == nil || action == receiveToken && o.action < 0x10 {
+		c.badField(2, 7)
+		return
+	}
+	o.mu.Lock()
+	done, failed, count, moved, updates, sense := o.mu.done, o.mu.err != nil, o.mu.count, o.mu.bytes, o.mu.updates, o.mu.sense
+	o.mu.Unlock()
+	const inProgress, completed, withErrors = 0, 1, 2
+	state := byte(inProgress)
+	if done {
+		state = completed
+		if failed {
+			state = withErrors
+		}
+	}
+	switch action {
+	case receiveStatusLID1:
+		b = append(b, 0, 0, 0, 8, state)
+		b = be.AppendUint16(b, count)
+		const kibibytes = 1
+		b = append(b, kibibytes)
+		b = be.AppendUint32(b, uint32(min(moved>>10, 0xffffffff)))
+		if done {
+			u.copies.drop(list)
+		}
+	case receiveFailure:
+		if !done || !failed {
+			c.badField(2, 7)
+			return
+		}
+		b = append(b, make([]byte, 60)...)
+		b[56] = byte(StatusCheckCondition)
+		b = sense.appendFixed(b)
+		be.PutUint16(b[58:], uint16(len(b)-60))
+		be.PutUint32(b, uint32(len(b)-4))
+		u.copies.drop(list)
+	default:
+		const foreground, background = 0x10, 0x11
+		if !done {
+			state = foreground
+			if o.immediate {
+				state = background
+			}
+		}
+		b = append(b, make([]byte, 32)...)
+		b[4], b[5] = o.action, state
+		be.PutUint16(b[6:], updates)
+		be.PutUint32(b[8:], 100) // ESTIMATED STATUS UPDATE DELAY, in ms
+		if failed {
+			b[12] = byte(StatusCheckCondition)
+			b = sense.appendFixed(b)
+			b[13], b[14] = fixedSense, fixedSense
+		}
+		if o.action >= 0x10 {
+			const blocks = 0xf1 // transfer count in logical blocks
+			b[15] = blocks
+			be.PutUint64(b[16:], moved/uint64(max(c.geo.BlockSize, 1)))
+		} else {
+			be.PutUint64(b[16:], moved)
+		}
+		be.PutUint16(b[24:], count)
+		if action == receiveToken {
+			if n := len(o.tokenData); n > 0 {
+				b = be.AppendUint32(b, uint32(2+n))
+				b = append(b, 0, 0)
+				b = append(b, o.tokenData...)
+			} else {
+				b = be.AppendUint32(b, 0)
+			}
+		}
+		be.PutUint32(b, uint32(len(b)-4))
+	}
+	c.answer(b, allocation)
+}
+
+// appendCopyParameters is RECEIVE COPY (OPERATING PARAMETERS) (SPC-4 6.29).
+func appendCopyParameters(b []byte) []byte {
+	be := binary.BigEndian
+	p := make([]byte, 44)
+	p[4] = 0x01 // SNLID: a list identifier of none is supported
+	be.PutUint16(p[8:], copyTargetsMax)
+	be.PutUint16(p[10:], copySegmentsMax)
+	be.PutUint32(p[12:], copyListMax)
+	be.PutUint32(p[16:], copyLengthMax)
+	be.PutUint16(p[34:], copyKept)
+	p[36] = copyKept
+	p[37] = 9 // DATA SEGMENT GRANULARITY: 512 bytes
+	codes := []byte{segmentBlocks, segmentBlockOffsets, cscdIdentification}
+	p[43] = byte(len(codes))
+	p = append(p, codes...)
+	be.PutUint32(p, uint32(len(p)-4))
+	return append(b, p...)
+}
+
+// vpdThirdPartyCopy is page 8Fh (SPC-4 7.8.17).
+func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
+	be := binary.BigEndian
+	descriptor := func(kind uint16, body []byte) {
+		for len(body)%4 != 0 {
+			body = append(body, 0)
+		}
+		b = be.AppendUint16(b, kind)
+		b = be.AppendUint16(b, uint16(len(body)))
+		b = append(b, body...)
+	}
+	limits := make([]byte, 32) // block device ROD token limits (SBC-3 6.6.6.3)
+	be.PutUint16(limits[6:], copyRangesMax)
+	be.PutUint32(limits[8:], tokenSecondsMax)
+	be.PutUint32(limits[12:], tokenDefaultSeconds)
+	be.PutUint64(limits[16:], copyTokenMax>>9)
+	be.PutUint64(limits[24:], copyTokenMax>>9)
+	if size := u.disk.Geometry().BlockSize; size > 0 {
+		be.PutUint64(limits[16:], copyTokenMax/uint64(size))
+		be.PutUint64(limits[24:], copyTokenMax/uint64(size))
+	}
+	descriptor(0x0000, limits)
+	var commands []byte
+	for _, code := range []byte{0x83, 0x84} {
+		at := len(commands)
+		commands = append(commands, code, 0)
+		for _, o := range u.table.byCode[code] {
+			commands = append(commands, byte(o.action))
+			commands[at+1]++
+		}
+	}
+	descriptor(0x0001, append([]byte{byte(len(commands))}, commands...))
+	parameters := make([]byte, 28)
+	be.PutUint16(parameters[4:], copyTargetsMax)
+	be.PutUint16(parameters[6:], copySegmentsMax)
+	be.PutUint32(parameters[8:], copyListMax)
+	descriptor(0x0004, parameters)
+	descriptor(0x0008, []byte{3, segmentBlocks, segmentBlockOffsets, cscdIdentification})
+	descriptor(0x000c, []byte{0, 2, 0xff, 0xff})
+	general := make([]byte, 32)
+	be.PutUint32(general, copyKept)
+	be.PutUint32(general[4:], copyKept)
+	be.PutUint32(general[8:], copyLengthMax)
+	general[12] = 9
+	descriptor(0x8001, general)
+	return b
+}

@@ -1,0 +1,233 @@
+package scsi
+
+import (
+	"encoding/binary"
+	"time"
+)
+
+// Range is a run of bytes of a disk.
+type Range struct{ Off, N int64 }
+
+// TokenID names a token at the unit that made it.
+type TokenID [16]byte
+
+// ROD types (SPC-4 table 110, SBC-3 table 43).
+const (
+	rodPointInTimeVulnerable = 0x00800000 // a copy of that moment, which ends when its source changes
+	rodZero                  = 0xffff0001
+	tokenLength              = 512
+	tokenDefaultSeconds      = 60
+	tokenSecondsMax          = 3600
+)
+
+// parseRanges reads block device range descriptors (SBC-3 5.21.3).
+func (u *Unit) parseRanges(c *Command, list []byte, head int) (ranges []Range, total int64, ok bool) {
+	be := binary.BigEndian
+	if len(list) < head {
+		c.illegal(codeParameterListLength)
+		return nil, 0, false
+	}
+	n := int(be.Uint16(list[head-2:])) / 16 * 16
+	switch {
+	case n > len(list)-head:
+		c.illegal(codeParameterListLength)
+		return nil, 0, false
+	case n == 0:
+		c.badParameter(head - 2)
+		return nil, 0, false
+	case n/16 > copyRangesMax:
+		c.illegal(codeTooManySegments)
+		return nil, 0, false
+	}
+	size := int64(c.geo.BlockSize)
+	for at := head; at < head+n; at += 16 {
+		lba, blocks := be.Uint64(list[at:]), uint64(be.Uint32(list[at+8:]))
+		if lba > c.geo.Blocks || blocks > c.geo.Blocks-lba {
+			c.illegal(codeLBAOutOfRange)
+			return nil, 0, false
+		}
+		r := Range{int64(lba) * size, int64(blocks) * size}
+		for _, x := range ranges {
+			if r.Off < x.Off+x.N && x.Off < r.Off+r.N {
+				c.badParameter(at) // SBC-3 5.21.3: ranges don't overlap
+				return nil, 0, false
+			}
+		}
+		ranges = append(ranges, r)
+		if total += r.N; total > copyTokenMax {
+			c.badParameter(at + 8)
+			return nil, 0, false
+		}
+	}
+	return ranges, total, true
+}
+
+// populateToken is POPULATE TOKEN (SBC-3 5.21).
+func (u *Unit) populateToken(c *Command) {
+	be := binary.BigEndian
+	list := c.outBuf
+	if len(list) == 0 {
+		c.finish()
+		return
+	}
+	ranges, total, ok := u.parseRanges(c, list, 16)
+	if ok {
+		switch kind := be.Uint32(list[8:]); {
+		case list[2]&0x02 != 0 && kind != 0 && kind != rodPointInTimeVulnerable: // RTV
+			c.illegal(codeTokenUnsupported)
+		case be.Uint32(list[4:]) > tokenSecondsMax:
+			c.badParameter(4)
+		}
+	}
+	if c.failed {
+		c.finish()
+		return
+	}
+	seconds := be.Uint32(list[4:])
+	if seconds == 0 {
+		seconds = tokenDefaultSeconds
+	}
+	o := &copyOp{list: c.u32(6), action: 0x10}
+	o.unit, o.request, o.parent = u, c.Request, &c.cancelled
+	o.finished = func(*copyOp) {}
+	if !u.copies.enter(o) {
+		c.illegal(codeOperationInProgress)
+		c.finish()
+		return
+	}
+	u.disk.CreateToken(c.Request, ranges, time.Duration(seconds)*time.Second, func(id TokenID, err error) {
+		if err == nil {
+			o.tokenData = u.appendToken(nil, id, total)
+			o.mu.Lock()
+			o.mu.bytes, o.mu.count = uint64(total), 1
+			o.mu.Unlock()
+		} else {
+			o.mu.Lock()
+			o.mu.err = err
+			o.mu.Unlock()
+			c.fail(err)
+		}
+		o.end()
+		c.finish()
+	})
+}
+
+// appendToken encodes a ROD token (SPC-4 5.16.6.5). Who made it and the token's ID are all that counts.
+func (u *Unit) appendToken(b []byte, id TokenID, total int64) []byte {
+	be := binary.BigEndian
+	t := make([]byte, tokenLength)
+	be.PutUint32(t, rodPointInTimeVulnerable)
+	be.PutUint16(t[6:], tokenLength-8)
+	copy(t[8:16], id[:8])
+	unit := u.disk.Identity()
+	naa := unit.NAA()
+	t[16], t[20], t[21], t[23] = cscdIdentification, 0x01, 0x03, byte(len(naa))
+	copy(t[24:], naa[:])
+	be.PutUint64(t[56:], uint64(total)) // NUMBER OF BYTES REPRESENTED, 16 bytes
+	copy(t[128:], id[:])
+	return append(b, t...)
+}
+
+// writeUsingToken is WRITE USING TOKEN (SBC-3 5.50): of this unit's token or another's, made through any access
+// server.
+func (u *Unit) writeUsingToken(c *Command) {
+	be := binary.BigEndian
+	list := c.outBuf
+	if len(list) == 0 {
+		c.finish()
+		return
+	}
+	ranges, total, ok := u.parseRanges(c, list, 536)
+	if !ok {
+		c.finish()
+		return
+	}
+	offset := be.Uint64(list[8:])
+	if offset > copyTokenMax/uint64(c.geo.BlockSize) {
+		c.badParameter(8)
+		c.finish()
+		return
+	}
+	o := &copyOp{list: c.u32(6), action: 0x11, immediate: list[2]&0x01 != 0}
+	failed := func(c *Command, o *copyOp) {
+		if o.mu.sense.key == IllegalRequest {
+			c.check(o.mu.sense)
+		} else {
+			c.fail(o.mu.err)
+		}
+	}
+	token := list[16 : 16+tokenLength]
+	if be.Uint32(token) == rodZero {
+		for _, r := range ranges {
+			o.pieces = append(o.pieces, copyPiece{dst: u.disk, dstOff: r.Off, n: r.N})
+		}
+		u.launch(c, o, failed)
+		return
+	}
+	if be.Uint32(token) != rodPointInTimeVulnerable || be.Uint16(token[6:]) != tokenLength-8 || token[16] != cscdIdentification {
+		c.illegal(codeTokenUnsupported)
+		c.finish()
+		return
+	}
+	var id TokenID
+	copy(id[:], token[128:])
+	end := list[2]&0x02 != 0 // DEL_TKN
+	find := &targetFinder{unit: u, names: []designator{{token[21], append([]byte(nil), token[24:24+min(20, int(token[23]))]...)}}, disks: make([]Disk, 1)}
+	find.then = func(disks []Disk, release []func()) {
+		o.release = release
+		src := disks[0]
+		if src == nil {
+			c.illegal(codeTokenUnknown)
+			c.finish()
+			return
+		}
+		o.unit, o.request = u, c.Request
+		src.UseToken(o.on(src), id, func(from []Range, err error) {
+			code := Code(0)
+			if err == nil {
+				code = o.slice(src, id, from, int64(offset)*int64(c.geo.BlockSize), u.disk, ranges, total)
+			}
+			if err != nil || code != 0 {
+				for _, f := range release {
+					f()
+				}
+				if err != nil {
+					c.fail(err)
+				} else {
+					c.illegal(code)
+				}
+				c.finish()
+				return
+			}
+			if end {
+				o.release = append(o.release, func() { src.DropToken(o.on(src), id) })
+			}
+			u.launch(c, o, failed)
+		})
+	}
+	find.next()
+}
+
+// slice makes pieces of the ranges to write and the ranges that the token stands for, from offset on.
+func (o *copyOp) slice(src Disk, id TokenID, from []Range, offset int64, dst Disk, to []Range, total int64) Code {
+	var have int64
+	for _, r := range from {
+		have += r.N
+	}
+	if offset > have || total > have-offset {
+		return codeInvalidFieldInParameter
+	}
+	skip := offset
+	for _, r := range to {
+		for at := int64(0); at < r.N; {
+			for len(from) > 0 && skip >= from[0].N {
+				skip -= from[0].N
+				from = from[1:]
+			}
+			n := min(r.N-at, from[0].N-skip)
+			o.pieces = append(o.pieces, copyPiece{src: src, dst: dst, srcOff: from[0].Off + skip, dstOff: r.Off + at, n: n, token: &id})
+			skip, at = skip+n, at+n
+		}
+	}
+	return 0
+}
