@@ -39,6 +39,7 @@ func (r *rig) runAt(lun uint64, cdb []byte, in uint32, out []byte) *scsi.Command
 	c.Finish = func(*scsi.Command) { finished++ }
 	copy(c.CDB[:], cdb)
 	c.LUN, c.ExpectIn, c.ExpectOut = lun, in, uint32(len(out))
+	c.Request.Initiator = r.nexus.Initiator()
 	r.nexus.Prepare(c)
 	r.nexus.Allocate(c)
 	room := 0

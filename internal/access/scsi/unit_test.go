@@ -1,0 +1,515 @@
+package scsi_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"testing"
+
+	"dozo/internal/access/iscsi/iscsitest"
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+)
+
+// pair is one disk and two initiators; what one does, the other learns as unit attentions.
+func pair(t testing.TB) (a, b *rig) {
+	a = newRig(t, 512).ready()
+	a.disk.SetPaths(reserve.PathInfo{Groups: []reserve.PortGroup{{ID: 1, Ports: []uint16{1}}, {ID: 2, Ports: []uint16{2}}}})
+	who := &scsi.Initiator{Nexus: reserve.NexusID{Initiator: "iqn.b", Port: 1}}
+	b = &rig{t: t, disk: a.disk, nexus: scsi.NewNexus(who, "iqn.target", scsi.UnitConfig{LUN: 0, Disk: a.disk})}
+	b.ready()
+	a.disk.Observe(func(_ *reserve.Snapshot, events []reserve.Event) {
+		for _, n := range []*scsi.Nexus{a.nexus, b.nexus} {
+			for _, e := range events {
+				if e.Concerns(n.Initiator().Nexus) {
+					n.Post(0, e.What)
+				}
+			}
+		}
+	})
+	return a, b
+}
+
+// prout makes a PERSISTENT RESERVE OUT with the short parameter list.
+func (r *rig) prout(action byte, kind reserve.Type, key, service uint64, flags byte) string {
+	list := binary.BigEndian.AppendUint64(nil, key)
+	list = binary.BigEndian.AppendUint64(list, service)
+	list = append(list, 0, 0, 0, 0, flags, 0, 0, 0)
+	return sense(r.run([]byte{0x5f, action, byte(kind), 0, 0, 0, 0, 0, 24, 0}, 0, list))
+}
+
+func (r *rig) prin(action byte) []byte {
+	return data(r.run([]byte{0x5e, action, 0, 0, 0, 0, 0, 1, 0, 0}, 256, nil))
+}
+
+const good, conflict = "status 0x0", "status 0x18"
+
+// TestPersistentReservations: SPC-4 6.15, 6.16 as bytes; the rules themselves are package reserve's tests.
+func TestPersistentReservations(t *testing.T) {
+	a, b := pair(t)
+	write := []byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}
+	for _, x := range []struct{ what, got, want string }{
+		{"register a", a.prout(0, 0, 0, 0xa1, 1), good},
+		{"register b", b.prout(0, 0, 0, 0xb1, 0), good},
+		{"wrong key", b.prout(1, reserve.WriteExclusive, 7, 0, 0), conflict},
+		{"reserve", a.prout(1, reserve.WriteExclusive, 0xa1, 0, 0), good},
+		{"write of the holder", sense(a.run(write, 0, make([]byte, 512))), good},
+		{"write of another", sense(b.run(write, 0, make([]byte, 512))), conflict},
+		{"read of another", sense(b.run([]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 512, nil)), good},
+		{"MODE SENSE of another (table 63)", sense(b.run([]byte{0x1a, 0, 0x3f, 0, 255, 0}, 255, nil)), conflict},
+		{"TEST UNIT READY of another", sense(b.run(make([]byte, 6), 0, nil)), good},
+		{"release of the wrong type", a.prout(2, reserve.ExclusiveAccess, 0xa1, 0, 0), "5/2604"},
+		{"SPEC_I_PT with the ignoring action", a.prout(6, 0, 0, 1, 8), "5/2600 field 20"},
+		{"preempt", b.prout(5, reserve.ExclusiveAccess, 0xb1, 0xa1, 0), good},
+		{"what the preempted learns", sense(a.run(make([]byte, 6), 0, nil)), "6/2a05"},
+		{"read of the preempted", sense(a.run([]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 512, nil)), conflict},
+		{"clear", b.prout(3, 0, 0xb1, 0, 0), good},
+		{"action 8", b.prout(8, 0, 0xb1, 0, 0), "5/2400 field 1"},
+		{"list of 23 bytes", sense(a.run([]byte{0x5f, 0, 0, 0, 0, 0, 0, 0, 23, 0}, 0, make([]byte, 23))), "5/1a00"},
+		{"list of 25 bytes", sense(a.run([]byte{0x5f, 0, 0, 0, 0, 0, 0, 0, 25, 0}, 0, make([]byte, 25))), "5/1a00"},
+	} {
+		if x.got != x.want {
+			t.Errorf("%s: %s, want %s", x.what, x.got, x.want)
+		}
+	}
+}
+
+func TestPersistentReserveInData(t *testing.T) {
+	a, b := pair(t)
+	a.prout(0, 0, 0, 0xa1, 4) // ALL_TG_PT: at both target ports
+	b.prout(0, 0, 0, 0xb1, 1)
+	a.prout(1, reserve.ExclusiveAccessRegistrants, 0xa1, 0, 0)
+	be := binary.BigEndian
+	if d := a.prin(0); be.Uint32(d) != 2 || be.Uint32(d[4:]) != 24 || be.Uint64(d[8:]) != 0xa1 || be.Uint64(d[24:]) != 0xb1 {
+		t.Errorf("READ KEYS: %x", d)
+	}
+	if d := b.prin(1); be.Uint32(d[4:]) != 16 || be.Uint64(d[8:]) != 0xa1 || d[21] != byte(reserve.ExclusiveAccessRegistrants) {
+		t.Errorf("READ RESERVATION: %x", d)
+	}
+	if d := b.prin(2); !bytes.Equal(d, []byte{0, 8, 0x1d, 0x91, 0xea, 0x01, 0, 0}) {
+		t.Errorf("REPORT CAPABILITIES: %x", d)
+	}
+	d := b.prin(3)
+	if be.Uint32(d[4:]) != uint32(len(d)-8) && len(d) != 256 {
+		t.Errorf("READ FULL STATUS: %x", d)
+	}
+	first := d[8:]
+	if be.Uint64(first) != 0xa1 || first[12] != 1 || be.Uint16(first[18:]) != 1 || first[24] != 0x45 || string(first[28:28+5]) != "iqn.a" {
+		t.Errorf("READ FULL STATUS, first descriptor: %x", first)
+	}
+	if c := a.run([]byte{0x5e, 0, 0, 0, 0, 0, 0, 0, 4, 0}, 256, nil); len(data(c)) != 4 {
+		t.Errorf("allocation length of 4: %x", data(c))
+	}
+}
+
+// transportID is the iSCSI format with an ISID (SPC-4 7.6.4.6).
+func transportID(name string) []byte {
+	text := []byte(name + ",i,0x000000000000\x00")
+	for len(text)%4 != 0 || len(text) < 20 {
+		text = append(text, 0)
+	}
+	return append([]byte{0x45, 0, 0, byte(len(text))}, text...)
+}
+
+func TestRegisterAndMove(t *testing.T) {
+	a, b := pair(t)
+	a.prout(0, 0, 0, 1, 0)
+	a.prout(1, reserve.WriteExclusive, 1, 0, 0)
+	id := transportID("iqn.b")
+	list := make([]byte, 24)
+	list[7], list[15], list[17], list[19], list[23] = 1, 9, 2, 1, byte(len(id))
+	list = append(list, id...)
+	cdb := []byte{0x5f, 7, 0, 0, 0, 0, 0, 0, byte(len(list)), 0}
+	bad := bytes.Clone(list)
+	bad[24] = 0x46
+	if got := sense(a.run(cdb, 0, bad)); got != "5/2600 field 24" {
+		t.Errorf("TransportID of another protocol: %s", got)
+	}
+	bad = bytes.Clone(list)
+	bad[19] = 7
+	if got := sense(a.run(cdb, 0, bad)); got != "5/2600 field 18" {
+		t.Errorf("unknown target port: %s", got)
+	}
+	if got := sense(a.run(cdb, 0, list)); got != good {
+		t.Fatalf("move: %s", got)
+	}
+	if got := sense(b.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))); got != good {
+		t.Errorf("write of the new holder: %s", got)
+	}
+	if got := sense(a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))); got != conflict {
+		t.Errorf("write of the old holder: %s", got)
+	}
+}
+
+// TestReserve6 is SPC-2 7.21 and table 9.
+func TestReserve6(t *testing.T) {
+	a, b := pair(t)
+	for _, x := range []struct {
+		who  *rig
+		cdb  []byte
+		want string
+	}{
+		{a, []byte{0x16, 0, 0, 0, 0, 0}, good}, {b, []byte{0x16, 0, 0, 0, 0, 0}, conflict}, {b, make([]byte, 6), conflict},
+		{b, []byte{0x12, 0, 0, 0, 96, 0}, good}, {b, []byte{0x17, 0, 0, 0, 0, 0}, good}, {b, []byte{0x5e, 0, 0, 0, 0, 0, 0, 0, 8, 0}, conflict},
+		{a, []byte{0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0}, good}, {a, []byte{0x16, 0x10, 0, 0, 0, 0}, "5/2400 field 1"},
+		{a, []byte{0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0}, good}, {b, make([]byte, 6), good},
+	} {
+		if got := sense(x.who.run(x.cdb, 96, nil)); got != x.want {
+			t.Errorf("%x: %s, want %s", x.cdb, got, x.want)
+		}
+	}
+}
+
+// TestModeSelect: SPC-4 6.11, 7.5; SBC-3 6.5.5 for the caching page.
+func TestModeSelect(t *testing.T) {
+	a, b := pair(t)
+	page := func(r *rig, control, page, subpage byte) []byte {
+		d := data(r.run([]byte{0x5a, 8, control<<6 | page, subpage, 0, 0, 0, 0, 255, 0}, 255, nil))
+		return d
+	}
+	caching := page(a, 0, 8, 0)
+	if caching[8+2]&4 == 0 || page(a, 1, 8, 0)[8+2] != 4 {
+		t.Fatalf("WCE: %x, changeable %x", caching, page(a, 1, 8, 0))
+	}
+	caching[8] &^= 0x80
+	caching[8+2] &^= 4
+	set := func(r *rig, save byte, list []byte) string {
+		return sense(r.run([]byte{0x55, 0x10 | save, 0, 0, 0, 0, 0, 0, byte(len(list)), 0}, 0, list))
+	}
+	if got := set(a, 1, caching); got != good {
+		t.Fatal(got)
+	}
+	if got := sense(b.run(make([]byte, 6), 0, nil)); got != "6/2a01" {
+		t.Errorf("the other initiator: %s", got)
+	}
+	if d := page(b, 0, 8, 0); d[8+2]&4 != 0 || page(b, 3, 8, 0)[8+2]&4 != 0 || page(b, 2, 8, 0)[8+2]&4 == 0 {
+		t.Errorf("current, saved or default WCE: %x", d)
+	}
+	control := page(a, 0, 0x0a, 0)
+	control[8] &^= 0x80
+	control[8+2] |= 4 // D_SENSE
+	control[8+4] |= 8 // SWP
+	if got := set(a, 0, control); got != good {
+		t.Fatal(got)
+	}
+	c := a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))
+	if len(c.Sense) < 8 || c.Sense[0] != 0x72 || c.Sense[1] != 7 || c.Sense[2] != 0x27 || c.Sense[3] != 0x02 {
+		t.Errorf("write to a protected unit: %x", c.Sense)
+	}
+	// SPC-4 5.9: a reset brings the saved values back.
+	a.disk.Change(&reserve.Command{Action: reserve.Reset})
+	a.run(make([]byte, 6), 0, nil)
+	b.run(make([]byte, 6), 0, nil)
+	if d := page(a, 0, 0x0a, 0); d[8+4]&8 != 0 || page(a, 0, 8, 0)[8+2]&4 != 0 {
+		t.Errorf("after a reset: %x", d)
+	}
+	for _, x := range []struct {
+		what string
+		list []byte
+		want string
+	}{
+		{"cut off header", caching[:5], "5/1a00"}, {"cut off page", caching[:12], "5/1a00"}, {"unknown page", append(make([]byte, 8), 0x19, 0), "5/2600 field 8"},
+		{"what can't be changed", append(make([]byte, 8), append([]byte{0x08, 0x12, 4, 1}, make([]byte, 16)...)...), "5/2600 field 11"},
+	} {
+		if got := set(a, 0, x.list); got != x.want {
+			t.Errorf("%s: %s, want %s", x.what, got, x.want)
+		}
+	}
+	thresholds := page(a, 0, 0x1c, 2)
+	thresholds[8] &^= 0x80
+	thresholds[8+16] |= 0x80
+	binary.BigEndian.PutUint32(thresholds[8+20:], 500)
+	if got := set(a, 0, thresholds); got != good || a.disk.Unit().State.Current.ThresholdAvailable != 500 {
+		t.Errorf("thresholds: %s, %+v", got, a.disk.Unit().State.Current)
+	}
+	if d := data(a.run([]byte{0x4d, 0, 0x4c, 0, 0, 0, 0, 0, 255, 0}, 255, nil)); len(d) != 4+2*12 || d[5] != 1 || d[17] != 2 {
+		t.Errorf("LOG SENSE, logical block provisioning (SBC-3 6.4.4): %x", d)
+	}
+}
+
+// TestOrWriteAndAtomic: SBC-3 5.9, SBC-4 5.43.
+func TestOrWriteAndAtomic(t *testing.T) {
+	a, _ := pair(t)
+	a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, bytes.Repeat([]byte{0x0f}, 512))
+	or := []byte{0x8b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}
+	if got := sense(a.run(or, 0, bytes.Repeat([]byte{0xf0}, 512))); got != good {
+		t.Fatal(got)
+	}
+	if d := data(a.run([]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 512, nil)); !bytes.Equal(d, bytes.Repeat([]byte{0xff}, 512)) {
+		t.Errorf("ORWRITE: %x", d[:8])
+	}
+	atomic := func(lba, boundary, blocks byte, n int) string {
+		return sense(a.run([]byte{0x9c, 0, 0, 0, 0, 0, 0, 0, 0, lba, 0, boundary, 0, blocks, 0, 0}, 0, make([]byte, n)))
+	}
+	for _, x := range []struct{ got, want string }{
+		{atomic(0, 0, 8, 4096), good}, {atomic(1, 0, 8, 4096), "5/2400 field 2"}, {atomic(0, 0, 7, 7*512), "5/2400 field 12"}, {atomic(0, 1, 8, 4096), "5/2400 field 10"},
+	} {
+		if x.got != x.want {
+			t.Errorf("WRITE ATOMIC: %s, want %s", x.got, x.want)
+		}
+	}
+}
+
+// TestSanitize is SBC-3 4.11 and 5.24.
+func TestSanitize(t *testing.T) {
+	a, b := pair(t)
+	list := append([]byte{1, 0, 2, 0}, bytes.Repeat([]byte{0xa5}, 512)...)
+	cdb := []byte{0x48, 0x01, 0, 0, 0, 0, 0, byte(len(list) >> 8), byte(len(list) & 255), 0}
+	for _, x := range []struct {
+		at   int
+		to   byte
+		want string
+	}{{0, 0, "5/2600 field 0"}, {0, 0x21, "5/2600 field 0"}, {2, 1, "5/2600 field 2"}} {
+		bad := bytes.Clone(list)
+		bad[x.at] = x.to
+		if got := sense(a.run(cdb, 0, bad)); got != x.want {
+			t.Errorf("byte %d = %02x: %s, want %s", x.at, x.to, got, x.want)
+		}
+	}
+	if got := sense(a.run([]byte{0x48, 0x02, 0, 0, 0, 0, 0, 0, 4, 0}, 0, make([]byte, 4))); got != "5/2400 field 7" {
+		t.Errorf("block erase with a list: %s", got)
+	}
+	if got := sense(a.run([]byte{0x48, 0x03}, 0, nil)); got != "5/2400 field 1" {
+		t.Errorf("cryptographic erase: %s", got)
+	}
+	a.prout(0, 0, 0, 1, 0)
+	a.prout(1, reserve.ExclusiveAccess, 1, 0, 0)
+	if got := sense(b.run(cdb, 0, list)); got != conflict {
+		t.Errorf("under a reservation: %s", got)
+	}
+	if got := sense(a.run(cdb, 0, list)); got != good {
+		t.Fatal(got)
+	}
+	if d := data(a.run([]byte{0x28, 0, 0, 0, 0x10, 0, 0, 0, 1, 0}, 512, nil)); !bytes.Equal(d, bytes.Repeat([]byte{0xa5}, 512)) {
+		t.Errorf("overwritten: %x", d[:8])
+	}
+	// While one is under way: table 9 says what is let in.
+	a.disk.Change(&reserve.Command{Action: reserve.SanitizeBegin, Nexus: a.nexus.Initiator().Nexus, Sanitize: reserve.Sanitize{Kind: reserve.SanitizeBlockErase}})
+	for _, x := range []struct {
+		cdb  []byte
+		want string
+	}{{make([]byte, 6), "2/041b field 0"}, {[]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, "2/041b field 0"}, {[]byte{0x12, 0, 0, 0, 96, 0}, good}, {[]byte{0x03, 0, 0, 0, 18, 0}, good}} {
+		if got := sense(a.run(x.cdb, 512, nil)); got != x.want {
+			t.Errorf("%x: %s, want %s", x.cdb, got, x.want)
+		}
+	}
+	a.disk.Change(&reserve.Command{Action: reserve.SanitizeEnd, Failed: true})
+	if got := sense(a.run(make([]byte, 6), 0, nil)); got != "3/3103" {
+		t.Errorf("after a failed one: %s", got)
+	}
+}
+
+// segment is a block to block segment descriptor (SPC-4 6.4.6.6).
+func segment(src, dst uint16, blocks uint16, from, to uint64) []byte {
+	be := binary.BigEndian
+	b := []byte{2, 0, 0, 24}
+	b = be.AppendUint16(be.AppendUint16(b, src), dst)
+	b = be.AppendUint16(append(b, 0, 0), blocks)
+	return be.AppendUint64(be.AppendUint64(b, from), to)
+}
+
+// target is an identification descriptor with the NAA (SPC-4 6.4.5.2).
+func target(d scsi.Disk) []byte {
+	b := make([]byte, 32)
+	naa := d.Identity().NAA()
+	b[0], b[4], b[5], b[7] = 0xe4, 1, 3, 8
+	copy(b[8:], naa[:])
+	return b
+}
+
+func copyList(list byte, targets, segments []byte) []byte {
+	b := make([]byte, 16)
+	b[0] = list
+	binary.BigEndian.PutUint16(b[2:], uint16(len(targets)))
+	binary.BigEndian.PutUint32(b[8:], uint32(len(segments)))
+	return append(append(b, targets...), segments...)
+}
+
+func (r *rig) thirdParty(action byte, list []byte, list4 uint32) string {
+	cdb := make([]byte, 16)
+	cdb[0], cdb[1] = 0x83, action
+	binary.BigEndian.PutUint32(cdb[6:], list4)
+	binary.BigEndian.PutUint32(cdb[10:], uint32(len(list)))
+	return sense(r.run(cdb, 0, list))
+}
+
+// TestExtendedCopy: SPC-4 6.4, 6.28.
+func TestExtendedCopy(t *testing.T) {
+	a, _ := pair(t)
+	other := iscsitest.NewDisk("other", 8<<20, 4096)
+	a.disk.SetOthers(other)
+	pattern := make([]byte, 1<<20)
+	for i := range pattern {
+		pattern[i] = byte(i>>9) ^ byte(i)
+	}
+	a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 8, 0, 0}, 0, pattern)
+	targets := append(target(a.disk), target(other)...)
+	// Within the disk, overlapping, and to the other one, whose blocks are larger.
+	segments := append(segment(0, 0, 2048, 0, 100), segment(0, 1, 2048, 100, 64)...)
+	if got := a.thirdParty(0, copyList(5, targets, segments), 0); got != good {
+		t.Fatal(got)
+	}
+	read := func(d *iscsitest.Disk, off int64) (b []byte) {
+		d.Read(scsi.Request{}, off, len(pattern), func(r scsi.ReadResult, err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			b = bytes.Join(r.Buffers(), nil)
+			r.Release()
+		})
+		return b
+	}
+	if !bytes.Equal(read(a.disk, 100*512), pattern) || !bytes.Equal(read(other, 64*4096), pattern) {
+		t.Error("not copied")
+	}
+	status := data(a.run([]byte{0x84, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
+	if len(status) != 12 || status[4] != 1 || status[6] != 2 || binary.BigEndian.Uint32(status[8:]) != 2048 {
+		t.Errorf("RECEIVE COPY STATUS: %x", status)
+	}
+	if got := sense(a.run([]byte{0x84, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil)); got != "5/2400 field 2" {
+		t.Errorf("asked again: %s", got)
+	}
+	many := bytes.Repeat(segment(0, 0, 1, 0, 0), 65)
+	for _, x := range []struct {
+		what string
+		list []byte
+		want string
+	}{
+		{"cut off", copyList(1, targets, segments)[:60], "5/1a00"},
+		{"header alone", make([]byte, 15), "5/1a00"},
+		{"unknown target descriptor", copyList(1, append([]byte{0xe0}, target(a.disk)[1:]...), nil), "5/2607"},
+		{"unknown segment descriptor", copyList(1, targets, append([]byte{4}, segment(0, 0, 1, 0, 0)[1:]...)), "5/2609"},
+		{"too many targets", copyList(1, bytes.Repeat(targets, 9), nil), "5/2606"},
+		{"too many segments", copyList(1, targets, many), "5/2608"},
+		{"target index", copyList(1, targets, segment(0, 7, 1, 0, 0)), "a/0804"},
+		{"past the end", copyList(1, targets, segment(0, 1, 8, 0, 5000)), "a/0000"},
+		{"segment of another length", copyList(1, targets, append([]byte{2, 0, 0, 20}, segment(0, 0, 1, 0, 0)[4:24]...)), "5/2600 field 82"},
+		{"nothing", nil, good},
+	} {
+		if got := a.thirdParty(0, x.list, 0); got != x.want {
+			t.Errorf("%s: %s, want %s", x.what, got, x.want)
+		}
+	}
+	// LID4, SPC-4 6.4.2.
+	wide := make([]byte, 48)
+	wide[0], wide[3], wide[16], wide[23] = 1, 0x20, 0xff, 9
+	one := segment(0xffff, 0, 8, 0, 3000)
+	wide[43], wide[45] = byte(len(target(a.disk))), byte(len(one))
+	wide = append(append(wide, target(a.disk)...), one...)
+	if got := a.thirdParty(1, wide, 0); got != good {
+		t.Fatalf("LID4: %s", got)
+	}
+	status = data(a.run([]byte{0x84, 5, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
+	if len(status) != 32 || status[4] != 1 || status[5] != 1 || binary.BigEndian.Uint64(status[16:]) != 4096 {
+		t.Errorf("RECEIVE COPY STATUS (LID4): %x", status)
+	}
+}
+
+// ranges makes block device range descriptors (SBC-3 5.21.3) behind a header of so many bytes.
+func rangeList(head int, list ...[2]uint32) []byte {
+	b := make([]byte, head)
+	for _, r := range list {
+		b = binary.BigEndian.AppendUint64(b, uint64(r[0]))
+		b = append(binary.BigEndian.AppendUint32(b, r[1]), 0, 0, 0, 0)
+	}
+	binary.BigEndian.PutUint16(b[head-2:], uint16(16*len(list)))
+	binary.BigEndian.PutUint16(b, uint16(len(b)-2))
+	return b
+}
+
+// TestTokens: SBC-3 5.21, 5.50; SPC-4 6.31.
+func TestTokens(t *testing.T) {
+	a, b := pair(t)
+	pattern := bytes.Repeat([]byte("dozo"), 16*128)
+	a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 16, 0}, 0, pattern)
+	token := func(list uint32) []byte {
+		if got := a.thirdParty(0x10, rangeList(16, [2]uint32{0, 10}, [2]uint32{10, 6}), list); got != good {
+			t.Fatalf("POPULATE TOKEN: %s", got)
+		}
+		d := data(a.run([]byte{0x84, 7, 0, 0, 0, byte(list), 0, 0, 0, 0, 0, 0, 4, 0, 0, 0}, 1024, nil))
+		if len(d) != 32+4+2+512 || d[4] != 0x10 || d[5] != 1 || binary.BigEndian.Uint64(d[16:]) != 16 {
+			t.Fatalf("RECEIVE ROD TOKEN INFORMATION: %d bytes, %x", len(d), d[:min(len(d), 40)])
+		}
+		return d[38:]
+	}
+	use := func(r *rig, tok []byte, offset byte, list ...[2]uint32) string {
+		p := rangeList(536, list...)
+		p[15] = offset
+		copy(p[16:], tok)
+		return r.thirdParty(0x11, p, 3)
+	}
+	tok := token(1)
+	if got := use(b, tok, 8, [2]uint32{1000, 4}, [2]uint32{2000, 4}); got != good { // by another initiator
+		t.Fatal(got)
+	}
+	if d := data(a.run([]byte{0x28, 0, 0, 0, 7, 208, 0, 0, 4, 0}, 2048, nil)); !bytes.Equal(d, pattern[12*512:16*512]) {
+		t.Errorf("written by token: %q", d[:8])
+	}
+	for _, x := range []struct{ what, got, want string }{
+		{"more than the token has", use(a, tok, 8, [2]uint32{3000, 9}), "5/2600"},
+		{"no ranges", use(a, tok, 0), "5/2600 field 534"},
+		{"past the end", use(a, tok, 0, [2]uint32{32760, 16}), "5/2100"},
+		{"overlapping ranges", use(a, tok, 0, [2]uint32{3000, 4}, [2]uint32{3002, 4}), "5/2600 field 552"},
+		{"not a token", use(a, make([]byte, 512), 0, [2]uint32{3000, 4}), "5/2302"},
+		{"ranges of the token that overlap", a.thirdParty(0x10, rangeList(16, [2]uint32{0, 2}, [2]uint32{1, 2}), 7), "5/2600 field 32"},
+	} {
+		if x.got != x.want {
+			t.Errorf("%s: %s, want %s", x.what, x.got, x.want)
+		}
+	}
+	// The source changes: the token stands for what was there, so it is good for nothing any more.
+	a.run([]byte{0x2a, 0, 0, 0, 0, 3, 0, 0, 1, 0}, 0, make([]byte, 512))
+	if got := use(a, tok, 0, [2]uint32{1000, 4}); got != "5/2304" {
+		t.Errorf("after a write to the source: %s", got)
+	}
+	zero := make([]byte, 512)
+	copy(zero, []byte{0xff, 0xff, 0, 1, 0, 0, 1, 0xf8})
+	if got := use(a, zero, 0, [2]uint32{2000, 4}); got != good {
+		t.Errorf("zero token: %s", got)
+	}
+	if d := data(a.run([]byte{0x28, 0, 0, 0, 7, 208, 0, 0, 4, 0}, 2048, nil)); !bytes.Equal(d, make([]byte, 2048)) {
+		t.Errorf("zeroed: %q", d[:8])
+	}
+}
+
+// TestVPDPages: SPC-4 7.8: every page that is listed answers, with a length that is right.
+func TestVPDPages(t *testing.T) {
+	a, _ := pair(t)
+	list := data(a.run([]byte{0x12, 1, 0, 1, 0, 0}, 256, nil))
+	want := []byte{0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8f, 0xb0, 0xb1, 0xb2, 0xb7}
+	if !bytes.Equal(list[4:], want) {
+		t.Fatalf("pages %x, want %x", list[4:], want)
+	}
+	for _, page := range want {
+		d := data(a.run([]byte{0x12, 1, page, 16, 0, 0}, 4096, nil))
+		if d[1] != page || int(binary.BigEndian.Uint16(d[2:])) != len(d)-4 {
+			t.Errorf("page %02x: %x", page, d)
+		}
+	}
+}
+
+// FuzzParameterLists gives every command that has a parameter list whatever comes: no panic, one Finish, and never
+// more of the disk touched than there is.
+func FuzzParameterLists(f *testing.F) {
+	d := iscsitest.NewDisk("d", 16<<20, 512)
+	f.Add([]byte{0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0}, make([]byte, 24))
+	f.Add([]byte{0x5f, 7, 0, 0, 0, 0, 0, 0, 72, 0}, append(make([]byte, 24), transportID("iqn.b")...))
+	f.Add([]byte{0x55, 0x10, 0, 0, 0, 0, 0, 0, 28, 0}, append(make([]byte, 8), append([]byte{8, 0x12, 4}, make([]byte, 17)...)...))
+	f.Add([]byte{0x48, 1, 0, 0, 0, 0, 0, 0, 5, 0}, []byte{1, 0, 0, 1, 7})
+	f.Add([]byte{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, append([]byte{0, 22, 0, 16}, make([]byte, 20)...))
+	copies := copyList(1, target(d), segment(0, 0, 8, 0, 100))
+	f.Add(append([]byte{0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, byte(len(copies))), copies)
+	f.Add([]byte{0x83, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 32}, rangeList(16, [2]uint32{0, 8}))
+	f.Add([]byte{0x83, 0x11, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 40}, rangeList(536, [2]uint32{0, 8}))
+	f.Fuzz(func(t *testing.T, cdb, list []byte) {
+		if len(cdb) > 16 || len(list) > 8<<10 {
+			return
+		}
+		// A bounded disk, so that long copies and overwrites end soon.
+		who := &scsi.Initiator{Nexus: reserve.NexusID{Initiator: "iqn.a", Port: 1}}
+		d := iscsitest.NewDisk("d", 64<<10, 512)
+		n := scsi.NewNexus(who, "iqn.target", scsi.UnitConfig{LUN: 0, Disk: d})
+		r := &rig{t: t, disk: d, nexus: n}
+		r.ready()
+		r.run(cdb, 4096, list)
+	})
+}
