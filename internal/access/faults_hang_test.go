@@ -205,6 +205,8 @@ func TestDiskErrorsUnderALiveOwner(t *testing.T) {
 		{"EIO on fdatasync", func() vfs.Fault { return onSegments(vfs.OpSyncData, syscall.EIO) }, true},
 		{"ENOSPC on write", func() vfs.Fault { return onSegments(vfs.OpWrite, syscall.ENOSPC) }, false},
 		{"ENOSPC on preallocation", func() vfs.Fault { return onSegments(vfs.OpPreallocate, syscall.ENOSPC) }, false},
+		{"short write, ENOSPC", func() vfs.Fault { return onSegments(vfs.OpWrite, &vfs.PartialWrite{Bytes: 4500, Err: syscall.ENOSPC}) }, false},
+		{"short write, EIO", func() vfs.Fault { return onSegments(vfs.OpWrite, &vfs.PartialWrite{Bytes: 4500, Err: syscall.EIO}) }, true},
 		{"EROFS on write", func() vfs.Fault { return onSegments(vfs.OpWrite, syscall.EROFS) }, true},
 	} {
 		for _, victim := range []int{0, 1} {

@@ -54,3 +54,32 @@ func TestAFailedStoreIsOpenedForReading(t *testing.T) {
 }
 
 func (o *owner) segs() []ident.SegmentID { return []ident.SegmentID{o.seg} }
+
+// What a short write leaves behind the end doesn't count, and a restart doesn't take it for damage.
+func TestShortWrites(t *testing.T) {
+	for _, why := range []error{syscall.ENOSPC, syscall.EIO} {
+		for _, n := range []int{1, 100, 4300, 9000} { // within a header, a body, behind a whole record
+			f := vfs.NewFaults(vfs.NewMem(0))
+			s := openStore(t, testOptions(f, boot1))
+			a := newOwner(t, segment(jA, 1, 1))
+			a.open(s)
+			a.write(s, 1, 1)
+			at := a.off
+			data := append(a.make(1, 2), a.make(1, 3)...)
+			remove := f.Add(vfs.FailOn(vfs.OpWrite, a.seg.String(), &vfs.PartialWrite{Bytes: n, Err: why}))
+			_, err := appendAt(s, &wire.Append{Epoch: a.epoch, Segment: a.seg, Offset: at, Data: [][]byte{data}})
+			if err == nil || errors.Is(err, wire.ErrNoSpace) != (why == syscall.ENOSPC) {
+				t.Errorf("%d bytes, %v: %v", n, why, err)
+			}
+			remove()
+			s.Close()
+			s = openStore(t, testOptions(f, boot1))
+			a.wantRecords(s, 1)
+			_, err = appendAt(s, &wire.Append{Epoch: a.epoch, Segment: a.seg, Offset: at, Data: [][]byte{data}})
+			if (err == nil) != (why == syscall.ENOSPC) {
+				t.Errorf("%d bytes, %v: appended again: %v", n, why, err)
+			}
+			s.Close()
+		}
+	}
+}

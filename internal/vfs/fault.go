@@ -1,8 +1,11 @@
 package vfs
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"path"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,6 +41,18 @@ type Call struct {
 // Fault is asked before an operation and may fail it with an error, or wait. The Faults it is set on may be
 // called from it.
 type Fault func(Call) error
+
+// PartialWrite is the error of a Fault that has the first bytes of a write done before it fails.
+type PartialWrite struct {
+	Bytes int
+	Err   error
+}
+
+// Error implements error.
+func (e *PartialWrite) Error() string { return fmt.Sprintf("after %d bytes: %v", e.Bytes, e.Err) }
+
+// Unwrap gives the error that the write ends with.
+func (e *PartialWrite) Unwrap() error { return e.Err }
 
 // Faults wraps a file system and fails what its faults say.
 type Faults struct {
@@ -223,7 +238,7 @@ func (f *faultFile) ReadCachedAt([]byte, int64) error { return ErrNotCached }
 
 func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.fs.before(Call{Op: OpWrite, Path: f.name, Off: off, Len: len(p)}); err != nil {
-		return 0, err
+		return f.part(err, p, off), err
 	}
 	return f.File.WriteAt(p, off)
 }
@@ -234,9 +249,19 @@ func (f *faultFile) WriteVAt(bufs [][]byte, off int64) (int, error) {
 		sum += len(b)
 	}
 	if err := f.fs.before(Call{Op: OpWrite, Path: f.name, Off: off, Len: sum}); err != nil {
-		return 0, err
+		return f.part(err, slices.Concat(bufs...), off), err
 	}
 	return f.File.WriteVAt(bufs, off)
+}
+
+// part writes what err says is written before it.
+func (f *faultFile) part(err error, p []byte, off int64) int {
+	e, ok := errors.AsType[*PartialWrite](err)
+	if !ok {
+		return 0
+	}
+	n, _ := f.File.WriteAt(p[:min(e.Bytes, len(p))], off)
+	return n
 }
 
 func (f *faultFile) Preallocate(size int64) error {
