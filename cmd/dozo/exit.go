@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"dozo/internal/api"
+	"dozo/internal/guest"
 	"dozo/internal/lab"
 	"dozo/internal/lab/router"
 	"dozo/internal/up"
@@ -88,6 +89,7 @@ func exitCode(err error) int {
 	}{
 		{api.ErrUnreachable, exitUnreachable}, {api.ErrNoContext, exitUnreachable},
 		{lab.ErrUsage, exitUsage}, {router.ErrSetting, exitUsage}, {lab.ErrExists, exitConflict}, {lab.ErrNoRouter, exitUnreachable},
+		{guest.ErrUsage, exitUsage}, {guest.ErrNoImage, exitNotFound}, {guest.ErrTool, exitNotFound}, {guest.ErrTimeout, exitTimeout},
 		{lab.ErrNoLab, exitNotFound}, {lab.ErrRoot, exitUnauthorised},
 		{up.ErrShape, exitUsage}, {up.ErrOtherShape, exitConflict}, {up.ErrNoSystem, exitNotFound},
 		{context.DeadlineExceeded, exitTimeout}, {context.Canceled, exitInterrupted},

@@ -15,7 +15,7 @@ and partitions, and each site an access link. All of it can be changed while it 
 		Example: "  dozo lab up --sites 3 --rtt 18ms --rate 1gbit\n  dozo lab exec east -- ping -c 3 10.77.2.1\n  dozo lab set east west rtt=100ms loss=0.1%\n  dozo lab down",
 	}
 	c.AddCommand(newLabUp(a), newLabDown(a), newLabSet(a), newLabPartition(a), newLabHeal(a), newLabExec(a),
-		newLabStat(a), newLabStatus(a), newLabPlay(a), newLabRouter(a))
+		newLabStat(a), newLabStatus(a), newLabPlay(a), newLabRouter(a), newLabGuest(a))
 	return c
 }
 
