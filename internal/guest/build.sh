@@ -13,7 +13,7 @@ shift
 
 # linux-image-amd64 and not -cloud: hosts that use a SAN have scsi_dh_alua, which the cloud kernel lacks.
 wanted="linux-image-amd64 open-iscsi multipath-tools nfs-common fio sg3-utils
-	busybox-static kmod e2fsprogs udev iproute2 mount util-linux coreutils $*"
+	busybox-static kmod e2fsprogs udev iproute2 mount util-linux coreutils dash bash $*"
 
 # What packages depend on for installing, configuring or helper scripts; nothing here is ever installed, only unpacked.
 needless='^(python3.*|libpython3.*|perl|perl-base|perl-modules-.*|libperl5.*|lib.*-perl|initramfs-tools.*|linux-base|linux-image-amd64|klibc-utils|libklibc|cpio|debconf|dpkg|tar|adduser|passwd|libpam-.*|ucf|usrmerge|media-types|sensible-utils|init-system-helpers|gcc-12-base|sysvinit-utils|readline-common|libgdbm.*)$'
@@ -97,7 +97,8 @@ done >"$tmp/modules"
 grep -q '^virtio_blk.ko$' "$tmp/modules"
 
 # What packages' scripts would have set up.
-ln -s busybox "$root/usr/bin/sh"
+# Not busybox's shell: Debian's takes its own applets instead of programs.
+ln -sf dash "$root/usr/bin/sh"
 "$root/usr/bin/busybox" --list | while read -r applet; do
 	[ -e "$root/usr/bin/$applet" ] || [ -e "$root/usr/sbin/$applet" ] || ln -s busybox "$root/usr/bin/$applet"
 done
@@ -144,7 +145,8 @@ echo "/lib/x86_64-linux-gnu
 missing=0
 for dir in bin sbin; do
 	for file in "$root"/usr/$dir/*; do
-		if [ -L "$file" ] || [ "$(head -c 4 "$file" | tail -c 3)" != ELF ]; then continue; fi
+		# Those with a loader: the rest are scripts, or linked statically.
+		if [ -L "$file" ] || ! head -c 4096 "$file" | grep -aq ld-linux; then continue; fi
 		if lost=$("$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu/ceph" --list "$file" 2>/dev/null | grep 'not found'); then
 			echo "$file: $lost" >&2
 			missing=1

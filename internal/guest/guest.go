@@ -198,7 +198,7 @@ func (g *Guest) Output(ctx context.Context, timeout time.Duration, line string) 
 
 // Shell runs a shell on the guest's console until it ends: see Options.Terminal.
 func (g *Guest) Shell(ctx context.Context) (int, error) {
-	exit, err := g.call(ctx, agent.Exec{Args: []string{"sh", "-l"}, Dir: "/root", TTY: "/dev/ttyS0"}, nil, func(int, []byte, time.Time) {})
+	exit, err := g.call(ctx, agent.Exec{Args: []string{"bash", "-l"}, Dir: "/root", TTY: "/dev/ttyS0"}, nil, func(int, []byte, time.Time) {})
 	if err == nil && exit.Error != "" {
 		err = errors.New(exit.Error)
 	}
