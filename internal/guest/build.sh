@@ -53,7 +53,7 @@ for deb in "$tmp"/debs/*.deb; do
 		# below the kernel's directory.
 		m=./lib/modules/*/kernel
 		dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$root" --keep-directory-symlink --no-same-owner --wildcards --no-wildcards-match-slash \
-			'./boot/vmlinuz-*' './lib/modules/*/modules.*' "$m/fs" "$m/lib" "$m/crypto" "$m/arch" "$m/net" \
+			'./boot/vmlinuz-*' './lib/modules/*/modules.*' "$m/fs" "$m/lib" "$m/crypto" "$m/arch" "$m/net" "$m/block" \
 			"$m/drivers/block" "$m/drivers/char" "$m/drivers/md" "$m/drivers/net/*.ko" "$m/drivers/nvme" "$m/drivers/scsi/*.ko" \
 			"$m/drivers/scsi/device_handler" "$m/drivers/target" "$m/drivers/virtio"
 		rm -rf "$root"/lib/modules/*/kernel/net/wireless "$root"/lib/modules/*/kernel/net/mac80211 "$root"/lib/modules/*/kernel/net/bluetooth
@@ -133,6 +133,44 @@ group: files
 hosts: files dns
 netgroup: files' >"$root/etc/nsswitch.conf"
 ln -s /proc/self/mounts "$root/etc/mtab"
+cat >"$root/etc/multipath.conf" <<'F'
+defaults {
+	user_friendly_names yes
+	find_multipaths yes
+}
+F
+
+cat >"$root/usr/sbin/guest-iscsi" <<'F'
+#!/bin/sh
+# guest-iscsi TARGET PORTAL...: log in to a target by the kernel's initiator through each portal, as one multipath device.
+# INITIATOR is our name. It ends once as many paths are ready, and prints the device.
+set -e
+target=$1
+shift
+if ! pidof multipathd >/dev/null; then
+	# Devices that are there already need no names: only what comes from now on.
+	pidof systemd-udevd >/dev/null || /lib/systemd/systemd-udevd --daemon 2>/dev/null
+	modprobe -a iscsi_tcp sd_mod sg scsi_dh_alua dm_multipath dm_service_time
+	echo "InitiatorName=${INITIATOR:-iqn.2026-01.dozo.guest:$(hostname)}" >/etc/iscsi/initiatorname.iscsi
+	iscsid
+	multipathd
+fi
+for portal in "$@"; do
+	iscsiadm -m node -T "$target" -p "$portal" -o new >&2
+	iscsiadm -m node -T "$target" -p "$portal" --login >&2
+done
+tries=0
+while [ "$(multipathd show paths format '%d %t %o' 2>/dev/null | grep -c 'active running')" -lt $# ]; do
+	tries=$((tries + 1))
+	if [ $tries = 100 ]; then
+		multipathd show paths >&2
+		exit 1
+	fi
+	sleep 0.1
+done
+multipathd show maps format %n | sed -n 's,^\([^ ]*\) *$,/dev/mapper/\1,p' | tail -n 1
+F
+chmod 755 "$root/usr/sbin/guest-iscsi"
 # udev would read 10 MB of hardware names that nobody asks for, and rules for sessions.
 rm -rf "$root/usr/lib/udev/hwdb.bin" "$root/etc/udev/hwdb.bin"
 sh -c "cd '$root/usr/lib/udev/rules.d' && rm -f *-seat* *-uaccess* 78-sound-card* 75-net-description* 60-sensor* 60-evdev* 70-mouse* 70-touchpad* 70-joystick* 70-camera* 60-fido* 60-autosuspend*"
