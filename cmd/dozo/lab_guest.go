@@ -24,7 +24,7 @@ Needed are the packages qemu-system-x86 and, for disks behind iscsi:// URLs, qem
 with Debian 12's packages, xz-utils and e2fsprogs.`,
 		Example: "  dozo lab guest build\n  dozo lab guest run -- uname -a\n  dozo lab guest run --nic east=10.77.1.1 --nic east=10.77.1.2",
 	}
-	c.AddCommand(newLabGuestBuild(a), newLabGuestRun(a), newLabGuestAgent(a))
+	c.AddCommand(newLabGuestBuild(a), newLabGuestRun(a), newLabGuestMigrate(a), newLabGuestAgent(a))
 	return c
 }
 

@@ -27,8 +27,10 @@ const (
 	// DefaultMemory is enough for the tools. What a guest has not touched costs nothing, here or in a migration.
 	DefaultMemory = 384 << 20
 	memoryMin     = 192 << 20
-	nicsMax       = 8
-	disksMax      = 8
+	// DefaultAccel is what every machine has.
+	DefaultAccel = "tcg"
+	nicsMax      = 8
+	disksMax     = 8
 )
 
 // kernelLine is the kernel's command line. cryptomgr.notests saves seconds of emulated self-tests; net.ifnames is udev's;
@@ -71,7 +73,7 @@ type Options struct {
 	Disks       []Disk
 	MemoryBytes int64  // 0: DefaultMemory
 	CPUs        int    // 0: 1
-	Accel       string // QEMU's accelerator: default tcg, which every machine has
+	Accel       string // QEMU's accelerator; empty: DefaultAccel
 	Name        string // of the guest, and of QEMU's initiator
 	// Terminal makes this process's terminal the guest's console.
 	Terminal bool
@@ -90,7 +92,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.CPUs = 1
 	}
 	if o.Accel == "" {
-		o.Accel = "tcg"
+		o.Accel = DefaultAccel
 	}
 	if o.Name == "" {
 		o.Name = "guest"
