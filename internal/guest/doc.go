@@ -13,8 +13,8 @@
 //	channel.go           frames to the guest's agent
 //	guest.go, network.go what callers see
 //
-// Channels to QEMU are inherited socket pairs, so nothing has to be removed after a crash but a directory in TMPDIR; QEMU
-// dies with the process that started it, and a tap device with its QEMU.
+// Channels to QEMU are inherited socket pairs and its other files have no names, so nothing has to be removed after a crash;
+// QEMU dies with the process that started it, and a tap device with its QEMU.
 //
 // Who owns what: a Guest has one goroutine that waits for QEMU, one that reads the monitor, and one for each channel
 // to an agent with one more that takes the frames apart; Close returns when all are gone.

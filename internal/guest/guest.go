@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -87,7 +86,7 @@ func launch(ctx context.Context, o Options, taps []*lab.Tap) (*Guest, error) {
 	if g.mon, err = newQMP(ctx, v.mon); err != nil {
 		v.kill()
 		err = fmt.Errorf("start the guest: %w%s", err, v.problems())
-		return nil, errors.Join(err, closer(v.agent), os.RemoveAll(v.dir))
+		return nil, errors.Join(err, closer(v.agent), v.close())
 	}
 	if o.incoming == nil {
 		g.ch = newChannel(v.agent)
@@ -234,7 +233,7 @@ func (g *Guest) SetLink(ctx context.Context, nic int, up bool) error {
 func (g *Guest) PID() int { return g.vm.cmd.Process.Pid }
 
 // Console is what the guest's kernel and init have printed.
-func (g *Guest) Console() string { return g.vm.console() }
+func (g *Guest) Console() string { return text(g.vm.console) }
 
 // Wait waits until the guest has turned itself off, or QEMU has ended in another way.
 func (g *Guest) Wait(ctx context.Context) error {
@@ -265,7 +264,7 @@ func (g *Guest) Close() error {
 		} else {
 			_ = g.vm.agent.Close()
 		}
-		g.closeErr = os.RemoveAll(g.vm.dir)
+		g.closeErr = g.vm.close()
 	})
 	return g.closeErr
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"time"
 )
@@ -99,7 +98,7 @@ func (g *Guest) Migrate(ctx context.Context, to Destination) (*Migration, error)
 	g.mon.close()
 	g.vm, g.mon, g.opts = dst.vm, dst.mon, o
 	g.opts.incoming = nil
-	return m, os.RemoveAll(old.dir)
+	return m, old.close()
 }
 
 // stream has the two QEMUs do it, and waits until the destination runs.
@@ -143,7 +142,8 @@ func (g *Guest) stream(ctx context.Context, dst *Guest, address string, to Desti
 	}
 	tick := time.NewTicker(migratePoll)
 	defer tick.Stop()
-	for info.Status != "completed" {
+	// QEMU tells the state before the times.
+	for info.Status != "completed" || info.TotalMs == 0 {
 		select {
 		case <-tick.C:
 		case <-dst.vm.exited:
@@ -159,7 +159,6 @@ func (g *Guest) stream(ctx context.Context, dst *Guest, address string, to Desti
 			return nil, fmt.Errorf("%w: %s %s", ErrMigration, info.Status, info.Error)
 		}
 	}
-	m.Ended = time.Now()
 	stop, err := g.mon.waitEvent(ctx, "STOP")
 	if err != nil {
 		return nil, err
@@ -168,7 +167,7 @@ func (g *Guest) stream(ctx context.Context, dst *Guest, address string, to Desti
 	if err != nil {
 		return nil, err
 	}
-	m.Stopped, m.Resumed = stop.At, resume.At
+	m.Stopped, m.Resumed, m.Ended = stop.At, resume.At, resume.At
 	m.Downtime, m.Total, m.Setup = millis(info.DowntimeMs), millis(info.TotalMs), millis(info.SetupMs)
 	m.TransferredBytes = info.RAM.Transferred
 	return m, nil

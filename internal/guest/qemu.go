@@ -148,29 +148,31 @@ func checkStatic(program string) error {
 // vm is a QEMU process and our ends of its channels.
 type vm struct {
 	cmd     *exec.Cmd
-	dir     string // of its own, removed at its end
+	said    *os.File // what QEMU and
+	console *os.File // what the guest have printed
 	mon     net.Conn
 	agent   net.Conn
 	exited  chan struct{}
 	exitErr error // once exited is closed
 }
 
-func (v *vm) console() string {
-	text, _ := os.ReadFile(filepath.Join(v.dir, "console"))
-	return string(text)
+// text is all that a file has. It is written by others, so its position is of no use.
+func text(f *os.File) string {
+	var b strings.Builder
+	_, _ = io.Copy(&b, io.NewSectionReader(f, 0, textMax))
+	return b.String()
 }
 
 // problems is what QEMU and the guest have said, for an error.
 func (v *vm) problems() string {
-	said, _ := os.ReadFile(filepath.Join(v.dir, "qemu.log"))
-	text := strings.TrimSpace(string(said) + "\n" + v.console())
-	if len(text) > 2000 {
-		text = "... " + text[len(text)-2000:]
+	all := strings.TrimSpace(text(v.said) + "\n" + text(v.console))
+	if len(all) > 2000 {
+		all = "... " + all[len(all)-2000:]
 	}
-	if text == "" {
+	if all == "" {
 		return ""
 	}
-	return "\n    " + strings.ReplaceAll(text, "\n", "\n    ")
+	return "\n    " + strings.ReplaceAll(all, "\n", "\n    ")
 }
 
 // kill ends QEMU and waits for it; it can be called again.
@@ -178,6 +180,9 @@ func (v *vm) kill() {
 	_ = v.cmd.Process.Kill()
 	<-v.exited
 }
+
+// close gives the files of a QEMU back that has ended.
+func (v *vm) close() error { return closer(v.said, v.console) }
 
 // startVM starts a QEMU process.
 func startVM(o Options, taps []*lab.Tap) (_ *vm, err error) {
@@ -192,11 +197,7 @@ func startVM(o Options, taps []*lab.Tap) (_ *vm, err error) {
 			}
 		}
 	}
-	dir, err := os.MkdirTemp("", "dozo-guest-")
-	if err != nil {
-		return nil, err
-	}
-	v := &vm{dir: dir, exited: make(chan struct{})}
+	v := &vm{exited: make(chan struct{})}
 	var theirs []*os.File
 	defer func() {
 		for _, f := range theirs {
@@ -208,17 +209,13 @@ func startVM(o Options, taps []*lab.Tap) (_ *vm, err error) {
 					_ = c.Close()
 				}
 			}
-			_ = os.RemoveAll(dir)
+			for _, f := range []*os.File{v.said, v.console} {
+				if f != nil {
+					_ = f.Close()
+				}
+			}
 		}
 	}()
-	initrd, err := os.Create(filepath.Join(dir, "initrd"))
-	if err != nil {
-		return nil, err
-	}
-	err = errors.Join(o.Image.writeInitrd(initrd, o.Agent), initrd.Close())
-	if err != nil {
-		return nil, fmt.Errorf("the guest's first file system: %w", err)
-	}
 	for _, ours := range []*net.Conn{&v.mon, &v.agent} {
 		f, c, err := socketPair()
 		if err != nil {
@@ -226,15 +223,22 @@ func startVM(o Options, taps []*lab.Tap) (_ *vm, err error) {
 		}
 		theirs, *ours = append(theirs, f), c
 	}
-	log, err := os.Create(filepath.Join(dir, "qemu.log"))
+	initrd, err := memoryFile("initrd")
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
-
-	v.cmd = exec.Command(program, qemuArgs(o, dir, taps)...)
-	v.cmd.Stdout, v.cmd.Stderr = log, log
-	v.cmd.ExtraFiles = slices.Clone(theirs)
+	theirs = append(theirs, initrd)
+	if err := o.Image.writeInitrd(initrd, o.Agent); err != nil {
+		return nil, fmt.Errorf("the guest's first file system: %w", err)
+	}
+	for _, f := range []**os.File{&v.said, &v.console} {
+		if *f, err = memoryFile("log"); err != nil {
+			return nil, err
+		}
+	}
+	v.cmd = exec.Command(program, qemuArgs(o, taps)...)
+	v.cmd.Stdout, v.cmd.Stderr = v.said, v.said
+	v.cmd.ExtraFiles = append(slices.Clone(theirs), v.console)
 	for _, t := range taps {
 		v.cmd.ExtraFiles = append(v.cmd.ExtraFiles, t.File)
 	}
@@ -257,6 +261,15 @@ func startVM(o Options, taps []*lab.Tap) (_ *vm, err error) {
 		close(v.exited)
 	}()
 	return v, nil
+}
+
+// memoryFile makes a file without a name, so nothing is left of it after a crash.
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 func isDebian() bool {
@@ -283,23 +296,31 @@ func socketPair() (*os.File, net.Conn, error) {
 const (
 	fdMonitor  = 3
 	fdAgent    = 4
-	fdFirstTap = 5
+	fdInitrd   = 5
+	fdConsole  = 6
+	fdFirstTap = 7
 )
 
+// textMax bounds what is read of a log.
+const textMax = 1 << 20
+
+// inherited names an inherited file by a path.
+func inherited(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
 // qemuArgs makes the command line. Devices have fixed places: both ends of a migration must agree on them.
-func qemuArgs(o Options, dir string, taps []*lab.Tap) []string {
+func qemuArgs(o Options, taps []*lab.Tap) []string {
 	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 	a := []string{
 		"-name", quote(o.Name), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "pc,usb=off,accel=" + o.Accel, "-cpu", "max", "-smp", strconv.Itoa(o.CPUs), "-m", strconv.FormatInt(o.MemoryBytes>>20, 10),
-		"-kernel", filepath.Join(o.Image.Dir, fileKernel), "-initrd", filepath.Join(dir, "initrd"),
+		"-kernel", filepath.Join(o.Image.Dir, fileKernel), "-initrd", inherited(fdInitrd),
 		"-append", kernelLine + " -- " + strings.Join(agentArgs, " "),
 		"-chardev", fmt.Sprintf("socket,id=mon,fd=%d", fdMonitor), "-mon", "chardev=mon,mode=control",
 	}
 	if o.Terminal {
 		a = append(a, "-chardev", "stdio,id=console,signal=off")
 	} else {
-		a = append(a, "-chardev", "file,id=console,path="+quote(filepath.Join(dir, "console")))
+		a = append(a, "-chardev", "file,id=console,path="+inherited(fdConsole))
 	}
 	a = append(a, "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,addr=0x3", "-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent),

@@ -1,10 +1,10 @@
 package migrate
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"dozo/internal/guest"
@@ -202,28 +202,25 @@ var rows = []row{
 
 // Print prints the runs beside each other.
 func (r *Report) Print(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	line := func(first string, cell func(Measured) string) {
-		// Left of the numbers, and itself aligned to the left.
-		fmt.Fprintf(t, "%-36s\t", first)
+	line := func(first string, cell func(Measured) string) error {
+		text := fmt.Sprintf("%-36s", first)
 		for _, m := range r.Runs {
-			fmt.Fprintf(t, "%s\t", cell(m))
+			text += fmt.Sprintf("%14s", cell(m))
 		}
-		fmt.Fprintln(t)
-	}
-	line("", func(m Measured) string { return m.Disk })
-	for _, x := range rows {
-		line(x.what, x.of)
-	}
-	if err := t.Flush(); err != nil {
+		_, err := fmt.Fprintln(w, text)
 		return err
+	}
+	err := line("", func(m Measured) string { return m.Disk })
+	for _, x := range rows {
+		err = errors.Join(err, line(x.what, x.of))
 	}
 	for _, m := range r.Runs {
 		for _, f := range m.Found {
 			if f.First != "" {
-				fmt.Fprintf(w, "\n%s, %s: %s\n", m.Disk, f.Way, f.First)
+				_, e := fmt.Fprintf(w, "\n%s, %s: %s\n", m.Disk, f.Way, f.First)
+				err = errors.Join(err, e)
 			}
 		}
 	}
-	return nil
+	return err
 }
