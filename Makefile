@@ -19,13 +19,13 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test conformance lab-test bench-iscsi lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test conformance lab-test guest-test bench-iscsi lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/dozo
-	$(GO) build -trimpath -buildvcs=$(VCS) -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/dozo
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/dozo
 
 up: build ## build, and run three sites of two nodes on this machine, with data in DIR (default ./dozo-data)
 	@# 4: conflict. If that is because all of it runs already, it is what was wanted.
@@ -52,8 +52,13 @@ crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, and r
 	E2E_LONG=1 E2E_ROUNDS=$(ROUNDS) ./test/e2e.sh -timeout 6h -run 'TestCrash|TestLocalReplicaDropped' $(TESTFLAGS)
 
 lab-test: build ## the lab against ping, iperf3 and captures (root; network namespaces, /dev/net/tun)
-	E2E_LAB=1 sh test/deps.sh
-	DOZO_BIN=$(CURDIR)/bin/dozo go test -count=1 -tags e2e ./internal/lab/...
+	./test/deps.sh
+	DOZO_BIN=$(BIN) $(GO) test -count=1 -tags e2e $(TESTFLAGS) ./internal/lab/...
+
+guest-test: build ## booted guests: kernel initiator with multipath, live migration (root; builds an image of Debian packages)
+	./test/deps.sh
+	./test/guest-image.sh
+	DOZO_BIN=$(BIN) $(GO) test -count=1 -tags e2e -timeout 20m -v $(TESTFLAGS) ./internal/guest/...
 
 conformance: build ## iscsi-test-cu, test by test, into docs/conformance.md
 	./test/conformance/run.sh -o docs/conformance.md

@@ -31,12 +31,14 @@ if [ "${E2E_LONG:-}" ]; then
 	want debootstrap debootstrap
 fi
 
-if [ "${E2E_LAB:-}" ]; then
-	want iproute2 ip
-	want iputils-ping ping
-	want iperf3 iperf3
-	want tcpdump tcpdump
-fi
+# The lab.
+want iproute2 ip
+want iputils-ping ping
+want iperf3 iperf3
+want tcpdump tcpdump
+# Guests, and their image, which is made of packages that are downloaded and not installed.
+want qemu-system-x86 qemu-system-x86_64
+want xz-utils xz
 
 if [ -z "$missing" ]; then
 	exit 0

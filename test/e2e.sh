@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 E2E_LONG=${E2E_LONG:-} ./test/deps.sh || exit 1
 if [ ! -x "${DOZO_BIN:=$PWD/bin/dozo}" ]; then
-	go build -o "$DOZO_BIN" ./cmd/dozo || exit 1
+	CGO_ENABLED=0 go build -o "$DOZO_BIN" ./cmd/dozo || exit 1
 fi
 # Short: paths of unix sockets have at most 107 bytes.
 work=$(mktemp -d "${TMPDIR:-/tmp}/dozo-e2e.XXXXXX") || exit 1
@@ -23,13 +23,30 @@ trap cleanup EXIT
 trap 'cleanup; exit 130' INT TERM
 
 packages=./test/e2e/...
-# Tests of the initiator against tgt, unless only some tests were asked for.
-case " $* " in *" -run "*) ;; *) packages="$packages ./internal/initiator/..." ;; esac
+short=
+# Tests of the initiator against tgt, and short forms of those of the lab and of guests, which make lab-test and
+# make guest-test run whole; unless only some tests were asked for.
+case " $* " in
+*" -run "*) ;;
+*)
+	packages="$packages ./internal/initiator/..."
+	if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; then
+		short="./internal/lab/... ./internal/guest/..."
+		DOZO_BIN=$DOZO_BIN ./test/guest-image.sh || exit 1
+	else
+		echo "test/e2e.sh: without root or /dev/net/tun the tests of the lab and of guests are left out" >&2
+	fi
+	;;
+esac
 # One package after the other: each wants the machine for itself. In the background, so that signals reach the trap.
-TMPDIR=$work E2E_DIR=$work DOZO_BIN=$DOZO_BIN PATH=$PATH:/usr/sbin:/sbin \
-	go test -tags e2e -count=1 -p 1 "$@" $packages </dev/null &
-child=$!
-wait $child
-status=$?
-child=
+status=0
+tests() {
+	TMPDIR=$work E2E_DIR=$work DOZO_BIN=$DOZO_BIN PATH=$PATH:/usr/sbin:/sbin \
+		go test -tags e2e -count=1 -p 1 "$@" </dev/null &
+	child=$!
+	wait $child || status=1
+	child=
+}
+tests "$@" $packages
+[ -z "$short" ] || tests -short "$@" $short
 exit $status

@@ -142,3 +142,13 @@ func (l *loadFlags) config(progress io.Writer) (bench.Config, error) {
 	}
 	return c, err
 }
+
+// checkURLs says which URL is none.
+func checkURLs(urls []string) error {
+	for _, u := range urls {
+		if _, err := initiator.ParseURL(u); err != nil {
+			return usageError{err}
+		}
+	}
+	return nil
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -48,6 +49,9 @@ printed, and the processor time of the processes that serve, for 100,000 I/Os, w
 }
 
 func (o *benchCompare) run(ctx context.Context, a *app, urlsA, urlsB []string) error {
+	if err := errors.Join(checkURLs(urlsA), checkURLs(urlsB)); err != nil {
+		return err
+	}
 	load, err := o.load.config(a.err)
 	if err != nil {
 		return err

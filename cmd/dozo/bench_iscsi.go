@@ -52,7 +52,8 @@ func newBenchISCSI(a *app) *cobra.Command {
 	o := benchISCSI{block: 4096}
 	c := &cobra.Command{
 		Use: "iscsi URL...", Short: "Put load on logical units and measure", Args: someURLs,
-		Long: `Put load on logical units and measure. Every session keeps --depth I/Os under way.
+		Long: `Put load on logical units and measure. Every session keeps --depth I/Os under way. A load that writes destroys what is on
+the unit.
 
 With --verify, writes are numbered, checksummed blocks of 4 KiB; every read, and at the end every block written, is
 compared with what was acknowledged. With --log FILE the history is kept, so that dozo bench crash-check can read the
@@ -83,10 +84,8 @@ func (o *benchISCSI) run(ctx context.Context, a *app, urls []string) error {
 	if err != nil {
 		return err
 	}
-	for _, u := range urls {
-		if _, err := initiator.ParseURL(u); err != nil {
-			return usageError{err}
-		}
+	if err := checkURLs(urls); err != nil {
+		return err
 	}
 	cfg.URLs, cfg.SameUnit = urls, o.sameUnit
 	cfg.Workload = bench.Workload{ReadPercent: o.read, BlockSize: int(o.block), Depth: o.depth, Random: !o.sequential}

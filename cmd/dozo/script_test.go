@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
+	"dozo/internal/access/iscsi/iscsitest"
 	"dozo/internal/api"
 	"dozo/internal/api/apitest"
 	"dozo/internal/api/dozov1"
@@ -36,7 +38,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			return startServer(env)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"backend": backendCommand},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"backend": backendCommand, "target": targetCommand},
 	})
 }
 
@@ -122,6 +124,21 @@ func backendCommand(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("backend %s: unknown", args[0])
 	}
+}
+
+// targetCommand starts an iSCSI target in memory, of 64 MiB, which ends with the script: target NAME sets $NAME to the
+// URL of its unit, and $NAME_PORTAL to that of its portal.
+func targetCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: target NAME")
+	}
+	const iqn = "iqn.2026-01.example:memory"
+	p := &iscsitest.Provider{Disks: map[string][]*iscsitest.Disk{iqn: {iscsitest.NewDisk("memory", 64<<20, 512)}}}
+	portal, err := iscsitest.Start(p, "127.0.0.1:0", slog.New(slog.DiscardHandler), nil)
+	ts.Check(err)
+	ts.Defer(portal.Close)
+	ts.Setenv(args[0], "iscsi://"+portal.Address+"/"+iqn+"/0")
+	ts.Setenv(args[0]+"_PORTAL", "iscsi://"+portal.Address)
 }
 
 func TestExitCodes(t *testing.T) {

@@ -45,6 +45,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// long leaves a test out of the short form, in which the machine may have a lot of other work.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("not in the short form")
+	}
+}
+
 func newTestLab(t *testing.T, name string, sites int, commands ...string) *Lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -353,6 +361,7 @@ func lineRate(list []captured) float64 {
 }
 
 func TestRate(t *testing.T) {
+	long(t)
 	l := newTestLab(t, "trate", 3)
 	for _, c := range []struct {
 		rate string
@@ -409,6 +418,7 @@ func TestRate(t *testing.T) {
 }
 
 func TestThroughput(t *testing.T) {
+	long(t)
 	l := newTestLab(t, "tfast", 2, "set all rtt=2ms rate=3gbit")
 	var best float64
 	for range 3 {
@@ -427,6 +437,7 @@ func TestThroughput(t *testing.T) {
 }
 
 func TestBuffer(t *testing.T) {
+	long(t)
 	l := newTestLab(t, "tbuffer", 2, "set all delay=1ms rate=10mbit buffer=60000")
 	a, b := l.udp(t, "east", 0), l.udp(t, "west", 0)
 	began := time.Now()
@@ -458,6 +469,7 @@ func TestBuffer(t *testing.T) {
 }
 
 func TestLossReorderJitter(t *testing.T) {
+	long(t)
 	l := newTestLab(t, "tloss", 2, "set all delay=2ms", "set east west one-way loss=10%")
 	a, b := l.udp(t, "east", 1), l.udp(t, "west", 1)
 	const n = 4000

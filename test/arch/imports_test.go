@@ -62,6 +62,11 @@ var allowed = []struct {
 	{"lab/wan", nil},
 	{"lab/router", []string{"lab/wan"}},
 	{"lab", []string{"api", "config", "ident", "lab/router", "lab/wan", "pki", "size", "up"}},
+	// Virtual machines at those sites: the agent is what runs inside.
+	{"guest/records", nil},
+	{"guest/agent", []string{"guest/records"}},
+	{"guest", []string{"guest/agent", "guest/records", "lab"}},
+	{"guest/migrate", []string{"guest", "guest/records", "initiator"}},
 	// node wires everything; nothing below may know it.
 	{"node", []string{"*"}},
 }

@@ -267,7 +267,7 @@ func (cfg Config) check(ctx context.Context, way, site string, job records.Job, 
 		return records.Findings{}, err
 	}
 	defer func() { _ = s.Close(ctx) }()
-	d, err := initiator.OpenDisk(ctx, s, initiator.LUN(u.LUN))
+	d, err := initiator.OpenDisk(ctx, s, initiator.FlatLUN(u.LUN))
 	if err != nil {
 		return records.Findings{}, err
 	}
