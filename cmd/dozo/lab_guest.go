@@ -9,14 +9,13 @@ import (
 	"dozo/internal/guest"
 	"dozo/internal/guest/agent"
 	"dozo/internal/lab"
-	"dozo/internal/size"
 )
 
 func newLabGuest(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "guest", Short: "Virtual machines with Debian's kernel and tools, as clients of what is tested",
 		Long: `Boot virtual machines with Debian's kernel, open-iscsi, multipath-tools, nfs-common, fio and sg3-utils, as real clients
-of dozo or of any other target. QEMU emulates the processor, so no virtualisation is needed; a boot takes 2 to 4
+of dozo or of any other target. QEMU emulates the processor, so no virtualisation is needed; a boot takes about 5
 seconds of processor time. A guest's network interfaces are at the sites of a lab, and need root as that does; without
 any, root is not needed.
 
@@ -61,7 +60,7 @@ func (o *guestFlags) cacheDir() (string, error) {
 	return guest.Cache()
 }
 
-// build gives the image, which is made if it is not there.
+// image gives the image, which is made if it is not there.
 func (o *guestFlags) image(ctx context.Context, a *app) (*guest.Image, error) {
 	cache, err := o.cacheDir()
 	if err != nil {
@@ -92,7 +91,7 @@ func newLabGuestBuild(a *app) *cobra.Command {
 		Use: "build", Short: "Make the guest's image from Debian's packages, in a cache", Args: names(),
 		Long: `Download Debian's packages in the versions that apt knows now, and make the guest's image of them in the cache, unless it
 is there. Nothing is installed, and no root is needed. The other commands take the image that was built last with the
-same --package, and build it if there is none. About 60 MB are downloaded and 270 MB kept.`,
+same --package, and build it if there is none. About 130 MB are downloaded and 270 MB kept.`,
 	}
 	o.addImage(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -115,6 +114,3 @@ func newLabGuestAgent(a *app) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error { return agent.Init(slog.New(slog.NewTextHandler(a.err, nil))) },
 	}
 }
-
-// guestSize prints a number of bytes.
-func guestSize(n int64) string { return size.Format(uint64(n)) }

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// BootTimeout is ample: a boot costs 2 to 4 s of processor time.
+	// BootTimeout is ample: a boot costs about 5 s of processor time.
 	BootTimeout = 90 * time.Second
 	// killGrace is how long a command that is killed may take to be gone, on a busy machine.
 	killGrace = 10 * time.Second
