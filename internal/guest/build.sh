@@ -160,7 +160,7 @@ for portal in "$@"; do
 	iscsiadm -m node -T "$target" -p "$portal" --login >&2
 done
 tries=0
-while [ "$(multipathd show paths format '%d %t %o' 2>/dev/null | grep -c 'active running')" -lt $# ]; do
+while [ "$(multipathd show paths format '%d %t %o' 2>/dev/null | grep -cE 'active +running')" -lt $# ]; do
 	tries=$((tries + 1))
 	if [ $tries = 100 ]; then
 		multipathd show paths >&2

@@ -264,7 +264,7 @@ func pullCables(t *testing.T, g *guest.Guest, job string) {
 				want = 2
 			}
 			deadline := time.Now().Add(90 * time.Second)
-			for sh(t, g, "multipath -ll | grep -c 'active ready running' || true") != fmt.Sprintln(want) {
+			for sh(t, g, "sleep 0.5; multipath -ll | grep -cE 'active ready +running' || true") != fmt.Sprintln(want) {
 				if time.Now().After(deadline) {
 					t.Fatalf("cable %d plugged %v: no %d paths:\n%s", nic, up, want, sh(t, g, "multipath -ll"))
 				}
