@@ -42,6 +42,10 @@ type Env struct {
 	// Announce tells all access servers of a change of a unit and waits until those that can be reached know;
 	// nil in an owner without a Server.
 	Announce func(context.Context, *wire.Unit)
+
+	// Patience, if set, is called by a takeover that begins to wait for who may know more (R4); what it gives is called
+	// when the wait is over. Other takeovers have their turn meanwhile.
+	Patience func() (resume func())
 }
 
 // Limits are an owner's settings; zero values become defaults.

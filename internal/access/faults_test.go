@@ -117,6 +117,7 @@ func TestCrashLoop(t *testing.T) {
 				what := fmt.Sprintf("seed %d round %d", seed, round)
 				var wg sync.WaitGroup
 				stop := make(chan struct{})
+				own := o // the writer stays with it
 				wg.Go(func() {
 					for i := 0; ; i++ {
 						select {
@@ -124,10 +125,10 @@ func TestCrashLoop(t *testing.T) {
 							return
 						default:
 						}
-						if n.write(o) != nil {
+						if n.write(own) != nil {
 							return
 						}
-						if i%17 == 16 && n.flush(o) != nil {
+						if i%17 == 16 && n.flush(own) != nil {
 							return
 						}
 					}

@@ -271,7 +271,12 @@ func (s *Server) takeOver(v *Volume) {
 	case <-s.ctx.Done():
 		return
 	}
-	o, err := TakeOver(s.ctx, s.env, *v.spec.Load())
+	env := s.env
+	env.Patience = func() func() {
+		<-s.slots
+		return func() { s.slots <- struct{}{} }
+	}
+	o, err := TakeOver(s.ctx, env, *v.spec.Load())
 	if err != nil {
 		if s.ctx.Err() == nil {
 			s.env.Log.Warn("takeover", "volume", v.spec.Load().Name, "err", err)

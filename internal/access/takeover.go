@@ -221,6 +221,9 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		if sites == nil {
 			o.log.Warn("the end of the history is not known: other stores and sites are waited for", "missing", fmt.Sprint(rec.Missing))
 			sites = o.otherSites(ids)
+			if o.env.Patience != nil {
+				defer o.env.Patience()()
+			}
 			for _, stores := range sites {
 				for _, id := range stores {
 					ask(id)

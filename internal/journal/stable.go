@@ -275,11 +275,16 @@ func (w *Writer) Tick(now time.Duration) {
 	w.Pump()
 }
 
-// CloseIdle ends the open segment if it has records, so that it can be sealed (R4: a tail idle for 60 s).
+// CloseIdle ends the open segment if it has records, so that it can be sealed (R4: a tail idle for 60 s), and takes
+// back one that was opened ahead: a power cut leaves nothing then of which the end is not known.
 func (w *Writer) CloseIdle() {
 	if s := w.cur; s != nil && s.records > 0 && s.commitEnd == s.end {
 		w.cur = nil
 		w.close(s)
+	}
+	if s := w.next; s != nil && s.ready() && w.cur == nil && len(w.queue) == 0 && w.stopped == nil {
+		w.next = nil
+		w.discard(s)
 	}
 }
 
