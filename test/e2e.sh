@@ -13,7 +13,13 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/dozo-e2e.XXXXXX") || exit 1
 child=
 cleanup() {
 	trap - EXIT INT TERM
-	[ "$child" ] && kill "$child" 2>/dev/null && wait "$child"
+	# go test does not pass signals on; its tests' processes are in its group.
+	if [ "$child" ]; then
+		kill -- "-$child" 2>/dev/null && wait "$child"
+		for f in /run/dozo-lab/e2e*; do
+			[ -e "$f" ] && "$DOZO_BIN" lab down --grace 0 --name "$(basename "$f")"
+		done
+	fi
 	for f in "$work"/*/up.yaml "$work"/*/*/up.yaml; do
 		[ -f "$f" ] && "$DOZO_BIN" down --dir "$(dirname "$f")"
 	done
@@ -40,6 +46,7 @@ case " $* " in
 esac
 # One package after the other: each wants the machine for itself. In the background, so that signals reach the trap.
 status=0
+set -m # a group for each
 tests() {
 	TMPDIR=$work E2E_DIR=$work DOZO_BIN=$DOZO_BIN PATH=$PATH:/usr/sbin:/sbin \
 		go test -tags e2e -count=1 -p 1 "$@" </dev/null &

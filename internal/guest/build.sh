@@ -22,7 +22,7 @@ needless='^(python3.*|libpython3.*|perl|perl-base|perl-modules-.*|libperl5.*|lib
 list=$(apt-get -s -qq install --no-install-recommends -o Dir::State::status=/dev/null -o Debug::NoLocking=1 $wanted </dev/null |
 	sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1=\2/p' | sort)
 if [ -z "$list" ]; then
-	echo "apt-get does not know the packages $wanted: is this Debian 12, and was apt-get update run?" >&2
+	echo "apt-get can not find all packages: is this Debian 12, and was apt-get update run?" >&2
 	exit 1
 fi
 packages=

@@ -157,7 +157,7 @@ func TestGuest(t *testing.T) {
 // newLab makes two sites of two nodes, and a volume; ways are the URLs of its portals.
 func newLab(t *testing.T) (l *lab.Lab, iqn string, ways []string) {
 	t.Helper()
-	const name = "tguest"
+	const name = "e2eguest" // test/e2e.sh removes labs called e2e...
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}

@@ -97,6 +97,7 @@ func digest(parts ...string) string {
 	for _, p := range parts {
 		fmt.Fprintf(h, "%d %s", len(p), p)
 	}
+	// Twelve digits tell the images of one cache apart.
 	return hex.EncodeToString(h.Sum(nil))[:12]
 }
 
@@ -148,7 +149,14 @@ func Build(ctx context.Context, cache string, packages []string, log io.Writer) 
 	if err := errors.Join(os.Symlink(filepath.Base(dir), tmp), os.Rename(tmp, filepath.Join(cache, link))); err != nil {
 		return nil, err
 	}
-	return &Image{Dir: dir}, nil
+	// Those of other versions are found by nobody any more; guests that run keep their files open.
+	old, _ := filepath.Glob(filepath.Join(cache, link+"-*"))
+	for _, o := range old {
+		if o != dir {
+			err = errors.Join(err, os.RemoveAll(o))
+		}
+	}
+	return &Image{Dir: dir}, err
 }
 
 // script runs build.sh in a group of processes of its own, so that all of it ends with the context.

@@ -137,6 +137,9 @@ func checkStatic(program string) error {
 		return fmt.Errorf("the guest's agent: %w", err)
 	}
 	defer f.Close()
+	if f.Machine != elf.EM_X86_64 {
+		return fmt.Errorf("%s is a program for %v; guests have x86-64 processors", program, f.Machine)
+	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return fmt.Errorf("%s is linked to libraries and can not be the init of a guest; build dozo with CGO_ENABLED=0, as make build does", program)

@@ -255,7 +255,7 @@ func parsePcap(t *testing.T, b []byte) []captured {
 }
 
 func TestDelay(t *testing.T) {
-	l := newTestLab(t, "tdelay", 3, "set all rtt=18ms", "set east north one-way delay=40ms", "set north east one-way delay=3ms")
+	l := newTestLab(t, "e2edelay", 3, "set all rtt=18ms", "set east north one-way delay=40ms", "set north east one-way delay=3ms")
 	for _, c := range []struct {
 		from, to string
 		want     time.Duration
@@ -362,7 +362,7 @@ func lineRate(list []captured) float64 {
 
 func TestRate(t *testing.T) {
 	long(t)
-	l := newTestLab(t, "trate", 3)
+	l := newTestLab(t, "e2erate", 3)
 	for _, c := range []struct {
 		rate string
 		want float64
@@ -419,7 +419,7 @@ func TestRate(t *testing.T) {
 
 func TestThroughput(t *testing.T) {
 	long(t)
-	l := newTestLab(t, "tfast", 2, "set all rtt=2ms rate=3gbit")
+	l := newTestLab(t, "e2efast", 2, "set all rtt=2ms rate=3gbit")
 	var best float64
 	for range 3 {
 		if best = max(best, l.iperf(t, "east", "west", "-t", "2", "-O", "1")); best >= 2e9 {
@@ -438,7 +438,7 @@ func TestThroughput(t *testing.T) {
 
 func TestBuffer(t *testing.T) {
 	long(t)
-	l := newTestLab(t, "tbuffer", 2, "set all delay=1ms rate=10mbit buffer=60000")
+	l := newTestLab(t, "e2ebuffer", 2, "set all delay=1ms rate=10mbit buffer=60000")
 	a, b := l.udp(t, "east", 0), l.udp(t, "west", 0)
 	began := time.Now()
 	numbered(t, a, b, 200, 1500, 0)
@@ -470,7 +470,7 @@ func TestBuffer(t *testing.T) {
 
 func TestLossReorderJitter(t *testing.T) {
 	long(t)
-	l := newTestLab(t, "tloss", 2, "set all delay=2ms", "set east west one-way loss=10%")
+	l := newTestLab(t, "e2eloss", 2, "set all delay=2ms", "set east west one-way loss=10%")
 	a, b := l.udp(t, "east", 1), l.udp(t, "west", 1)
 	const n = 4000
 	done := make(chan []received)
@@ -517,7 +517,7 @@ func TestLossReorderJitter(t *testing.T) {
 
 // TestContentSurvives: TCP through loss, reordering and a queue that cuts super-packets anywhere, on both families.
 func TestContentSurvives(t *testing.T) {
-	l := newTestLab(t, "tbytes", 2, "set all delay=1ms rate=300mbit buffer=100000 loss=0.3% reorder=0.5%")
+	l := newTestLab(t, "e2ebytes", 2, "set all delay=1ms rate=300mbit buffer=100000 loss=0.3% reorder=0.5%")
 	for _, n := range []int{0, 2} {
 		s, _ := l.Site("west")
 		var ln net.Listener
@@ -569,7 +569,7 @@ func TestContentSurvives(t *testing.T) {
 }
 
 func TestPartition(t *testing.T) {
-	l := newTestLab(t, "tcut", 3, "set all delay=50ms")
+	l := newTestLab(t, "e2ecut", 3, "set all delay=50ms")
 	a, b, c := l.udp(t, "east", 0), l.udp(t, "west", 0), l.udp(t, "north", 0)
 	numbered(t, a, b, 10, 100, 0)
 	l.do(t, "partition east west")
@@ -613,7 +613,7 @@ func TestPartition(t *testing.T) {
 }
 
 func TestDownAfterCrashes(t *testing.T) {
-	l := newTestLab(t, "tcrash", 2)
+	l := newTestLab(t, "e2ecrash", 2)
 	if _, err := Up(t.Context(), Options{Spec: &l.Spec}); !errors.Is(err, ErrExists) {
 		t.Errorf("a second time: %v", err)
 	}
@@ -679,7 +679,7 @@ func TestNodes(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	const name = "tnodes"
+	const name = "e2enodes"
 	spec, err := NewSpec(name, NodeSites([]string{"east", "west"}, 1), 2)
 	if err != nil {
 		t.Fatal(err)
