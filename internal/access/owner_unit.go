@@ -283,6 +283,7 @@ const resourcesEvery = 5
 
 // everySecondUnit looks after what the unit says of its resources.
 func (o *Owner) everySecondUnit() {
+	o.sanitize() // if a record of the tail asks for it
 	r := &o.unit.resources
 	if r.turns--; r.turns > 0 || r.asking || !o.w.Serving() {
 		return
@@ -395,13 +396,14 @@ func (o *Owner) blocking(set func(*Op)) error {
 
 // overwrite writes the pattern to every logical block, as often as was asked for.
 func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
-	block := make([]byte, o.spec.Load().BlockSize)
+	block := make([]byte, max(o.spec.Load().BlockSize, 512))
 	if len(z.Pattern) > 0 {
 		for i := 0; i < len(block); i += len(z.Pattern) {
 			copy(block[i:], z.Pattern)
 		}
 	}
-	const record = journal.RecordBodyGoal
+	// Segments of small volumes hold few records of full size.
+	record := int64(min(journal.RecordBodyGoal, o.env.Limits.SegmentBytes/8/journal.BlockSize*journal.BlockSize))
 	passes := int64(max(z.Passes, 1))
 	type slot struct{ done chan error }
 	var under []slot
@@ -410,7 +412,7 @@ func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
 		under = under[1:]
 		return <-s.done
 	}
-	pace := time.NewTicker(time.Second * record / sanitizeRate)
+	pace := time.NewTicker(time.Second * time.Duration(record) / sanitizeRate)
 	defer pace.Stop()
 	var failed error
 	for pass := range passes {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dozo/internal/control"
@@ -20,7 +21,7 @@ type Server struct {
 	wg    sync.WaitGroup
 	slots chan struct{} // takeovers under way
 
-	observer UnitObserver // set before Run
+	observer atomic.Pointer[UnitObserver]
 
 	mu struct {
 		sync.Mutex

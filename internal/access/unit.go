@@ -31,8 +31,8 @@ type volumeUnit struct {
 // to be aborted has been.
 type UnitObserver func(v *Volume, snapshot *reserve.Snapshot, events []reserve.Event, all bool)
 
-// ObserveUnits sets who learns of events; before Run.
-func (s *Server) ObserveUnits(f UnitObserver) { s.observer = f }
+// ObserveUnits sets who learns of events.
+func (s *Server) ObserveUnits(f UnitObserver) { s.observer.Store(&f) }
 
 // Unit is the state as last heard of; it is for what needs no decision by the owner. It is never nil and
 // never modified.
@@ -57,11 +57,12 @@ func (v *Volume) takeUnit(epoch ident.Epoch, snap *reserve.Snapshot) {
 	}
 	u.mu.epoch = epoch
 	u.now.Store(snap)
-	if old == nil || v.srv.observer == nil {
+	tell := v.srv.observer.Load()
+	if old == nil || tell == nil {
 		return // who logs in later begins with a unit attention of its own
 	}
 	if events, all := snap.Missed(old.State.Events); len(events) > 0 || !all {
-		v.srv.observer(v, snap, events, all)
+		(*tell)(v, snap, events, all)
 	}
 }
 
