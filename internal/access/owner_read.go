@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -196,11 +197,22 @@ func (op *Op) assemble(data []byte) {
 			}
 			d = d[:min(len(d), left)]
 			left -= len(d)
-			if len(d) > 0 {
+			if len(d) == 0 {
+				continue
+			}
+			if last := len(op.Data) - 1; !p.Hole() && last >= 0 && follows(op.Data[last], d) {
+				op.Data[last] = op.Data[last][:len(op.Data[last])+len(d)]
+			} else {
 				op.Data = append(op.Data, d)
 			}
 		}
 	}
+}
+
+// follows reports whether b lies in memory right behind a: the data of many pieces come in one buffer, and go
+// out as one.
+func follows(a, b []byte) bool {
+	return cap(a) >= len(a)+len(b) && unsafe.SliceData(a[:len(a)+1][len(a):]) == unsafe.SliceData(b)
 }
 
 // readFrom chooses the replica to read: this node's, then one of this site, then any; one that has let us down lately

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -101,8 +102,16 @@ func NewServer(o Options) *Server {
 	mount(dozov1connect.NewClusterServiceHandler(clusterService{s}, opts...))
 	mux.HandleFunc("GET /healthz", s.serveHealth)
 	if o.Metrics != nil {
-		mux.Handle("GET /metrics", s.guardMetrics(o.Metrics, o.OpenMetrics))
+		next := o.Metrics
+		if !o.OpenMetrics {
+			next = s.guard(next, pki.RoleViewer)
+		}
+		mux.Handle("GET /metrics", next)
 	}
+	// Profiles of the running process, in the form that go tool pprof reads.
+	mux.Handle("GET /debug/pprof/", s.guard(http.HandlerFunc(pprof.Index), pki.RoleAdmin))
+	mux.Handle("GET /debug/pprof/profile", s.guard(http.HandlerFunc(pprof.Profile), pki.RoleAdmin))
+	mux.Handle("GET /debug/pprof/trace", s.guard(http.HandlerFunc(pprof.Trace), pki.RoleAdmin))
 	s.handler = s.authenticate(mux)
 	return s
 }
@@ -187,14 +196,11 @@ func (s *Server) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// guardMetrics lets viewers and better read the metrics.
-func (s *Server) guardMetrics(next http.Handler, open bool) http.Handler {
-	if open {
-		return next
-	}
+// guard lets callers of that role and better through to what is not an API call.
+func (s *Server) guard(next http.Handler, need pki.Role) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a, _ := r.Context().Value(authKey{}).(authenticated)
-		if err := a.require(permission{need: pki.RoleViewer}); err != nil {
+		if err := a.require(permission{need: need}); err != nil {
 			status := http.StatusForbidden
 			if a.err != nil || a.caller.Role == "" {
 				status = http.StatusUnauthorized

@@ -434,6 +434,19 @@ func TestHealthAndMetrics(t *testing.T) {
 	}
 }
 
+func TestProfilesAreForAdmins(t *testing.T) {
+	w := newWorld(t)
+	c := w.curl()
+	for _, x := range []struct {
+		token string
+		want  int
+	}{{"", 401}, {w.b.AddToken("v", pki.RoleViewer, 0, time.Now()), 403}, {w.b.AddToken("a", pki.RoleAdmin, 0, time.Now()), 200}} {
+		if status, _, _ := w.do(c, "GET", "/debug/pprof/goroutine?debug=1", x.token, ""); status != x.want {
+			t.Errorf("%d, want %d", status, x.want)
+		}
+	}
+}
+
 func TestClientGoesOnToTheNextEndpoint(t *testing.T) {
 	w := newWorld(t)
 	second := newWorld(t)
