@@ -232,7 +232,9 @@ func (o *Owner) readFrom(s *segment) journal.Store {
 		switch {
 		case !o.env.Health.Usable(h.store):
 		case o.env.Stores.Local(h.store):
-			n = 4
+			if st, ok := o.env.Stores.Store(h.store); ok {
+				return st
+			}
 		case !o.env.Stores.Up(h.store):
 		case o.env.Stores.Site(h.store) == o.env.Site:
 			n = 3

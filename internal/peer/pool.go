@@ -73,13 +73,15 @@ func (p *Pool) Peer(a Addr) *Peer {
 	defer p.mu.Unlock()
 	if q := p.mu.peers[a.Node]; q != nil {
 		if q.addr() != a {
-			q.at.Store(&a)
+			moved := a // a itself stays off the heap: this is called for every command
+			q.at.Store(&moved)
 		}
 		return q
 	}
 	q := &Peer{pool: p}
 	q.ctx, q.cancel = context.WithCancel(p.ctx)
-	q.at.Store(&a)
+	at := a
+	q.at.Store(&at)
 	for class, n := range linksOf {
 		q.slots[class] = make([]slot, n)
 		for i := range q.slots[class] {
