@@ -142,6 +142,7 @@ func TestGuest(t *testing.T) {
 	if out, err := exec.Command("/sbin/debugfs", "-R", "cat /file", disk).Output(); err != nil || string(out) != "kept\n" {
 		t.Errorf("on the disk: %q %v", out, err)
 	}
+	testMigrationsThatFail(t, g, disk)
 	// One that turns itself off.
 	_, _ = g.Run(ctx, guest.Command{Args: []string{"poweroff", "-f"}})
 	wait, cancel := context.WithTimeout(ctx, time.Minute)
@@ -151,6 +152,50 @@ func TestGuest(t *testing.T) {
 	}
 	if _, err := g.Run(ctx, guest.Command{Args: []string{"true"}}); err == nil {
 		t.Error("a guest that is off runs commands")
+	}
+}
+
+// testMigrationsThatFail: the guest and what runs in it go on, and the next migration succeeds.
+func testMigrationsThatFail(t *testing.T, g *guest.Guest, disk string) {
+	t.Helper()
+	ctx := t.Context()
+	counting := make(chan error, 1)
+	go func() {
+		res, err := g.Run(ctx, guest.Command{Args: []string{"sh", "-c", "i=0; while [ ! -e /tmp/enough ]; do i=$((i+1)); echo $i; sleep 0.05; done"}})
+		for i, line := range strings.Fields(res.Stdout) {
+			if line != fmt.Sprint(i+1) && err == nil {
+				err = fmt.Errorf("line %d is %q", i+1, line)
+			}
+		}
+		counting <- err
+	}()
+	for name, to := range map[string]guest.Destination{
+		"no such disk":   {Disks: []guest.Disk{{Source: disk + ".missing"}}},
+		"too many disks": {},
+	} {
+		if _, err := g.Migrate(ctx, to); err == nil {
+			t.Errorf("%s: it migrates", name)
+		}
+	}
+	slow, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	to := guest.Destination{Disks: []guest.Disk{{Source: disk}}, BandwidthBytes: 1 << 20}
+	if _, err := g.Migrate(slow, to); !errors.Is(err, guest.ErrMigration) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one that does not end in time: %v", err)
+	}
+	sh(t, g, "true")
+	to.BandwidthBytes = 0
+	pid := g.PID()
+	m, err := g.Migrate(ctx, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.PID() == pid || m.TransferredBytes == 0 || m.Resumed.Before(m.Stopped) {
+		t.Errorf("%+v", m)
+	}
+	sh(t, g, "touch /tmp/enough; blockdev --getsize64 /dev/vdb")
+	if err := <-counting; err != nil {
+		t.Errorf("a command that ran meanwhile: %v", err)
 	}
 }
 

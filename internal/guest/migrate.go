@@ -12,6 +12,8 @@ import (
 const (
 	// migratePoll is how often QEMU is asked how far it is; its events say when the guest stopped and went on.
 	migratePoll = 20 * time.Millisecond
+	// cancelWait is how long QEMU may take to give a migration up, or the destination to go on after its end.
+	cancelWait = 20 * time.Second
 	// DefaultDowntime is what QEMU may estimate the stop to take before it makes it: its own default.
 	DefaultDowntime = 300 * time.Millisecond
 )
@@ -29,8 +31,6 @@ type Destination struct {
 	// the stream; 0: no limit.
 	Downtime       time.Duration
 	BandwidthBytes int64
-	// Begun, if set, is called at the moment at which the stream begins.
-	Begun func(time.Time)
 }
 
 // Migration is what QEMU says of one, and when it happened by the host's clock.
@@ -85,10 +85,7 @@ func (g *Guest) Migrate(ctx context.Context, to Destination) (*Migration, error)
 	g.ch.follow(dst.vm.agent)
 	m, err := g.stream(ctx, dst, address, to)
 	if err != nil {
-		err = fmt.Errorf("%w%s", err, dst.vm.problems())
-		// A stream that was under way must not go on to another destination's port.
-		_ = g.mon.do(context.WithoutCancel(ctx), "migrate_cancel", nil, nil)
-		err = errors.Join(err, dst.Close())
+		err = errors.Join(fmt.Errorf("%w%s", err, dst.vm.problems()), dst.Close())
 		g.ch.unfollow()
 		return nil, err
 	}
@@ -134,36 +131,22 @@ func (g *Guest) stream(ctx context.Context, dst *Guest, address string, to Desti
 		return nil, fmt.Errorf("%w: the destination's port: %w", ErrMigration, err)
 	}
 	m := &Migration{Began: time.Now()}
-	if to.Begun != nil {
-		to.Begun(m.Began)
-	}
 	if err := g.mon.do(ctx, "migrate", map[string]any{"uri": fmt.Sprintf("tcp:%s:%d", address, port)}, nil); err != nil {
 		return nil, err
 	}
-	tick := time.NewTicker(migratePoll)
-	defer tick.Stop()
-	// QEMU tells the state before the times.
-	for info.Status != "completed" || info.TotalMs == 0 {
-		select {
-		case <-tick.C:
-		case <-dst.vm.exited:
-			return nil, fmt.Errorf("%w: the destination's qemu has ended", ErrMigration)
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", ErrMigration, ctx.Err())
-		}
-		info = migrateInfo{}
-		if err := g.mon.do(ctx, "query-migrate", nil, &info); err != nil {
-			return nil, err
-		}
-		if info.Status == "failed" || info.Status == "cancelled" {
-			return nil, fmt.Errorf("%w: %s %s", ErrMigration, info.Status, info.Error)
-		}
+	if info, err = g.untilDone(ctx, dst); err != nil {
+		return nil, err
 	}
-	stop, err := g.mon.waitEvent(ctx, "STOP")
+	// From here on the guest is at the destination, and nowhere else.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelWait)
+	defer cancel()
+	// QEMU's times have whole microseconds; one that failed may have stopped the guest before.
+	since := m.Began.Truncate(time.Microsecond)
+	stop, err := g.mon.waitEvent(ctx, "STOP", since)
 	if err != nil {
 		return nil, err
 	}
-	resume, err := dst.mon.waitEvent(ctx, "RESUME")
+	resume, err := dst.mon.waitEvent(ctx, "RESUME", since)
 	if err != nil {
 		return nil, err
 	}
@@ -171,6 +154,48 @@ func (g *Guest) stream(ctx context.Context, dst *Guest, address string, to Desti
 	m.Downtime, m.Total, m.Setup = millis(info.DowntimeMs), millis(info.TotalMs), millis(info.SetupMs)
 	m.TransferredBytes = info.RAM.Transferred
 	return m, nil
+}
+
+// untilDone asks the source until it is done, one way or the other: what has begun is not left, or the guest might be at both
+// places or at none.
+func (g *Guest) untilDone(ctx context.Context, dst *Guest) (migrateInfo, error) {
+	tick := time.NewTicker(migratePoll)
+	defer tick.Stop()
+	ended, exited := ctx.Done(), dst.vm.exited
+	var why error
+	asking, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	for {
+		select {
+		case <-tick.C:
+		case <-exited:
+			// The source sees it by itself. It is also what follows when it gives up.
+			if exited = nil; why == nil {
+				why = errors.New("the destination's qemu has ended")
+			}
+			continue
+		case <-ended:
+			why, ended = ctx.Err(), nil
+			defer time.AfterFunc(cancelWait, cancel).Stop()
+			if err := g.mon.do(asking, "migrate_cancel", nil, nil); err != nil {
+				return migrateInfo{}, errors.Join(ErrMigration, why, err)
+			}
+			continue
+		}
+		var info migrateInfo
+		if err := g.mon.do(asking, "query-migrate", nil, &info); err != nil {
+			return info, errors.Join(ErrMigration, why, err)
+		}
+		switch {
+		case info.Status == "completed" && info.TotalMs > 0: // QEMU tells the state before the times
+			return info, nil
+		case info.Status == "failed" || info.Status == "cancelled":
+			if why == nil {
+				why = errors.New(info.Status + " " + info.Error)
+			}
+			return info, fmt.Errorf("%w: %w", ErrMigration, why)
+		}
+	}
 }
 
 func millis(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

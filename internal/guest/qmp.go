@@ -177,12 +177,12 @@ func (q *qmp) do(ctx context.Context, command string, args, out any) error {
 	}
 }
 
-// waitEvent gives the first event of a name, also one that has come before.
-func (q *qmp) waitEvent(ctx context.Context, name string) (Event, error) {
+// waitEvent gives the first event of a name that is not older than a time, also one that has come already.
+func (q *qmp) waitEvent(ctx context.Context, name string, since time.Time) (Event, error) {
 	for {
 		q.mu.Lock()
 		for _, e := range q.events {
-			if e.Name == name {
+			if e.Name == name && !e.At.Before(since) {
 				q.mu.Unlock()
 				return e, nil
 			}
