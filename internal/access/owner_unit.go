@@ -210,9 +210,9 @@ func (o *Owner) unitCommitted(op *Op, now uint64) {
 
 // snapshot is the unit as the owner tells it.
 func (o *Owner) snapshot() *reserve.Snapshot {
-	size := uint64(o.spec.Load().BlockSize)
+	size := max(uint64(o.spec.Load().BlockSize), 512)
 	return &reserve.Snapshot{State: o.unit.committed, Events: o.unit.events, Progress: uint16(o.unit.progress.Load()),
-		UsedBlocks: o.m.Mapped() * journal.BlockSize / max(size, 1), AvailableBlocks: o.unit.resources.free / max(size, 1)}
+		UsedBlocks: o.m.Mapped() * journal.BlockSize / size, AvailableBlocks: o.unit.resources.free / size}
 }
 
 func (o *Owner) unitMessage() *wire.Unit {
@@ -322,7 +322,7 @@ func pairs(free []uint64) uint64 {
 // checkThresholds raises the unit attention of a threshold once when it is crossed (SBC-3 4.7.3.7.3).
 func (o *Owner) checkThresholds() {
 	s, r := o.unit.state, &o.unit.resources
-	size := uint64(o.spec.Load().BlockSize) << reserve.ThresholdExponent
+	size := max(uint64(o.spec.Load().BlockSize), 512) << reserve.ThresholdExponent
 	free, used := r.free, o.m.Mapped()*journal.BlockSize
 	crossed := [2]bool{
 		s.Current.ThresholdAvailable != 0 && free <= uint64(s.Current.ThresholdAvailable)*size,
@@ -341,8 +341,11 @@ func (o *Owner) durable() bool {
 
 const (
 	sanitizeWindow = 4 // writes of an overwrite that are under way
-	// sanitizeRate bounds an overwrite, in bytes a second: clients of other volumes use the same disks.
-	sanitizeRate = 200 << 20
+	// An overwrite is background work: clients of other volumes use the same disks. It goes at these rates, in bytes
+	// a second, a small volume's so that it takes some seconds.
+	sanitizeRateMax = 200 << 20
+	sanitizeRateMin = 16 << 20
+	sanitizeSeconds = 6
 )
 
 // sanitize starts the operation that the committed state asks for, if it isn't running.
@@ -412,7 +415,8 @@ func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
 		under = under[1:]
 		return <-s.done
 	}
-	pace := time.NewTicker(time.Second * time.Duration(record) / sanitizeRate)
+	rate := max(sanitizeRateMin, min(sanitizeRateMax, size/sanitizeSeconds))
+	pace := time.NewTicker(time.Second * time.Duration(record) / time.Duration(rate))
 	defer pace.Stop()
 	var failed error
 	for pass := range passes {

@@ -396,6 +396,63 @@ func TestSanitizeIsFinishedByTheNextOwner(t *testing.T) {
 	}
 }
 
+// TestThresholds: SBC-3 4.7.3.7: crossing one is told once, if LBPERE asks for it, and again after it was left.
+func TestThresholds(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	v := c.volume(16<<20, 1, control.Replicated)
+	o := c.own(v)
+	events := func() (n uint64) {
+		time.Sleep(time.Millisecond)
+		o.ask(o.checkThresholds)
+		for range 100 {
+			var flying bool
+			o.ask(func() {
+				n, flying = o.unit.committed.Events, o.unit.state != o.unit.committed && o.unit.state.Version != o.unit.committed.Version
+			})
+			if !flying {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		return n
+	}
+	set := func(m reserve.Modes) {
+		t.Helper()
+		op := NewOp()
+		op.Kind, op.Unit = wire.OpUnit, (&reserve.Command{Action: reserve.SetModes, Modes: m}).Append(nil)
+		if err := do(o, op); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(reserve.Modes{ThresholdUsed: 1})
+	if err := writeAt(o, 0, make([]byte, 128<<10), false); err != nil {
+		t.Fatal(err)
+	}
+	before := events()
+	for i := range 10 {
+		if err := writeAt(o, int64(i)*(128<<10), bytes.Repeat([]byte{1}, 128<<10), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := events(); got != before {
+		t.Errorf("told without LBPERE: %d events, then %d", before, got)
+	}
+	set(reserve.Modes{ThresholdUsed: 1, ReportThresholds: true})
+	o.ask(func() { o.unit.resources.told = [2]bool{} })
+	before, _ = events(), events()
+	var last reserve.Event
+	o.ask(func() { last = o.unit.events[len(o.unit.events)-1] })
+	if last.What != reserve.ThresholdReached || last.Scope != reserve.ToAll || events() != before {
+		t.Errorf("last event %+v; %d events, then %d", last, before, events())
+	}
+	if got := pairs([]uint64{10, 4, 3}); got != 7 {
+		t.Errorf("on two of 10, 4, 3 fit %d", got)
+	}
+	if got := pairs([]uint64{10, 10, 10}); got != 15 {
+		t.Errorf("on two of 10, 10, 10 fit %d", got)
+	}
+}
+
 // TestTokensEndWithTheirData: a write to its ranges ends a token, and so does a new owner.
 func TestTokensEndWithTheirData(t *testing.T) {
 	c := newCluster(t, 1, 2)

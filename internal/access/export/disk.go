@@ -64,8 +64,12 @@ func (d *disk) op(req scsi.Request, kind wire.ForwardOp, off, n int64) *access.O
 	}
 	op.Request = requestID(req.ID)
 	op.Stamp = wire.Stamp{Epoch: req.Stamp.Epoch, Tick: req.Stamp.Tick}
-	if now := d.v.Stamp(); req.Long && now.Epoch == op.Stamp.Epoch && now.Tick > op.Stamp.Tick {
-		op.Since, op.Stamp = op.Stamp.Tick, now
+	if began := req.Began; began != (scsi.Stamp{}) {
+		if began.Epoch == op.Stamp.Epoch {
+			op.Since = began.Tick
+		} else {
+			op.Stamp = wire.Stamp{Epoch: began.Epoch, Tick: began.Tick} // refusals of that epoch are not known any more
+		}
 	}
 	return op
 }

@@ -357,6 +357,8 @@ func (e *Exports) unitChanged(v *access.Volume, _ *reserve.Snapshot, events []re
 				ev := &events[i]
 				switch {
 				case !ev.Concerns(x.Nexus().Initiator().Nexus):
+				case ev.Scope == reserve.ToAll && ev.Nexus == x.Nexus().Initiator().Nexus:
+					x.Post(lun, ev.What) // its commands of before were aborted when it asked for the reset
 				case ev.Abort:
 					x.Clear(lun, ev.What, ev.IfAborted)
 				default:

@@ -116,7 +116,7 @@ func (c *change) run(old *State, cmd *Command) bool {
 		// Persistent reservations stay (SPC-4 5.13.1).
 		c.Legacy = nil
 		c.Current = c.Saved
-		c.tell(Event{What: DeviceReset, Scope: ToAll, Abort: true})
+		c.tell(Event{What: DeviceReset, Scope: ToAll, Nexus: cmd.Nexus, Abort: true})
 		return true
 	case ClearTasks:
 		c.tell(Event{What: CommandsCleared, Scope: ToOthers, Nexus: cmd.Nexus, Abort: true, IfAborted: true})

@@ -205,8 +205,8 @@ type Event struct {
 	Number uint64
 	What   Attention
 	Scope  Scope
-	Nexus  NexusID
-	Abort  bool // the concerned nexuses' commands are aborted
+	Nexus  NexusID // with ToAll: who caused it
+	Abort  bool    // the concerned nexuses' commands are aborted
 	// IfAborted establishes the condition only where something was aborted (CLEAR TASK SET, SPC-4 table D.2
 	// 2F/00).
 	IfAborted bool

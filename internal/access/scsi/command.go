@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // CDBMax is the longest command descriptor block that the device server knows. Longer ones are variable
@@ -66,6 +67,7 @@ type Command struct {
 	senseMem [SenseMax]byte
 	// cancelled: nobody waits for the outcome any more; what is done in steps ends after the present one.
 	cancelled atomic.Bool
+	stepped   time.Time // when the last step of one that is done in steps ended
 
 	step struct {
 		sync.Mutex

@@ -3,6 +3,7 @@ package scsi
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Third-party copy (SPC-4 5.16, 6.4, 6.5, 6.28 to 6.32; SBC-3 5.21 to 5.23, 5.50): the copy manager of a logical unit. Data
@@ -60,6 +61,8 @@ type copyOp struct {
 		count   uint16 // pieces done
 		updates uint16
 		sense   senseData
+		stepped time.Time // when something last went on
+		began   map[Disk]Stamp
 	}
 }
 
@@ -135,8 +138,20 @@ func (o *copyOp) stopped() bool {
 	return o.cancelled.Load() || !o.immediate && o.parent != nil && o.parent.Load()
 }
 
-// start runs the operation; finished is called once, possibly before start returns.
-func (o *copyOp) start() { o.pump() }
+// start runs the operation; finished is called once, possibly before start returns. The first call is a read by the
+// command's own stamp: a command that comes late does nothing (R9).
+func (o *copyOp) start() {
+	o.mu.Lock()
+	o.mu.stepped = time.Now()
+	o.mu.active++
+	o.mu.Unlock()
+	o.unit.disk.Read(o.request, 0, int(o.unit.disk.Geometry().BlockSize), func(r ReadResult, err error) {
+		if err == nil {
+			r.Release()
+		}
+		o.step(0, err)
+	})
+}
 
 // pump begins as much as may be under way, and ends the operation when nothing is left. One at a time does it;
 // who comes meanwhile has it look again.
@@ -232,6 +247,7 @@ func (o *copyOp) step(n int64, err error) {
 		o.mu.err = err
 	}
 	o.mu.active--
+	o.mu.stepped = time.Now()
 	o.mu.updates++
 	o.mu.Unlock()
 	o.pump()
@@ -240,11 +256,26 @@ func (o *copyOp) step(n int64, err error) {
 // on makes the request of one call of a Disk.
 func (o *copyOp) on(d Disk) Request {
 	r := o.request
-	r.ID, r.Long = d.NewID(), true
+	r.ID = d.NewID()
 	r.Session = o.request.ID.Conn
-	if d != o.unit.disk {
-		r.Stamp = d.Stamp()
+	r.Stamp = d.Stamp()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if time.Since(o.mu.stepped) > longGap && o.mu.err == nil {
+		o.mu.err = ErrBusy
 	}
+	if o.mu.err != nil {
+		r.Stamp = Stamp{} // too old for anything
+	}
+	if o.mu.began == nil {
+		o.mu.began = map[Disk]Stamp{o.unit.disk: o.request.Stamp}
+	}
+	began, known := o.mu.began[d]
+	if !known {
+		began = r.Stamp
+		o.mu.began[d] = began
+	}
+	r.Began = began
 	return r
 }
 

@@ -182,6 +182,7 @@ func (u *Unit) writeUsingToken(c *Command) {
 			return
 		}
 		o.unit, o.request = u, c.Request
+		o.mu.stepped = time.Now()
 		src.UseToken(o.on(src), id, func(from []Range, err error) {
 			code := Code(0)
 			if err == nil {

@@ -2,6 +2,7 @@ package scsi
 
 import (
 	"fmt"
+	"time"
 
 	"dozo/internal/access/reserve"
 	"dozo/internal/ident"
@@ -45,15 +46,21 @@ type Initiator struct {
 	Remote string // address of the connection, for logs and listings
 }
 
+// longGap is the longest pause between the calls of one command. An access server that was stopped in the middle
+// must not go on: the client may have done all of it by another path since (R9). The pause is looked at after
+// the stamp of the next call was taken, so a stop in between makes that stamp too old.
+const longGap = 2 * time.Second
+
 // Request goes along with every call of a Disk: who asks, which command it is, and what the client's byte
 // stream has proved about when it was sent (protocol rule R9).
 type Request struct {
 	Initiator *Initiator
 	ID        RequestID
 	Stamp     Stamp
-	// Long marks a call of a command that takes its time, so that it may be older than a stamp lives: it is held
-	// to refusals by the stamp, but not to its age.
-	Long bool
+	// Began is the stamp of the command, where Stamp is a newer one: calls that a command makes late, because it
+	// takes its time. They are held to refusals by Began, and by Stamp to the age of the call itself. The first
+	// call of every command goes by the command's own stamp.
+	Began Stamp
 	// Session is the connection of the command that a call is part of, where ID.Conn isn't it; else 0.
 	Session uint64
 }

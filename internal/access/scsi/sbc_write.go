@@ -1,6 +1,9 @@
 package scsi
 
-import "bytes"
+import (
+	"bytes"
+	"time"
+)
 
 // prepareWrite is WRITE and WRITE AND VERIFY (6), (10), (12) and (16).
 func (u *Unit) prepareWrite(c *Command) {
@@ -258,8 +261,19 @@ func (u *Unit) writeSameRecord(c *Command, at int64) {
 		copy(b, c.outBuf)
 	}
 	req := c.part(int(at / RecordMax))
-	req.Long = true
-	c.begin(func(c *Command) { u.writeSameRecord(c, at+int64(n)) })
+	if at > 0 {
+		req.Began, req.Stamp = req.Stamp, u.disk.Stamp()
+		if time.Since(c.stepped) > longGap {
+			w.Release()
+			c.fail(ErrBusy)
+			c.finish()
+			return
+		}
+	}
+	c.begin(func(c *Command) {
+		c.stepped = time.Now()
+		u.writeSameRecord(c, at+int64(n))
+	})
 	u.disk.Write(req, w, false, c.onStep)
 }
 
