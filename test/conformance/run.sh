@@ -6,7 +6,7 @@
 # Without a URL it starts a dozo of one site and two nodes, in a temporary directory, with a volume of its own: THE TESTS
 # DESTROY WHAT IS ON THE UNIT. SECOND-URL is another path to the same unit, for the tests of multipathing.
 # -o FILE writes a Markdown table there. -k prints only counts. The exit code is 1 if a family of must-pass.txt has a
-# failure, or fewer than 120 tests pass.
+# failure, or fewer than 210 tests pass.
 #
 # iscsi-test-cu counts a skipped test as passed and may end with 0 where a test failed, so its exit code is not looked at:
 #   fail  an assertion failed, or it did not end within its time, or it did not run at all ([FAILED] alone is no failure:
@@ -27,7 +27,7 @@ while getopts o:k opt; do
 done
 shift $((OPTIND - 1))
 
-passes_min=120
+passes_min=210
 seconds_each=60
 # Sanitize.Reset sleeps for a minute between looks.
 seconds_sanitize=150
@@ -126,6 +126,7 @@ END
 				printf "| %s | %d | %d | %d |\n", name, c[f, "pass"], c[f, "fail"], c[f, "skip"] } }' "$work/must" "$work/results"
 		printf '\n## Each test\n\n| test | result | reason |\n| --- | --- | --- |\n'
 		awk -F '\t' '{ r = $3; gsub(/\|/, "\\|", r); gsub(/^ +| +$/, "", r); gsub(/</, "\\&lt;", r); printf "| %s | %s | %s |\n", $1, $2, r }' "$work/results"
+		printf '\n'; cat "$here/notes.md"
 	} >"$work/table" && cat "$work/table" >"$out"
 fi
 
