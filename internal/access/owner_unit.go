@@ -191,6 +191,7 @@ func (o *Owner) unitCommitted(op *Op, now uint64) {
 	}
 	o.sanitize()
 	msg := o.unitMessage()
+	msg.Tick = now + 1 // later than the refusals of this turn
 	f := NewOp()
 	f.Kind, f.seq = wire.OpFlush, op.seq
 	f.Done = func(f *Op, err error) {

@@ -167,6 +167,9 @@ func (s *Server) Unit(_ context.Context, m *wire.Unit) (wire.UnitReply, error) {
 		return wire.UnitReply{}, wire.Errorf(wire.CodeBadRequest, "%v", err)
 	}
 	v.takeUnit(m.Epoch, snap)
+	if m.Tick != 0 {
+		v.note(m.Epoch, m.Tick) // after the events: a stamp of after a reset is proof that it was heard of
+	}
 	return wire.UnitReply{}, nil
 }
 

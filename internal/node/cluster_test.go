@@ -321,6 +321,7 @@ func TestCluster(t *testing.T) {
 	if _, err := c1.Sessions.Accept(ctx, &dozov1.AcceptSessionsRequest{Volume: "web1", Isid: "12"}); api.Reason(err) != "INVALID" {
 		t.Errorf("accept of half an ISID: %v", err)
 	}
+	sharedUnit(t, ctx, c1, n1, n2)
 	deleteWithForce(t, ctx, c1, n1, n2)
 	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); err != nil {
 		t.Fatal(err)

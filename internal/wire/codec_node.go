@@ -125,6 +125,7 @@ func (c *coder) journalStatus(s *JournalStatus) {
 func (m *Unit) walk(c *coder) {
 	c.journal(&m.Journal)
 	c.epoch(&m.Epoch)
+	c.u64(&m.Tick)
 }
 
 func (m *UnitReply) walk(*coder) {}

@@ -144,6 +144,7 @@ type JournalTick struct {
 type Unit struct {
 	Journal ident.JournalID
 	Epoch   ident.Epoch
+	Tick    uint64 // of the owner: what a client is sent from now on is stamped with it, so no refusal concerns it
 	Data    []byte
 }
 
