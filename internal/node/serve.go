@@ -21,7 +21,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sys/unix"
 
 	"dozo/internal/access"
 	"dozo/internal/access/export"
@@ -66,15 +65,6 @@ type Node struct {
 		problems []string
 	}
 	wg sync.WaitGroup
-}
-
-// Clock is CLOCK_BOOTTIME: it goes on while the host sleeps, and nobody sets it.
-func Clock() int64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		panic(fmt.Sprintf("CLOCK_BOOTTIME: %v", err)) // every Linux that Go runs on has it
-	}
-	return t.Nano()
 }
 
 // Serve runs the node of a configuration file until ctx ends.
