@@ -20,6 +20,8 @@ type InspectOptions struct {
 	JSON bool // one JSON object a line instead of text
 	// Part, if not nil, prints the part of a checkpoint that a record holds (volume.InspectPart).
 	Part func(w io.Writer, rec *journal.Record, body []byte) error
+	// Unit, if not nil, says what a reservation record holds (reserve.Describe).
+	Unit func(body []byte) (string, error)
 }
 
 // ErrBad says that Inspect found something bad; the lines that it printed say what.
@@ -254,6 +256,10 @@ func (p *inspector) body(rec *journal.Record, b []byte) (text string, err error)
 				c := &changes[i]
 				text += fmt.Sprintf("[%s %s %x by portal group %d] ", c.Op, c.Port.Name, c.Port.ISID, c.Group)
 			}
+		}
+	case journal.KindReservation:
+		if p.o.Unit != nil {
+			text, err = p.o.Unit(b)
 		}
 	case journal.KindPart:
 		if p.o.Part != nil {

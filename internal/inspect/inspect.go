@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"dozo/internal/access/reserve"
 	"dozo/internal/core"
 	"dozo/internal/journal"
 	"dozo/internal/vfs"
@@ -43,7 +44,7 @@ func File(w io.Writer, fsys vfs.FS, name string, o Options) error {
 	defer f.Close()
 	o.Records = o.Records || o.Data
 	s := &sieve{w: w, o: o, f: f}
-	err = core.Inspect(s, fsys, name, core.InspectOptions{JSON: o.Style != Text, Part: volume.InspectPart})
+	err = core.Inspect(s, fsys, name, core.InspectOptions{JSON: o.Style != Text, Part: volume.InspectPart, Unit: reserve.Describe})
 	return errors.Join(err, s.close())
 }
 

@@ -54,10 +54,10 @@ var allowed = []struct {
 	{"api/view", nil},
 	{"api", []string{"api/dozov1", "api/dozov1/dozov1connect", "control", "ident", "pki"}},
 	{"api/apitest", []string{"api", "api/dozov1", "control", "ident", "pki"}},
-	{"inspect", []string{"core", "journal", "vfs", "volume"}},
+	{"inspect", []string{"access/reserve", "core", "journal", "vfs", "volume"}},
 	{"up", []string{"api", "api/dozov1", "api/view", "config", "ident", "pki"}},
 	// What prints files without a node.
-	{"inspect", []string{"core", "journal", "vfs", "volume"}},
+	{"inspect", []string{"access/reserve", "core", "journal", "vfs", "volume"}},
 	// Several sites on one machine with distance between them.
 	{"lab/wan", nil},
 	{"lab/router", []string{"lab/wan"}},

@@ -121,3 +121,16 @@ func FuzzApply(f *testing.F) {
 		}
 	})
 }
+
+func TestDescribe(t *testing.T) {
+	s, _, _ := full()
+	got, err := Describe(s.Append(nil))
+	for _, want := range []string{"version 12", "type 5", "APTPL", "iqn.a,i,0x010000000000,t,1 with key 0000000000000001, holds", "reserved by iqn.c", "CacheOff:true", "sanitize of kind 2"} {
+		if err != nil || !strings.Contains(got, want) {
+			t.Errorf("%v, no %q in:\n%s", err, want, got)
+		}
+	}
+	if _, err := Describe([]byte{9}); err == nil {
+		t.Error("a malformed state was described")
+	}
+}
