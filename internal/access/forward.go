@@ -219,7 +219,7 @@ func (s *Server) askTick(list []*Volume) {
 			for i, t := range r.Ticks {
 				if i < len(vs) && t.Tick != 0 {
 					vs[i].note(t.Epoch, t.Tick)
-					vs[i].unitSeen(t.Unit)
+					vs[i].unitSeen(t.Epoch, t.Unit)
 				}
 			}
 		})

@@ -66,15 +66,14 @@ func (v *Volume) takeUnit(epoch ident.Epoch, snap *reserve.Snapshot) {
 	}
 }
 
-// unitSeen compares the version that the owner has with what is known here.
-func (v *Volume) unitSeen(version uint64) {
+// unitSeen compares what the owner of an epoch has with what is known here. After a takeover that is not proven
+// the version may be lower.
+func (v *Volume) unitSeen(epoch ident.Epoch, version uint64) {
 	u := &v.unit
-	if s := u.now.Load(); s != nil && s.State.Version >= version {
-		return
-	}
 	u.mu.Lock()
-	ask := !u.mu.asking
-	u.mu.asking = true
+	s := u.now.Load()
+	ask := !u.mu.asking && (s == nil || s.State.Version != version || u.mu.epoch != epoch)
+	u.mu.asking = u.mu.asking || ask
 	u.mu.Unlock()
 	if !ask || !v.srv.goWork(func() {
 		ctx, cancel := context.WithTimeout(v.srv.ctx, forwardPatience)

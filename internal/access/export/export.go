@@ -271,11 +271,11 @@ func (t *targetOf) Bar(ctx context.Context, nexus reserve.NexusID, conn uint64) 
 	if err := t.v.Bar(ctx, &wire.Bar{Kind: wire.BarLogin, Nexus: t.session.nexus, Session: conn}); err != nil {
 		return err
 	}
-	if t.v.HasUnit() {
-		return nil
+	// While nobody was logged in here, a change may have gone unheard.
+	if _, err := t.v.AskUnit(ctx); err != nil && !t.v.HasUnit() {
+		return err
 	}
-	_, err := t.v.AskUnit(ctx)
-	return err
+	return nil
 }
 
 // Logout implements iscsi.Target: the owner forgets that the port is attached (rule R11). Where it can't be told in
