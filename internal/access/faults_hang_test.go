@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -218,10 +219,30 @@ func TestDiskErrorsUnderALiveOwner(t *testing.T) {
 				for range 30 {
 					im.change(t)
 				}
-				remove := c.seats[victim].faults.Add(x.fault())
+				// Another volume on the same stores loses nothing by it, and gets no error either.
+				w, err := c.ctl.CreateVolume(t.Context(), control.VolumeSpec{Name: "w", SizeBytes: 1 << 20, BlockSize: 512, Sites: 1, AtSite: 1,
+					Durability: control.Replicated}, []ident.SiteID{1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				other := &image{o: c.own(w), want: make([]byte, w.SizeBytes), rng: rand.New(rand.NewPCG(8, uint64(victim)))}
+				for range 10 {
+					other.change(t)
+				}
+				of := v.ID.String()
+				fault := x.fault()
+				remove := c.seats[victim].faults.Add(func(c vfs.Call) error {
+					if !strings.Contains(c.Path, of) {
+						return nil
+					}
+					return fault(c)
+				})
 				for range 60 {
 					im.change(t)
+					other.change(t)
 				}
+				other.check(t)
+				defer other.o.Close()
 				if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
 					t.Errorf("flush: %v", err)
 				}
@@ -251,6 +272,8 @@ func TestDiskErrorsUnderALiveOwner(t *testing.T) {
 					t.Errorf("after a restart the store has failed: %v", failed)
 				}
 				im.check(t)
+				other.change(t)
+				other.check(t)
 				old := im.o
 				im.o = c.own(v)
 				old.Close()
