@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -120,7 +121,9 @@ func (s *System) start(p Process) (*exec.Cmd, instance, error) {
 	}
 	defer log.Close()
 	cmd := exec.Command(s.program, p.Kind, "--config", filepath.Join(nd, configFile))
-	cmd.Env = append(os.Environ(), s.env...)
+	// Earlier ones give way to later ones: whoever sets it gets what was set.
+	cmd.Env = append([]string{"GOMAXPROCS=" + strconv.Itoa(threads(runtime.NumCPU(), len(s.plan)))}, os.Environ()...)
+	cmd.Env = append(cmd.Env, s.env...)
 	cmd.Dir = nd
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -139,6 +142,10 @@ func (s *System) start(p Process) (*exec.Cmd, instance, error) {
 	}
 	return cmd, i, nil
 }
+
+// threads is how many processors a process of the system uses at once. All are on one machine: were each to believe
+// that it has the machine for itself, their schedulers would look for work on processors that the others need.
+func threads(processors, processes int) int { return max(1, processors/max(1, processes)) }
 
 // stopPoll is how often a process that was told to end is looked at.
 const stopPoll = 20 * time.Millisecond
