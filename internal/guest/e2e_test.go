@@ -130,11 +130,11 @@ func TestGuest(t *testing.T) {
 	if _, err := g.Run(ctx, guest.Command{Args: []string{"no-such-program"}}); err == nil {
 		t.Error("no-such-program runs")
 	}
-	res, err := g.Run(ctx, guest.Command{Args: []string{"sh", "-c", "echo begun; sleep 1000"}, Timeout: 500 * time.Millisecond})
-	if !errors.Is(err, guest.ErrTimeout) || res.Status != 137 || res.Stdout != "begun\n" {
+	res, err := g.Run(ctx, guest.Command{Args: []string{"sleep", "1000"}, Timeout: 500 * time.Millisecond})
+	if !errors.Is(err, guest.ErrTimeout) || res.Status != 137 {
 		t.Errorf("a command that does not end: %+v %v", res, err)
 	}
-	sh(t, g, "sleep 0.3; ! ps | grep -v grep | grep -q 'sleep 1000'; ! ps -o stat | grep -q Z")
+	sh(t, g, "i=0; while ps -o stat,args | grep -E '^Z|[s]leep 1000'; do i=$((i+1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done")
 	for _, tool := range []string{"iscsiadm --version", "multipath -h 2>&1 | grep -q multipath-tools", "fio --version", "sg_inq --version 2>&1", "mount.nfs -V", "mkfs.ext4 -V 2>&1"} {
 		sh(t, g, tool)
 	}
@@ -177,10 +177,11 @@ func testMigrationsThatFail(t *testing.T, g *guest.Guest, disk string) {
 			t.Errorf("%s: it migrates", name)
 		}
 	}
-	slow, cancel := context.WithTimeout(ctx, time.Second)
+	// Most of it is spent in the stream, unless the machine is very busy.
+	slow, cancel := context.WithTimeout(ctx, 4*time.Second)
 	defer cancel()
 	to := guest.Destination{Disks: []guest.Disk{{Source: disk}}, BandwidthBytes: 1 << 20}
-	if _, err := g.Migrate(slow, to); !errors.Is(err, guest.ErrMigration) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := g.Migrate(slow, to); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("one that does not end in time: %v", err)
 	}
 	sh(t, g, "true")

@@ -98,11 +98,15 @@ func (g *Guest) booted(ctx context.Context, taps []*lab.Tap) error {
 	select {
 	case <-g.ch.hello:
 	case <-g.vm.exited:
-		return errGone
+		return g.vm.gone()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	res, err := g.Run(ctx, Command{Args: []string{"sh", "-c", networkScript(g.opts.NICs, taps)}})
+	if errors.Is(err, errGone) {
+		<-g.vm.exited
+		return g.vm.gone()
+	}
 	if err == nil && res.Status != 0 {
 		err = fmt.Errorf("network: status %d: %s", res.Status, res.Stderr)
 	}

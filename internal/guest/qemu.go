@@ -184,6 +184,15 @@ func (v *vm) kill() {
 	<-v.exited
 }
 
+// gone says how QEMU has ended.
+func (v *vm) gone() error {
+	how := "status 0: the guest turned itself off, or reset"
+	if v.exitErr != nil {
+		how = v.exitErr.Error()
+	}
+	return fmt.Errorf("%w: %s", errGone, how)
+}
+
 // close gives the files of a QEMU back that has ended.
 func (v *vm) close() error { return closer(v.said, v.console) }
 
