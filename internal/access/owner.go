@@ -450,6 +450,7 @@ func (o *Owner) everySecond() {
 	}
 	o.late.prune(o.tick())
 	o.maybeCheckpoint(now)
+	o.awaited()
 	o.lookForStrays(now)
 	o.dropSome()
 	o.repairSome(now)

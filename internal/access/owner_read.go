@@ -295,7 +295,8 @@ func (o *Owner) readSlow(op *Op) {
 		var data []byte
 		for _, src := range sources {
 			var got bool
-			var last error = wire.Errorf(wire.CodeAbsent, "no replica of segment %s is known", src.piece.Segment)
+			// Its stores are away, or it was reported by none since the takeover: it is read once one is back.
+			var last error = wire.Errorf(wire.CodeBusy, "no store that has segment %s can be reached", src.piece.Segment)
 			for _, st := range src.stores {
 				r, err := o.readPiece(st, src.piece)
 				if err == nil {

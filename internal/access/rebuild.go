@@ -1,10 +1,10 @@
 package access
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -19,7 +19,7 @@ import (
 // announced checkpoint (R12), then the records since, from the segments' indexes.
 func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.FenceReply, rec *journal.Recovery, cfg *journal.WriterConfig) error {
 	blocks := uint64(o.spec.Load().SizeBytes) / journal.BlockSize
-	rd := &rebuilder{o: o, ctx: ctx, indexes: map[ident.SegmentID]*journal.Index{}}
+	rd := &rebuilder{o: o, ctx: ctx, indexes: map[ident.SegmentID]*journal.Index{}, answers: maps.Clone(answers)}
 	tail, err := rd.tail(rec)
 	if err != nil {
 		return err
@@ -35,42 +35,32 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 		cfg.Heard, cfg.HeardStable, cfg.Proven = rec.Commit, rec.Stable, rec.Proven()
 	}
-	// A hole behind the checkpoint is where power failed on both holders while something newer was stable already.
-	if !rec.EndKnown {
-		for {
-			point, err := rd.newestCheckpoint(rec)
-			if err != nil {
-				return err
-			}
-			end, hole := rec.Hole(point.At.Seq)
-			if !hole {
-				break
-			}
-			o.log.Error("a hole in the history: it ends there", "seq", end, "commit", rec.Commit.Seq)
-			rec.CutAt(end)
-			if rec.LostStable {
-				return errLostStable(o, rec)
-			}
-			if tail, err = rd.tail(rec); err != nil {
-				return err
-			}
-			if end == point.At.Seq {
-				rd.at = point.At
-			}
-			cfg.Proven = false
+	// A hole behind the checkpoint is where power failed on both holders while something newer was stable already. What
+	// the checkpoint covers need not be there: R5.
+	var point journal.CheckpointPoint
+	for {
+		if point, err = rd.newestCheckpoint(rec); err != nil {
+			return err
 		}
+		end, hole := rec.Hole(point.At.Seq)
+		if !hole {
+			break
+		}
+		o.log.Error("a hole in the history: it ends there", "seq", end, "commit", rec.Commit.Seq)
+		rec.CutAt(end)
+		if rec.LostStable {
+			return errLostStable(o, rec)
+		}
+		if tail, err = rd.tail(rec); err != nil {
+			return err
+		}
+		if end == point.At.Seq {
+			rd.at = point.At
+		}
+		cfg.Proven = false
 	}
 	for store, a := range answers {
-		for _, r := range a.Replicas {
-			if r.Segment.IsCheckpoint() && r.State == wire.ReplicaSealed {
-				s := o.segs[r.Segment]
-				if s == nil {
-					s = &segment{id: r.Segment, last: r.Last, end: r.End, sealed: true}
-					o.segs[r.Segment] = s
-				}
-				s.confirm(store, r.Made)
-			}
-		}
+		o.checkpointHolders(store, a.Replicas)
 	}
 	for _, r := range rec.Past {
 		s := &segment{id: r.Segment, before: r.Before, sealed: true}
@@ -86,10 +76,6 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 	} else {
 		cfg.Tail = tail
 	}
-	point, err := rd.newestCheckpoint(rec)
-	if err != nil {
-		return err
-	}
 	// An announcement in the tail counts too: it becomes committed with the tail, and the next owner will go by it.
 	for _, e := range cfg.Tail {
 		if e.Kind == journal.KindCheckpoint {
@@ -103,7 +89,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 	}
 	if point.At.Seq > 0 {
-		if o.m, err = volume.Load(o.journalID, point, o.partReader()); err != nil {
+		if o.m, err = volume.Load(o.journalID, point, rd); err != nil {
 			return fmt.Errorf("map of %s: %w", o.journalID, err)
 		}
 		cfg.Point = point
@@ -127,24 +113,16 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 			return err
 		}
 	}
-	// Segments that no answering store has: a dead one may, and other sites do.
-	for slot, seg := range o.m.Segments() {
-		if o.segs[seg.ID] == nil && !seg.Retired {
-			s := &segment{id: seg.ID, slot: slot, before: seg.Before, last: seg.Last, end: seg.End, sealed: true}
-			o.segs[seg.ID] = s
-			if !seg.ID.IsCheckpoint() {
-				o.order = append(o.order, s)
-			}
-		}
+	if err := rd.unheard(); err != nil {
+		return err
 	}
-	slices.SortFunc(o.order, func(a, b *segment) int { return cmp.Compare(a.before.Seq, b.before.Seq) })
 	// Retired before the checkpoint, but not gone everywhere.
 	for slot, seg := range o.m.Segments() {
 		if !seg.Retired || slices.ContainsFunc(o.cp.retired, func(r retiredAt) bool { return slices.Contains(r.segments, seg.ID) }) {
 			continue
 		}
 		if o.segs[seg.ID] == nil {
-			o.segs[seg.ID] = &segment{id: seg.ID, slot: slot, before: seg.Before, last: seg.Last, end: seg.End, sealed: true}
+			o.segs[seg.ID] = segmentOf(slot, seg)
 		}
 		o.cp.retired = append(o.cp.retired, retiredAt{[]ident.SegmentID{seg.ID}, cfg.Point.At.Seq})
 	}
@@ -190,6 +168,7 @@ type rebuilder struct {
 	ctx     context.Context
 	indexes map[ident.SegmentID]*journal.Index
 	at      ident.Position
+	answers fenceAnswers // of the fence, and of the stores that were asked since for what is missing
 }
 
 // stores lists who has the whole of a range, this node's store first.

@@ -97,9 +97,10 @@ func (o *Owner) permit(permits []journal.Permit) {
 	})
 }
 
-// mayDrop says which local replica of a segment may go: never this node's own if another has one.
+// mayDrop says which local replica of a segment may go: never this node's own if another has one, so that the owner
+// reads without a network. Those of checkpoints both stay: a takeover needs them first, and they are small.
 func (o *Owner) mayDrop(s *segment, remote []ident.SiteID) (p journal.Permit, ok bool) {
-	if len(remote) == 0 || o.env.Limits.KeepBothLocal || !o.covered(s) {
+	if len(remote) == 0 || o.env.Limits.KeepBothLocal || s.id.IsCheckpoint() || !o.covered(s) {
 		return p, false
 	}
 	for _, site := range remote {
@@ -338,6 +339,7 @@ type repairState struct {
 	// Segments with fewer copies than they should have, and their bytes.
 	wanting      int
 	wantingBytes uint64
+	awaited      int // segments that only stores have that are away
 }
 
 // repairSome looks for segments with too few copies at home and has them copied to another store of the site,
@@ -390,7 +392,7 @@ func (o *Owner) repairSome(now time.Duration) {
 			}
 		}
 		want := 2
-		if len(remote) > 0 && remoteSites >= len(remote) {
+		if len(remote) > 0 && remoteSites >= len(remote) && !s.id.IsCheckpoint() {
 			want = 1
 		}
 		if len(o.env.Stores.Core(o.env.Site)) == 0 {
@@ -426,7 +428,7 @@ func (o *Owner) resealLater(s *segment, store ident.StoreID) {
 			delete(o.repair.busy, id)
 			if err == nil {
 				s.confirm(store, made)
-			} else if !errors.Is(err, wire.ErrUnreached) && o.stopErr == nil {
+			} else if !errors.Is(err, wire.ErrUnreached) && !errors.Is(err, wire.ErrFenced) && o.stopErr == nil {
 				o.markBad(id, store, err)
 			}
 		})

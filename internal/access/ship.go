@@ -109,7 +109,7 @@ func (o *Owner) reseal(s *segment, store ident.StoreID, start wire.EpochStart) {
 			switch {
 			case err == nil:
 				s.confirm(store, r.Made)
-			case errors.Is(err, wire.ErrUnreached) || ctx.Err() != nil:
+			case errors.Is(err, wire.ErrUnreached) || errors.Is(err, wire.ErrFenced) || ctx.Err() != nil:
 			case errors.Is(err, wire.ErrFork):
 				o.log.Error("a replica's tail is a fork and is kept", "segment", id, "store", store)
 				o.markBad(id, store, err)
@@ -185,6 +185,10 @@ func (o *Owner) shipSession(s *siteShip) error {
 			continue
 		}
 		id := seg.id
+		known := true
+		if o.ask(func() { known = !seg.sealed || seg.end != 0 }); !known {
+			return wire.Errorf(wire.CodeAbsent, "no store that has segment %s can be reached", id)
+		}
 		if h, ok := sealedAt(there[id]); ok {
 			var same bool
 			o.ask(func() { same = seg.sealed && seg.end == h.end && seg.last == h.last })

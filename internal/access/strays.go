@@ -120,6 +120,7 @@ func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica) {
 	if !s.sealed || s.slot == 0 {
 		return // the writer follows it
 	}
+	o.learnEnd(s, r)
 	same := r.State == wire.ReplicaSealed && r.End == s.end && r.Last == s.last
 	switch {
 	case r.State == wire.ReplicaFork || r.State == wire.ReplicaSealed && !same:

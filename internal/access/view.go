@@ -110,6 +110,8 @@ func (o *Owner) publish() {
 		v.State = "waiting for a second core server"
 	case o.w.Degraded():
 		v.State = "degraded: one core server of the site, the second copy at another"
+	case o.repair.awaited > 0:
+		v.State = fmt.Sprintf("degraded: %d segments are only at stores that can not be reached", o.repair.awaited)
 	default:
 		v.State = "serving"
 		for _, a := range o.env.Health.Avoided() {

@@ -388,8 +388,10 @@ func (r *Recovery) run(of []*group) {
 	}
 	last := first.Seq
 	for _, g := range of {
-		if g.From > last+1 {
-			break // a hole: nothing behind it counts
+		// A hole: nothing behind it counts, unless it ends at or below the commit point. There it may be what a
+		// checkpoint covers, of which the site keeps one replica (R5), at a store that has not answered: see Hole.
+		if g.From > last+1 && g.From > r.Commit.Seq+1 {
+			break
 		}
 		last = max(last, g.To)
 	}

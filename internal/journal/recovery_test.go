@@ -126,3 +126,37 @@ func TestRecordsThatWereCopiedAgainAreInTheHistory(t *testing.T) {
 	list[3].Before = pos(5, 614)
 	check("nothing of the one in between is left", []wire.Replica{list[0], list[3]}, false)
 }
+
+// A site keeps one replica of what a checkpoint covers (R5): with its store away, the history of the newest epoch goes
+// on behind the hole, which the caller compares with the checkpoint. A hole that reaches above the commit point ends it.
+func TestAHoleBelowTheCommitPointDoesNotEndTheHistory(t *testing.T) {
+	a, b := ident.StoreID{1}, ident.StoreID{2}
+	start := wire.EpochStart{At: pos(3, 11), Before: pos(2, 10), Proven: true}
+	first := replica(seg(3, 0), wire.ReplicaSealed, pos(2, 10), pos(3, 20), start)
+	third := replica(seg(3, 2), wire.ReplicaSealed, pos(3, 30), pos(3, 40), start)
+	last := replica(seg(3, 3), wire.ReplicaOpen, pos(3, 40), pos(3, 50), start)
+	for _, x := range []struct {
+		name     string
+		replicas []wire.Replica
+		commit   uint64
+		last     uint64
+		covered  ident.Seq // by the checkpoint
+		hole     bool
+		lost     bool
+	}{
+		{"covered", []wire.Replica{first, third, last}, 45, 50, 30, false, false},
+		{"not covered", []wire.Replica{first, third, last}, 45, 50, 25, true, false},
+		{"from the beginning", []wire.Replica{third, last}, 45, 50, 30, false, false},
+		{"up to the commit point", []wire.Replica{first, last}, 40, 50, 40, false, false},
+		{"above the commit point", []wire.Replica{first, last}, 25, 20, 30, false, true},
+	} {
+		answer := &wire.FenceReply{Commit: pos(3, x.commit), Stable: pos(3, x.commit), Replicas: x.replicas}
+		r := Recover([][]ident.StoreID{{a, b}}, map[ident.StoreID]*wire.FenceReply{b: answer})
+		if _, hole := r.Hole(x.covered); r.Lost != x.lost || !x.lost && hole != x.hole || r.Last.Seq != ident.Seq(x.last) {
+			t.Errorf("%s: hole %v, lost %v: %s", x.name, hole, r.Lost, r.Describe())
+		}
+		if !x.lost && (len(r.Tail) != 1 || r.Tail[0].From != ident.Seq(x.commit)+1 || r.Tail[0].To != 50) {
+			t.Errorf("%s: tail %+v", x.name, r.Tail)
+		}
+	}
+}

@@ -1,0 +1,256 @@
+package access
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/volume"
+	"dozo/internal/wire"
+)
+
+// Once other sites hold a segment, one local replica is all that its own site keeps (R5), and the store that has it may
+// be the one that is away when the next owner asks. What such a segment holds is below a committed checkpoint, so the
+// history is known without it: its bytes are read from any replica that is sealed exactly where the segment ends, at
+// whichever site. Where it ends is the map's word, and the map's own parts are verified by the digests that lead to
+// them from the announcement.
+//
+//	a part or a segment without a replica that was reported ──> ask the stores that the fence has not heard: other
+//	sites', and members that come back ──> a holder like any other; for the fence it counts for nothing (R2)
+
+const (
+	seekRound    = time.Second     // between two rounds of questions
+	seekTimeout  = 3 * time.Second // for the answers of one round
+	seekPatience = 5 * time.Second // for the checkpoint's parts, before the takeover is begun anew
+)
+
+// ReadPart implements volume.PartReader for the takeover: what no store of the fence has is sought elsewhere.
+func (rd *rebuilder) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+	rec, body, err := rd.o.readRecord(id, offset)
+	if err == nil || !seekable(err) {
+		return rec, body, err
+	}
+	until := time.Now().Add(seekPatience)
+	said := false
+	for {
+		first := err
+		if serr := rd.seek([]ident.SegmentID{id}); serr != nil {
+			return nil, nil, serr
+		}
+		if rec, body, err = rd.o.readRecord(id, offset); err == nil {
+			return rec, body, nil
+		}
+		if !said {
+			said = true
+			rd.o.log.Warn("takeover waits for a store or a site that has a part of the checkpoint", "segment", id, "err", first)
+			if rd.o.env.Patience != nil {
+				defer rd.o.env.Patience()()
+			}
+		}
+		if time.Now().After(until) {
+			return nil, nil, wire.Errorf(wire.CodeBusy, "the stores that have segment %s of the checkpoint can not be reached: %v", id, err)
+		}
+		select {
+		case <-time.After(seekRound):
+		case <-rd.ctx.Done():
+			return nil, nil, rd.ctx.Err()
+		}
+	}
+}
+
+// seekable reports that another replica may have what could not be read.
+func seekable(err error) bool {
+	return errors.Is(err, wire.ErrAbsent) || errors.Is(err, wire.ErrUnreached) || errors.Is(err, wire.ErrBusy) || errors.Is(err, wire.ErrCorrupt) || errors.Is(err, wire.ErrIO)
+}
+
+// seek asks the stores that have not answered yet, all at once, until each of the segments is at one of them or all
+// that can be reached have answered, for one round at most. Checkpoint segments get their holders here; history
+// segments by adopt, once the map says where they end.
+func (rd *rebuilder) seek(ids []ident.SegmentID) error {
+	o := rd.o
+	var ask []ident.StoreID
+	add := func(id ident.StoreID) {
+		if rd.answers[id] == nil && o.env.Stores.Up(id) && !slices.Contains(ask, id) {
+			ask = append(ask, id)
+		}
+	}
+	for _, stores := range o.ensembles() {
+		for _, id := range stores {
+			add(id)
+		}
+	}
+	for _, site := range append(o.remoteSites(), o.env.Site) {
+		for _, id := range o.env.Stores.Core(site) {
+			add(id)
+		}
+	}
+	ctx, cancel := context.WithTimeout(rd.ctx, seekTimeout)
+	defer cancel()
+	type answer struct {
+		store ident.StoreID
+		reply wire.FenceReply
+		err   error
+	}
+	got := make(chan answer, len(ask))
+	for _, id := range ask {
+		st, ok := o.env.Stores.Store(id)
+		if !ok {
+			got <- answer{store: id, err: wire.Errorf(wire.CodeAbsent, "store %s is not registered", id)}
+			continue
+		}
+		o.goBackground(func() {
+			r, err := st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+			got <- answer{id, r, err}
+		})
+	}
+	for range ask {
+		var a answer
+		select {
+		case a = <-got:
+		case <-ctx.Done():
+			return rd.ctx.Err()
+		}
+		switch {
+		case errors.Is(a.err, wire.ErrFenced) || errors.Is(a.err, wire.ErrConflict):
+			return fmt.Errorf("fence %s: %w", o.journalID, a.err)
+		case a.err != nil:
+			o.log.Warn("store doesn't say what it has", "store", a.store, "site", o.env.Stores.Site(a.store), "err", a.err)
+			continue
+		}
+		rd.answers[a.store] = &a.reply
+		o.checkpointHolders(a.store, a.reply.Replicas)
+		ids = slices.DeleteFunc(slices.Clone(ids), func(id ident.SegmentID) bool {
+			return slices.ContainsFunc(a.reply.Replicas, func(r wire.Replica) bool { return r.Segment == id && r.State == wire.ReplicaSealed })
+		})
+		if len(ids) == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// checkpointHolders enters the sealed checkpoint segments that a store has.
+func (o *Owner) checkpointHolders(store ident.StoreID, replicas []wire.Replica) {
+	for _, r := range replicas {
+		if !r.Segment.IsCheckpoint() || r.State != wire.ReplicaSealed {
+			continue
+		}
+		s := o.segs[r.Segment]
+		if s == nil {
+			s = &segment{id: r.Segment, sealed: true}
+			o.segs[r.Segment] = s
+		}
+		if len(s.holders) == 0 { // the table may have been written before the segment was complete
+			s.last, s.end = r.Last, r.End
+		}
+		if s.last == r.Last && s.end == r.End {
+			s.confirm(store, r.Made)
+		}
+	}
+}
+
+// adopt gives a segment of the map's table the holders that have all of it.
+func (rd *rebuilder) adopt(s *segment) {
+	o := rd.o
+	for store, a := range rd.answers {
+		for i := range a.Replicas {
+			r := &a.Replicas[i]
+			if r.Segment != s.id || r.State != wire.ReplicaSealed || s.holder(store) != nil {
+				continue
+			}
+			o.learnEnd(s, r)
+			if r.End != s.end || r.Last != s.last {
+				continue
+			}
+			if p, permitted := o.permits[permitKey{s.id, store}]; permitted && p.Made == r.Made {
+				continue // from the permit on nobody counts it (R13)
+			}
+			s.confirm(store, r.Made)
+		}
+	}
+}
+
+// learnEnd completes a segment that was not sealed yet when the table was written, from a sealed replica. Which record
+// is its last is known all the same: the one that the next segment begins after.
+func (o *Owner) learnEnd(s *segment, r *wire.Replica) {
+	if s.end != 0 || r.State != wire.ReplicaSealed || !s.id.IsCheckpoint() && r.Last != s.last {
+		return
+	}
+	s.last, s.end = r.Last, r.End
+	if !s.id.IsCheckpoint() {
+		if err := o.m.Seal(s.slot, s.last, s.end); err != nil {
+			o.log.Error("a segment's end does not fit the map's table", "segment", s.id, "err", err)
+		}
+	}
+}
+
+// unheard completes the table with the segments that no store of the fence has, and asks once who else has them. The
+// volume is served without those that nobody has who can be reached: their blocks are answered with BUSY until a store
+// comes back that has them.
+func (rd *rebuilder) unheard() error {
+	o := rd.o
+	var list []*segment
+	for slot, seg := range o.m.Segments() {
+		if o.segs[seg.ID] != nil || seg.Retired {
+			continue
+		}
+		s := segmentOf(slot, seg)
+		o.segs[seg.ID] = s
+		if !seg.ID.IsCheckpoint() {
+			o.order = append(o.order, s)
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(o.order, func(a, b *segment) int { return cmp.Compare(a.before.Seq, b.before.Seq) })
+	for i, s := range o.order {
+		if s.end == 0 && i+1 < len(o.order) {
+			s.last = o.order[i+1].before
+		}
+	}
+	wanting := func() (ids []ident.SegmentID) {
+		for _, s := range list {
+			if rd.adopt(s); len(s.holders) == 0 {
+				ids = append(ids, s.id)
+			}
+		}
+		return ids
+	}
+	ids := wanting()
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := rd.seek(ids); err != nil {
+		return err
+	}
+	o.log.Info("segments that no store of the ensembles has are read from elsewhere", "segments", len(ids), "missing", len(wanting()))
+	return nil
+}
+
+func segmentOf(slot volume.Slot, seg volume.Segment) *segment {
+	return &segment{id: seg.ID, slot: slot, before: seg.Before, last: seg.Last, end: seg.End, sealed: true}
+}
+
+// awaited counts the segments whose replicas are all at stores that can not be reached. While there are some of which
+// no replica is known, the stores of this site are asked what they have whenever the owner looks; the ships ask the
+// others.
+func (o *Owner) awaited() {
+	n, unknown := 0, false
+	for _, s := range o.segs {
+		if !s.sealed || s.slot == 0 || slices.ContainsFunc(s.holders, func(h holder) bool { return !h.going && o.env.Stores.Up(h.store) }) || o.retiring(s) {
+			continue
+		}
+		n++
+		unknown = unknown || len(s.holders) == 0
+	}
+	if n > 0 && o.repair.awaited == 0 {
+		o.log.Warn("segments are only at stores that can not be reached", "segments", n)
+	}
+	if o.repair.awaited = n; unknown {
+		o.strays.due = 0
+	}
+}

@@ -1,0 +1,213 @@
+package access
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// localHolders counts the sealed segments of the history that end at or before a record by the local stores that have
+// them and count (R13); each must be at both other sites.
+func localHolders(c *cluster, o *Owner, at ident.Seq) (one map[*seat]int, more int) {
+	one = map[*seat]int{}
+	for _, s := range o.Segments() {
+		if !s.Sealed || s.Last > at || s.ID.IsCheckpoint() {
+			continue
+		}
+		var local []*seat
+		remote := map[*seat]bool{}
+		for _, h := range s.Holders {
+			if x := c.seat(h.Store); x.site == 1 {
+				local = append(local, x)
+			} else {
+				remote[x] = true
+			}
+		}
+		if len(local) == 1 && len(remote) == 2 {
+			one[local[0]]++
+		} else {
+			more++
+		}
+	}
+	return one, more
+}
+
+// Once one of the two local replicas has gone (R5), all can be read from the other or from other sites: by the owner
+// that gave the permits and by those after it, with either local store dead, killed or without power.
+func TestAfterDropsEverythingStaysReadable(t *testing.T) {
+	c := newCluster(t, 3, 2)
+	c.limit.SegmentBytes = 128 << 10
+	v := c.volume(4<<20, 3, control.Replicated)
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(21, 5))}
+	next := func() {
+		t.Helper()
+		old := im.o
+		im.o = c.own(v)
+		old.Close()
+	}
+	for round := range 3 {
+		// Each store has the only replica of some.
+		home := c.seats[round%2]
+		c.local = home.id
+		next()
+		for range 200 {
+			im.change(t)
+		}
+		if err := im.o.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		covered := im.o.cpSeq()
+		eventually(t, "sealed segments have one local replica, some of them at the owner's node", func() bool {
+			im.o.call(im.o.dropSome)
+			one, more := localHolders(c, im.o, covered)
+			return more == 0 && one[home] > 0
+		})
+		im.check(t)
+		// The successor knows what went from the records, and counts the same.
+		before, _ := localHolders(c, im.o, covered)
+		next()
+		eventually(t, "the successor knows the same holders", func() bool {
+			after, more := localHolders(c, im.o, covered)
+			if after[c.seats[0]] > before[c.seats[0]] || after[c.seats[1]] > before[c.seats[1]] {
+				t.Fatalf("round %d: one local replica of %v, after the takeover %v", round, before, after)
+			}
+			return more == 0 && after[c.seats[0]] == before[c.seats[0]] && after[c.seats[1]] == before[c.seats[1]]
+		})
+		im.check(t)
+		for i, s := range c.seats[:2] {
+			// A store dies: what had its one local replica there is read from other sites, by this owner ...
+			if (round+i)%2 == 0 {
+				c.kill(s)
+			} else {
+				c.powerCut(s)
+			}
+			im.check(t)
+			for range 10 {
+				im.change(t)
+			}
+			im.check(t)
+			// ... and by one that has never seen the store.
+			next()
+			im.check(t)
+			c.start(s)
+			eventually(t, "what was written meanwhile is on two stores", func() bool {
+				im.o.ask(im.o.everySecond)
+				return im.o.View().Degraded == 0
+			})
+			im.check(t)
+		}
+		// The stores keep what they hold; a permit that was given before is not forgotten by a restart of everything.
+		for _, s := range c.seats {
+			c.kill(s)
+		}
+		im.o.Close()
+		for _, s := range c.seats {
+			c.start(s)
+		}
+		im.o = c.own(v)
+		im.check(t)
+	}
+	im.o.Close()
+}
+
+// The owner that gave the permits dies with the store that has the only local replica of what it dropped: the next one
+// finds the history and its map without them, reads the bytes at other sites, and makes local replicas again; with all
+// other sites away it waits for what it can't do without, and goes on as soon as one is back.
+func TestTheOwnersNodeDiesAfterDrops(t *testing.T) {
+	for _, far := range []bool{true, false} {
+		c := newCluster(t, 3, 2)
+		c.limit.SegmentBytes = 128 << 10
+		v := c.volume(4<<20, 3, control.Replicated)
+		im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(22, 6))}
+		for range 2 {
+			for range 150 {
+				im.change(t)
+			}
+			if err := im.o.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		covered := im.o.cpSeq()
+		eventually(t, "sealed segments have one local replica", func() bool {
+			im.o.call(im.o.dropSome)
+			one, more := localHolders(c, im.o, covered)
+			return more == 0 && one[c.seats[0]] > 0
+		})
+		// Checkpoints stay at both; a store that was away while one was made has none of it.
+		var checkpoints []journal.Permit
+		im.o.ask(func() {
+			for id, s := range im.o.segs {
+				if h := s.holder(c.seats[1].id); id.IsCheckpoint() && h != nil && h.stable {
+					checkpoints = append(checkpoints, journal.Permit{Segment: id, Store: h.store, Made: h.made, Remain: []ident.StoreID{c.seats[0].id}})
+				}
+			}
+			im.o.permit(checkpoints)
+		})
+		if len(checkpoints) == 0 {
+			t.Fatal("the second local store has no replica of a checkpoint")
+		}
+		if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the second local store has no checkpoint, and other sites have", func() bool {
+			im.o.call(im.o.dropSome)
+			there := true
+			im.o.ask(func() {
+				for id, s := range im.o.segs {
+					if id.IsCheckpoint() && (s.holder(c.seats[1].id) != nil || len(s.good()) < 3) {
+						there = false
+					}
+				}
+			})
+			return there
+		})
+		for range 20 {
+			im.change(t)
+		}
+		old := im.o
+		c.kill(c.seats[0])
+		c.local = c.seats[1].id
+		if !far {
+			// Only the third member of the ensemble, which the fence needs, can be reached; then the rest of the sites.
+			e, _ := im.o.state.Newest()
+			for _, s := range c.seats[2:] {
+				if s.id != e.Stores[2] {
+					c.kill(s)
+				}
+			}
+			time.AfterFunc(2*time.Second, func() { // longer than a round of questions
+				for _, s := range c.seats[2:] {
+					if s.live.Load() == nil {
+						c.start(s)
+					}
+				}
+			})
+		}
+		im.o = c.own(v)
+		old.Close()
+		if !im.o.proven {
+			t.Error("the takeover is not proven though all but one answered")
+		}
+		eventually(t, "every block has a replica that can be reached", func() bool {
+			im.o.ask(im.o.awaited)
+			return im.o.repair.awaited == 0
+		})
+		im.check(t)
+		for range 20 {
+			im.change(t)
+		}
+		im.check(t)
+		c.start(c.seats[0])
+		eventually(t, "nothing lacks a copy", func() bool {
+			im.o.ask(im.o.everySecond)
+			return im.o.View().Degraded == 0
+		})
+		im.check(t)
+		im.o.Close()
+	}
+}
