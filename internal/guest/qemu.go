@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -260,18 +261,34 @@ func startVM(o Options, taps []*lab.Tap) (_ *vm, err error) {
 		v.cmd.Stdin, v.cmd.Stdout = os.Stdin, os.Stdout
 		v.cmd.SysProcAttr.Setsid = false
 	}
-	if o.Lab != nil && o.Site != "" {
-		err = o.Lab.Start(o.Site, v.cmd)
-	} else {
-		err = v.cmd.Start()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("start qemu: %w", err)
-	}
-	go func() {
+	// The signal comes when the thread that started it ends, and Go's threads do not all live as long as the process:
+	// so one thread starts it, stays with it and sees it end.
+	started := make(chan error, 1)
+	run := func() error {
+		if err := v.cmd.Start(); err != nil {
+			return err
+		}
+		started <- nil
 		v.exitErr = v.cmd.Wait()
 		close(v.exited)
+		return nil
+	}
+	go func() {
+		var err error
+		if o.Lab != nil && o.Site != "" {
+			err = o.Lab.In(o.Site, run)
+		} else {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			err = run()
+		}
+		if err != nil {
+			started <- err
+		}
 	}()
+	if err = <-started; err != nil {
+		return nil, fmt.Errorf("start qemu: %w", err)
+	}
 	return v, nil
 }
 

@@ -47,15 +47,18 @@ func InNetNS(path string, f func() error) error {
 			runtime.LockOSThread()
 			self, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
+				runtime.UnlockOSThread()
 				return err
 			}
 			defer unix.Close(self)
 			ns, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
+				runtime.UnlockOSThread()
 				return err
 			}
 			defer unix.Close(ns)
 			if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+				runtime.UnlockOSThread()
 				return fmt.Errorf("setns: %w", err)
 			}
 			ferr := f()
