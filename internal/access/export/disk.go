@@ -58,10 +58,7 @@ func (d *disk) NewWrite(off int64, n int) (scsi.WriteBuffer, error) {
 func (d *disk) op(req scsi.Request, kind wire.ForwardOp, off, n int64) *access.Op {
 	op := access.NewOp()
 	op.Kind, op.Offset, op.Length = kind, off, n
-	op.Nexus, op.Session = &d.session.nexus, req.ID.Conn
-	if req.Session != 0 {
-		op.Session = req.Session
-	}
+	op.Nexus, op.Session = &d.session.nexus, req.SessionID()
 	op.Request = requestID(req.ID)
 	op.Stamp = wire.Stamp{Epoch: req.Stamp.Epoch, Tick: req.Stamp.Tick}
 	if began := req.Began; began != (scsi.Stamp{}) {
@@ -161,7 +158,7 @@ func (d *disk) ShowUnit(_ scsi.Request, done func(*reserve.Snapshot, error)) {
 }
 
 func (d *disk) ChangeUnit(req scsi.Request, cmd *reserve.Command, done func(reserve.Outcome, error)) {
-	cmd.Session = req.ID.Conn
+	cmd.Session = req.SessionID()
 	d.v.ChangeUnit(d.op(req, wire.OpUnit, 0, 0), cmd, func(o reserve.Outcome, err error) { done(o, translate(err, true)) })
 }
 

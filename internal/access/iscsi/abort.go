@@ -15,13 +15,23 @@ var (
 	errReset = errors.New("target cold reset")
 )
 
+// abortOne aborts the session's task with an initiator task tag, on whichever connection.
+func (x *Session) abortOne(itt uint32, lun uint64) (id scsi.RequestID, found bool) {
+	for _, c := range x.connections() {
+		if id, found = c.abortOne(itt, lun); found {
+			break
+		}
+	}
+	return id, found
+}
+
 // abortOne aborts the task with an initiator task tag.
 func (c *conn) abortOne(itt uint32, lun uint64) (id scsi.RequestID, found bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, t := range c.slots {
 		if t != nil && t.itt == itt && t.LUN == lun && !t.aborted {
-			id = t.Request.ID
+			id, t.barred = t.Request.ID, true
 			c.abortLocked(t)
 			return id, true
 		}
@@ -105,6 +115,9 @@ func (s *Server) pinger() {
 			s.mu.Unlock()
 			for _, c := range conns {
 				c.ping(now, s.cfg.PingTimeout)
+			}
+			for _, x := range s.Sessions() {
+				x.watchGap(now, s.cfg.GapTimeout)
 			}
 			clear(conns)
 		}

@@ -39,6 +39,7 @@ type client struct {
 	itt                      uint32
 	headerDigest, dataDigest bool
 	isid                     byte
+	cid                      uint16
 	answerPings              bool
 	keys                     map[string]string // what the login agreed upon
 	tsih                     uint16
@@ -158,6 +159,7 @@ func (c *client) loginStep(csg, nsg int, transit bool, keys ...string) (*pdu, ma
 	}
 	p.bhs[8], p.bhs[13] = 0x80, c.isid
 	binary.BigEndian.PutUint16(p.bhs[14:], c.tsih)
+	binary.BigEndian.PutUint16(p.bhs[20:], c.cid)
 	p.put(16, 0)
 	c.number(p)
 	if err := c.send(p); err != nil {

@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"dozo/internal/access/reserve"
 	"dozo/internal/access/scsi"
 )
 
@@ -32,7 +31,10 @@ type conn struct {
 	requests  uint64 // commands so far, for RequestID.Seq
 	scratch   []byte
 	loggedOut bool
-	cid       uint16
+	cid       uint16        // set during login, before anybody else sees the connection
+	quit      chan struct{} // closed when the reader is done
+	endsAll   bool          // it has logged the session out
+	agreed    Params        // what the login agreed upon, until it is answered
 
 	wake          chan struct{} // hands the writer role to the writer goroutine
 	leftover      [][]byte      // what it has to write first
@@ -69,6 +71,8 @@ type conn struct {
 	readMem   int
 	pool      []*task
 
+	left        bool      // under Session.mu: it doesn't count as one of the session's connections any more
+	acks        []ackWait // who waits for the initiator's acknowledgement
 	pingTTT     uint32    // tag of the last ping
 	pingWaiting time.Time // since when an answer is owed, or zero
 	logoutTimer *time.Timer
@@ -76,7 +80,7 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, nc: nc, raw: newRawWriter(nc), id: randomID(), wake: make(chan struct{}, 1),
+	c := &conn{srv: s, nc: nc, raw: newRawWriter(nc), id: randomID(), wake: make(chan struct{}, 1), quit: make(chan struct{}),
 		statSN: 1, params: defaultParams(), out: new(batch), spare: new(batch)}
 	c.room.L = &c.mu
 	c.peer = Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr()), Group: s.cfg.Group}
@@ -137,6 +141,7 @@ func (c *conn) run() {
 		err = c.serve()
 	}
 	c.kill(err)
+	close(c.quit)
 	c.report()
 	c.end()
 	close(c.wake)
@@ -156,9 +161,9 @@ func (c *conn) report() {
 		log = log.With("target", sess.targetName, "tsih", sess.tsih)
 	}
 	switch {
-	case cause == nil || c.loggedOut || errors.Is(cause, io.EOF) || errors.Is(cause, ErrServerClosed):
+	case cause == nil || c.loggedOut || errors.Is(cause, io.EOF) || errors.Is(cause, errLoggedOut) || errors.Is(cause, ErrServerClosed):
 		log.Debug("connection closed", "err", cause)
-	case errors.Is(cause, errReplaced), errors.Is(cause, errKilled):
+	case errors.Is(cause, errReplaced), errors.Is(cause, errReinstated), errors.Is(cause, errKilled):
 		log.Info("connection closed", "err", cause)
 	default:
 		log.Warn("connection ended", "err", cause)
@@ -175,10 +180,11 @@ func (c *conn) end() {
 	}
 	c.mu.Unlock()
 	if sess != nil {
-		c.srv.unregister(sess)
+		sess.leave(c)
 	}
 	c.mu.Lock()
-	c.filling = nil // the reader has returned, perhaps in the middle of a task's data
+	c.acknowledgedLocked() // nobody will
+	c.filling = nil        // the reader has returned, perhaps in the middle of a task's data
 	for _, t := range c.slots {
 		if t != nil {
 			c.abortLocked(t)
@@ -190,11 +196,7 @@ func (c *conn) end() {
 	c.out.release()
 	c.mu.Unlock()
 	if sess != nil {
-		if sess.target != nil {
-			sess.nexus.Close()
-			sess.target.Close()
-		}
-		c.srv.cfg.Provider.Closed(sess)
+		sess.detach(c)
 	}
 }
 
@@ -326,7 +328,7 @@ func (c *conn) login() error {
 		}
 		if r.finished {
 			_ = c.nc.SetDeadline(time.Time{})
-			c.log.Info("session opened", "initiator", c.peer.Initiator, "target", sess.targetName, "tsih", sess.tsih)
+			c.log.Info("session opened", "initiator", c.peer.Initiator, "target", sess.targetName, "tsih", sess.tsih, "cid", c.cid)
 			return nil
 		}
 	}
@@ -356,6 +358,7 @@ func (c *conn) answerLogin(req *header, r loginReply, sess *Session) {
 	}
 	h.put32(28, req.cmdSN())
 	h.put32(32, req.cmdSN()+uint32(c.srv.cfg.QueueDepth)-1)
+	c.commandWindowLocked(&h)
 	if r.status == statusSuccess {
 		c.numberLocked(&h, true)
 	} else {
@@ -363,72 +366,9 @@ func (c *conn) answerLogin(req *header, r loginReply, sess *Session) {
 	}
 	c.appendPDULocked(&h, r.text)
 	if sess != nil {
-		c.params = sess.params
+		c.params = c.agreed
 		c.fullFeature = true
 	}
-}
-
-// loginError is a refusal that no Provider made.
-type loginError struct {
-	status loginStatus
-	what   string
-}
-
-func (e *loginError) Error() string { return e.what }
-
-// open makes the session of a login that is through: it opens the target, lets the new session replace older
-// ones of the same nexus, and waits until their commands are barred.
-func (c *conn) open(ctx context.Context, l *login, cmdSN uint32) (*Session, error) {
-	x := &Session{srv: c.srv, discovery: l.discovery, alias: l.alias, auth: l.used(), targetName: l.target, params: l.ops.result(),
-		peer: c.peer, opened: time.Now()}
-	x.initiator = &scsi.Initiator{
-		Nexus:  reserve.NexusID{Initiator: c.peer.Initiator, ISID: l.isid, Port: c.peer.Group},
-		Remote: c.peer.Remote.String(),
-	}
-	x.expCmdSN.Store(cmdSN)
-	x.maxCmdSN.Store(cmdSN + uint32(c.srv.cfg.QueueDepth) - 1)
-	c.cid = l.cid
-	if l.tsih != 0 {
-		old := c.srv.sessionByTSIH(l.tsih)
-		if old == nil || old.discovery != x.discovery || old.targetName != x.targetName || old.initiator.Nexus != x.initiator.Nexus {
-			return nil, &loginError{statusNoSession, "no such session"}
-		}
-		for _, o := range old.connections() {
-			if o.cid != l.cid {
-				return nil, &loginError{statusTooManyConnections, "a second connection where MaxConnections is 1"}
-			}
-		}
-		// Connection reinstatement (RFC 7143 6.3.4): at recovery level 0 the tasks are lost with the old
-		// connection; what is kept is the numbering.
-		x.expCmdSN.Store(old.expCmdSN.Load())
-		x.maxCmdSN.Store(old.expCmdSN.Load() + uint32(c.srv.cfg.QueueDepth) - 1)
-	}
-	if !l.discovery {
-		target, err := c.srv.cfg.Provider.Login(ctx, c.peer, l.target, l.isid)
-		if err != nil {
-			return nil, err
-		}
-		x.target = target
-		x.nexus = scsi.NewNexus(x.initiator, l.target, target.Units()...)
-	}
-	fail := func(err error) (*Session, error) {
-		if x.target != nil {
-			x.target.Close()
-		}
-		return nil, err
-	}
-	x.attach(c)
-	if err := c.srv.register(x); err != nil {
-		return fail(err)
-	}
-	if x.target != nil {
-		if err := x.target.Bar(ctx, x.initiator.Nexus, c.id); err != nil {
-			c.srv.unregister(x)
-			return fail(err)
-		}
-	}
-	c.srv.cfg.Provider.Opened(x)
-	return x, nil
 }
 
 // flushWait writes what is queued before the connection is closed. The login's deadline or the peer's reset
@@ -463,6 +403,9 @@ func (c *conn) serve() error {
 		}
 		if c.loggedOut {
 			c.flushWait()
+			if c.endsAll {
+				c.sess.kill(errLoggedOut)
+			}
 			return io.EOF
 		}
 	}
@@ -526,27 +469,39 @@ func (c *conn) handle(h *header, ahs []byte) error {
 	return nil
 }
 
-// arrive takes the numbering of a PDU that has a CmdSN, and what its ExpStatSN proves. It reports whether the
-// PDU is to be processed: one outside the window is ignored (RFC 7143 4.2.2.1). A gap ends the connection:
-// with one connection TCP keeps the order, and what was left out can't come any more.
-func (c *conn) arrive(h *header) (at scsi.Stamp, ok bool, err error) {
+// number takes the numbering of a command, and what its ExpStatSN proves. It reports whether the command is to be
+// processed: one outside the window is ignored (RFC 7143 4.2.2.1). Where one connection without recovery is
+// agreed upon, a gap ends the connection: TCP keeps the order, and what was left out can't come any more. There
+// the number is used up; else hold does that.
+func (c *conn) number(h *header) (at scsi.Stamp, ok bool, err error) {
 	c.mu.Lock()
-	at = c.stamps.expects(h.expStatSN())
+	at = c.proveLocked(h.expStatSN())
 	c.mu.Unlock()
 	if h.immediate() {
 		return at, true, nil
 	}
-	exp, limit := c.sess.expCmdSN.Load(), c.sess.maxCmdSN.Load()
-	sn := h.cmdSN()
+	x := c.sess
+	ok, gap := x.acceptable(h.cmdSN())
 	switch {
-	case before(sn, exp) || before(limit, sn):
-		c.log.Debug("PDU outside the command window ignored", "cmdsn", sn, "expcmdsn", exp, "maxcmdsn", limit)
-		return at, false, nil
-	case sn != exp:
-		return at, false, badPDU(h, "CmdSN %d where %d is expected", sn, exp)
+	case !ok:
+		c.log.Debug("PDU outside the command window ignored", "cmdsn", h.cmdSN(), "expcmdsn", x.expCmdSN.Load(), "maxcmdsn", x.maxCmdSN.Load())
+	case x.unordered:
+	case gap:
+		return at, false, badPDU(h, "CmdSN %d where %d is expected", h.cmdSN(), x.expCmdSN.Load())
+	default:
+		x.expCmdSN.Store(h.cmdSN() + 1)
 	}
-	c.sess.expCmdSN.Store(exp + 1)
-	return at, true, nil
+	return at, ok, nil
+}
+
+// arrive is number for requests that don't wait for others' turn: what they do depends on no command. The
+// number is used up.
+func (c *conn) arrive(h *header) (ok bool, err error) {
+	_, ok, err = c.number(h)
+	if ok && c.sess.unordered && !h.immediate() {
+		ok = c.sess.receive(h.cmdSN(), held{})
+	}
+	return ok, err
 }
 
 // ended opens the window by one for a numbered PDU that is done.

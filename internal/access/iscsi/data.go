@@ -58,15 +58,19 @@ func (c *conn) taskOfDataLocked(h *header) *task {
 func (c *conn) dataOut(h *header) error {
 	n := h.dataLen()
 	c.mu.Lock()
-	c.stamps.expects(h.expStatSN())
+	c.proveLocked(h.expStatSN())
 	t := c.taskOfDataLocked(h)
 	if t == nil {
 		c.mu.Unlock()
 		c.log.Debug("data for no task dropped", "itt", h.itt(), "ttt", h.ttt())
 		return c.skipData(h)
 	}
-	for t.phase == phaseAdmitting { // somebody moves the stash; that takes no I/O
+	for t.phase == phaseAdmitting { // somebody prepares it or moves the stash; that takes no I/O
 		c.room.Wait()
+		if t != c.taskOfDataLocked(h) { // aborted meanwhile
+			c.mu.Unlock()
+			return c.skipData(h)
+		}
 	}
 	c.filling = t
 	c.mu.Unlock()
@@ -104,8 +108,11 @@ func (c *conn) dataOut(h *header) error {
 		t.r2ts = t.r2ts[:copy(t.r2ts, t.r2ts[1:])]
 	}
 	if t.spoiled {
-		// What else was asked for finds no task and is dropped; unsolicited data are waited for.
-		c.sess.nexus.Fail(&t.Command, scsi.ErrTransfer)
+		// What else was asked for finds no task and is dropped; unsolicited data are waited for. A task that is
+		// held fails when it is prepared.
+		if t.phase != phaseHeld {
+			c.sess.nexus.Fail(&t.Command, scsi.ErrTransfer)
+		}
 		t.want, t.r2ts = 0, t.r2ts[:0]
 	}
 	c.advance(t)

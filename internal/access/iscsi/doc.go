@@ -14,6 +14,9 @@
 // Commands beyond the memory bounds wait in a queue between Prepare and Allocate; what an initiator may send
 // unasked is bounded by the command window and FirstBurstLength.
 //
+// A session has up to MaxConnections connections (join.go). Where its commands may arrive out of order, Session.order
+// holds those that are early and delivers them by number (order.go).
+//
 // Invariants: the reader never waits for a command, so Data-Out always gets through; StatSN is given in the
 // order of the stream; the socket is written by whoever holds the writer role, one at a time; every task's
 // memory is given back exactly once, also when its connection dies.

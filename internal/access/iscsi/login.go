@@ -89,6 +89,7 @@ func (l *login) step(ctx context.Context, h *header, data []byte) loginReply {
 		copy(l.isid[:], h[8:14])
 		l.tsih = uint16(h[14])<<8 | uint16(h[15])
 		l.cid = uint16(h[20])<<8 | uint16(h[21])
+		l.ops.joins = l.tsih != 0
 	} else if csg != l.stage || h.itt() != l.itt || [6]byte(h[8:14]) != l.isid || l.cid != uint16(h[20])<<8|uint16(h[21]) {
 		return refuse(statusInitiatorError, "login request in stage %d (tag %#x) during stage %d (tag %#x)", csg, h.itt(), l.stage, l.itt)
 	}

@@ -19,7 +19,7 @@ func TestNegotiation(t *testing.T) {
 		{"HeaderDigest=CRC32C,None", "CRC32C"},
 		{"HeaderDigest=None,CRC32C", "None"},
 		{"DataDigest=X-weird", "Reject"},
-		{"MaxConnections=8", "1"},
+		{"MaxConnections=9", "8"},
 		{"InitialR2T=No", "No"},
 		{"InitialR2T=Yes", "Yes"},
 		{"ImmediateData=Yes", "Yes"},

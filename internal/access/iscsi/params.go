@@ -45,6 +45,7 @@ type Offers struct {
 	MaxOutstandingR2T  uint32
 	ImmediateData      bool
 	InitialR2T         bool
+	MaxConnections     uint32   // of a session
 	HeaderDigest       []string // in order of preference; empty means both, None first
 	DataDigest         []string
 }
@@ -54,7 +55,7 @@ type Offers struct {
 func DefaultOffers() Offers {
 	return Offers{
 		MaxRecvDataSegment: 1 << 20, MaxBurstLength: 16<<20 - 512, FirstBurstLength: 256 << 10, MaxOutstandingR2T: 16,
-		ImmediateData: true,
+		ImmediateData: true, MaxConnections: 8,
 	}
 }
 
@@ -93,7 +94,7 @@ func boolNumber(b bool) uint64 {
 var operationalKeys = map[string]keyRule{
 	"HeaderDigest":   {kind: kindList, known: []string{"CRC32C", "None"}, apply: func(p *Params, _ uint64, s string) { p.HeaderDigest = s == "CRC32C" }},
 	"DataDigest":     {kind: kindList, known: []string{"CRC32C", "None"}, apply: func(p *Params, _ uint64, s string) { p.DataDigest = s == "CRC32C" }},
-	"MaxConnections": {kind: kindMin, low: 1, top: 65535, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.MaxConnections = uint32(n) }},
+	"MaxConnections": {kind: kindMin, low: 1, top: 65535, normalOnly: true, ours: func(o *Offers) uint64 { return uint64(max(1, o.MaxConnections)) }, apply: func(p *Params, n uint64, _ string) { p.MaxConnections = uint32(n) }},
 	"InitialR2T":     {kind: kindOr, normalOnly: true, ours: func(o *Offers) uint64 { return boolNumber(o.InitialR2T) }, apply: func(p *Params, n uint64, _ string) { p.InitialR2T = n == 1 }},
 	"ImmediateData":  {kind: kindAnd, normalOnly: true, ours: func(o *Offers) uint64 { return boolNumber(o.ImmediateData) }, apply: func(p *Params, n uint64, _ string) { p.ImmediateData = n == 1 }},
 	"MaxRecvDataSegmentLength": {kind: kindDeclare, low: 512, top: 16777215, apply: func(p *Params, n uint64, _ string) {
@@ -111,11 +112,15 @@ var operationalKeys = map[string]keyRule{
 	"iSCSIProtocolLevel":  {kind: kindMin, top: 31, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.ProtocolLevel = uint32(n) }},
 }
 
+// connectionKeys are those of operationalKeys that each connection negotiates for itself.
+var connectionKeys = []string{"HeaderDigest", "DataDigest", "MaxRecvDataSegmentLength"}
+
 // negotiator answers the operational keys of one login.
 type negotiator struct {
 	params    Params
 	offers    Offers
 	discovery bool
+	joins     bool // not the leading connection of its session
 	seen      map[string]bool
 	declared  bool // our MaxRecvDataSegmentLength was sent
 }
@@ -154,6 +159,10 @@ func (n *negotiator) answer(b []byte, p pair) ([]byte, error) {
 	}
 	if n.discovery && rule.normalOnly {
 		return appendPair(b, p.key, valueIrrelevant), nil
+	}
+	if n.joins && !slices.Contains(connectionKeys, p.key) {
+		// The session's keys were the leading connection's to negotiate (RFC 7143 13, "Use: LO").
+		return appendPair(b, p.key, valueReject), nil
 	}
 	switch rule.kind {
 	case kindList:

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
 )
 
 // reject answers a PDU that can't be processed with its header (RFC 7143 11.17).
@@ -28,7 +28,7 @@ func (c *conn) nopOut(h *header) error {
 	if err != nil {
 		return err
 	}
-	_, ok, err := c.arrive(h)
+	ok, err := c.arrive(h)
 	if err != nil || !ok {
 		return err
 	}
@@ -69,6 +69,11 @@ func (c *conn) ping(now time.Time, timeout time.Duration) {
 	case c.out.size > outMax:
 		return // a client that doesn't read needs no more to read
 	}
+	c.pingLocked()
+}
+
+// pingLocked sends a NOP-In that asks for an answer.
+func (c *conn) pingLocked() {
 	if c.pingTTT++; c.pingTTT == 0 || c.pingTTT == noTag {
 		c.pingTTT = 1
 	}
@@ -82,47 +87,48 @@ func (c *conn) ping(now time.Time, timeout time.Duration) {
 	c.flushLocked()
 }
 
-// logout takes a Logout Request (RFC 7143 11.14). Closing the session and closing its one connection are the
-// same; recovery would need level 2.
-func (c *conn) logout(h *header) error {
-	const closeSession, closeConnection = 0, 1
-	const done, noConnection, noRecovery = 0, 1, 2
-	if err := c.skipData(h); err != nil {
-		return err
+// proveLocked takes what an ExpStatSN of the initiator proves.
+func (c *conn) proveLocked(expStatSN uint32) scsi.Stamp {
+	at := c.stamps.expects(expStatSN)
+	if len(c.acks) > 0 {
+		c.acknowledgedLocked()
 	}
-	_, ok, err := c.arrive(h)
-	if err != nil || !ok {
-		return err
-	}
-	var r header
-	r[0], r[1] = opLogoutR, finalBit
-	switch reason := h[1] & 0x7f; {
-	case reason == closeConnection && binary.BigEndian.Uint16(h[20:]) != c.cid:
-		r[2] = noConnection
-	case reason == closeSession || reason == closeConnection:
-		r[2] = done
-		c.loggedOut = true
-		if x := c.sess; x != nil && x.target != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), logoutTold)
-			x.target.Logout(ctx, x.initiator.Nexus, c.id)
-			cancel()
-		}
-	default:
-		r[2] = noRecovery
-	}
-	r.put32(16, h.itt())
-	binary.BigEndian.PutUint16(r[40:], uint16(c.params.DefaultTime2Wait))
-	binary.BigEndian.PutUint16(r[42:], uint16(c.params.DefaultTime2Retain))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ended(h.immediate())
-	c.numberLocked(&r, true)
-	c.appendPDULocked(&r, nil)
-	return nil
+	return at
 }
 
-// logoutTold bounds how long a logout waits until what is behind the target knows of it.
-const logoutTold = 2 * time.Second
+// ackWait is somebody who waits until the initiator has acknowledged everything before a StatSN.
+type ackWait struct {
+	statSN uint32
+	done   func()
+}
+
+// acknowledgedLocked tells those who wait for what has been acknowledged; all of them, if the connection is dead.
+func (c *conn) acknowledgedLocked() {
+	rest := c.acks[:0]
+	for _, a := range c.acks {
+		if !c.dead && before(c.stamps.acked, a.statSN) {
+			rest = append(rest, a)
+			continue
+		}
+		c.srv.wg.Go(a.done) // it locks other connections
+	}
+	clear(c.acks[len(rest):])
+	c.acks = rest
+}
+
+// whenAcknowledged calls done once the initiator has acknowledged every status sent on the connection so far,
+// asking for it by a ping.
+func (c *conn) whenAcknowledged(done func()) {
+	c.mu.Lock()
+	if c.dead || !c.fullFeature || !before(c.stamps.acked, c.statSN) {
+		c.mu.Unlock()
+		done()
+		return
+	}
+	c.acks = append(c.acks, ackWait{c.statSN, done})
+	c.pingLocked()
+	c.mu.Unlock()
+}
 
 // askLogout sends asynchronous message 1 and ends the connection if nothing follows.
 func (c *conn) askLogout(within time.Duration) {
@@ -165,7 +171,7 @@ func (c *conn) textRequest(h *header) error {
 	if err != nil {
 		return err
 	}
-	_, ok, err := c.arrive(h)
+	ok, err := c.arrive(h)
 	if err != nil || !ok {
 		return err
 	}
@@ -294,104 +300,4 @@ func (c *conn) sendTargets(b []byte, which string) ([]byte, error) {
 		}
 	}
 	return b, nil
-}
-
-// Task management functions and responses (RFC 7143 11.5.1, 11.6.1).
-const (
-	tmfAbortTask    = 1
-	tmfAbortTaskSet = 2
-	tmfClearACA     = 3
-	tmfClearTaskSet = 4
-	tmfLUNReset     = 5
-	tmfWarmReset    = 6
-	tmfColdReset    = 7
-	tmfReassign     = 8
-
-	tmrComplete     = 0
-	tmrNoTask       = 1
-	tmrNoLUN        = 2
-	tmrNoReassign   = 4
-	tmrNotSupported = 5
-	tmrRejected     = 255
-)
-
-// taskManagement takes a Task Management Function Request. What it aborts on this server has no effect on
-// the initiator from now on; the answer waits until the target's owner says the same.
-func (c *conn) taskManagement(h *header) error {
-	if err := c.skipData(h); err != nil {
-		return err
-	}
-	_, ok, err := c.arrive(h)
-	if err != nil || !ok {
-		return err
-	}
-	function, itt, immediate := h[1]&0x7f, h.itt(), h.immediate()
-	c.mu.Lock()
-	c.tasks++ // the connection isn't done before the answer is
-	c.mu.Unlock()
-	answer := func(response byte) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.tasks--
-		c.ended(immediate)
-		c.room.Broadcast()
-		if c.dead {
-			return
-		}
-		var r header
-		r[0], r[1], r[2] = opTaskMgmtR, finalBit, response
-		r.put32(16, itt)
-		c.numberLocked(&r, true)
-		c.appendPDULocked(&r, nil)
-		c.flushLocked()
-		if function == tmfColdReset && response == tmrComplete {
-			c.srv.wg.Go(func() { c.srv.dropTarget(c.sess.targetName) })
-		}
-	}
-	done := func(err error) {
-		if err != nil {
-			c.log.Warn("task management", "function", function, "err", err)
-			answer(tmrRejected)
-			return
-		}
-		answer(tmrComplete)
-	}
-	lun, hasLUN := c.sess.nexus.HasLUN(h.lun())
-	if !hasLUN && (function == tmfAbortTaskSet || function == tmfClearTaskSet || function == tmfLUNReset) {
-		answer(tmrNoLUN)
-		return nil
-	}
-	nexus, target := c.sess.initiator.Nexus, c.sess.target
-	switch function {
-	case tmfAbortTask:
-		id, found := c.abortOne(h.u32(20), h.lun())
-		if !found {
-			answer(tmrNoTask)
-			return nil
-		}
-		target.AbortTask(id, done)
-	case tmfAbortTaskSet:
-		c.abortWhere(func(t *task) bool { return t.lun == lun })
-		target.AbortTaskSet(nexus, lun, done)
-	case tmfClearTaskSet:
-		c.srv.clear(c.sess, lun, false, reserve.CommandsCleared)
-		target.ClearTaskSet(nexus, lun, done)
-	case tmfLUNReset:
-		c.srv.clear(c.sess, lun, true, reserve.DeviceReset)
-		target.ResetLUN(nexus, lun, done)
-	case tmfWarmReset, tmfColdReset:
-		units := target.Units()
-		wait := newCountdown(len(units), done)
-		for _, u := range units {
-			c.srv.clear(c.sess, u.LUN, true, reserve.BusReset)
-			target.ResetLUN(nexus, u.LUN, wait.done)
-		}
-	case tmfReassign:
-		answer(tmrNoReassign)
-	case tmfClearACA:
-		answer(tmrNotSupported)
-	default:
-		answer(tmrNotSupported)
-	}
-	return nil
 }

@@ -25,8 +25,10 @@ type Config struct {
 	PingEvery time.Duration
 	// PingTimeout ends a connection that answers no ping for so long, although its host takes what is sent.
 	PingTimeout time.Duration
-	QueueDepth  int // commands that a session may have outstanding
-	// WriteMemory and ReadMemory bound, per connection, the buffers of commands that run; unsolicited data
+	// GapTimeout ends a session whose next command has not come for so long although later ones have.
+	GapTimeout time.Duration
+	QueueDepth int // commands that a session may have outstanding
+	// WriteMemory and ReadMemory bound, per session, the buffers of commands that run; unsolicited data
 	// come on top, at most QueueDepth times FirstBurstLength.
 	WriteMemory, ReadMemory int
 	ConnectionsMax          int // connections at a time, beyond which new ones are closed
@@ -40,6 +42,8 @@ const (
 	// TCP, much sooner: unackedTimeout.
 	defaultPingTimeout = 2 * time.Minute
 	unackedTimeout     = 10 * time.Second
+	// Above the time that initiators take to send a lost command again, below that of their command timeouts.
+	defaultGapTimeout  = 20 * time.Second
 	defaultQueueDepth  = 256
 	defaultMemory      = 32 << 20
 	defaultConnections = 4096
@@ -60,6 +64,7 @@ func (c *Config) fill() {
 	set(&c.LoginTimeout, defaultLoginTimeout)
 	set(&c.PingEvery, defaultPingEvery)
 	set(&c.PingTimeout, defaultPingTimeout)
+	set(&c.GapTimeout, defaultGapTimeout)
 	set(&c.QueueDepth, defaultQueueDepth)
 	set(&c.WriteMemory, defaultMemory)
 	set(&c.ReadMemory, defaultMemory)

@@ -10,11 +10,11 @@ import (
 	"dozo/internal/access/scsi"
 )
 
-// Session is one iSCSI session. With MaxConnections=1 it has one connection; the command numbering is the
-// session's all the same.
+// Session is one iSCSI session: up to MaxConnections connections with one command numbering.
 type Session struct {
 	srv        *Server
 	tsih       uint16
+	id         uint64 // RequestID.Conn of the leading connection: what the target's owner knows the session by
 	discovery  bool
 	initiator  *scsi.Initiator
 	alias      string
@@ -30,12 +30,21 @@ type Session struct {
 	// initiators see is the queue depth less what is outstanding.
 	expCmdSN, maxCmdSN atomic.Uint32
 
+	// unordered: commands may arrive in another order than that of their numbers.
+	unordered bool
+	order     ordering
+	prepare   sync.Mutex   // held around Nexus.Prepare if unordered
+	live      atomic.Int32 // connections that have not left
+
 	readCommands, writeCommands, otherCommands atomic.Uint64
 	readBytes, writtenBytes                    atomic.Uint64
 
 	mu struct {
 		sync.Mutex
-		conns []*conn
+		conns  []*conn
+		closed bool      // the last connection has left: nobody may join
+		gap    uint32    // ExpCmdSN where later commands wait for it
+		gapped time.Time // since when; zero: none waits
 	}
 }
 
@@ -57,6 +66,7 @@ type SessionInfo struct {
 	ReadCommands, WriteCommands, OtherCommands uint64
 	ReadBytes, WrittenBytes                    uint64
 	Outstanding                                int
+	Connections                                int
 }
 
 // Info gives the present state.
@@ -70,6 +80,7 @@ func (x *Session) Info() SessionInfo {
 	}
 	for _, c := range x.connections() {
 		c.mu.Lock()
+		i.Connections++
 		i.Outstanding += c.tasks
 		c.mu.Unlock()
 	}
@@ -116,10 +127,4 @@ func (x *Session) connections() []*conn {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return append([]*conn(nil), x.mu.conns...)
-}
-
-func (x *Session) attach(c *conn) {
-	x.mu.Lock()
-	x.mu.conns = append(x.mu.conns, c)
-	x.mu.Unlock()
 }

@@ -321,7 +321,10 @@ func TestReinstatement(t *testing.T) {
 	if _, err := c.recv(); err == nil {
 		t.Error("the old connection survived")
 	}
-	again.ready()
+	if again.tsih != c.tsih {
+		t.Errorf("TSIH %d became %d", c.tsih, again.tsih)
+	}
+	again.good(again.do(rw10(0x28, 0, 1), 512, nil)) // the nexus has lost nothing
 	portal.Server.Sessions()[0].Kill()
 	if _, err := again.recv(); err == nil {
 		t.Error("the killed session survived")

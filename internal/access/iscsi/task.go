@@ -8,8 +8,10 @@ import (
 // that memory for data-out belongs to the reader while conn.filling names the task, and to the device server
 // while it runs.
 //
-//	waiting ──> receiving ──> running ──> gone
-//	   └────────────┴─ aborted ─┴───────────^
+//	(held ──>) waiting ──> receiving ──> running ──> gone
+//	  └───────────┴────────────┴─ aborted ─┴──────────^
+//
+// held is for sessions where commands may arrive out of order (order.go).
 type task struct {
 	scsi.Command
 	c         *conn
@@ -19,8 +21,15 @@ type task struct {
 	expected  uint32 // expected data transfer length
 	isRead    bool
 	isWrite   bool
+	cmdSN     uint32
 	immediate bool
 	ordered   bool
+	delivered bool // counted by the session's ordering
+	preparing bool // Prepare runs, before it waits for admission
+	due       bool // its turn came while the reader was writing into it
+	barred    bool // its ID is being barred at the owner
+	refused   bool // its frame asks for what we don't do
+	uncounted bool // its number belongs to another copy of the command
 	aborted   bool // no response any more
 	phase     phase
 	lun       uint16
@@ -44,7 +53,8 @@ type task struct {
 type phase uint8
 
 const (
-	phaseWaiting phase = iota
+	phaseHeld phase = iota
+	phaseWaiting
 	phaseAdmitting
 	phaseReceiving
 	phaseRunning
@@ -87,17 +97,21 @@ func (c *conn) dropLocked(t *task) {
 	c.slots[t.slot] = nil
 	c.freeSlots = append(c.freeSlots, t.slot)
 	c.tasks--
-	if t.immediate {
+	switch {
+	case t.immediate:
 		c.immediate--
-	} else {
+	case !t.uncounted:
 		c.sess.maxCmdSN.Add(1)
 	}
-	if t.phase != phaseWaiting {
+	if t.delivered {
+		c.sess.taskEnded(t)
+	}
+	if t.phase > phaseWaiting && !t.preparing {
 		c.running--
 		c.writeMem -= t.writeCost
 		c.readMem -= t.readCost
 	}
-	if t.ordered && t.phase != phaseWaiting {
+	if t.ordered && t.phase > phaseWaiting && !t.preparing {
 		c.ordered = false
 	}
 	c.room.Broadcast()
@@ -120,6 +134,7 @@ func (t *task) clear() {
 	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
 	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
 	t.writeCost, t.readCost = 0, 0
+	t.cmdSN, t.delivered, t.preparing, t.due, t.uncounted, t.refused, t.barred = 0, false, false, false, false, false, false
 }
 
 // Task attributes (RFC 7143 11.3.1).
@@ -135,7 +150,7 @@ func (c *conn) command(h *header, ahs []byte) error {
 		return badPDU(h, "%v", err)
 	}
 	// The proof comes with the PDU itself, before anything it carries is looked at.
-	at, ok, err := c.arrive(h)
+	at, ok, err := c.number(h)
 	if err != nil {
 		return err
 	}
@@ -177,6 +192,9 @@ func (c *conn) command(h *header, ahs []byte) error {
 	copy(t.CDB[:], h[32:48])
 	t.Request = scsi.Request{Initiator: c.sess.initiator, Stamp: at,
 		ID: scsi.RequestID{Conn: c.id, Seq: c.requests, Tag: t.itt}}
+	if c.sess.id != c.id {
+		t.Request.Session = c.sess.id
+	}
 	t.ExpectIn, t.ExpectOut = 0, 0
 	if read {
 		t.ExpectIn = expected
@@ -184,17 +202,18 @@ func (c *conn) command(h *header, ahs []byte) error {
 	if write {
 		t.ExpectOut = expected
 	}
+	// No command moves data both ways, and there is no auto contingent allegiance.
+	t.refused = bidirectional || read && write || h[1]&7 >= attrACA
+	if c.sess.unordered && !t.immediate {
+		t.cmdSN, t.phase = h.cmdSN(), phaseHeld
+		t.want = int(min(expected, c.params.FirstBurstLength)) // until Prepare says what it is
+		c.mu.Unlock()
+		return c.hold(t, h, n)
+	}
 	c.mu.Unlock()
 
-	nexus := c.sess.nexus
-	nexus.Prepare(&t.Command)
-	switch {
-	case bidirectional || read && write, h[1]&7 >= attrACA:
-		// No command moves data both ways, and there is no auto contingent allegiance.
-		nexus.RejectTransfer(&t.Command)
-	}
-	t.want, t.asked = t.FetchOut, n
-	c.count(t)
+	c.prepare(t)
+	t.asked = n
 	c.place(t)
 	if n > 0 {
 		if err := c.receive(t, h, n); err != nil {
@@ -203,6 +222,76 @@ func (c *conn) command(h *header, ahs []byte) error {
 	}
 	c.advance(t)
 	return nil
+}
+
+// prepare runs Prepare. A session's units see one command at a time.
+func (c *conn) prepare(t *task) {
+	x := c.sess
+	if x.unordered {
+		x.prepare.Lock()
+		defer x.prepare.Unlock()
+	}
+	x.nexus.Prepare(&t.Command)
+	if t.refused {
+		x.nexus.RejectTransfer(&t.Command)
+	}
+	if t.spoiled {
+		x.nexus.Fail(&t.Command, scsi.ErrTransfer)
+	}
+	t.want = t.FetchOut
+	c.count(t)
+}
+
+// hold reads a command's immediate data and leaves the command to the session's ordering.
+func (c *conn) hold(t *task, h *header, n int) error {
+	if n > 0 {
+		if err := c.receive(t, h, n); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	c.filling = nil
+	c.mu.Unlock()
+	if !c.sess.receive(h.cmdSN(), held{task: t}) {
+		c.mu.Lock()
+		t.uncounted = true // another connection brought it meanwhile
+		c.forgetLocked(t)
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// deliver carries on a task that was held, when its turn has come.
+func (c *conn) deliver(t *task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.delivered = true
+	if t == c.filling {
+		t.due = true
+		return
+	}
+	c.startLocked(t)
+}
+
+// startLocked prepares a task whose turn has come. It releases and retakes the lock.
+func (c *conn) startLocked(t *task) {
+	t.due = false
+	if t.aborted {
+		c.forgetLocked(t)
+		return
+	}
+	t.phase, t.preparing = phaseAdmitting, true
+	c.mu.Unlock()
+	c.prepare(t)
+	c.mu.Lock()
+	c.room.Broadcast()
+	if t.aborted {
+		c.forgetLocked(t)
+		return
+	}
+	t.phase, t.preparing = phaseWaiting, false
+	c.waiting = append(c.waiting, t)
+	c.admitLocked()
 }
 
 // count keeps the session's statistics.
@@ -227,12 +316,13 @@ func (c *conn) skipData(h *header) error {
 
 // mayStartLocked reports whether the bounds admit a task now. A task larger than a bound is admitted alone.
 func (c *conn) mayStartLocked(t *task) bool {
+	share := max(1, int(c.sess.live.Load())) // the bounds are the session's
 	switch {
 	case c.ordered || t.ordered && c.running > 0:
 		return false
-	case t.want > 0 && c.writeMem > 0 && c.writeMem+t.want > c.srv.cfg.WriteMemory:
+	case t.want > 0 && c.writeMem > 0 && (c.writeMem+t.want)*share > c.srv.cfg.WriteMemory:
 		return false
-	case t.ReadCost > 0 && c.readMem > 0 && c.readMem+t.ReadCost > c.srv.cfg.ReadMemory:
+	case t.ReadCost > 0 && c.readMem > 0 && (c.readMem+t.ReadCost)*share > c.srv.cfg.ReadMemory:
 		return false
 	}
 	return true
@@ -277,7 +367,7 @@ func (c *conn) receive(t *task, h *header, n int) error {
 	keep := max(0, min(n, t.want-t.got))
 	rest := n - keep
 	t.got += n
-	if t.phase == phaseWaiting {
+	if t.phase <= phaseWaiting {
 		at := len(t.stash)
 		t.stash = append(t.stash, make([]byte, keep)...)
 		if err := c.fill(t.stash[at:], &crc); err != nil {
@@ -339,9 +429,14 @@ func (c *conn) advance(t *task) {
 	c.mu.Lock()
 	c.filling = nil
 	run := false
-	if t.aborted {
+	switch {
+	case t.aborted && t.phase == phaseHeld && !t.delivered:
+		// Its turn will come, and end it.
+	case t.aborted:
 		c.forgetLocked(t)
-	} else {
+	case t.due:
+		c.startLocked(t)
+	default:
 		run = c.advanceLocked(t)
 	}
 	if len(c.waiting) > 0 {
@@ -357,7 +452,7 @@ func (c *conn) advance(t *task) {
 // data, or leaves it waiting.
 func (c *conn) advanceLocked(t *task) (run bool) {
 	switch {
-	case t.phase == phaseWaiting || t.unsolicited:
+	case t.phase <= phaseWaiting || t.unsolicited:
 		return false
 	case t.got >= t.want:
 		t.phase = phaseRunning
@@ -417,6 +512,9 @@ func (c *conn) abortLocked(t *task) {
 	t.Command.Cancel()
 	if t == c.filling || t.phase == phaseAdmitting || t.phase == phaseRunning {
 		return
+	}
+	if t.phase == phaseHeld && !c.sess.dropHeld(t) {
+		return // on its way to deliver
 	}
 	if t.phase == phaseWaiting {
 		for i, w := range c.waiting {

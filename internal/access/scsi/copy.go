@@ -257,7 +257,7 @@ func (o *copyOp) step(n int64, err error) {
 func (o *copyOp) on(d Disk) Request {
 	r := o.request
 	r.ID = d.NewID()
-	r.Session = o.request.ID.Conn
+	r.Session = o.request.SessionID()
 	r.Stamp = d.Stamp()
 	o.mu.Lock()
 	defer o.mu.Unlock()

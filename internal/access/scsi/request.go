@@ -61,6 +61,15 @@ type Request struct {
 	// takes its time. They are held to refusals by Began, and by Stamp to the age of the call itself. The first
 	// call of every command goes by the command's own stamp.
 	Began Stamp
-	// Session is the connection of the command that a call is part of, where ID.Conn isn't it; else 0.
+	// Session is what the owner knows the session by, where ID.Conn isn't it: the leading connection of the command
+	// that a call is part of; else 0.
 	Session uint64
+}
+
+// SessionID is what the owner knows the session of the request by.
+func (r *Request) SessionID() uint64 {
+	if r.Session != 0 {
+		return r.Session
+	}
+	return r.ID.Conn
 }

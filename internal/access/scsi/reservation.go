@@ -16,7 +16,7 @@ func (u *Unit) releaseUnit(c *Command) { u.change(c, &reserve.Command{Action: re
 
 // change has a change of the unit decided and finishes with the outcome.
 func (u *Unit) change(c *Command, cmd *reserve.Command) {
-	cmd.Nexus, cmd.Session = u.nexus.initiator.Nexus, c.Request.ID.Conn
+	cmd.Nexus, cmd.Session = u.nexus.initiator.Nexus, c.Request.SessionID()
 	u.disk.ChangeUnit(c.Request, cmd, func(o reserve.Outcome, err error) {
 		c.outcome(o, err)
 		c.finish()

@@ -1,0 +1,294 @@
+package iscsi_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"dozo/internal/access/iscsi"
+	"dozo/internal/access/iscsi/iscsitest"
+)
+
+// join adds a connection to the session of c.
+func join(t *testing.T, portal *iscsitest.Portal, c *client, cid uint16, keys ...string) *client {
+	t.Helper()
+	x := dial(t, portal)
+	x.tsih, x.cid, x.cmdSN, x.isid, x.itt = c.tsih, cid, c.cmdSN, c.isid, uint32(cid)<<16
+	x.immediate, x.initialR2T, x.firstBurst = c.immediate, c.initialR2T, c.firstBurst
+	before := *x
+	x.login(keys...)
+	x.immediate, x.initialR2T, x.firstBurst = before.immediate, before.initialR2T, before.firstBurst
+	return x
+}
+
+// quiet checks by an echo that nothing else has come.
+func (c *client) quiet(what string) {
+	c.t.Helper()
+	c.nop(0xabcdef, 0xffffffff, nil)
+	if p := c.must(c.recv()); p.op() != 0x20 || p.u32(16) != 0xabcdef {
+		c.t.Fatalf("%s: opcode %#x for %#x", what, p.op(), p.u32(16))
+	}
+}
+
+// logout sends a Logout Request.
+func (c *client) logout(reason byte, cid uint16) *pdu {
+	c.t.Helper()
+	p := new(pdu)
+	p.bhs[0], p.bhs[1] = 0x46, 0x80|reason
+	p.bhs[20], p.bhs[21] = byte(cid>>8), byte(cid)
+	p.put(16, c.itt)
+	c.itt++
+	c.number(p)
+	if err := c.send(p); err != nil {
+		c.t.Fatal(err)
+	}
+	return c.must(c.recv())
+}
+
+// TestConnectionOrder: commands are delivered in the order of their CmdSNs, over whichever connections they come
+// (RFC 7143 4.2.2.1); immediate ones don't wait.
+func TestConnectionOrder(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	a := dial(t, portal).login("MaxConnections=4", "HeaderDigest=CRC32C")
+	b := join(t, portal, a, 1, "DataDigest=CRC32C")
+	if n := portal.Server.Sessions(); len(n) != 1 || n[0].Info().Connections != 2 {
+		t.Fatalf("%d sessions, %+v", len(n), n[0].Info())
+	}
+	first := a.cmdSN
+	// A write with immediate data, whose turn has not come.
+	b.cmdSN = first + 1
+	write, _ := b.start(rw10(0x2a, 0, 2), 0, pattern(1024, 3))
+	b.quiet("before its turn")
+	r := a.do(make([]byte, 6), 0, nil)
+	if key, code := r.code(); key != 6 || code != 0x2900 {
+		t.Errorf("the first by number got sense %x/%04x, not the unit attention", key, code)
+	}
+	b.good(b.finish(write, pattern(1024, 3)))
+	// The same with data that are asked for, and with unsolicited ones.
+	a.cmdSN = first + 3
+	read, _ := a.start(rw10(0x28, 0, 2), 1024, nil)
+	a.quiet("before its turn")
+	b.cmdSN = first + 2
+	b.immediate = false
+	b.good(b.do(rw10(0x2a, 0, 2), 0, pattern(1024, 4)))
+	a.good(a.finish(read, nil)) // delivered after the write; as both are SIMPLE it may be done before it
+	// A number used twice is ignored.
+	b.cmdSN = first + 2
+	_, _ = b.start(make([]byte, 6), 0, nil)
+	b.quiet("a number of the past")
+	b.cmdSN = first + 5
+	_, _ = b.start(make([]byte, 6), 0, nil)
+	b.quiet("held")
+	a.cmdSN = first + 5
+	_, _ = a.start(make([]byte, 6), 0, nil)
+	a.quiet("a number that another connection has used")
+	a.cmdSN = first + 4
+	a.good(a.do(make([]byte, 6), 0, nil))
+	if p := b.must(b.recv()); p.op() != 0x21 || p.u32(28) != first+6 {
+		t.Errorf("opcode %#x ExpCmdSN %d, want %d", p.op(), p.u32(28), first+6)
+	}
+}
+
+// TestJoinRefused: RFC 7143 11.13.5.
+func TestJoinRefused(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	a := dial(t, portal).login("MaxConnections=2")
+	join(t, portal, a, 1)
+	for _, x := range []struct {
+		cid, tsih uint16
+		isid      byte
+		want      int
+	}{{2, a.tsih, 1, 0x0206}, {2, a.tsih + 1, 1, 0x020a}, {2, a.tsih, 7, 0x020a}} {
+		c := dial(t, portal)
+		c.tsih, c.cid, c.isid = x.tsih, x.cid, x.isid
+		r, _ := c.loginStep(1, 3, true, "InitiatorName="+hostName, "TargetName="+targetName)
+		if status(r) != x.want {
+			t.Errorf("CID %d TSIH %d: status %#04x, want %#04x", x.cid, x.tsih, status(r), x.want)
+		}
+	}
+	// Keys of the session are the leading connection's (RFC 7143 13).
+	c := dial(t, portal)
+	c.tsih, c.cid, c.cmdSN = a.tsih, 1, a.cmdSN
+	_, got := c.loginStep(1, 3, true, "InitiatorName="+hostName, "TargetName="+targetName, "MaxBurstLength=512", "DataDigest=CRC32C")
+	if got["MaxBurstLength"] != "Reject" || got["DataDigest"] != "CRC32C" {
+		t.Errorf("answers %v", got)
+	}
+}
+
+// TestOrderedAcross: an ORDERED task runs alone, whichever connections the others are on (SAM-5 8.8.3).
+func TestOrderedAcross(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	a := dial(t, portal).login("MaxConnections=2").ready()
+	b := join(t, portal, a, 1)
+	release := d.Hold()
+	sn := a.cmdSN
+	one, _ := a.start(rw10(0x28, 0, 1), 512, nil)
+	b.cmdSN = sn + 1
+	two, _ := b.start(make([]byte, 6), 0, nil, 2)
+	b.quiet("ORDERED behind a running task")
+	a.cmdSN = sn + 2
+	three, _ := a.start(make([]byte, 6), 0, nil)
+	a.quiet("behind an ORDERED task that waits")
+	release()
+	a.good(a.finish(one, nil))
+	b.good(b.finish(two, nil))
+	a.good(a.finish(three, nil))
+}
+
+// TestManagementAcross: RFC 7143 11.5.1, 11.6.1 and 4.2.3.3.
+func TestManagementAcross(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	a := dial(t, portal).login("MaxConnections=2").ready()
+	b := join(t, portal, a, 1)
+	b.cmdSN = a.cmdSN
+	manage := func(c *client, function byte, itt, ref uint32) {
+		p := new(pdu)
+		p.bhs[0], p.bhs[1] = 0x42, 0x80|function
+		p.put(16, c.itt)
+		c.itt++
+		p.put(20, itt)
+		p.put(32, ref)
+		c.number(p)
+		if err := c.send(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := func(c *client, want byte) {
+		t.Helper()
+		if p := c.must(c.recv()); p.op() != 0x22 || p.bhs[2] != want {
+			t.Fatalf("opcode %#x response %d, want %d", p.op(), p.bhs[2], want)
+		}
+	}
+	// A task of the other connection.
+	release := d.Hold()
+	itt, _ := a.start(rw10(0x28, 0, 1), 512, nil)
+	a.quiet("held")
+	b.cmdSN++
+	manage(b, 1, itt, b.cmdSN-1)
+	answer(b, 0)
+	release()
+	// One that has not come: its number counts as received, and the command is ignored when it comes.
+	missing := b.cmdSN
+	b.cmdSN++
+	manage(b, 1, 0x5555, missing)
+	answer(b, 0)
+	a.cmdSN = missing
+	_, _ = a.start(make([]byte, 6), 0, nil)
+	a.quiet("aborted before it came")
+	a.cmdSN = missing + 1
+	a.good(a.do(make([]byte, 6), 0, nil))
+	// A number of the past names no task.
+	b.cmdSN = a.cmdSN
+	manage(b, 1, 0x5555, missing)
+	answer(b, 1)
+	// LUN RESET waits for the commands before it, and its answer for the acknowledgement of what was sent
+	// elsewhere.
+	at := a.cmdSN
+	b.cmdSN = at + 1
+	manage(b, 5, 0xffffffff, 0)
+	b.quiet("LUN RESET while a command is missing")
+	a.expStatSN-- // not acknowledged
+	read, _ := a.start(rw10(0x28, 0, 1), 512, nil)
+	a.answerPings = false
+	p := a.must(a.recv())
+	for p.op() == 0x20 {
+		p = a.must(a.recv())
+	}
+	if p.u32(16) != read {
+		t.Fatalf("opcode %#x", p.op())
+	}
+	b.quiet("not acknowledged yet")
+	a.nop(1, 0xffffffff, nil) // acknowledges
+	answer(b, 0)
+}
+
+// TestConnectionLogout: RFC 7143 11.14. The session ends with its last connection.
+func TestConnectionLogout(t *testing.T) {
+	var mu sync.Mutex
+	aborts := 0
+	portal, d := serve(t, nil, func(p *iscsitest.Provider) {
+		p.AbortHook = func(_ string, done func(error)) {
+			mu.Lock()
+			aborts++
+			mu.Unlock()
+			done(nil)
+		}
+	})
+	a := dial(t, portal).login("MaxConnections=3").ready()
+	b := join(t, portal, a, 1)
+	c := join(t, portal, a, 2)
+	b.cmdSN = a.cmdSN
+	release := d.Hold()
+	_, _ = b.start(rw10(0x28, 0, 1), 512, nil)
+	b.quiet("held")
+	if p := a.logout(1, 9); p.bhs[2] != 1 {
+		t.Errorf("logout of no connection: response %d", p.bhs[2])
+	}
+	if p := a.logout(1, 1); p.op() != 0x26 || p.bhs[2] != 0 {
+		t.Errorf("logout of another connection: response %d", p.bhs[2])
+	}
+	if _, err := b.recv(); err == nil {
+		t.Error("the connection survived")
+	}
+	mu.Lock()
+	if aborts != 1 {
+		t.Errorf("%d aborts", aborts)
+	}
+	mu.Unlock()
+	release()
+	if p := a.logout(1, 0); p.bhs[2] != 0 {
+		t.Errorf("logout of its own: response %d", p.bhs[2])
+	}
+	if _, out := portal.Provider.Seen(); len(out) != 0 {
+		t.Error("the session is said to have logged out")
+	}
+	a.cmdSN++
+	c.cmdSN = a.cmdSN
+	c.good(c.do(make([]byte, 6), 0, nil))
+	if p := c.logout(1, 2); p.bhs[2] != 0 {
+		t.Errorf("logout of the last: response %d", p.bhs[2])
+	}
+	if in, out := portal.Provider.Seen(); len(out) != 1 || in[0] != out[0] {
+		t.Errorf("logged in %d, out %d", in, out)
+	}
+	// And all at once.
+	a = dial(t, portal).login("MaxConnections=3").ready()
+	b = join(t, portal, a, 1)
+	if p := b.logout(0, 0); p.bhs[2] != 0 {
+		t.Errorf("logout of the session: response %d", p.bhs[2])
+	}
+	for _, x := range []*client{a, b} {
+		if _, err := x.recv(); err == nil {
+			t.Error("a connection survived")
+		}
+	}
+}
+
+// TestConnectionLost: what a lost connection had under way ends, the others go on; a command that was lost with it
+// ends the session after a time, so that nothing waits for ever.
+func TestConnectionLost(t *testing.T) {
+	portal, d := serve(t, func(c *iscsi.Config) { c.GapTimeout, c.PingEvery = 30*time.Millisecond, 5*time.Millisecond }, nil)
+	a := dial(t, portal).login("MaxConnections=2").ready()
+	b := join(t, portal, a, 1)
+	b.cmdSN = a.cmdSN
+	release := d.Hold()
+	_, _ = b.start(rw10(0x2a, 0, 1), 0, make([]byte, 512))
+	b.quiet("held")
+	b.nc.Close()
+	a.cmdSN++
+	a.good(a.do(make([]byte, 6), 0, nil))
+	release()
+	// Reinstated under its CID while the target still believes in it, or not any more.
+	b = join(t, portal, a, 1)
+	b.good(b.do(rw10(0x28, 0, 1), 512, nil))
+	a.cmdSN = b.cmdSN
+	b.cmdSN++
+	_, _ = b.start(make([]byte, 6), 0, nil) // the number before it never comes
+	for _, x := range []*client{b, a} {
+		for {
+			if _, err := x.recv(); err != nil {
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,213 @@
+package iscsi
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+)
+
+// loginError is a refusal that no Provider made.
+type loginError struct {
+	status loginStatus
+	what   string
+}
+
+func (e *loginError) Error() string { return e.what }
+
+// open gives a login that is through its session: a new one, or with a TSIH the one that it names.
+func (c *conn) open(ctx context.Context, l *login, cmdSN uint32) (*Session, error) {
+	c.cid = l.cid
+	if l.tsih != 0 {
+		return c.join(ctx, l)
+	}
+	return c.lead(ctx, l, cmdSN)
+}
+
+// lead makes the session of a leading connection: it opens the target, lets the new session replace older ones
+// of the same nexus, and waits until their commands are barred.
+func (c *conn) lead(ctx context.Context, l *login, cmdSN uint32) (*Session, error) {
+	x := &Session{srv: c.srv, id: c.id, discovery: l.discovery, alias: l.alias, auth: l.used(), targetName: l.target,
+		params: l.ops.result(), peer: c.peer, opened: time.Now()}
+	x.initiator = &scsi.Initiator{
+		Nexus:  reserve.NexusID{Initiator: c.peer.Initiator, ISID: l.isid, Port: c.peer.Group},
+		Remote: c.peer.Remote.String(),
+	}
+	x.expCmdSN.Store(cmdSN)
+	x.maxCmdSN.Store(cmdSN + uint32(c.srv.cfg.QueueDepth) - 1)
+	x.unordered = !x.discovery && (x.params.MaxConnections > 1 || x.params.ErrorRecoveryLevel > 0)
+	x.order.next, x.order.held = cmdSN, map[uint32]held{}
+	c.agreed = x.params
+	if !l.discovery {
+		target, err := c.srv.cfg.Provider.Login(ctx, c.peer, l.target, l.isid)
+		if err != nil {
+			return nil, err
+		}
+		x.target = target
+		x.nexus = scsi.NewNexus(x.initiator, l.target, target.Units()...)
+	}
+	fail := func(err error) (*Session, error) {
+		if x.target != nil {
+			x.target.Close()
+		}
+		return nil, err
+	}
+	_, _ = x.attach(c) // a session that nobody knows yet takes it
+	if err := c.srv.register(x); err != nil {
+		return fail(err)
+	}
+	if x.target != nil {
+		if err := x.target.Bar(ctx, x.initiator.Nexus, c.id); err != nil {
+			c.srv.unregister(x)
+			return fail(err)
+		}
+	}
+	c.srv.cfg.Provider.Opened(x)
+	return x, nil
+}
+
+// join adds a connection to a session, or reinstates one (RFC 7143 6.3.4): the tasks of the old connection with
+// the same CID end without notice, and the login is answered only once they can't take effect any more (R9).
+func (c *conn) join(ctx context.Context, l *login) (*Session, error) {
+	x := c.srv.sessionByTSIH(l.tsih)
+	nexus := reserve.NexusID{Initiator: c.peer.Initiator, ISID: l.isid, Port: c.peer.Group}
+	if x == nil || x.discovery != l.discovery || x.targetName != l.target || x.initiator.Nexus != nexus {
+		return nil, &loginError{statusNoSession, "no such session"}
+	}
+	own := l.ops.result()
+	c.agreed = x.params
+	c.agreed.HeaderDigest, c.agreed.DataDigest = own.HeaderDigest, own.DataDigest
+	c.agreed.MaxSendDataSegment, c.agreed.MaxRecvDataSegment = own.MaxSendDataSegment, own.MaxRecvDataSegment
+	old, err := x.attach(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range old {
+		if err := o.terminate(ctx, errReinstated); err != nil {
+			x.leave(c)
+			x.detach(c)
+			return nil, err
+		}
+	}
+	return x, nil
+}
+
+// errReinstated ends a connection that a newer one with its CID replaces.
+var errReinstated = errors.New("connection reinstated by the initiator")
+
+// terminate ends a connection with its tasks, and returns when none of them can take effect any more.
+func (c *conn) terminate(ctx context.Context, cause error) error {
+	c.kill(cause)
+	select {
+	case <-c.quit:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	x := c.sess
+	if x == nil {
+		return nil // its login had not been answered
+	}
+	x.leave(c)
+	return x.barTasks(ctx, c.abandon())
+}
+
+// abandon aborts all tasks of a connection, and gives the IDs of those that run.
+func (c *conn) abandon() (ids []scsi.RequestID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.slots {
+		if t == nil {
+			continue
+		}
+		if t.phase == phaseRunning && !t.barred {
+			t.barred = true
+			ids = append(ids, t.Request.ID)
+		}
+		if !t.aborted {
+			c.abortLocked(t)
+		}
+	}
+	return ids
+}
+
+// barTasks returns when commands that were aborted here can't take effect elsewhere any more.
+func (x *Session) barTasks(ctx context.Context, ids []scsi.RequestID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	done := make(chan error, 1)
+	wait := newCountdown(len(ids), func(err error) { done <- err })
+	for _, id := range ids {
+		x.target.AbortTask(id, wait.done)
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// attach makes a connection one of the session's. It gives those that it replaces.
+func (x *Session) attach(c *conn) (old []*conn, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.mu.closed {
+		return nil, &loginError{statusNoSession, "the session has ended"}
+	}
+	others := 0
+	for _, o := range x.mu.conns {
+		switch {
+		case o.cid == c.cid:
+			old = append(old, o)
+		case !o.left:
+			others++
+		}
+	}
+	if others >= int(x.params.MaxConnections) {
+		return nil, &loginError{statusTooManyConnections, "more connections than MaxConnections"}
+	}
+	x.mu.conns = append(x.mu.conns, c)
+	x.live.Add(1)
+	return old, nil
+}
+
+// leave says that a connection ends, although some of its tasks may still run. The session ends with its last
+// connection; last says that this was it.
+func (x *Session) leave(c *conn) (last bool) {
+	x.mu.Lock()
+	if !c.left {
+		c.left = true
+		last = x.live.Add(-1) == 0
+		x.mu.closed = x.mu.closed || last
+	}
+	closed := x.mu.closed
+	x.mu.Unlock()
+	if closed {
+		x.srv.unregister(x)
+	}
+	return last
+}
+
+// detach says that nothing of a connection runs any more; with the last one, nothing of the session does.
+func (x *Session) detach(c *conn) {
+	x.mu.Lock()
+	for i, o := range x.mu.conns {
+		if o == c {
+			x.mu.conns = append(x.mu.conns[:i:i], x.mu.conns[i+1:]...)
+			break
+		}
+	}
+	last := x.mu.closed && len(x.mu.conns) == 0
+	x.mu.Unlock()
+	if !last {
+		return
+	}
+	if x.target != nil {
+		x.nexus.Close()
+		x.target.Close()
+	}
+	x.srv.cfg.Provider.Closed(x)
+}

@@ -1,0 +1,95 @@
+package iscsi
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+)
+
+// logoutTold bounds how long a logout waits until what is behind the target knows of it.
+const logoutTold = 2 * time.Second
+
+// errLoggedOut ends a connection that another one of its session has logged out.
+var errLoggedOut = errors.New("logged out by another connection of the session")
+
+// Reasons and responses of a logout (RFC 7143 11.14.1, 11.15.1).
+const (
+	logoutSession    = 0
+	logoutConnection = 1
+	logoutRecovery   = 2
+
+	logoutDone         = 0
+	logoutNoConnection = 1
+	logoutNoRecovery   = 2
+	logoutFailed       = 3
+)
+
+// logout takes a Logout Request (RFC 7143 11.14).
+func (c *conn) logout(h *header) error {
+	if err := c.skipData(h); err != nil {
+		return err
+	}
+	ok, err := c.arrive(h)
+	if err != nil || !ok {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), logoutTold)
+	defer cancel()
+	var r header
+	r[0], r[1] = opLogoutR, finalBit
+	switch reason := h[1] & 0x7f; reason {
+	case logoutSession:
+		c.loggedOut, c.endsAll = true, true
+		c.farewell(ctx)
+	case logoutConnection:
+		r[2] = c.logoutOne(ctx, binary.BigEndian.Uint16(h[20:]))
+	default:
+		r[2] = logoutNoRecovery
+	}
+	r.put32(16, h.itt())
+	binary.BigEndian.PutUint16(r[40:], uint16(c.params.DefaultTime2Wait))
+	binary.BigEndian.PutUint16(r[42:], uint16(c.params.DefaultTime2Retain))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended(h.immediate())
+	c.numberLocked(&r, true)
+	c.appendPDULocked(&r, nil)
+	return nil
+}
+
+// logoutOne closes one connection of the session, this one or another; the session ends with its last one.
+func (c *conn) logoutOne(ctx context.Context, cid uint16) (response byte) {
+	x := c.sess
+	if cid == c.cid {
+		c.loggedOut = true
+		if x.leave(c) {
+			c.farewell(ctx)
+			return logoutDone
+		}
+		c.endGather() // answers of commands that have ended go out before
+		if err := x.barTasks(ctx, c.abandon()); err != nil {
+			c.log.Warn("logout", "err", err)
+		}
+		c.beginGather()
+		return logoutDone
+	}
+	for _, o := range x.connections() {
+		if o.cid != cid {
+			continue
+		}
+		if err := o.terminate(ctx, errLoggedOut); err != nil {
+			c.log.Warn("logout of another connection", "cid", cid, "err", err)
+			return logoutFailed
+		}
+		return logoutDone
+	}
+	return logoutNoConnection
+}
+
+// farewell tells what is behind the target that the session ends by the initiator's wish.
+func (c *conn) farewell(ctx context.Context) {
+	if x := c.sess; x.target != nil {
+		x.target.Logout(ctx, x.initiator.Nexus, x.id)
+	}
+}

@@ -1,0 +1,162 @@
+package iscsi
+
+import "dozo/internal/access/reserve"
+
+// Task management functions and responses (RFC 7143 11.5.1, 11.6.1).
+const (
+	tmfAbortTask    = 1
+	tmfAbortTaskSet = 2
+	tmfClearACA     = 3
+	tmfClearTaskSet = 4
+	tmfLUNReset     = 5
+	tmfWarmReset    = 6
+	tmfColdReset    = 7
+	tmfReassign     = 8
+
+	tmrComplete     = 0
+	tmrNoTask       = 1
+	tmrNoLUN        = 2
+	tmrNoReassign   = 4
+	tmrNotSupported = 5
+	tmrRejected     = 255
+)
+
+// taskManagement takes a Task Management Function Request. One that concerns a set of tasks is carried out when
+// all commands numbered before it are here (RFC 7143 4.2.3.3).
+func (c *conn) taskManagement(h *header) error {
+	if err := c.skipData(h); err != nil {
+		return err
+	}
+	_, ok, err := c.number(h)
+	if err != nil || !ok {
+		return err
+	}
+	x, own := c.sess, *h
+	run := func() { c.manageTasks(&own) }
+	switch function := h[1] & 0x7f; {
+	case !x.unordered:
+		run()
+	case !h.immediate():
+		x.receive(h.cmdSN(), held{call: run})
+	case ofTaskSet(function):
+		x.afterAll(h.cmdSN(), run)
+	default:
+		run()
+	}
+	return nil
+}
+
+// ofTaskSet reports the functions that concern more than one task.
+func ofTaskSet(function byte) bool {
+	switch function {
+	case tmfAbortTaskSet, tmfClearTaskSet, tmfLUNReset, tmfWarmReset, tmfColdReset:
+		return true
+	}
+	return false
+}
+
+// fence calls then once the initiator has acknowledged all that was sent on the session's other connections
+// (RFC 7143 4.2.2.3, response fence): it must not hear that tasks are gone and then get their responses.
+func (c *conn) fence(then func()) {
+	var others []*conn
+	for _, o := range c.sess.connections() {
+		if o != c {
+			others = append(others, o)
+		}
+	}
+	wait := newCountdown(len(others), func(error) { then() })
+	for _, o := range others {
+		o.whenAcknowledged(func() { wait.done(nil) })
+	}
+}
+
+// manageTasks carries out a task management function. What it aborts on this server has no effect on the
+// initiator from now on; the answer waits until the target's owner says the same.
+func (c *conn) manageTasks(h *header) {
+	function, itt, immediate := h[1]&0x7f, h.itt(), h.immediate()
+	c.mu.Lock()
+	if c.dead {
+		c.ended(immediate)
+		c.mu.Unlock()
+		return
+	}
+	c.tasks++ // the connection isn't done before the answer is
+	c.mu.Unlock()
+	send := func(response byte) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.tasks--
+		c.ended(immediate)
+		c.room.Broadcast()
+		if c.dead {
+			return
+		}
+		var r header
+		r[0], r[1], r[2] = opTaskMgmtR, finalBit, response
+		r.put32(16, itt)
+		c.numberLocked(&r, true)
+		c.appendPDULocked(&r, nil)
+		c.flushLocked()
+		if function == tmfColdReset && response == tmrComplete {
+			c.srv.wg.Go(func() { c.srv.dropTarget(c.sess.targetName) })
+		}
+	}
+	answer := func(response byte) {
+		if ofTaskSet(function) && response == tmrComplete {
+			c.fence(func() { send(response) })
+			return
+		}
+		send(response)
+	}
+	done := func(err error) {
+		if err != nil {
+			c.log.Warn("task management", "function", function, "err", err)
+			answer(tmrRejected)
+			return
+		}
+		answer(tmrComplete)
+	}
+	lun, hasLUN := c.sess.nexus.HasLUN(h.lun())
+	if !hasLUN && (function == tmfAbortTaskSet || function == tmfClearTaskSet || function == tmfLUNReset) {
+		answer(tmrNoLUN)
+		return
+	}
+	nexus, target := c.sess.initiator.Nexus, c.sess.target
+	switch function {
+	case tmfAbortTask:
+		// RefTaskTag and RefCmdSN name the task. One that has not come must not run when it does (RFC 7143 11.6.1).
+		id, found := c.sess.abortOne(h.u32(20), h.lun())
+		switch refSN := h.u32(32); {
+		case found:
+			target.AbortTask(id, done)
+		case c.sess.unordered && before(refSN, h.cmdSN()) && c.sess.skip(refSN):
+			answer(tmrComplete)
+		default:
+			answer(tmrNoTask)
+		}
+	case tmfAbortTaskSet:
+		for _, o := range c.sess.connections() {
+			o.abortWhere(func(t *task) bool { return t.lun == lun })
+		}
+		target.AbortTaskSet(nexus, lun, done)
+	case tmfClearTaskSet:
+		c.srv.clear(c.sess, lun, false, reserve.CommandsCleared)
+		target.ClearTaskSet(nexus, lun, done)
+	case tmfLUNReset:
+		c.srv.clear(c.sess, lun, true, reserve.DeviceReset)
+		target.ResetLUN(nexus, lun, done)
+	case tmfWarmReset, tmfColdReset:
+		units := target.Units()
+		wait := newCountdown(len(units), done)
+		for _, u := range units {
+			c.srv.clear(c.sess, u.LUN, true, reserve.BusReset)
+			target.ResetLUN(nexus, u.LUN, wait.done)
+		}
+	case tmfReassign:
+		answer(tmrNoReassign)
+	case tmfClearACA:
+		answer(tmrNotSupported)
+	default:
+		answer(tmrNotSupported)
+	}
+}
