@@ -21,6 +21,8 @@ type Server struct {
 	wg    sync.WaitGroup
 	slots chan struct{} // takeovers under way
 
+	away map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
+
 	observer atomic.Pointer[UnitObserver]
 
 	mu struct {
@@ -33,7 +35,10 @@ type Server struct {
 const (
 	takeoversMax    = 8 // at a time: 10,000 volumes after a power cut are no storm
 	takeoverRetry   = time.Second
-	ownerGoneAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
+	ownerAwayAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
+	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nobody listens there any more
+	lookEvery       = 100 * time.Millisecond  // at the nodes of the site
+	lookClosely     = 5 * time.Second         // at volumes too, after a node of the site has gone away
 	forwardPatience = 25 * time.Second        // below initiators' command timeouts of 30 s
 	tickEvery       = 300 * time.Millisecond
 )
@@ -58,22 +63,52 @@ func (s *Server) Run(ctx context.Context) {
 	changed, cancel := s.env.Control.Subscribe()
 	defer cancel()
 	s.wg.Go(s.tickLoop)
-	t := time.NewTicker(500 * time.Millisecond)
+	t := time.NewTicker(lookEvery)
 	defer t.Stop()
-	for ctx.Err() == nil {
+	for n := 0; ctx.Err() == nil; {
 		s.reconcile()
-		select {
-		case <-ctx.Done():
-		case <-changed:
-			// Many changes come together.
+		for due := false; !due && ctx.Err() == nil; {
 			select {
-			case <-time.After(20 * time.Millisecond):
 			case <-ctx.Done():
+			case <-changed:
+				// Many changes come together.
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-ctx.Done():
+				}
+				due = true
+			case <-t.C:
+				n++
+				due = s.nodeAway() || n%5 == 0
 			}
-		case <-t.C:
 		}
 	}
 	s.Close()
+}
+
+// nodeAway reports that an access server of this site went out of reach lately: its volumes may have to be taken over
+// soon. It is cheap, unlike a look at all volumes.
+func (s *Server) nodeAway() bool {
+	if s.away == nil {
+		s.away = map[ident.NodeName]time.Time{}
+	}
+	lately := false
+	for _, n := range s.env.Control.Nodes() {
+		if n.Site != s.env.Site || n.Name == s.env.Node || !n.Has(control.RoleAccess) {
+			continue
+		}
+		if s.reachable(n.Name) {
+			delete(s.away, n.Name)
+			continue
+		}
+		since, known := s.away[n.Name]
+		if !known {
+			since = time.Now()
+			s.away[n.Name] = since
+		}
+		lately = lately || time.Since(since) < lookClosely
+	}
+	return lately
 }
 
 // Close gives all leases back and stops all owners. A second call does nothing.
@@ -207,7 +242,21 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 	if v.wanted.IsZero() {
 		v.wanted = time.Now()
 	}
-	return time.Since(v.wanted) > ownerGoneAfter && s.chosen(v.id, state.Owner)
+	patience := ownerAwayAfter
+	if s.gone(state.Owner) {
+		patience = ownerGoneAfter
+	}
+	return time.Since(v.wanted) > patience && s.chosen(v.id, state.Owner)
+}
+
+// gone reports that a node's process has ended, as far as its host says.
+func (s *Server) gone(n ident.NodeName) bool {
+	p, ok := s.peers(n)
+	if !ok {
+		return false
+	}
+	g, ok := p.(interface{ Gone() bool })
+	return ok && g.Gone()
 }
 
 // firstSite is where a new journal's owner is: at the site asked for, or where that has no access servers, at

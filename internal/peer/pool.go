@@ -8,6 +8,7 @@ import (
 	"runtime/pprof"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"dozo/internal/ident"
@@ -133,6 +134,7 @@ type Peer struct {
 	at    atomic.Pointer[Addr]
 	slots [wire.ClassMax + 1][]slot
 	up    atomic.Bool
+	gone  atomic.Bool   // see Gone
 	next  atomic.Uint32 // spreads what has no order over connections of a class
 
 	ctx    context.Context // until the node is forgotten or the pool closed
@@ -143,6 +145,10 @@ func (p *Peer) addr() Addr { return *p.at.Load() }
 
 // Up reports whether the control connection is there.
 func (p *Peer) Up() bool { return p.up.Load() }
+
+// Gone reports that the node's process has ended, for all that this node can see: its host refused the last attempt to
+// connect, as nobody listens there. That is more than not being up, which a slow network or a hanging node is too.
+func (p *Peer) Gone() bool { return p.gone.Load() }
 
 func (p *Peer) close() {
 	p.cancel()
@@ -382,10 +388,12 @@ func (p *Peer) keep(ctx context.Context) {
 		s.mu.Unlock()
 		err := s.live(ctx, func(c *client) {
 			p.up.Store(true)
+			p.gone.Store(false)
 			p.endRests()
 			o.Log.Info("peer is up", "peer", c.hello.Node, "instance", c.hello.Instance)
 			o.OnUp(c.hello.Node, c.hello.Instance)
 		})
+		p.gone.Store(errors.Is(err, syscall.ECONNREFUSED))
 		if p.up.Swap(false) {
 			o.OnDown(p.addr().Node, err)
 		} else if ctx.Err() == nil {
