@@ -7,8 +7,6 @@ import (
 	"maps"
 	"slices"
 
-	"golang.org/x/sync/errgroup"
-
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/volume"
@@ -388,54 +386,6 @@ func (rd *rebuilder) replay(r *journal.Range) error {
 	}
 	return nil
 }
-
-// requests remembers the request IDs of a range's records (R9). The index says which records have one; their
-// headers are read, many at a time.
-func (rd *rebuilder) requests(r *journal.Range, entries []journal.IndexEntry) error {
-	o := rd.o
-	type found struct {
-		seq ident.Seq
-		rec journal.Record
-	}
-	var list []*found
-	var g errgroup.Group
-	g.SetLimit(headersAtOnce)
-	stores := rd.stores(r)
-	for i := range entries {
-		e := &entries[i]
-		seq := r.Before.Seq + 1 + ident.Seq(i)
-		if !e.Requested || seq < r.From || seq <= o.m.Applied() {
-			continue
-		}
-		f := &found{seq: seq}
-		list = append(list, f)
-		g.Go(func() error {
-			var last error = wire.Errorf(wire.CodeAbsent, "no replica of segment %s", r.Segment)
-			for _, st := range stores {
-				raw, err := st.ReadRaw(rd.ctx, &wire.ReadRaw{Segment: r.Segment, Offset: e.Offset, Len: uint32(journal.BodyOffset(e.StoredLen))})
-				if err == nil {
-					err = f.rec.Decode(raw.Data)
-					release(raw)
-				}
-				if err == nil {
-					return nil
-				}
-				last = fmt.Errorf("header of seq %d at %s: %w", seq, st.ID(), err)
-			}
-			return last
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("replay: %w", err)
-	}
-	for _, f := range list {
-		o.noteRequest(f.rec.Request, f.rec.Part, f.seq)
-	}
-	return nil
-}
-
-// headersAtOnce hides the round trips to a store.
-const headersAtOnce = 32
 
 // replayed takes one record of the past into the map.
 func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Seq, slot volume.Slot) error {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sort"
 	"strconv"
 	"testing"
@@ -196,9 +197,19 @@ func TestLocalReplicaDropped(t *testing.T) {
 	iqn := s.create("v", "1G")
 	s.must(exec.Command(dozoBin, "bench", "iscsi", "--workload", "write:1m:4", "--size", "512M", "--runtime", "5s", s.url(1, 1, iqn)))
 	s.dozo("volume", "wait", "v", "--replicated", "--timeout", "60s")
+	dropped(t, s, "v", 2)
+	for _, r := range s.show("v").Placement.SiteReplicas {
+		t.Logf("%s: %d segments, %d replicas", r.Site, r.Segments, r.Replicas)
+	}
+	everythingThere(t, s, "v", false)
+}
+
+// dropped waits until there are more than so many sealed segments, and one local replica of each.
+func dropped(t *testing.T, s *system, volume string, more int) {
+	t.Helper()
 	until(t, "one local replica of every sealed segment", 3*time.Minute, func() (bool, string) {
 		sealed, twice := 0, 0
-		for _, x := range segmentsOf(t, s, "v") {
+		for _, x := range segmentsOf(t, s, volume) {
 			if x.State != "sealed" {
 				continue
 			}
@@ -214,10 +225,58 @@ func TestLocalReplicaDropped(t *testing.T) {
 				twice++
 			}
 		}
-		return sealed > 2 && twice == 0, fmt.Sprintf("%d of %d sealed segments have two local replicas", twice, sealed)
+		return sealed > more && twice == 0, fmt.Sprintf("%d of %d sealed segments have two local replicas", twice, sealed)
 	})
-	for _, r := range s.show("v").Placement.SiteReplicas {
-		t.Logf("%s: %d segments, %d replicas", r.Site, r.Segments, r.Replicas)
+}
+
+// TestOwnersNodeDiesAfterDrops kills the node that has the only local replica of most of a volume: the volume goes on
+// at the other node of the site, with everything that was written, from what the other sites hold.
+func TestOwnersNodeDiesAfterDrops(t *testing.T) {
+	if !long() {
+		t.Skip("waits for a checkpoint; E2E_LONG=1 (make crash-test) runs it")
 	}
-	everythingThere(t, s, "v", false)
+	s := start(t, 3, 2)
+	iqn := s.create("v", "256M")
+	log := filepath.Join(s.dir, "writer.log")
+	owner := s.show("v").Volume.Owner
+	other := 1
+	if owner == "s1n1" {
+		other = 2
+	}
+	w := s.crashWriter(s.url(1, other, iqn), log, "--blocks-max", "64")
+	time.Sleep(5 * time.Second)
+	if r := w.finish(t); r.Acked == 0 {
+		t.Fatal("nothing was acknowledged")
+	}
+	s.dozo("volume", "wait", "v", "--replicated", "--timeout", "60s")
+	dropped(t, s, "v", 0)
+	if now := s.show("v").Volume.Owner; now != owner {
+		t.Fatalf("the owner is %s, it was %s", now, owner)
+	}
+	alone := 0
+	for _, x := range segmentsOf(t, s, "v") {
+		at := map[string]bool{}
+		for _, r := range x.Replicas {
+			at[r.Store.Node] = true
+		}
+		if at[owner] && !at[fmt.Sprintf("s1n%d", other)] {
+			alone++
+		}
+	}
+	if alone == 0 {
+		t.Fatalf("%s has the only local replica of no segment", owner)
+	}
+	t.Logf("%s has the only local replica of %d segments: kill -9", owner, alone)
+	s.kill(owner)
+	s.check(log, s.url(1, other, iqn))
+	w = s.crashWriter(s.url(1, other, iqn), log, "--seed", "2")
+	time.Sleep(2 * time.Second)
+	if r := w.finish(t); r.Acked == 0 {
+		t.Fatal("nothing was acknowledged after the takeover")
+	}
+	s.check(log, s.url(1, other, iqn))
+	s.up()
+	for site := 1; site <= 3; site++ {
+		s.check(log, s.url(site, 1, iqn))
+	}
 }
