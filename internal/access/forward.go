@@ -17,6 +17,7 @@ type Peer interface {
 	Tick(ctx context.Context, m *wire.Tick) (wire.TickReply, error)
 	OwnerStatus(ctx context.Context, m *wire.OwnerStatus) (wire.OwnerStatusReply, error)
 	Unit(ctx context.Context, m *wire.Unit) (wire.UnitReply, error)
+	HandOver(ctx context.Context, m *wire.HandOver) (wire.HandOverReply, error)
 }
 
 // Submit does a command wherever the owner is. While there is none, or it is changing, the command waits.
@@ -24,13 +25,17 @@ func (v *Volume) Submit(op *Op) {
 	if op.Kind == wire.OpUnit {
 		op.Forward = true // its ID is in the record: it may be sent again to the next owner
 	}
+	v.submit(op, time.Now().Add(forwardPatience))
+}
+
+func (v *Volume) submit(op *Op, until time.Time) {
 	if o := v.owner.Load(); o != nil {
 		done := op.Done
 		op.Done = func(op *Op, err error) {
 			if err != nil && errors.Is(err, wire.ErrNotOwner) {
-				if op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState {
-					op.Done, op.over = done, false
-					v.later(op, time.Now().Add(forwardPatience), err)
+				if op.again() {
+					op.Done = done
+					v.later(op, until, err)
 					return
 				}
 				// Whether a write of this node's own client is in the history is not known here: its buffer is gone
@@ -42,7 +47,29 @@ func (v *Volume) Submit(op *Op) {
 		o.Submit(op)
 		return
 	}
-	v.forward(op, time.Now().Add(forwardPatience))
+	v.forward(op, until)
+}
+
+// again makes an Op that an owner has given back ready for the next one, if that may be: nothing was done about it,
+// or doing it twice is no harm.
+func (op *Op) again() bool {
+	switch op.Kind {
+	case wire.OpUnit, wire.OpUnitState, wire.OpFlush, wire.OpProvisioned:
+	case wire.OpRead:
+		if op.lent {
+			return false
+		}
+	default:
+		if !op.fresh {
+			return false
+		}
+	}
+	op.over, op.barred, op.fresh = false, false, false
+	for i := range op.replies {
+		release(op.replies[i])
+	}
+	op.replies = op.replies[:0]
+	return true
 }
 
 // forward passes a command to the owner's node; it keeps the request's ID through all attempts (R9).
@@ -123,19 +150,17 @@ func (v *Volume) later(op *Op, until time.Time, err error) {
 			v.answer(op, wire.Errorf(wire.CodeBusy, "no owner answers: %v", err))
 			return
 		}
+		// A hand-over takes little; longer ones are asked less often.
+		waited := forwardPatience - time.Until(until)
 		select {
 		case <-changed:
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(min(max(waited/4, 10*time.Millisecond), 100*time.Millisecond)):
 		case <-v.srv.ctx.Done():
 			v.answer(op, wire.Errorf(wire.CodeShutdown, "the node is closing"))
 			return
 		}
-		if o := v.owner.Load(); o != nil {
-			op.Forward = true // it may be in the history already, by its ID
-			o.Submit(op)
-			return
-		}
-		v.forward(op, until)
+		op.Forward = true // it may be in the history already, by its ID
+		v.submit(op, until)
 	}()
 }
 

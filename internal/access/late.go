@@ -19,6 +19,7 @@ type late struct {
 	bars      map[[16]byte]bar           // by nexus: login, reinstatement
 	aborted   map[wire.RequestID]uint64  // until their tick is out of every stamp's reach
 	sessions  map[string]*initiatorState // by initiator name
+	before    *lateBefore                // of the epoch before, if it was handed over
 	pruned    uint64
 }
 
@@ -69,6 +70,13 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 	since := s.Tick // what refusals are compared with
 	if op.Since != 0 {
 		since = min(since, op.Since)
+	}
+	if b := l.before; b != nil && s.Epoch == b.epoch && b.epoch != epoch {
+		if err := b.check(op, since); err != nil {
+			return err
+		}
+		s = wire.Stamp{Epoch: epoch, Tick: b.here(s.Tick)}
+		since = b.here(since)
 	}
 	switch {
 	case s.Epoch != epoch:

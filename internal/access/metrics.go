@@ -15,6 +15,9 @@ type Metrics struct {
 	ShippedBytes prometheus.Counter
 	ShipMismatch prometheus.Counter
 	Forwarded    prometheus.Counter
+	HandedOver   prometheus.Counter
+	HandFailed   prometheus.Counter
+	HandSeconds  prometheus.Histogram
 	SyncSeconds  prometheus.Histogram
 }
 
@@ -37,9 +40,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		ShippedBytes: counter("shipped_bytes_total", "Bytes of segments that other sites have taken."),
 		ShipMismatch: counter("ship_mismatch_total", "Times a site's copy did not continue the owner's history."),
 		Forwarded:    counter("forwarded_commands_total", "Commands passed on to the owner at another node."),
+		HandedOver:   counter("hand_overs_total", "Journals that this node has handed over to another."),
+		HandFailed:   counter("hand_overs_failed_total", "Hand-overs that were called off: the owner went on."),
+		HandSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "dozo", Subsystem: "access", Name: "hand_over_pause_seconds",
+			Help: "How long commands waited for a hand-over, as the old owner saw it.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 12)}),
 		SyncSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "dozo", Subsystem: "access", Name: "sync_seconds",
 			Help: "How long stores took for an fdatasync.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}),
 	}
-	reg.MustRegister(m.SyncSeconds)
+	reg.MustRegister(m.SyncSeconds, m.HandSeconds)
 	return m
 }

@@ -236,6 +236,18 @@ func (l link) OwnerStatus(ctx context.Context, m *wire.OwnerStatus) (r wire.Owne
 	return s.OwnerStatus(ctx, m)
 }
 
+func (l link) HandOver(ctx context.Context, m *wire.HandOver) (r wire.HandOverReply, err error) {
+	s, err := l.server()
+	if err != nil {
+		return r, err
+	}
+	c := *m // as a connection would: nothing is shared
+	if r, err = s.HandOver(ctx, l.from.name, &c); !l.Up() {
+		return wire.HandOverReply{}, l.down()
+	}
+	return r, err
+}
+
 func (l link) Unit(ctx context.Context, m *wire.Unit) (r wire.UnitReply, err error) {
 	s, err := l.server()
 	if err != nil {

@@ -45,6 +45,7 @@ type Op struct {
 	parts    int   // records still to be committed
 	part     uint8 // of its request: of the first of its records
 	over     bool  // its answer is decided
+	fresh    bool  // with ErrNotOwner: nothing has been done about it, and its buffer is whole
 	child    bool  // made by the owner for a part of another
 	pieces   []volume.Piece
 	read     wire.Read

@@ -84,6 +84,8 @@ type Owner struct {
 	refused     []*Op // scratch of refuseForSpace
 	split       []*Op // partial trims whose parts are under way
 	barWait     []barWait
+	hand        *handed
+	move        moveState
 	unit        unit
 	tokens      tokens
 	unsettled   map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
@@ -169,7 +171,9 @@ func (o *Owner) run() {
 func (o *Owner) handle(ev *event) {
 	switch ev.kind {
 	case evSubmit:
-		o.admit(ev.op)
+		if !o.holdBack(ev.op) {
+			o.admit(ev.op)
+		}
 	case evMerged:
 		o.merged(ev.op, ev.err)
 	case evAppended:
@@ -378,6 +382,7 @@ func (o *Owner) stop(err error) {
 	}
 	o.uncommitted, o.waiting, o.stableWait = nil, nil, nil
 	clear(o.leafWait)
+	o.giveBackHeld(gone)
 	for _, b := range o.barWait {
 		close(b.done)
 	}
@@ -423,6 +428,7 @@ func (o *Owner) timers() {
 			}
 			o.giveUpSlow()
 			o.giveUpReads()
+			o.letSlowedIn()
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {
 				o.settlePast()

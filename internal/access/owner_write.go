@@ -12,8 +12,11 @@ import (
 // admit decides upon a command that has arrived or has waited: it runs, waits, or is refused.
 func (o *Owner) admit(op *Op) {
 	if o.stopErr != nil {
+		op.fresh = !op.child && !op.barred
 		o.finish(op, wire.Errorf(wire.CodeNotOwner, "epoch %s is over", o.epoch))
-		o.dropBuf(op)
+		if !op.fresh {
+			o.dropBuf(op)
+		}
 		return
 	}
 	if !o.w.Serving() {

@@ -86,7 +86,9 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 			}
 		}
 	}
-	if point.At.Seq > 0 {
+	if o.m = o.hand.loaded(point); o.m != nil {
+		cfg.Point = point
+	} else if point.At.Seq > 0 {
 		if o.m, err = volume.Load(o.journalID, point, rd); err != nil {
 			return fmt.Errorf("map of %s: %w", o.journalID, err)
 		}
@@ -106,9 +108,15 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		return fmt.Errorf("the checkpoint's attachments: %w", err)
 	}
 	o.cp.appliedAt = cfg.Heard
+	rd.told = o.hand.knowsRequests(point)
 	for _, r := range rec.Past {
 		if err := rd.replay(&r); err != nil {
 			return err
+		}
+	}
+	if rd.told {
+		for _, q := range o.hand.requests {
+			o.noteRequest(journal.RequestID{Forwarder: q.Request.Forwarder, Number: q.Request.Number}, q.Part, q.Seq)
 		}
 	}
 	if err := rd.unheard(); err != nil {
@@ -167,9 +175,10 @@ type rebuilder struct {
 	indexes map[ident.SegmentID]*journal.Index
 	at      ident.Position
 	answers fenceAnswers // of the fence, and of the stores that were asked since for what is missing
+	told    bool         // the owner that handed over has said which requests there are
 }
 
-// stores lists who has the whole of a range, this node's store first.
+// stores lists who has the whole of a range, this node's store first, then those of this site.
 func (rd *rebuilder) stores(r *journal.Range) []journal.Store {
 	var list []journal.Store
 	for _, h := range r.Holders {
@@ -177,16 +186,16 @@ func (rd *rebuilder) stores(r *journal.Range) []journal.Store {
 			list = append(list, st)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b journal.Store) int {
-		la, lb := rd.o.env.Stores.Local(a.ID()), rd.o.env.Stores.Local(b.ID())
+	far := func(st journal.Store) int {
 		switch {
-		case la == lb:
+		case rd.o.env.Stores.Local(st.ID()):
 			return 0
-		case la:
-			return -1
+		case rd.o.env.Stores.Site(st.ID()) == rd.o.env.Site:
+			return 1
 		}
-		return 1
-	})
+		return 2
+	}
+	slices.SortStableFunc(list, func(a, b journal.Store) int { return far(a) - far(b) })
 	return list
 }
 
@@ -372,8 +381,10 @@ func (rd *rebuilder) replay(r *journal.Range) error {
 		return err
 	}
 	o.order = append(o.order, s)
-	if err := rd.requests(r, x.Entries[:n]); err != nil {
-		return err
+	if !rd.told {
+		if err := rd.requests(r, x.Entries[:n]); err != nil {
+			return err
+		}
 	}
 	for i := range x.Entries[:n] {
 		seq := r.Before.Seq + 1 + ident.Seq(i)

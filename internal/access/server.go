@@ -67,6 +67,7 @@ func (s *Server) Run(ctx context.Context) {
 	defer t.Stop()
 	for n := 0; ctx.Err() == nil; {
 		s.reconcile()
+		s.drain()
 		for due := false; !due && ctx.Err() == nil; {
 			select {
 			case <-ctx.Done():
@@ -195,13 +196,17 @@ func (s *Server) reconcile() {
 		if o != nil && resized {
 			o.SetSpec(spec)
 		}
-		take := o == nil && !v.taking && s.shouldTake(v, state)
+		if v.named != state.Owner {
+			v.named = state.Owner
+			v.wakeLater()
+		}
+		take := o == nil && !v.taking && !s.expected(v, state) && s.shouldTake(v, state)
 		if take {
 			v.taking = true
 			if v.since.IsZero() {
 				v.since = time.Now()
 			}
-			s.wg.Go(func() { s.takeOver(v) })
+			s.wg.Go(func() { s.takeOver(v, nil) })
 		} else if o == nil && !v.taking {
 			v.since, v.why = time.Time{}, nil // it is another node's business
 		}
@@ -292,47 +297,69 @@ func (s *Server) reachable(n ident.NodeName) bool {
 
 // chosen reports whether this node is the first of its site's living access servers in the journal's order.
 func (s *Server) chosen(id ident.JournalID, but ident.NodeName) bool {
-	var names []ident.NodeName
+	var names, draining []ident.NodeName
 	for _, n := range s.env.Control.Nodes() {
 		if n.Site == s.env.Site && n.Has(control.RoleAccess) && n.Name != but && (n.Name == s.env.Node || s.env.Control.Alive(n.Name) && s.reachable(n.Name)) {
-			names = append(names, n.Name)
+			if n.Draining {
+				draining = append(draining, n.Name)
+			} else {
+				names = append(names, n.Name)
+			}
 		}
+	}
+	if len(names) == 0 {
+		names = draining // rather there than nowhere
 	}
 	if len(names) == 0 {
 		return false
 	}
 	slices.Sort(names)
+	return names[spread(id)%uint64(len(names))] == s.env.Node
+}
+
+// spread is a number by which journals are spread over nodes, the same everywhere.
+func spread(id ident.JournalID) uint64 {
 	h := uint64(14695981039346656037)
 	for _, c := range id {
 		h = (h ^ uint64(c)) * 1099511628211
 	}
-	return names[h>>17%uint64(len(names))] == s.env.Node
+	return h >> 17
 }
 
-func (s *Server) takeOver(v *Volume) {
+// takeOver makes this node the owner; hand is what a former owner has said that hands it over, else nil.
+func (s *Server) takeOver(v *Volume, hand *handed) {
 	defer func() {
 		s.mu.Lock()
 		v.taking = false
 		s.mu.Unlock()
 	}()
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-s.ctx.Done():
-		return
-	}
 	env := s.env
-	env.Patience = func() func() {
-		<-s.slots
-		return func() { s.slots <- struct{}{} }
+	var o *Owner
+	var err error
+	if hand != nil { // clients wait for nothing else: it waits for no other takeover
+		o, err = takeAt(s.ctx, env, *v.spec.Load(), hand)
+	} else {
+		select {
+		case s.slots <- struct{}{}:
+			defer func() { <-s.slots }()
+		case <-s.ctx.Done():
+			return
+		}
+		env.Patience = func() func() {
+			<-s.slots
+			return func() { s.slots <- struct{}{} }
+		}
+		o, err = TakeOver(s.ctx, env, *v.spec.Load())
 	}
-	o, err := TakeOver(s.ctx, env, *v.spec.Load())
 	if err != nil {
 		if s.ctx.Err() == nil {
 			s.env.Log.Warn("takeover", "volume", v.spec.Load().Name, "err", err)
 			s.mu.Lock()
 			v.why = err
 			s.mu.Unlock()
+			if hand != nil {
+				return // who asked wants to know; the next attempt is a takeover like any other
+			}
 			select {
 			case <-time.After(takeoverRetry):
 			case <-s.ctx.Done():

@@ -43,6 +43,7 @@ type siteShip struct {
 		state   string
 		// When the site last said how far it is. Only shown: nothing is decided by this clock.
 		confirmed time.Time
+		bytes     uint64 // taken by the site since the owner began
 	}
 }
 
@@ -66,6 +67,10 @@ func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 func (o *Owner) afterServing() {
 	o.cp.last = time.Duration(o.env.Clock())
 	o.lastAppend, o.servedAt = o.cp.last, o.cp.last
+	if o.hand.moved {
+		// The first act (R10): the next look makes a checkpoint on this site's ensemble, and the other leaves the list.
+		o.cp.last -= o.env.Limits.CheckpointInterval
+	}
 	o.endPast()
 	o.serveUnit()
 	for _, site := range o.state.Sites {
@@ -397,7 +402,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 			}
 			continue
 		}
-		if end-at < shipSmall && !sealed && time.Since(last) < shipGather {
+		if end-at < shipSmall && !sealed && time.Since(last) < shipGather && !o.move.hurry.Load() {
 			select {
 			case <-time.After(shipGather):
 			case <-ctx.Done():
@@ -444,6 +449,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 					}
 				} else {
 					s.progress(reply.Held, seg.id, next)
+					s.took(n, o.move.hurry.Load())
 					o.env.Metrics.ShippedBytes.Add(float64(n))
 				}
 				<-window

@@ -31,13 +31,6 @@ const (
 // It returns once the last step is under way; Owner.Serving tells when it is done. Errors leave nothing
 // behind but the higher epoch.
 func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, error) {
-	started := time.Now()
-	env.Limits = env.Limits.withDefaults()
-	if env.Health == nil {
-		env.Health = NewHealth(env.Clock, nil)
-	}
-	env.Stores = guardLocal(env.Stores, env.Health)
-	log := env.Log.With("journal", spec.ID.String(), "volume", spec.Name)
 	_, rev, err := env.Control.JournalNow(ctx, spec.ID)
 	if err != nil {
 		return nil, fmt.Errorf("journal %s: %w", spec.ID, err)
@@ -46,13 +39,27 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 	if err != nil {
 		return nil, fmt.Errorf("take journal %s: %w", spec.ID, err)
 	}
-	log = log.With("epoch", state.Epoch.String())
+	return takeAt(ctx, env, spec, &handed{state: state, rev: rev})
+}
+
+// takeAt is TakeOver behind the control store: state names this node the owner. What a former owner that handed the
+// journal over has said makes it faster and lets commands of its epoch in; it decides nothing else (R10).
+func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed) (*Owner, error) {
+	started, state, rev := time.Now(), hand.state, hand.rev
+	env.Limits = env.Limits.withDefaults()
+	if env.Health == nil {
+		env.Health = NewHealth(env.Clock, nil)
+	}
+	env.Stores = guardLocal(env.Stores, env.Health)
+	log := env.Log.With("journal", spec.ID.String(), "volume", spec.Name, "epoch", state.Epoch.String())
 	o := &Owner{env: env, log: log, journalID: spec.ID, epoch: state.Epoch, state: state, started: started,
-		segs: map[ident.SegmentID]*segment{}, late: newLate(), leafWait: map[volume.LeafID][]*Op{},
+		hand: hand, segs: map[ident.SegmentID]*segment{}, late: newLate(), leafWait: map[volume.LeafID][]*Op{},
 		permits: map[permitKey]pendingPermit{},
 		serving: make(chan struct{}), stopped: make(chan struct{})}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	o.spec.Store(&spec)
+	o.late.before = hand.late
+	var err error
 	fail := func(err error) (*Owner, error) {
 		o.cancel()
 		o.wg.Wait()

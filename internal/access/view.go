@@ -128,19 +128,9 @@ func (o *Owner) publish() {
 		if !s.mu.confirmed.IsZero() {
 			x.Confirmed = uint64(s.mu.confirmed.UnixNano())
 		}
-		segment, shipped, state := s.mu.segment, s.mu.shipped, s.mu.state
+		state := s.mu.state
 		s.mu.Unlock()
-		for i := len(o.order) - 1; i >= 0 && x.Watermark.Seq < v.Commit.Seq; i-- {
-			seg := o.order[i]
-			if seg.last.Seq <= x.Watermark.Seq {
-				break
-			}
-			if seg.id == segment {
-				x.LagBytes += uint64(seg.end - min(shipped, seg.end))
-			} else {
-				x.LagBytes += uint64(seg.end)
-			}
-		}
+		x.LagBytes = o.lagOf(s)
 		if x.Watermark.Seq < v.Commit.Seq {
 			for _, t := range o.tails {
 				if t.seq > x.Watermark.Seq {

@@ -24,7 +24,13 @@ type Volume struct {
 	taking bool         // Server.mu
 	since  time.Time    // Server.mu: since when this node tries to serve it; zero where it serves or need not
 	why    error        // Server.mu: why the last attempt failed
-	gate   struct {
+
+	named     ident.NodeName // the owner by the control store at the last look; only reconcile's
+	moving    *move          // Server.mu: the hand-over under way from here, or the last one
+	moveTried time.Time      // only drain's
+	prepared  *prepared      // Server.mu: what is ready for a hand-over to here
+
+	gate struct {
 		sync.Mutex
 		changed chan struct{} // closed when the owner may have changed
 	}

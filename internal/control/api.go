@@ -39,6 +39,8 @@ type Store interface {
 	// stores.
 	RegisterNode(ctx context.Context, n Node) (Node, error)
 	RemoveNode(ctx context.Context, name ident.NodeName) error
+	// SetDraining has a node hand over what it owns and take nothing, or ends that.
+	SetDraining(ctx context.Context, name ident.NodeName, yes bool) (Node, error)
 	// Announce keeps a leased key for the node until the store is closed, so that others see it as alive within
 	// Options.AliveTTL. It is for display and for choosing where to place, never for safety.
 	Announce(name ident.NodeName) error
@@ -81,6 +83,9 @@ type Store interface {
 	// TakeJournal makes newOwner the owner at the next epoch, if the key is still at revision expect, and returns
 	// the list of ensembles that the taker has to ask. On ErrConflict state and revision are what is there now.
 	TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error)
+	// HandJournal is TakeJournal in the name of another node, to which an owner hands its journal over (R10). stores,
+	// if there are any, are the new owner's ensemble, which the same transaction lists.
+	HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error)
 	// ChangeEnsembles replaces lists of ensembles, each if its key is still at its revision: up to 100 in a
 	// transaction, and one that conflicts doesn't hinder the others. The answer has one result per change.
 	ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult

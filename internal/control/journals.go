@@ -89,6 +89,11 @@ func (c *Client) clusterFor(ctx context.Context) (entry[Cluster], error) {
 
 // TakeJournal implements Store.
 func (c *Client) TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error) {
+	return c.HandJournal(ctx, id, expect, newOwner, nil)
+}
+
+// HandJournal implements Store.
+func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	if newOwner == "" {
@@ -108,6 +113,13 @@ func (c *Client) TakeJournal(ctx context.Context, id ident.JournalID, expect Rev
 	next := base.Clone()
 	next.Owner = newOwner
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.v.Lineage}
+	if len(stores) > 0 {
+		e := Ensemble{Epoch: next.Epoch, Stores: slices.Clone(stores)}
+		if newest, ok := base.Newest(); ok {
+			e.Number = newest.Number + 1
+		}
+		next.Ensembles = append(next.Ensembles, e)
+	}
 	res := c.commitJournals(ctx, []journalChange{{id, expect, newChangeID(), next, cl.rev}})[0]
 	return res.State, res.Rev, res.Err
 }

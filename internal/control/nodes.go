@@ -50,7 +50,7 @@ func (c *Client) RegisterNode(ctx context.Context, n Node) (Node, error) {
 		}
 		t := txn{conds: []cond{{key: keyNode(n.Name), rev: rev}}}
 		next := n
-		next.TPGT = old.TPGT
+		next.TPGT, next.Draining = old.TPGT, old.Draining
 		if isNew {
 			last, seqRev, err := c.counter(ctx, keySeqTPGT)
 			if err != nil {
@@ -117,6 +117,26 @@ func (c *Client) storeIndex(ctx context.Context, t *txn, old, next Node) error {
 		}
 	}
 	return nil
+}
+
+// SetDraining implements Store.
+func (c *Client) SetDraining(ctx context.Context, name ident.NodeName, yes bool) (Node, error) {
+	return again(ctx, c, func(ctx context.Context) (Node, error) {
+		old, rev, err := read[Node](ctx, c, keyNode(name))
+		if err != nil {
+			return old, fmt.Errorf("node %s: %w", name, err)
+		}
+		if old.Draining == yes {
+			return old, nil
+		}
+		next, action := old, "node.undrain"
+		if next.Draining = yes; yes {
+			action = "node.drain"
+		}
+		t := txn{conds: []cond{{key: keyNode(name), rev: rev}}, ops: []op{{key: keyNode(name), value: encode(next, "")}}}
+		_, err = c.commit(ctx, t, audit{action, "node/" + string(name), old, next})
+		return next, err
+	})
 }
 
 // RemoveNode implements Store.

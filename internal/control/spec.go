@@ -58,6 +58,8 @@ type Node struct {
 	Version string         `json:"version"` // of the program
 	TPGT    uint16         `json:"tpgt"`    // iSCSI target portal group tag, unique in the cluster, given out by RegisterNode
 	Voter   bool           `json:"voter"`   // runs an embedded voter of the control store
+
+	Draining bool `json:"draining,omitempty"` // it hands over what it owns and takes nothing: an operator's word (SetDraining)
 }
 
 // Has reports whether the node has the role.

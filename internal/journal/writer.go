@@ -190,6 +190,7 @@ type Writer struct {
 	actions   []Action
 	committed []*Entry
 	spare     []*Batch
+	paused    bool // nothing more is sent: see Pause
 }
 
 // NewWriter starts the epoch: the recovered tail and then the epoch-start record are the first that it sends
@@ -252,6 +253,15 @@ func (w *Writer) Serving() bool { return w.serving && w.stopped == nil }
 
 // Err says why the writer stopped.
 func (w *Writer) Err() error { return w.stopped }
+
+// AllCommitted reports that whatever has a place in the history is committed.
+func (w *Writer) AllCommitted() bool {
+	return len(w.queue) == 0 && len(w.inflight) == 0 && w.commit == w.at
+}
+
+// Pause keeps what is queued from now on from being sent, or lets it go again: an owner that hands its journal over
+// may add nothing behind the point at which it does (R10).
+func (w *Writer) Pause(yes bool) { w.paused = yes }
 
 // Queued is the number of bytes that wait to be sent.
 func (w *Writer) Queued() int { return w.queued }
@@ -326,7 +336,7 @@ func (w *Writer) act(a Action) { w.actions = append(w.actions, a) }
 
 // Pump sends what may be sent now.
 func (w *Writer) Pump() {
-	if w.stopped != nil {
+	if w.stopped != nil || w.paused {
 		return
 	}
 	for len(w.queue) > 0 && w.maySend() {

@@ -152,6 +152,13 @@ func (h handler) Unit(ctx context.Context, _ *peer.From, m *wire.Unit) (wire.Uni
 	return h.n.access.Unit(ctx, m)
 }
 
+func (h handler) HandOver(ctx context.Context, from *peer.From, m *wire.HandOver) (wire.HandOverReply, error) {
+	if h.n.access == nil {
+		return wire.HandOverReply{}, noAccess(h.n)
+	}
+	return h.n.access.HandOver(ctx, from.Node, m)
+}
+
 func (h handler) OwnerStatus(ctx context.Context, _ *peer.From, m *wire.OwnerStatus) (wire.OwnerStatusReply, error) {
 	if h.n.access == nil {
 		return wire.OwnerStatusReply{}, noAccess(h.n)

@@ -209,6 +209,10 @@ func (n *fakeNode) Tick(_ context.Context, _ *From, m *wire.Tick) (r wire.TickRe
 	return r, nil
 }
 
+func (n *fakeNode) HandOver(context.Context, *From, *wire.HandOver) (wire.HandOverReply, error) {
+	return wire.HandOverReply{}, nil
+}
+
 func (n *fakeNode) Unit(context.Context, *From, *wire.Unit) (wire.UnitReply, error) {
 	return wire.UnitReply{}, nil
 }

@@ -33,6 +33,7 @@ type Handler interface {
 	Tick(ctx context.Context, from *From, m *wire.Tick) (wire.TickReply, error)
 	OwnerStatus(ctx context.Context, from *From, m *wire.OwnerStatus) (wire.OwnerStatusReply, error)
 	Unit(ctx context.Context, from *From, m *wire.Unit) (wire.UnitReply, error)
+	HandOver(ctx context.Context, from *From, m *wire.HandOver) (wire.HandOverReply, error)
 }
 
 // Server answers other nodes.

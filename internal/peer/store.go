@@ -223,6 +223,11 @@ func (p *Peer) Unit(ctx context.Context, m *wire.Unit) (wire.UnitReply, error) {
 	return askNode[wire.UnitReply](ctx, p, m)
 }
 
+// HandOver does a step of a hand-over.
+func (p *Peer) HandOver(ctx context.Context, m *wire.HandOver) (wire.HandOverReply, error) {
+	return askNode[wire.HandOverReply](ctx, p, m)
+}
+
 // Forward hands a client's command to the owner. It is asynchronous like journal.Store.Append: done is called
 // once, possibly before Forward returns; m and its Data are in use until then; the reply's Data are valid
 // until its Release, if not nil, is called. Commands are sent in the order of the calls.

@@ -188,6 +188,17 @@ func (r *Requests) Forwarders() iter.Seq2[uint64, int] {
 	}
 }
 
+// Since gives the parts whose records are behind seq.
+func (r *Requests) Since(seq ident.Seq, yield func(id journal.RequestID, part uint8, seq ident.Seq)) {
+	for i := range r.by {
+		for _, q := range r.by[i].open {
+			if q.seq > seq {
+				yield(journal.RequestID{Forwarder: r.by[i].id, Number: q.number}, q.part, q.seq)
+			}
+		}
+	}
+}
+
 // clone is what a checkpoint takes.
 func (r *Requests) clone() Requests {
 	c := Requests{by: slices.Clone(r.by), count: r.count}

@@ -32,6 +32,9 @@ func fill(r *rand.Rand, v reflect.Value) {
 	case *BarKind:
 		*p = BarKind(1 + r.IntN(int(barMax)))
 		return
+	case *HandStep:
+		*p = HandStep(1 + r.IntN(int(handMax)))
+		return
 	case *Class:
 		*p = Class(1 + r.IntN(int(ClassMax)))
 		return

@@ -28,7 +28,8 @@ const (
 	TypeTick        Type = 51
 	TypeOwnerStatus Type = 52
 	TypeUnit        Type = 53
-	typeMax         Type = 53
+	TypeHandOver    Type = 54
+	typeMax         Type = 54
 )
 
 // Kind is what the table knows of a type.
@@ -69,6 +70,7 @@ var kinds = [typeMax + 1]Kind{
 	TypeTick:        {"tick", ClassControl, false, fresh[Tick], fresh[TickReply]},
 	TypeOwnerStatus: {"owner status", ClassControl, false, fresh[OwnerStatus], fresh[OwnerStatusReply]},
 	TypeUnit:        {"unit", ClassControl, false, fresh[Unit], fresh[UnitReply]},
+	TypeHandOver:    {"hand over", ClassControl, false, fresh[HandOver], fresh[HandOverReply]},
 }
 
 // KindOf looks a type up; ok is false for one that this build doesn't know.

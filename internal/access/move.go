@@ -1,0 +1,622 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// A hand-over is a takeover with leases given back and a warm map (R10): one protocol, TakeOver. What is before it:
+//
+//	the owner                                          the taker
+//	checkpoint ── prepare ──────────────────────────> loads the map that the checkpoint describes
+//	to another site: its copy catches up; if it
+//	  does not, writers are slowed, or it is called off
+//	── ready? ──────────────────────────────────────> its tick
+//	freeze, drain; to another site: until everything
+//	  is stable there
+//	control store: the taker, epoch+1, its ensemble
+//	stop, leases back ── take ──────────────────────> fence .. epoch-start .. serve (TakeOver)
+//	commands that were held go to the new owner
+//
+// Until the control store has the change the owner goes on if anything fails; from then on a taker that dies is an
+// owner that died.
+
+const (
+	movePatience    = 5 * time.Minute // for everything before the pause
+	settlePatience  = 10 * time.Second
+	drainPatience   = 3 * time.Second  // commands wait for no longer than that before it is called off
+	takePatience    = 20 * time.Second // for the taker's word that it serves; it goes on without that too
+	slowMost        = 60 * time.Second // R10
+	handPause       = 60 * time.Millisecond
+	handLagSmall    = 256 << 10 // bytes; what is shipped at once over any link
+	lagLook         = 50 * time.Millisecond
+	lagPatience     = time.Second      // for the copy to catch up by itself, before writers are slowed
+	handExpected    = 5 * time.Second  // a taker that is prepared leaves the key's change to the owner's word for so long
+	preparedAtMost  = 10 * time.Minute // then it forgets
+	drainingAtOnce  = 2
+	checkpointsMost = 3 // in a row, until one is quick
+)
+
+// move is a hand-over under way, or the last one. Guarded by mu.
+type move struct {
+	cancel context.CancelFunc
+	mu     sync.Mutex
+	r      wire.HandOverReply
+}
+
+func (m *move) phase(format string, args ...any) {
+	m.mu.Lock()
+	m.r.Phase = fmt.Sprintf(format, args...)
+	m.mu.Unlock()
+}
+
+func (m *move) lag(n uint64) {
+	m.mu.Lock()
+	m.r.LagBytes = n
+	m.mu.Unlock()
+}
+
+func (m *move) status() wire.HandOverReply {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.r
+}
+
+// prepared is what a taker has ready for a journal that is to come.
+type prepared struct {
+	from  ident.NodeName
+	epoch ident.Epoch // of the owner that hands over
+	since time.Time
+	moved bool
+	hand  handed
+	named time.Time // since when the control store names this node
+}
+
+// HandOver does a step of a hand-over that another node, or an operator by this one, asks for.
+func (s *Server) HandOver(ctx context.Context, from ident.NodeName, m *wire.HandOver) (wire.HandOverReply, error) {
+	v, ok := s.Volume(m.Journal)
+	if !ok {
+		return wire.HandOverReply{}, wire.Errorf(wire.CodeAbsent, "no volume %s", m.Journal)
+	}
+	switch m.Step {
+	case wire.HandBegin:
+		mv, err := s.beginMove(v, m.Node, m.Site)
+		if err != nil {
+			return wire.HandOverReply{}, err
+		}
+		return mv.status(), nil
+	case wire.HandStatus:
+		s.mu.Lock()
+		mv := v.moving
+		s.mu.Unlock()
+		if mv == nil {
+			return wire.HandOverReply{}, wire.Errorf(wire.CodeAbsent, "volume %s is not handed over by node %s", m.Journal, s.env.Node)
+		}
+		return mv.status(), nil
+	case wire.HandPrepare:
+		return s.prepare(ctx, v, from, m)
+	case wire.HandReady:
+		return wire.HandOverReply{Tick: s.tick()}, nil
+	case wire.HandTake:
+		return s.take(ctx, v, from, m)
+	case wire.HandCancel:
+		s.mu.Lock()
+		mv := v.moving
+		if p := v.prepared; p != nil && p.from == from {
+			v.prepared = nil
+		}
+		s.mu.Unlock()
+		if mv != nil {
+			mv.cancel()
+		}
+		return wire.HandOverReply{}, nil
+	}
+	return wire.HandOverReply{}, wire.Errorf(wire.CodeBadRequest, "step %d of a hand-over", m.Step)
+}
+
+func (s *Server) tick() uint64 { return uint64(s.env.Clock() / int64(time.Millisecond)) }
+
+// taker finds who is to take a volume over: the node that was asked for, or the one of the site that the journal's
+// order puts first.
+func (s *Server) taker(v *Volume, node ident.NodeName, site ident.SiteID) (control.Node, error) {
+	if node != "" {
+		x, ok := s.env.Control.Node(node)
+		switch {
+		case !ok:
+			return x, wire.Errorf(wire.CodeAbsent, "node %s is not known", node)
+		case !x.Has(control.RoleAccess):
+			return x, wire.Errorf(wire.CodeBadRequest, "node %s is no access server: it can not own volumes", node)
+		case x.Draining && node != s.env.Node:
+			return x, wire.Errorf(wire.CodeBadRequest, "node %s is draining", node)
+		case node != s.env.Node && !s.reachable(node):
+			return x, wire.Errorf(wire.CodeUnreached, "node %s can not be reached", node)
+		}
+		return x, nil
+	}
+	var list []control.Node
+	for _, x := range s.env.Control.Nodes() {
+		if x.Site == site && x.Has(control.RoleAccess) && !x.Draining && x.Name != s.env.Node && s.env.Control.Alive(x.Name) && s.reachable(x.Name) {
+			list = append(list, x)
+		}
+	}
+	if len(list) == 0 {
+		return control.Node{}, wire.Errorf(wire.CodeUnreached, "no other access server of site %d can take volume %s over", site, v.Spec().Name)
+	}
+	return list[int(spread(v.id)%uint64(len(list)))], nil
+}
+
+// beginMove starts a hand-over of a volume that is owned here.
+func (s *Server) beginMove(v *Volume, node ident.NodeName, site ident.SiteID) (*move, error) {
+	o := v.owner.Load()
+	if o == nil || !isClosed(o.Serving()) || isClosed(o.Stopped()) {
+		return nil, wire.Errorf(wire.CodeNotOwner, "volume %s is not served by node %s", v.Spec().Name, s.env.Node)
+	}
+	if node == "" && site == s.env.Site && !s.draining() {
+		node = s.env.Node // it is where it is asked to be
+	}
+	to, err := s.taker(v, node, site)
+	if err != nil {
+		return nil, err
+	}
+	copies := to.Site != s.env.Site && len(s.env.Stores.Core(to.Site)) > 0
+	if copies && !slices.Contains(o.state.Sites, to.Site) {
+		return nil, wire.Errorf(wire.CodeBadRequest, "site %d has no copy of volume %s", to.Site, v.Spec().Name)
+	}
+	mv := &move{}
+	mv.r = wire.HandOverReply{Taker: to.Name, Phase: "preparing"}
+	if to.Name == s.env.Node {
+		mv.cancel = func() {}
+		mv.r.Done, mv.r.Phase, mv.r.Epoch = true, "served there", o.epoch
+		s.mu.Lock()
+		if v.moving == nil || v.moving.status().Done {
+			v.moving = mv
+		}
+		s.mu.Unlock()
+		return mv, nil
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, movePatience)
+	mv.cancel = cancel
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.moving != nil && !v.moving.status().Done {
+		cancel()
+		return nil, wire.Errorf(wire.CodeBusy, "volume %s is being handed over to %s", v.Spec().Name, v.moving.status().Taker)
+	}
+	if s.mu.closed {
+		cancel()
+		return nil, wire.Errorf(wire.CodeShutdown, "the node is closing")
+	}
+	v.moving = mv
+	s.wg.Go(func() {
+		defer cancel()
+		s.runMove(ctx, v, o, to, copies, mv)
+		if isClosed(o.Stopped()) {
+			_ = o.Close() // what it had under way ends
+		}
+	})
+	return mv, nil
+}
+
+func (s *Server) runMove(ctx context.Context, v *Volume, o *Owner, to control.Node, copies bool, mv *move) {
+	h := &handing{s: s, v: v, o: o, to: to, copies: copies, mv: mv, log: o.log.With("taker", to.Name)}
+	err := h.run(ctx)
+	mv.mu.Lock()
+	defer mv.mu.Unlock()
+	mv.r.Done = true
+	if err == nil {
+		mv.r.Phase, mv.r.LagBytes, mv.r.Epoch, mv.r.Pause = "done", 0, h.epoch, h.pause
+		s.env.Metrics.HandedOver.Inc()
+		s.env.Metrics.HandSeconds.Observe(h.pause.Seconds())
+		h.log.Info("handed over", "pause", h.pause.Round(time.Microsecond), "next", h.epoch.String())
+		return
+	}
+	s.env.Metrics.HandFailed.Inc()
+	mv.r.Phase, mv.r.Failed, mv.r.Detail = "failed", wire.CodeBusy, cutText(err.Error(), ownerStateMax)
+	var e *wire.Error
+	if errors.As(err, &e) {
+		mv.r.Failed = e.Code
+	}
+	h.log.Warn("not handed over", "err", err)
+}
+
+// handing is the old owner's side of one hand-over.
+type handing struct {
+	s      *Server
+	v      *Volume
+	o      *Owner
+	to     control.Node
+	copies bool // to another site, which must have everything first
+	mv     *move
+	log    interface {
+		Info(string, ...any)
+		Warn(string, ...any)
+	}
+
+	stores []ident.StoreID
+	prior  uint64
+	epoch  ident.Epoch
+	pause  time.Duration
+}
+
+func (h *handing) ask(ctx context.Context, patience time.Duration, m *wire.HandOver) (wire.HandOverReply, error) {
+	p, ok := h.s.peers(h.to.Name)
+	if !ok {
+		return wire.HandOverReply{}, wire.Errorf(wire.CodeUnreached, "node %s is not known", h.to.Name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	m.Journal, m.Node, m.Epoch = h.v.id, h.s.env.Node, h.o.epoch
+	return p.HandOver(ctx, m)
+}
+
+func (h *handing) run(ctx context.Context) error {
+	o := h.o
+	if err := h.prepare(ctx); err != nil {
+		return err
+	}
+	stopped := false
+	defer func() {
+		if !stopped {
+			o.resume()
+			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			_, _ = h.ask(cctx, time.Second, &wire.HandOver{Step: wire.HandCancel}) // it forgets by itself in time
+		}
+	}()
+	if h.copies {
+		if err := h.catchUp(ctx); err != nil {
+			return err
+		}
+	}
+	r, err := h.ask(ctx, drainPatience, &wire.HandOver{Step: wire.HandReady})
+	if err != nil {
+		return fmt.Errorf("node %s is not ready: %w", h.to.Name, err)
+	}
+	h.prior = r.Tick
+	_, rev, err := h.key(ctx)
+	if err != nil {
+		return err
+	}
+
+	begun := time.Now()
+	h.mv.phase("draining")
+	dctx, cancel := context.WithTimeout(ctx, drainPatience)
+	defer cancel()
+	at, err := o.freeze(dctx)
+	if err != nil {
+		return err
+	}
+	for h.copies && !o.stableElsewhere(at.Seq) {
+		if err := o.Err(); err != nil {
+			return err
+		}
+		select {
+		case <-dctx.Done():
+			return wire.Errorf(wire.CodeBusy, "site %d did not have everything in %v", h.to.Site, drainPatience)
+		case <-o.stopped:
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if ctx.Err() != nil || o.Err() != nil {
+		return errors.Join(ctx.Err(), o.Err())
+	}
+	state, rev, err := h.write(ctx, rev)
+	if err != nil {
+		return err
+	}
+	stopped = true
+	h.epoch = state.Epoch
+	h.mv.phase("taking over")
+	m := &wire.HandOver{Step: wire.HandTake, Next: state.Epoch, Rev: uint64(rev), Sites: state.Sites, Prior: h.prior}
+	for _, e := range state.Ensembles {
+		m.Ensembles = append(m.Ensembles, wire.HandEnsemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
+	}
+	o.handAway(m, h.to.Name)
+	h.v.owner.CompareAndSwap(o, nil)
+	_, err = h.ask(context.WithoutCancel(ctx), takePatience, m)
+	h.pause = time.Since(begun)
+	h.v.wake()
+	if err != nil {
+		return fmt.Errorf("node %s owns it now, but has not said that it serves: %w", h.to.Name, err)
+	}
+	return nil
+}
+
+// key reads the journal's key while it is this owner's.
+func (h *handing) key(ctx context.Context) (control.JournalState, control.Rev, error) {
+	state, rev, err := h.s.env.Control.JournalNow(ctx, h.v.id)
+	if err == nil && (state.Epoch != h.o.epoch || state.Owner != h.s.env.Node) {
+		err = wire.Errorf(wire.CodeNotOwner, "node %s owns it at epoch %s", state.Owner, state.Epoch)
+	}
+	return state, rev, err
+}
+
+// write has the control store name the taker. As long as it is not known whether it does, the owner neither goes on
+// nor gives up: everything waits.
+func (h *handing) write(ctx context.Context, rev control.Rev) (control.JournalState, control.Rev, error) {
+	ctl := h.s.env.Control
+	for try := 0; ; try++ {
+		state, now, err := ctl.HandJournal(ctx, h.v.id, rev, h.to.Name, h.stores)
+		var uncertain *control.UncertainError
+		for errors.As(err, &uncertain) && h.s.ctx.Err() == nil {
+			h.log.Warn("whether the control store has the change is not known: commands wait", "err", err)
+			state, now, err = ctl.Settle(h.s.ctx, uncertain)
+		}
+		if err == nil {
+			return state, now, nil
+		}
+		// The owner itself may have changed the list meanwhile.
+		if !errors.Is(err, control.ErrConflict) || try > 2 {
+			return state, now, fmt.Errorf("hand over to %s: %w", h.to.Name, err)
+		}
+		if _, rev, err = h.key(ctx); err != nil {
+			return state, now, err
+		}
+	}
+}
+
+// prepare makes a checkpoint, so that little is left to replay, and has the taker load it.
+func (h *handing) prepare(ctx context.Context) error {
+	o := h.o
+	for range checkpointsMost {
+		begun := time.Now()
+		if err := o.Checkpoint(); err != nil {
+			if o.Err() != nil {
+				return o.Err()
+			}
+			h.log.Warn("checkpoint before a hand-over", "err", err) // it is only slower without
+			break
+		}
+		if time.Since(begun) < 200*time.Millisecond {
+			break
+		}
+	}
+	for until := time.Now().Add(settlePatience); h.copies && !o.checkpointAt(h.to.Site) && time.Now().Before(until); {
+		h.mv.phase("copying the map")
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lagLook):
+		}
+	}
+	h.mv.phase("the new owner prepares")
+	m := &wire.HandOver{Step: wire.HandPrepare}
+	o.ask(func() {
+		if p := o.w.Point(); o.stopErr == nil && p.At.Seq != 0 {
+			m.Point = journal.AppendCheckpoint(nil, p)
+		}
+	})
+	r, err := h.ask(ctx, settlePatience+2*warmPatience, m)
+	if err != nil {
+		return fmt.Errorf("node %s can not prepare: %w", h.to.Name, err)
+	}
+	h.stores = r.Stores
+	return nil
+}
+
+// catchUp waits until what the taker's site lacks fits into the pause; R10 says what is done if it does not.
+func (h *handing) catchUp(ctx context.Context) error {
+	o := h.o
+	ship := o.ship(h.to.Site)
+	if ship == nil {
+		return wire.Errorf(wire.CodeBadRequest, "nothing is shipped to site %d", h.to.Site)
+	}
+	asked := time.Now()
+	if _, err := h.ask(ctx, drainPatience, &wire.HandOver{Step: wire.HandReady}); err != nil {
+		return fmt.Errorf("node %s is not ready: %w", h.to.Name, err)
+	}
+	trip := time.Since(asked)
+	var rate float64 // of the link, as far as is seen, bytes a second
+	var last uint64
+	begun, looked := time.Now(), time.Now()
+	var slowed time.Time
+	for {
+		var lag uint64
+		o.ask(func() { lag = o.lagOf(ship) })
+		if err := o.Err(); err != nil {
+			return err
+		}
+		ship.mu.Lock()
+		bytes := ship.mu.bytes
+		state := ship.mu.state
+		ship.mu.Unlock()
+		if dt := time.Since(looked).Seconds(); dt > 0 && last != 0 {
+			now := float64(bytes-last) / dt
+			rate += (now - rate) / 4
+			if lag > handLagSmall {
+				rate = max(rate, now)
+			}
+		}
+		last, looked = bytes, time.Now()
+		h.mv.lag(lag)
+		if lag <= handLagSmall || float64(lag) <= rate*(trip+handPause).Seconds() {
+			return nil
+		}
+		switch now := time.Now(); {
+		case slowed.IsZero() && now.Sub(begun) > lagPatience && state == "shipping":
+			slowed = now
+			limit := int64(max(rate/2, 1<<20))
+			h.mv.phase("copying: writers are slowed to %d bytes/s", limit)
+			h.log.Info("writers are slowed for a hand-over", "rate", limit, "lag", lag)
+			o.ask(func() { o.setRate(limit) })
+		case slowed.IsZero() && now.Sub(begun) > slowMost, !slowed.IsZero() && now.Sub(slowed) > slowMost:
+			return wire.Errorf(wire.CodeBusy, "site %d lacks %d bytes (%s): it does not catch up", h.to.Site, lag, state)
+		case slowed.IsZero():
+			h.mv.phase("copying")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-o.stopped:
+			return o.stopErr
+		case <-time.After(lagLook):
+		}
+	}
+}
+
+// prepare is the taker's first step.
+func (s *Server) prepare(ctx context.Context, v *Volume, from ident.NodeName, m *wire.HandOver) (r wire.HandOverReply, err error) {
+	if s.draining() {
+		return r, wire.Errorf(wire.CodeBadRequest, "node %s is draining", s.env.Node)
+	}
+	state, _, ok := s.env.Control.Journal(v.id)
+	if !ok {
+		return r, wire.Errorf(wire.CodeAbsent, "journal %s is not known here yet", v.id)
+	}
+	p := &prepared{from: from, epoch: m.Epoch, since: time.Now()}
+	if x, ok := s.env.Control.Node(from); ok {
+		p.moved = x.Site != s.env.Site
+	}
+	if newest, ok := state.Newest(); !ok || !(&Owner{env: s.env}).usable(newest.Stores) {
+		stores, _ := ChooseEnsemble(s.env.Stores, s.env.Site, v.id, state.Sites)
+		if len(stores) < control.EnsembleMin {
+			return r, wire.Errorf(wire.CodeBusy, "fewer than two core servers can be reached from node %s", s.env.Node)
+		}
+		r.Stores = stores
+	}
+	if len(m.Point) > 0 {
+		if p.hand.point, err = journal.DecodeCheckpoint(m.Point); err != nil {
+			return r, wire.Errorf(wire.CodeBadRequest, "checkpoint: %v", err)
+		}
+		near := s.nearStores(state)
+		if p.hand.warm, err = warmUp(ctx, &s.env, v.Spec(), p.hand.point, near); err != nil {
+			s.env.Log.Warn("map not loaded ahead of a hand-over", "volume", v.Spec().Name, "err", err) // it is loaded then
+			err = nil
+		}
+	}
+	s.mu.Lock()
+	v.prepared = p
+	s.mu.Unlock()
+	r.Tick = s.tick()
+	return r, nil
+}
+
+// nearStores lists the stores that may have a journal's segments, near ones first.
+func (s *Server) nearStores(state control.JournalState) (list []ident.StoreID) {
+	for _, site := range slices.Concat([]ident.SiteID{s.env.Site}, state.Sites) {
+		for _, id := range s.env.Stores.Core(site) {
+			if !slices.Contains(list, id) {
+				list = append(list, id)
+			}
+		}
+	}
+	rank := func(id ident.StoreID) int {
+		switch {
+		case s.env.Stores.Local(id):
+			return 0
+		case s.env.Stores.Site(id) == s.env.Site:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(list, func(a, b ident.StoreID) int { return rank(a) - rank(b) })
+	return list
+}
+
+// take is the taker's last step: it answers once this node serves.
+func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wire.HandOver) (r wire.HandOverReply, err error) {
+	hand := &handed{rev: control.Rev(m.Rev), told: true, late: newLateBefore(m), requests: m.Requests}
+	hand.state = control.JournalState{Owner: s.env.Node, Epoch: m.Next, Sites: m.Sites}
+	for _, e := range m.Ensembles {
+		hand.state.Ensembles = append(hand.state.Ensembles, control.Ensemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
+	}
+	if len(m.Point) > 0 {
+		if hand.point, err = journal.DecodeCheckpoint(m.Point); err != nil {
+			return r, wire.Errorf(wire.CodeBadRequest, "checkpoint: %v", err)
+		}
+	}
+	if x, ok := s.env.Control.Node(from); ok {
+		hand.moved = x.Site != s.env.Site
+	}
+	s.mu.Lock()
+	p := v.prepared
+	if p == nil || p.from != from || p.epoch != m.Epoch || v.taking || v.owner.Load() != nil || s.mu.closed {
+		s.mu.Unlock()
+		return r, wire.Errorf(wire.CodeConflict, "volume %s: not prepared for a hand-over by node %s at epoch %s", v.Spec().Name, from, m.Epoch)
+	}
+	if p.hand.point == hand.point {
+		hand.warm = p.hand.warm
+	}
+	v.prepared, v.taking = nil, true
+	if v.since.IsZero() {
+		v.since = time.Now()
+	}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	s.takeOver(v, hand)
+	o := v.owner.Load()
+	if o == nil || o.epoch != m.Next || !isClosed(o.Serving()) {
+		return r, wire.Errorf(wire.CodeBusy, "volume %s: the takeover did not succeed", v.Spec().Name)
+	}
+	return wire.HandOverReply{Tick: s.tick(), Epoch: o.epoch, Done: true}, nil
+}
+
+// expected reports that a journal which the control store gives to this node is about to come by a hand-over: the old
+// owner's word makes the takeover a warm one. Server.mu is held.
+func (s *Server) expected(v *Volume, state control.JournalState) bool {
+	p := v.prepared
+	if p == nil {
+		return false
+	}
+	if state.Owner != s.env.Node {
+		if time.Since(p.since) > preparedAtMost || state.Epoch != p.epoch {
+			v.prepared = nil
+		}
+		return false
+	}
+	if p.named.IsZero() {
+		p.named = time.Now()
+	}
+	if time.Since(p.named) > handExpected || !s.reachable(p.from) && time.Since(p.named) > time.Second {
+		v.prepared = nil
+		return false
+	}
+	return true
+}
+
+// draining reports that this node is to own nothing.
+func (s *Server) draining() bool {
+	x, ok := s.env.Control.Node(s.env.Node)
+	return ok && x.Draining
+}
+
+// drain hands volumes over while the node is draining, a few at a time.
+func (s *Server) drain() {
+	if !s.draining() {
+		return
+	}
+	s.mu.Lock()
+	var list []*Volume
+	under := 0
+	for _, v := range s.mu.volumes {
+		switch {
+		case v.moving != nil && !v.moving.status().Done:
+			under++
+		case v.owner.Load() != nil && time.Since(v.moveTried) > takeoverRetry:
+			list = append(list, v)
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b *Volume) int { return slices.Compare(a.id[:], b.id[:]) })
+	for _, v := range list {
+		if under >= drainingAtOnce {
+			return
+		}
+		v.moveTried = time.Now()
+		if _, err := s.beginMove(v, "", s.env.Site); err != nil {
+			s.env.Log.Warn("draining", "volume", v.Spec().Name, "err", err)
+			continue
+		}
+		under++
+	}
+}
