@@ -109,6 +109,7 @@ type linearClient struct {
 	seen    map[int]blockState
 	answers int
 	misses  int
+	failed  []error // what the commands got that had no proper answer
 }
 
 // submit does a command at a node; false if the node's access role is down.
@@ -152,6 +153,9 @@ func (c *linearClient) step(t *testing.T, x *node, in blockInput) (ok bool) {
 	err, up := c.submit(x, op)
 	if !up {
 		return false
+	}
+	if err != nil && !errors.Is(err, wire.ErrMiscompare) {
+		c.failed = append(c.failed, err)
 	}
 	out := blockOutput{same: err == nil, unknown: err != nil && !errors.Is(err, wire.ErrMiscompare)}
 	if in.kind == wire.OpRead && err == nil {

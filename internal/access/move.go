@@ -321,9 +321,13 @@ func (h *handing) run(ctx context.Context) error {
 		m.Ensembles = append(m.Ensembles, wire.HandEnsemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
 	}
 	o.handAway(m, h.to.Name)
+	h.v.note(o.epoch, m.Stopped) // what this node's sessions know of the owner's clock from now on
 	h.v.owner.CompareAndSwap(o, nil)
-	_, err = h.ask(context.WithoutCancel(ctx), takePatience, m)
+	r, err = h.ask(context.WithoutCancel(ctx), takePatience, m)
 	h.pause = time.Since(begun)
+	if err == nil {
+		h.v.note(r.Epoch, r.Tick)
+	}
 	h.v.wake()
 	if err != nil {
 		return fmt.Errorf("node %s owns it now, but has not said that it serves: %w", h.to.Name, err)
