@@ -11,7 +11,7 @@ import (
 
 func newNode(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Show, add and remove nodes"}
-	c.AddCommand(newNodeList(a), newNodeJoin(a), newNodeRevoke(a), newNodeRemove(a))
+	c.AddCommand(newNodeList(a), newNodeJoin(a), newNodeRevoke(a), newNodeRemove(a), newNodeDrain(a), newNodeUndrain(a))
 	return c
 }
 

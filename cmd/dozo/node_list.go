@@ -44,10 +44,14 @@ func (o *nodeList) run(ctx context.Context, a *app) error {
 			if n.GetVoter() {
 				voter = "yes"
 			}
+			state := n.GetState()
+			if n.GetDraining() {
+				state += ", draining"
+			}
 			if n.GetPid() != 0 {
 				pid = number(n.GetPid())
 			}
-			g.Row(n.GetName(), n.GetSite(), n.GetAddress(), strings.Join(n.GetRoles(), ","), n.GetState(), pid, voter, size.Format(used), size.Format(capacity), n.GetVersion())
+			g.Row(n.GetName(), n.GetSite(), n.GetAddress(), strings.Join(n.GetRoles(), ","), state, pid, voter, size.Format(used), size.Format(capacity), n.GetVersion())
 		}
 		return g.Write(a.out)
 	})

@@ -47,6 +47,9 @@ type Volumes interface {
 	// times a second, and a last time with Done set when the condition holds. It ends early with the context, or
 	// with the error of progress.
 	WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest, progress func(*dozov1.WaitVolumeResponse) error) error
+	// MoveVolume calls progress when something changed, and a last time with Done set. What it began goes on when
+	// the context ends. It records the event itself.
+	MoveVolume(ctx context.Context, req *dozov1.MoveVolumeRequest, progress func(*dozov1.MoveVolumeResponse) error) error
 }
 
 // Hosts is behind HostService.
@@ -77,6 +80,9 @@ type Nodes interface {
 	Renew(ctx context.Context, req *dozov1.RenewRequest) (*dozov1.RenewResponse, error)
 	Revoke(ctx context.Context, req *dozov1.RevokeRequest) (*dozov1.RevokeResponse, error)
 	RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest) error
+	// DrainNode calls progress once and, with Wait, whenever something changed until Done.
+	DrainNode(ctx context.Context, req *dozov1.DrainNodeRequest, progress func(*dozov1.DrainNodeResponse) error) error
+	UndrainNode(ctx context.Context, req *dozov1.UndrainNodeRequest) error
 }
 
 // Sites is behind SiteService.

@@ -27,6 +27,7 @@ var methods = map[string]permission{
 	dozov1connect.VolumeServiceDeleteProcedure:  {need: pki.RoleOperator, action: "volume.delete"},
 	dozov1connect.VolumeServiceTargetsProcedure: {need: pki.RoleViewer},
 	dozov1connect.VolumeServiceWaitProcedure:    {need: pki.RoleViewer},
+	dozov1connect.VolumeServiceMoveProcedure:    {need: pki.RoleOperator, action: "volume.move"},
 
 	dozov1connect.HostServiceAddProcedure:     {need: pki.RoleOperator, action: "host.add"},
 	dozov1connect.HostServiceListProcedure:    {need: pki.RoleViewer},
@@ -43,6 +44,8 @@ var methods = map[string]permission{
 	dozov1connect.NodeServiceRenewProcedure:       {node: true, action: "node.renew"},
 	dozov1connect.NodeServiceRevokeProcedure:      {need: pki.RoleAdmin, action: "node.revoke"},
 	dozov1connect.NodeServiceRemoveProcedure:      {need: pki.RoleAdmin, action: "node.remove"},
+	dozov1connect.NodeServiceDrainProcedure:       {need: pki.RoleOperator, action: "node.drain"},
+	dozov1connect.NodeServiceUndrainProcedure:     {need: pki.RoleOperator, action: "node.undrain"},
 
 	dozov1connect.SiteServiceListProcedure:   {need: pki.RoleViewer},
 	dozov1connect.SiteServiceCreateProcedure: {need: pki.RoleAdmin, action: "site.create"},

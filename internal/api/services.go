@@ -114,6 +114,10 @@ func (s nodeService) Remove(ctx context.Context, req *dozov1.RemoveNodeRequest) 
 	return &dozov1.RemoveNodeResponse{}, s.b.RemoveNode(ctx, req)
 }
 
+func (s nodeService) Undrain(ctx context.Context, req *dozov1.UndrainNodeRequest) (*dozov1.UndrainNodeResponse, error) {
+	return &dozov1.UndrainNodeResponse{}, s.b.UndrainNode(ctx, req)
+}
+
 type siteService struct{ b Backend }
 
 func (s siteService) List(ctx context.Context, req *dozov1.ListSitesRequest) (*dozov1.ListSitesResponse, error) {

@@ -16,6 +16,22 @@ func (s volumeService) Wait(ctx context.Context, req *dozov1.WaitVolumeRequest, 
 	return s.b.WaitVolume(ctx, req, stream.Send)
 }
 
+// Move passes on how a hand-over goes.
+func (s volumeService) Move(ctx context.Context, req *dozov1.MoveVolumeRequest, stream *connect.ServerStream[dozov1.MoveVolumeResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.MoveVolume(ctx, req, stream.Send)
+}
+
+// Drain passes on how many volumes are left.
+func (s nodeService) Drain(ctx context.Context, req *dozov1.DrainNodeRequest, stream *connect.ServerStream[dozov1.DrainNodeResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.DrainNode(ctx, req, stream.Send)
+}
+
 // Events passes on the audit log.
 func (c clusterService) Events(ctx context.Context, req *dozov1.EventsRequest, stream *connect.ServerStream[dozov1.Event]) error {
 	if err := validate(req); err != nil {

@@ -65,6 +65,8 @@ func validate(msg proto.Message) error {
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("site", m.GetSite()))
 	case *dozov1.WaitVolumeRequest:
 		return validateWait(m)
+	case *dozov1.MoveVolumeRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkName("to", m.GetTo()))
 	case *dozov1.AddHostRequest:
 		return validateAddHost(m)
 	case *dozov1.ListHostsRequest:
@@ -90,6 +92,10 @@ func validate(msg proto.Message) error {
 	case *dozov1.RevokeRequest:
 		return validateRevoke(m)
 	case *dozov1.RemoveNodeRequest:
+		return checkName("node", m.GetNode())
+	case *dozov1.DrainNodeRequest:
+		return checkName("node", m.GetNode())
+	case *dozov1.UndrainNodeRequest:
 		return checkName("node", m.GetNode())
 	case *dozov1.CreateSiteRequest:
 		return errors.Join(checkName("name", m.GetName()), checkCIDRs(m.GetCidrs()))

@@ -40,7 +40,10 @@ const (
 func (b *backend) nodeMessage(x control.Node) *dozov1.Node {
 	out := &dozov1.Node{Name: string(x.Name), Site: b.siteName(x.Site), State: nodeUnknown, Version: x.Version, HostId: x.HostID,
 		ClusterAddress: addrText(x.Addrs.Cluster), WanAddress: addrText(x.Addrs.Wan), ManagementAddress: addrText(x.Addrs.Management),
-		Voter: x.Voter, Tpgt: uint32(x.TPGT)}
+		Voter: x.Voter, Tpgt: uint32(x.TPGT), Draining: x.Draining}
+	if c := b.n.control(); c != nil {
+		out.Volumes = owned(c, x.Name)
+	}
 	for _, r := range x.Roles {
 		out.Roles = append(out.Roles, string(r))
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"dozo/internal/api"
@@ -285,6 +286,28 @@ func (b *Backend) VolumeTargets(_ context.Context, req *dozov1.VolumeTargetsRequ
 		return cmp.Compare(rank(a), rank(b))
 	})
 	return out, nil
+}
+
+// MoveVolume implements api.Volumes.
+func (b *Backend) MoveVolume(ctx context.Context, req *dozov1.MoveVolumeRequest, progress func(*dozov1.MoveVolumeResponse) error) error {
+	if err := b.enter("MoveVolume"); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	_, err := b.volumeLocked(req.GetTenant(), req.GetVolume())
+	i := slices.IndexFunc(b.nodes, func(n *dozov1.Node) bool { return n.GetName() == req.GetTo() || n.GetSite() == req.GetTo() })
+	b.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if i < 0 {
+		return fmt.Errorf("no node and no site is named %s: %w", req.GetTo(), control.ErrNotFound)
+	}
+	r := &dozov1.MoveVolumeResponse{Owner: b.nodes[i].GetName(), OwnerSite: b.nodes[i].GetSite(), Phase: "copying", LagBytes: 3 << 20}
+	if err := progress(r); err != nil {
+		return err
+	}
+	return progress(&dozov1.MoveVolumeResponse{Done: true, Owner: r.Owner, OwnerSite: r.OwnerSite, Phase: "done", Epoch: "7.1", Pause: durationpb.New(42 * time.Millisecond)})
 }
 
 // WaitVolume implements api.Volumes. With a negative Lag it waits for ever.

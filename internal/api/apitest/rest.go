@@ -194,6 +194,43 @@ func (b *Backend) RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest)
 	return nil
 }
 
+// DrainNode implements api.Nodes.
+func (b *Backend) DrainNode(ctx context.Context, req *dozov1.DrainNodeRequest, progress func(*dozov1.DrainNodeResponse) error) error {
+	if err := b.enter("DrainNode"); err != nil {
+		return err
+	}
+	if err := b.setDraining(ctx, req.GetNode(), true); err != nil {
+		return err
+	}
+	if err := progress(&dozov1.DrainNodeResponse{Volumes: 2}); err != nil || !req.GetWait() {
+		return err
+	}
+	return progress(&dozov1.DrainNodeResponse{Done: true})
+}
+
+// UndrainNode implements api.Nodes.
+func (b *Backend) UndrainNode(ctx context.Context, req *dozov1.UndrainNodeRequest) error {
+	if err := b.enter("UndrainNode"); err != nil {
+		return err
+	}
+	return b.setDraining(ctx, req.GetNode(), false)
+}
+
+func (b *Backend) setDraining(ctx context.Context, node string, yes bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.IndexFunc(b.nodes, func(n *dozov1.Node) bool { return n.GetName() == node })
+	if i < 0 {
+		return fmt.Errorf("node %s: %w", node, control.ErrNotFound)
+	}
+	action := "node.undrain"
+	if b.nodes[i].Draining = yes; yes {
+		action = "node.drain"
+	}
+	b.eventLocked(ctx, action, "node/"+node)
+	return nil
+}
+
 // ListSites implements api.Sites.
 func (b *Backend) ListSites(context.Context, *dozov1.ListSitesRequest) ([]*dozov1.Site, error) {
 	if err := b.enter("ListSites"); err != nil {

@@ -46,10 +46,14 @@ type Node struct {
 	WanAddress        string   `protobuf:"bytes,11,opt,name=wan_address,json=wanAddress,proto3" json:"wan_address,omitempty"`
 	ManagementAddress string   `protobuf:"bytes,12,opt,name=management_address,json=managementAddress,proto3" json:"management_address,omitempty"`
 	// Runs a voter of the embedded control store.
-	Voter         bool                   `protobuf:"varint,13,opt,name=voter,proto3" json:"voter,omitempty"`
-	Tpgt          uint32                 `protobuf:"varint,14,opt,name=tpgt,proto3" json:"tpgt,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=started,proto3" json:"started,omitempty"`
-	Stores        []*NodeStore           `protobuf:"bytes,16,rep,name=stores,proto3" json:"stores,omitempty"`
+	Voter   bool                   `protobuf:"varint,13,opt,name=voter,proto3" json:"voter,omitempty"`
+	Tpgt    uint32                 `protobuf:"varint,14,opt,name=tpgt,proto3" json:"tpgt,omitempty"`
+	Started *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=started,proto3" json:"started,omitempty"`
+	Stores  []*NodeStore           `protobuf:"bytes,16,rep,name=stores,proto3" json:"stores,omitempty"`
+	// It hands over what it owns and takes nothing.
+	Draining bool `protobuf:"varint,17,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Volumes that it owns.
+	Volumes       uint32 `protobuf:"varint,18,opt,name=volumes,proto3" json:"volumes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +198,20 @@ func (x *Node) GetStores() []*NodeStore {
 		return x.Stores
 	}
 	return nil
+}
+
+func (x *Node) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *Node) GetVolumes() uint32 {
+	if x != nil {
+		return x.Volumes
+	}
+	return 0
 }
 
 // NodeStore is a data directory of a node.
@@ -966,11 +984,207 @@ func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
 	return file_dozo_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
+type DrainNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Until it owns nothing.
+	Wait          bool `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_dozo_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DrainNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type DrainNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node owns nothing.
+	Done bool `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	// Volumes that it owns still.
+	Volumes uint32 `protobuf:"varint,2,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	// No other access server of the site can take them now.
+	Stuck         bool `protobuf:"varint,3,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse) Reset() {
+	*x = DrainNodeResponse{}
+	mi := &file_dozo_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse) ProtoMessage() {}
+
+func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DrainNodeResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *DrainNodeResponse) GetVolumes() uint32 {
+	if x != nil {
+		return x.Volumes
+	}
+	return 0
+}
+
+func (x *DrainNodeResponse) GetStuck() bool {
+	if x != nil {
+		return x.Stuck
+	}
+	return false
+}
+
+type UndrainNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainNodeRequest) Reset() {
+	*x = UndrainNodeRequest{}
+	mi := &file_dozo_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainNodeRequest) ProtoMessage() {}
+
+func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *UndrainNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type UndrainNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainNodeResponse) Reset() {
+	*x = UndrainNodeResponse{}
+	mi := &file_dozo_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainNodeResponse) ProtoMessage() {}
+
+func (x *UndrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*UndrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
 var File_dozo_v1_node_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x12dozo/v1/node.proto\x12\adozo.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x03\n" +
+	"\x12dozo/v1/node.proto\x12\adozo.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -989,7 +1203,9 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x05voter\x18\r \x01(\bR\x05voter\x12\x12\n" +
 	"\x04tpgt\x18\x0e \x01(\rR\x04tpgt\x124\n" +
 	"\astarted\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12*\n" +
-	"\x06stores\x18\x10 \x03(\v2\x12.dozo.v1.NodeStoreR\x06stores\"\xa1\x01\n" +
+	"\x06stores\x18\x10 \x03(\v2\x12.dozo.v1.NodeStoreR\x06stores\x12\x1a\n" +
+	"\bdraining\x18\x11 \x01(\bR\bdraining\x12\x18\n" +
+	"\avolumes\x18\x12 \x01(\rR\avolumes\"\xa1\x01\n" +
 	"\tNodeStore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x12\n" +
@@ -1040,14 +1256,26 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x14\n" +
-	"\x12RemoveNodeResponse2\x98\x03\n" +
+	"\x12RemoveNodeResponse\":\n" +
+	"\x10DrainNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04wait\x18\x02 \x01(\bR\x04wait\"W\n" +
+	"\x11DrainNodeResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\bR\x04done\x12\x18\n" +
+	"\avolumes\x18\x02 \x01(\rR\avolumes\x12\x14\n" +
+	"\x05stuck\x18\x03 \x01(\bR\x05stuck\"(\n" +
+	"\x12UndrainNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x15\n" +
+	"\x13UndrainNodeResponse2\xa4\x04\n" +
 	"\vNodeService\x12B\n" +
 	"\x04List\x12\x19.dozo.v1.ListNodesRequest\x1a\x1a.dozo.v1.ListNodesResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\vCreateToken\x12\x1f.dozo.v1.CreateJoinTokenRequest\x1a .dozo.v1.CreateJoinTokenResponse\"\x00\x125\n" +
 	"\x04Join\x12\x14.dozo.v1.JoinRequest\x1a\x15.dozo.v1.JoinResponse\"\x00\x128\n" +
 	"\x05Renew\x12\x15.dozo.v1.RenewRequest\x1a\x16.dozo.v1.RenewResponse\"\x00\x12;\n" +
 	"\x06Revoke\x12\x16.dozo.v1.RevokeRequest\x1a\x17.dozo.v1.RevokeResponse\"\x00\x12C\n" +
-	"\x06Remove\x12\x1a.dozo.v1.RemoveNodeRequest\x1a\x1b.dozo.v1.RemoveNodeResponse\"\x00B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
+	"\x06Remove\x12\x1a.dozo.v1.RemoveNodeRequest\x1a\x1b.dozo.v1.RemoveNodeResponse\"\x00\x12B\n" +
+	"\x05Drain\x12\x19.dozo.v1.DrainNodeRequest\x1a\x1a.dozo.v1.DrainNodeResponse\"\x000\x01\x12F\n" +
+	"\aUndrain\x12\x1b.dozo.v1.UndrainNodeRequest\x1a\x1c.dozo.v1.UndrainNodeResponse\"\x00B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
 var (
 	file_dozo_v1_node_proto_rawDescOnce sync.Once
@@ -1061,7 +1289,7 @@ func file_dozo_v1_node_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_node_proto_rawDescData
 }
 
-var file_dozo_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_dozo_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_dozo_v1_node_proto_goTypes = []any{
 	(*Node)(nil),                    // 0: dozo.v1.Node
 	(*NodeStore)(nil),               // 1: dozo.v1.NodeStore
@@ -1077,30 +1305,38 @@ var file_dozo_v1_node_proto_goTypes = []any{
 	(*RevokeResponse)(nil),          // 11: dozo.v1.RevokeResponse
 	(*RemoveNodeRequest)(nil),       // 12: dozo.v1.RemoveNodeRequest
 	(*RemoveNodeResponse)(nil),      // 13: dozo.v1.RemoveNodeResponse
-	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 15: google.protobuf.Duration
+	(*DrainNodeRequest)(nil),        // 14: dozo.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),       // 15: dozo.v1.DrainNodeResponse
+	(*UndrainNodeRequest)(nil),      // 16: dozo.v1.UndrainNodeRequest
+	(*UndrainNodeResponse)(nil),     // 17: dozo.v1.UndrainNodeResponse
+	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 19: google.protobuf.Duration
 }
 var file_dozo_v1_node_proto_depIdxs = []int32{
-	14, // 0: dozo.v1.Node.started:type_name -> google.protobuf.Timestamp
+	18, // 0: dozo.v1.Node.started:type_name -> google.protobuf.Timestamp
 	1,  // 1: dozo.v1.Node.stores:type_name -> dozo.v1.NodeStore
 	0,  // 2: dozo.v1.ListNodesResponse.nodes:type_name -> dozo.v1.Node
-	15, // 3: dozo.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	14, // 4: dozo.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	14, // 5: dozo.v1.RenewResponse.expires:type_name -> google.protobuf.Timestamp
+	19, // 3: dozo.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	18, // 4: dozo.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	18, // 5: dozo.v1.RenewResponse.expires:type_name -> google.protobuf.Timestamp
 	2,  // 6: dozo.v1.NodeService.List:input_type -> dozo.v1.ListNodesRequest
 	4,  // 7: dozo.v1.NodeService.CreateToken:input_type -> dozo.v1.CreateJoinTokenRequest
 	6,  // 8: dozo.v1.NodeService.Join:input_type -> dozo.v1.JoinRequest
 	8,  // 9: dozo.v1.NodeService.Renew:input_type -> dozo.v1.RenewRequest
 	10, // 10: dozo.v1.NodeService.Revoke:input_type -> dozo.v1.RevokeRequest
 	12, // 11: dozo.v1.NodeService.Remove:input_type -> dozo.v1.RemoveNodeRequest
-	3,  // 12: dozo.v1.NodeService.List:output_type -> dozo.v1.ListNodesResponse
-	5,  // 13: dozo.v1.NodeService.CreateToken:output_type -> dozo.v1.CreateJoinTokenResponse
-	7,  // 14: dozo.v1.NodeService.Join:output_type -> dozo.v1.JoinResponse
-	9,  // 15: dozo.v1.NodeService.Renew:output_type -> dozo.v1.RenewResponse
-	11, // 16: dozo.v1.NodeService.Revoke:output_type -> dozo.v1.RevokeResponse
-	13, // 17: dozo.v1.NodeService.Remove:output_type -> dozo.v1.RemoveNodeResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
+	14, // 12: dozo.v1.NodeService.Drain:input_type -> dozo.v1.DrainNodeRequest
+	16, // 13: dozo.v1.NodeService.Undrain:input_type -> dozo.v1.UndrainNodeRequest
+	3,  // 14: dozo.v1.NodeService.List:output_type -> dozo.v1.ListNodesResponse
+	5,  // 15: dozo.v1.NodeService.CreateToken:output_type -> dozo.v1.CreateJoinTokenResponse
+	7,  // 16: dozo.v1.NodeService.Join:output_type -> dozo.v1.JoinResponse
+	9,  // 17: dozo.v1.NodeService.Renew:output_type -> dozo.v1.RenewResponse
+	11, // 18: dozo.v1.NodeService.Revoke:output_type -> dozo.v1.RevokeResponse
+	13, // 19: dozo.v1.NodeService.Remove:output_type -> dozo.v1.RemoveNodeResponse
+	15, // 20: dozo.v1.NodeService.Drain:output_type -> dozo.v1.DrainNodeResponse
+	17, // 21: dozo.v1.NodeService.Undrain:output_type -> dozo.v1.UndrainNodeResponse
+	14, // [14:22] is the sub-list for method output_type
+	6,  // [6:14] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1117,7 +1353,7 @@ func file_dozo_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_node_proto_rawDesc), len(file_dozo_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@ package dozov1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -1824,11 +1825,171 @@ func (x *WaitVolumeResponse) GetCopies() []*SiteCopy {
 	return nil
 }
 
+type MoveVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or ID.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// A node or a site; a node where there are both of the name.
+	To            string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeRequest) Reset() {
+	*x = MoveVolumeRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeRequest) ProtoMessage() {}
+
+func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *MoveVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *MoveVolumeRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *MoveVolumeRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type MoveVolumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new owner serves; the last message.
+	Done bool `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	// The node that takes the volume over, and its site.
+	Owner     string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	OwnerSite string `protobuf:"bytes,3,opt,name=owner_site,json=ownerSite,proto3" json:"owner_site,omitempty"`
+	// What is being done, for people.
+	Phase string `protobuf:"bytes,4,opt,name=phase,proto3" json:"phase,omitempty"`
+	// What the other site lacks.
+	LagBytes uint64 `protobuf:"varint,5,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	// With done: how long commands waited.
+	Pause *durationpb.Duration `protobuf:"bytes,6,opt,name=pause,proto3" json:"pause,omitempty"`
+	// With done: generation of ownership.
+	Epoch         string `protobuf:"bytes,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeResponse) Reset() {
+	*x = MoveVolumeResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeResponse) ProtoMessage() {}
+
+func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
+func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *MoveVolumeResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *MoveVolumeResponse) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *MoveVolumeResponse) GetOwnerSite() string {
+	if x != nil {
+		return x.OwnerSite
+	}
+	return ""
+}
+
+func (x *MoveVolumeResponse) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *MoveVolumeResponse) GetLagBytes() uint64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
+}
+
+func (x *MoveVolumeResponse) GetPause() *durationpb.Duration {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *MoveVolumeResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
 var File_dozo_v1_volume_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x04\n" +
+	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -1991,7 +2152,20 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
 	"target_seq\x18\x02 \x01(\x04R\ttargetSeq\x12'\n" +
 	"\x0fremaining_bytes\x18\x03 \x01(\x04R\x0eremainingBytes\x12)\n" +
-	"\x06copies\x18\x04 \x03(\v2\x11.dozo.v1.SiteCopyR\x06copies2\xd2\x04\n" +
+	"\x06copies\x18\x04 \x03(\v2\x11.dozo.v1.SiteCopyR\x06copies\"S\n" +
+	"\x11MoveVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\"\xd7\x01\n" +
+	"\x12MoveVolumeResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\bR\x04done\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1d\n" +
+	"\n" +
+	"owner_site\x18\x03 \x01(\tR\townerSite\x12\x14\n" +
+	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1b\n" +
+	"\tlag_bytes\x18\x05 \x01(\x04R\blagBytes\x12/\n" +
+	"\x05pause\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x14\n" +
+	"\x05epoch\x18\a \x01(\tR\x05epoch2\x97\x05\n" +
 	"\rVolumeService\x12G\n" +
 	"\x06Create\x12\x1c.dozo.v1.CreateVolumeRequest\x1a\x1d.dozo.v1.CreateVolumeResponse\"\x00\x12F\n" +
 	"\x04List\x12\x1b.dozo.v1.ListVolumesRequest\x1a\x1c.dozo.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12A\n" +
@@ -2000,7 +2174,8 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06Rename\x12\x1c.dozo.v1.RenameVolumeRequest\x1a\x1d.dozo.v1.RenameVolumeResponse\"\x00\x12G\n" +
 	"\x06Delete\x12\x1c.dozo.v1.DeleteVolumeRequest\x1a\x1d.dozo.v1.DeleteVolumeResponse\"\x00\x12M\n" +
 	"\aTargets\x12\x1d.dozo.v1.VolumeTargetsRequest\x1a\x1e.dozo.v1.VolumeTargetsResponse\"\x03\x90\x02\x01\x12C\n" +
-	"\x04Wait\x12\x1a.dozo.v1.WaitVolumeRequest\x1a\x1b.dozo.v1.WaitVolumeResponse\"\x000\x01B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
+	"\x04Wait\x12\x1a.dozo.v1.WaitVolumeRequest\x1a\x1b.dozo.v1.WaitVolumeResponse\"\x000\x01\x12C\n" +
+	"\x04Move\x12\x1a.dozo.v1.MoveVolumeRequest\x1a\x1b.dozo.v1.MoveVolumeResponse\"\x000\x01B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
 var (
 	file_dozo_v1_volume_proto_rawDescOnce sync.Once
@@ -2014,7 +2189,7 @@ func file_dozo_v1_volume_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_volume_proto_rawDescData
 }
 
-var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_dozo_v1_volume_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: dozo.v1.Volume
 	(*StoreRef)(nil),              // 1: dozo.v1.StoreRef
@@ -2040,29 +2215,32 @@ var file_dozo_v1_volume_proto_goTypes = []any{
 	(*VolumeTargetsResponse)(nil), // 21: dozo.v1.VolumeTargetsResponse
 	(*WaitVolumeRequest)(nil),     // 22: dozo.v1.WaitVolumeRequest
 	(*WaitVolumeResponse)(nil),    // 23: dozo.v1.WaitVolumeResponse
-	nil,                           // 24: dozo.v1.Volume.LabelsEntry
-	nil,                           // 25: dozo.v1.CreateVolumeRequest.LabelsEntry
-	nil,                           // 26: dozo.v1.ListVolumesRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
-	(*Position)(nil),              // 28: dozo.v1.Position
-	(*SiteCopy)(nil),              // 29: dozo.v1.SiteCopy
+	(*MoveVolumeRequest)(nil),     // 24: dozo.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),    // 25: dozo.v1.MoveVolumeResponse
+	nil,                           // 26: dozo.v1.Volume.LabelsEntry
+	nil,                           // 27: dozo.v1.CreateVolumeRequest.LabelsEntry
+	nil,                           // 28: dozo.v1.ListVolumesRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*Position)(nil),              // 30: dozo.v1.Position
+	(*SiteCopy)(nil),              // 31: dozo.v1.SiteCopy
+	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
 }
 var file_dozo_v1_volume_proto_depIdxs = []int32{
-	24, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
-	27, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	26, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
+	29, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
 	1,  // 2: dozo.v1.Ensemble.stores:type_name -> dozo.v1.StoreRef
 	1,  // 3: dozo.v1.Replica.store:type_name -> dozo.v1.StoreRef
 	4,  // 4: dozo.v1.Segment.replicas:type_name -> dozo.v1.Replica
-	28, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
-	28, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
-	28, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
+	30, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
+	30, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
+	30, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
 	2,  // 8: dozo.v1.Placement.ensembles:type_name -> dozo.v1.Ensemble
-	29, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
+	31, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
 	3,  // 10: dozo.v1.Placement.site_replicas:type_name -> dozo.v1.SiteReplicas
 	5,  // 11: dozo.v1.Placement.segments:type_name -> dozo.v1.Segment
-	25, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
+	27, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
 	0,  // 13: dozo.v1.CreateVolumeResponse.volume:type_name -> dozo.v1.Volume
-	26, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
+	28, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
 	0,  // 15: dozo.v1.ListVolumesResponse.volumes:type_name -> dozo.v1.Volume
 	0,  // 16: dozo.v1.GetVolumeResponse.volume:type_name -> dozo.v1.Volume
 	6,  // 17: dozo.v1.GetVolumeResponse.placement:type_name -> dozo.v1.Placement
@@ -2070,28 +2248,31 @@ var file_dozo_v1_volume_proto_depIdxs = []int32{
 	0,  // 19: dozo.v1.RenameVolumeResponse.volume:type_name -> dozo.v1.Volume
 	0,  // 20: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
 	20, // 21: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
-	29, // 22: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
-	7,  // 23: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
-	9,  // 24: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
-	11, // 25: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
-	13, // 26: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
-	15, // 27: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
-	17, // 28: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
-	19, // 29: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
-	22, // 30: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
-	8,  // 31: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
-	10, // 32: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
-	12, // 33: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
-	14, // 34: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
-	16, // 35: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
-	18, // 36: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
-	21, // 37: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
-	23, // 38: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
-	31, // [31:39] is the sub-list for method output_type
-	23, // [23:31] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	31, // 22: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
+	32, // 23: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
+	7,  // 24: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
+	9,  // 25: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
+	11, // 26: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
+	13, // 27: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
+	15, // 28: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
+	17, // 29: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
+	19, // 30: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
+	22, // 31: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
+	24, // 32: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
+	8,  // 33: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
+	10, // 34: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
+	12, // 35: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
+	14, // 36: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
+	16, // 37: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
+	18, // 38: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
+	21, // 39: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
+	23, // 40: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
+	25, // 41: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
+	33, // [33:42] is the sub-list for method output_type
+	24, // [24:33] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_volume_proto_init() }
@@ -2106,7 +2287,7 @@ func file_dozo_v1_volume_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_volume_proto_rawDesc), len(file_dozo_v1_volume_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

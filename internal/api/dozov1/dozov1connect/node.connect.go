@@ -45,6 +45,10 @@ const (
 	NodeServiceRevokeProcedure = "/dozo.v1.NodeService/Revoke"
 	// NodeServiceRemoveProcedure is the fully-qualified name of the NodeService's Remove RPC.
 	NodeServiceRemoveProcedure = "/dozo.v1.NodeService/Remove"
+	// NodeServiceDrainProcedure is the fully-qualified name of the NodeService's Drain RPC.
+	NodeServiceDrainProcedure = "/dozo.v1.NodeService/Drain"
+	// NodeServiceUndrainProcedure is the fully-qualified name of the NodeService's Undrain RPC.
+	NodeServiceUndrainProcedure = "/dozo.v1.NodeService/Undrain"
 )
 
 // NodeServiceClient is a client for the dozo.v1.NodeService service.
@@ -64,6 +68,12 @@ type NodeServiceClient interface {
 	// Remove takes a node out of the cluster. IN_USE while its stores hold replicas that are needed, unless force
 	// is set, which declares them lost. Needs role admin.
 	Remove(context.Context, *dozov1.RemoveNodeRequest) (*dozov1.RemoveNodeResponse, error)
+	// Drain has a node hand over the volumes that it owns to others of its site and take no more, until Undrain. It
+	// reports how many are left; with wait until there are none, which the last message says by done. Needs role
+	// operator.
+	Drain(context.Context, *dozov1.DrainNodeRequest) (*connect.ServerStreamForClient[dozov1.DrainNodeResponse], error)
+	// Undrain ends that: the node may own volumes again. Needs role operator.
+	Undrain(context.Context, *dozov1.UndrainNodeRequest) (*dozov1.UndrainNodeResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the dozo.v1.NodeService service. By default, it uses
@@ -114,6 +124,18 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		drain: connect.NewClient[dozov1.DrainNodeRequest, dozov1.DrainNodeResponse](
+			httpClient,
+			baseURL+NodeServiceDrainProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Drain")),
+			connect.WithClientOptions(opts...),
+		),
+		undrain: connect.NewClient[dozov1.UndrainNodeRequest, dozov1.UndrainNodeResponse](
+			httpClient,
+			baseURL+NodeServiceUndrainProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Undrain")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -125,6 +147,8 @@ type nodeServiceClient struct {
 	renew       *connect.Client[dozov1.RenewRequest, dozov1.RenewResponse]
 	revoke      *connect.Client[dozov1.RevokeRequest, dozov1.RevokeResponse]
 	remove      *connect.Client[dozov1.RemoveNodeRequest, dozov1.RemoveNodeResponse]
+	drain       *connect.Client[dozov1.DrainNodeRequest, dozov1.DrainNodeResponse]
+	undrain     *connect.Client[dozov1.UndrainNodeRequest, dozov1.UndrainNodeResponse]
 }
 
 // List calls dozo.v1.NodeService.List.
@@ -181,6 +205,20 @@ func (c *nodeServiceClient) Remove(ctx context.Context, req *dozov1.RemoveNodeRe
 	return nil, err
 }
 
+// Drain calls dozo.v1.NodeService.Drain.
+func (c *nodeServiceClient) Drain(ctx context.Context, req *dozov1.DrainNodeRequest) (*connect.ServerStreamForClient[dozov1.DrainNodeResponse], error) {
+	return c.drain.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Undrain calls dozo.v1.NodeService.Undrain.
+func (c *nodeServiceClient) Undrain(ctx context.Context, req *dozov1.UndrainNodeRequest) (*dozov1.UndrainNodeResponse, error) {
+	response, err := c.undrain.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeServiceHandler is an implementation of the dozo.v1.NodeService service.
 type NodeServiceHandler interface {
 	// List gives all nodes, by site and name. Needs role viewer.
@@ -198,6 +236,12 @@ type NodeServiceHandler interface {
 	// Remove takes a node out of the cluster. IN_USE while its stores hold replicas that are needed, unless force
 	// is set, which declares them lost. Needs role admin.
 	Remove(context.Context, *dozov1.RemoveNodeRequest) (*dozov1.RemoveNodeResponse, error)
+	// Drain has a node hand over the volumes that it owns to others of its site and take no more, until Undrain. It
+	// reports how many are left; with wait until there are none, which the last message says by done. Needs role
+	// operator.
+	Drain(context.Context, *dozov1.DrainNodeRequest, *connect.ServerStream[dozov1.DrainNodeResponse]) error
+	// Undrain ends that: the node may own volumes again. Needs role operator.
+	Undrain(context.Context, *dozov1.UndrainNodeRequest) (*dozov1.UndrainNodeResponse, error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -244,6 +288,18 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceDrainHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceDrainProcedure,
+		svc.Drain,
+		connect.WithSchema(nodeServiceMethods.ByName("Drain")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceUndrainHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceUndrainProcedure,
+		svc.Undrain,
+		connect.WithSchema(nodeServiceMethods.ByName("Undrain")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/dozo.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceListProcedure:
@@ -258,6 +314,10 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceRevokeHandler.ServeHTTP(w, r)
 		case NodeServiceRemoveProcedure:
 			nodeServiceRemoveHandler.ServeHTTP(w, r)
+		case NodeServiceDrainProcedure:
+			nodeServiceDrainHandler.ServeHTTP(w, r)
+		case NodeServiceUndrainProcedure:
+			nodeServiceUndrainHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -289,4 +349,12 @@ func (UnimplementedNodeServiceHandler) Revoke(context.Context, *dozov1.RevokeReq
 
 func (UnimplementedNodeServiceHandler) Remove(context.Context, *dozov1.RemoveNodeRequest) (*dozov1.RemoveNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.NodeService.Remove is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Drain(context.Context, *dozov1.DrainNodeRequest, *connect.ServerStream[dozov1.DrainNodeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.NodeService.Drain is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Undrain(context.Context, *dozov1.UndrainNodeRequest) (*dozov1.UndrainNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.NodeService.Undrain is not implemented"))
 }

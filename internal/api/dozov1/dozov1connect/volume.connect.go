@@ -49,6 +49,8 @@ const (
 	VolumeServiceTargetsProcedure = "/dozo.v1.VolumeService/Targets"
 	// VolumeServiceWaitProcedure is the fully-qualified name of the VolumeService's Wait RPC.
 	VolumeServiceWaitProcedure = "/dozo.v1.VolumeService/Wait"
+	// VolumeServiceMoveProcedure is the fully-qualified name of the VolumeService's Move RPC.
+	VolumeServiceMoveProcedure = "/dozo.v1.VolumeService/Move"
 )
 
 // VolumeServiceClient is a client for the dozo.v1.VolumeService service.
@@ -75,6 +77,10 @@ type VolumeServiceClient interface {
 	// Wait reports progress until the condition holds for what was committed when the call began, and then ends
 	// with a message that has done set. The caller bounds it by its own deadline. Needs role viewer.
 	Wait(context.Context, *dozov1.WaitVolumeRequest) (*connect.ServerStreamForClient[dozov1.WaitVolumeResponse], error)
+	// Move hands the volume over to another access server, or to one of another site, and reports progress; the last
+	// message has done set. Clients see a pause, no error. It is called off, and the owner goes on, if the new owner
+	// can not be reached or its site does not catch up. A caller that goes away does not end it. Needs role operator.
+	Move(context.Context, *dozov1.MoveVolumeRequest) (*connect.ServerStreamForClient[dozov1.MoveVolumeResponse], error)
 }
 
 // NewVolumeServiceClient constructs a client for the dozo.v1.VolumeService service. By default, it
@@ -139,6 +145,12 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("Wait")),
 			connect.WithClientOptions(opts...),
 		),
+		move: connect.NewClient[dozov1.MoveVolumeRequest, dozov1.MoveVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceMoveProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("Move")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -152,6 +164,7 @@ type volumeServiceClient struct {
 	delete  *connect.Client[dozov1.DeleteVolumeRequest, dozov1.DeleteVolumeResponse]
 	targets *connect.Client[dozov1.VolumeTargetsRequest, dozov1.VolumeTargetsResponse]
 	wait    *connect.Client[dozov1.WaitVolumeRequest, dozov1.WaitVolumeResponse]
+	move    *connect.Client[dozov1.MoveVolumeRequest, dozov1.MoveVolumeResponse]
 }
 
 // Create calls dozo.v1.VolumeService.Create.
@@ -222,6 +235,11 @@ func (c *volumeServiceClient) Wait(ctx context.Context, req *dozov1.WaitVolumeRe
 	return c.wait.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Move calls dozo.v1.VolumeService.Move.
+func (c *volumeServiceClient) Move(ctx context.Context, req *dozov1.MoveVolumeRequest) (*connect.ServerStreamForClient[dozov1.MoveVolumeResponse], error) {
+	return c.move.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // VolumeServiceHandler is an implementation of the dozo.v1.VolumeService service.
 type VolumeServiceHandler interface {
 	// Create makes a volume. It is usable at every access server when the call returns. EXISTS if the tenant has
@@ -246,6 +264,10 @@ type VolumeServiceHandler interface {
 	// Wait reports progress until the condition holds for what was committed when the call began, and then ends
 	// with a message that has done set. The caller bounds it by its own deadline. Needs role viewer.
 	Wait(context.Context, *dozov1.WaitVolumeRequest, *connect.ServerStream[dozov1.WaitVolumeResponse]) error
+	// Move hands the volume over to another access server, or to one of another site, and reports progress; the last
+	// message has done set. Clients see a pause, no error. It is called off, and the owner goes on, if the new owner
+	// can not be reached or its site does not catch up. A caller that goes away does not end it. Needs role operator.
+	Move(context.Context, *dozov1.MoveVolumeRequest, *connect.ServerStream[dozov1.MoveVolumeResponse]) error
 }
 
 // NewVolumeServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -306,6 +328,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("Wait")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceMoveHandler := connect.NewServerStreamHandlerSimple(
+		VolumeServiceMoveProcedure,
+		svc.Move,
+		connect.WithSchema(volumeServiceMethods.ByName("Move")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/dozo.v1.VolumeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VolumeServiceCreateProcedure:
@@ -324,6 +352,8 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceTargetsHandler.ServeHTTP(w, r)
 		case VolumeServiceWaitProcedure:
 			volumeServiceWaitHandler.ServeHTTP(w, r)
+		case VolumeServiceMoveProcedure:
+			volumeServiceMoveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -363,4 +393,8 @@ func (UnimplementedVolumeServiceHandler) Targets(context.Context, *dozov1.Volume
 
 func (UnimplementedVolumeServiceHandler) Wait(context.Context, *dozov1.WaitVolumeRequest, *connect.ServerStream[dozov1.WaitVolumeResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Wait is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) Move(context.Context, *dozov1.MoveVolumeRequest, *connect.ServerStream[dozov1.MoveVolumeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Move is not implemented"))
 }
