@@ -38,6 +38,8 @@ func (n *nodes) served(t *testing.T, v control.VolumeSpec) *node {
 	for _, x := range n.list {
 		x.serve()
 	}
+	// The first one may have taken it before it saw the others.
+	time.Sleep(time.Second)
 	eventually(t, "an owner", func() bool { return n.owner(v.ID, nil) != nil })
 	return n.owner(v.ID, nil)
 }
@@ -79,9 +81,19 @@ func through(x *node, v control.VolumeSpec, kind wire.ForwardOp, off int64, data
 	requests.n++
 	op.Request = wire.RequestID{Forwarder: 99, Number: requests.n}
 	requests.Unlock()
+	vol := x.volumeAt(v)
+	vol.Open()
+	defer vol.Close()
+	for range 200 {
+		if vol.Stamp().Tick != 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	op.Stamp = vol.Stamp()
 	done := make(chan error, 1)
 	op.Done = func(_ *Op, err error) { done <- err }
-	x.volumeAt(v).Submit(op)
+	vol.Submit(op)
 	err := <-done
 	var out []byte
 	for _, d := range op.Data {

@@ -26,6 +26,8 @@ func leaseClock(start time.Time) func() time.Duration {
 type nodes struct {
 	*cluster
 	list []*node
+
+	onHandOver func(to *node, m *wire.HandOver, done bool) // not nil: sees each step, before and after
 }
 
 // node is a store's node. Cut off, it has its own store, its clients and the control store: what is hardest on the
@@ -240,6 +242,17 @@ func (l link) HandOver(ctx context.Context, m *wire.HandOver) (r wire.HandOverRe
 	s, err := l.server()
 	if err != nil {
 		return r, err
+	}
+	if f := l.from.n.onHandOver; f != nil {
+		f(l.to, m, false)
+		if !l.Up() {
+			return r, l.down()
+		}
+		defer func() {
+			if f(l.to, m, true); !l.Up() {
+				r, err = wire.HandOverReply{}, l.down()
+			}
+		}()
 	}
 	c := *m // as a connection would: nothing is shared
 	if r, err = s.HandOver(ctx, l.from.name, &c); !l.Up() {
