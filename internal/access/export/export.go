@@ -259,6 +259,9 @@ func (t *targetOf) Units() []scsi.UnitConfig {
 	return []scsi.UnitConfig{{LUN: 0, Disk: &disk{v: t.v, session: t.session}}}
 }
 
+// Alias implements iscsi.Alias: the volume's name.
+func (t *targetOf) Alias() string { return t.v.Spec().Name }
+
 func (t *targetOf) Stamp() scsi.Stamp {
 	s := t.v.Stamp()
 	return scsi.Stamp{Epoch: s.Epoch, Tick: s.Tick}

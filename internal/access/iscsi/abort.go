@@ -53,17 +53,34 @@ func (c *conn) abortWhere(meant func(*task) bool) (n int) {
 }
 
 // clear aborts the tasks of all nexuses on this server at one logical unit of a target, and establishes the
-// unit attention: for the nexuses that lost something to another's CLEAR TASK SET, for all after a reset.
-func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) {
+// unit attention: for the nexuses that lost something to another's CLEAR TASK SET, for all after a reset. It gives
+// the connections of others that lost something.
+func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) (others []*conn) {
 	for _, x := range s.sessionsOf(by.targetName) {
 		n := 0
 		for _, c := range x.connections() {
-			n += c.abortWhere(func(t *task) bool { return t.lun == lun })
+			m := c.abortWhere(func(t *task) bool { return t.lun == lun })
+			if n += m; m > 0 && x != by {
+				c.tellAborted(lun)
+				others = append(others, c)
+			}
 		}
 		x.nexus.CancelCopies(lun)
 		if all || n > 0 && x != by {
 			x.Post(lun, a)
 		}
+	}
+	return others
+}
+
+// tellAborted tells an initiator that negotiated it that its tasks at a logical unit are gone (asynchronous message
+// 5). It need not send data for them any more; the tags that it was given for that are not given again soon.
+func (c *conn) tellAborted(lun uint16) {
+	const tasksAborted = 5
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fullFeature && !c.dead && c.sess.params.TaskReporting == reportFastAbort {
+		c.asyncLocked(tasksAborted, scsi.LUNField(lun), 0, 0, 0)
 	}
 }
 
@@ -73,7 +90,10 @@ func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) {
 func (x *Session) Clear(lun uint16, a reserve.Attention, ifAborted bool) {
 	n := 0
 	for _, c := range x.connections() {
-		n += c.abortWhere(func(t *task) bool { return t.lun == lun })
+		m := c.abortWhere(func(t *task) bool { return t.lun == lun })
+		if n += m; m > 0 {
+			c.tellAborted(lun)
+		}
 	}
 	x.nexus.CancelCopies(lun)
 	if n > 0 || !ifAborted {
@@ -84,16 +104,33 @@ func (x *Session) Clear(lun uint16, a reserve.Attention, ifAborted bool) {
 // dropTarget ends all sessions of a target, telling the initiators (asynchronous message 3: all connections
 // of the session will be dropped).
 func (s *Server) dropTarget(name string) {
-	const dropsAll = 3
 	for _, x := range s.sessionsOf(name) {
-		for _, c := range x.connections() {
-			c.mu.Lock()
-			if !c.dead && c.fullFeature {
-				c.asyncLocked(dropsAll, 0, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))
-			}
-			c.mu.Unlock()
-			c.kill(errReset)
+		x.drop(errReset)
+	}
+}
+
+// drop ends a session by our own will, telling the initiator (asynchronous message 3).
+func (x *Session) drop(cause error) {
+	const dropsAll = 3
+	for _, c := range x.connections() {
+		c.mu.Lock()
+		if !c.dead && c.fullFeature {
+			c.asyncLocked(dropsAll, 0, 0, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))
 		}
+		c.mu.Unlock()
+		c.kill(cause)
+	}
+}
+
+// announceDrop tells the initiator by the session's other connections that one was dropped (asynchronous message 2).
+func (x *Session) announceDrop(gone *conn) {
+	const drops = 2
+	for _, c := range x.connections() {
+		c.mu.Lock()
+		if c != gone && !c.dead && c.fullFeature {
+			c.asyncLocked(drops, 0, gone.cid, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))
+		}
+		c.mu.Unlock()
 	}
 }
 
@@ -114,7 +151,9 @@ func (s *Server) pinger() {
 			}
 			s.mu.Unlock()
 			for _, c := range conns {
-				c.ping(now, s.cfg.PingTimeout)
+				if c.ping(now, s.cfg.PingTimeout) {
+					c.sess.announceDrop(c)
+				}
 			}
 			for _, x := range s.Sessions() {
 				x.watchGap(now, s.cfg.GapTimeout)

@@ -318,6 +318,9 @@ func (c *conn) login() error {
 				}
 			}
 		}
+		if a, ok := aliasOf(sess); ok && l.tsih == 0 {
+			r.text = appendPair(r.text, "TargetAlias", a)
+		}
 		if moved != "" {
 			r.text = appendPair(r.text, "TargetAddress", moved)
 		}
@@ -332,6 +335,19 @@ func (c *conn) login() error {
 			return nil
 		}
 	}
+}
+
+// aliasOf gives the alias of a session's target, if it has one (RFC 7143 13.6).
+func aliasOf(x *Session) (string, bool) {
+	if x == nil {
+		return "", false
+	}
+	a, ok := x.target.(Alias)
+	if !ok {
+		return "", false
+	}
+	name := a.Alias()
+	return name, name != "" && len(name) <= 255
 }
 
 // answerLogin puts a Login Response into the out queue; with a session it is the last and full feature phase

@@ -33,7 +33,7 @@ func defaultParams() Params {
 	return Params{
 		MaxConnections: 1, InitialR2T: true, ImmediateData: true, MaxSendDataSegment: 8192, MaxRecvDataSegment: 8192,
 		MaxBurstLength: 262144, FirstBurstLength: 65536, DefaultTime2Wait: 2, DefaultTime2Retain: 20,
-		MaxOutstandingR2T: 1, DataPDUInOrder: true, DataSequenceInOrder: true, TaskReporting: "RFC3720", ProtocolLevel: 1,
+		MaxOutstandingR2T: 1, DataPDUInOrder: true, DataSequenceInOrder: true, TaskReporting: reportRFC3720, ProtocolLevel: 1,
 	}
 }
 
@@ -108,9 +108,16 @@ var operationalKeys = map[string]keyRule{
 	"DataPDUInOrder":      {kind: kindOr, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.DataPDUInOrder = n == 1 }},
 	"DataSequenceInOrder": {kind: kindOr, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.DataSequenceInOrder = n == 1 }},
 	"ErrorRecoveryLevel":  {kind: kindMin, top: 2, ours: func(*Offers) uint64 { return 0 }, apply: func(p *Params, n uint64, _ string) { p.ErrorRecoveryLevel = uint32(n) }},
-	"TaskReporting":       {kind: kindList, normalOnly: true, known: []string{"RFC3720"}, apply: func(p *Params, _ uint64, s string) { p.TaskReporting = s }},
+	"TaskReporting":       {kind: kindList, normalOnly: true, known: []string{reportRFC3720, "ResponseFence", reportFastAbort}, apply: func(p *Params, _ uint64, s string) { p.TaskReporting = s }},
 	"iSCSIProtocolLevel":  {kind: kindMin, top: 31, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.ProtocolLevel = uint32(n) }},
 }
+
+// Values of TaskReporting (RFC 7143 13.23) that make a difference: with both others responses are fenced, with the
+// last one the initiator hears of tasks that somebody else aborts.
+const (
+	reportRFC3720   = "RFC3720"
+	reportFastAbort = "FastAbort"
+)
 
 // connectionKeys are those of operationalKeys that each connection negotiates for itself.
 var connectionKeys = []string{"HeaderDigest", "DataDigest", "MaxRecvDataSegmentLength"}

@@ -80,6 +80,9 @@ type Target interface {
 	Close()
 }
 
+// Alias is implemented by Targets that have a name for people; the initiator is told at login.
+type Alias interface{ Alias() string }
+
 // What Provider's methods fail with. Anything else is "target error" to the initiator, which tries again.
 var (
 	ErrTargetNotFound     = errors.New("target not found")

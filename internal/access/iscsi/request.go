@@ -53,23 +53,25 @@ func (c *conn) nopOut(h *header) error {
 	return nil
 }
 
-// ping sends a NOP-In that asks for an answer; it ends the connection if the last one got none for too long.
-func (c *conn) ping(now time.Time, timeout time.Duration) {
+// ping sends a NOP-In that asks for an answer; it ends the connection, and says so, if the last one got none for
+// too long.
+func (c *conn) ping(now time.Time, timeout time.Duration) (dropped bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.fullFeature || c.dead || c.sess.discovery {
-		return
+		return false
 	}
 	switch {
 	case c.pingWaiting.IsZero():
 		c.pingWaiting = now
 	case now.Sub(c.pingWaiting) > timeout:
 		c.killLocked(errPing)
-		return
+		return true
 	case c.out.size > outMax:
-		return // a client that doesn't read needs no more to read
+		return false // a client that doesn't read needs no more to read
 	}
 	c.pingLocked()
+	return false
 }
 
 // pingLocked sends a NOP-In that asks for an answer.
@@ -138,16 +140,17 @@ func (c *conn) askLogout(within time.Duration) {
 	if !c.fullFeature || c.dead {
 		return
 	}
-	c.asyncLocked(requestsLogout, 0, 0, uint16(min(within/time.Second, 65535)))
+	c.asyncLocked(requestsLogout, 0, 0, 0, uint16(min(within/time.Second, 65535)))
 	if c.logoutTimer == nil {
 		c.logoutTimer = time.AfterFunc(within, func() { c.kill(errLogoutIgnored) })
 	}
 }
 
 // asyncLocked sends an Asynchronous Message (RFC 7143 11.9).
-func (c *conn) asyncLocked(event byte, p1, p2, p3 uint16) {
+func (c *conn) asyncLocked(event byte, lun uint64, p1, p2, p3 uint16) {
 	var h header
 	h[0], h[1] = opAsync, finalBit
+	h.setLUN(lun)
 	h.put32(16, noTag)
 	c.numberLocked(&h, true)
 	h[36] = event

@@ -104,7 +104,7 @@ func (x *Session) Post(lun uint16, a reserve.Attention) {
 var errKilled = errors.New("session killed by the administrator")
 
 // Kill ends the session at once. The initiator may log in again.
-func (x *Session) Kill() { x.kill(errKilled) }
+func (x *Session) Kill() { x.drop(errKilled) }
 
 func (x *Session) kill(cause error) {
 	for _, c := range x.connections() {

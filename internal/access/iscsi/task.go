@@ -27,6 +27,7 @@ type task struct {
 	delivered bool // counted by the session's ordering
 	preparing bool // Prepare runs, before it waits for admission
 	due       bool // its turn came while the reader was writing into it
+	fenced    bool // its response has waited for acknowledgements
 	barred    bool // its ID is being barred at the owner
 	refused   bool // its frame asks for what we don't do
 	uncounted bool // its number belongs to another copy of the command
@@ -134,7 +135,7 @@ func (t *task) clear() {
 	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
 	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
 	t.writeCost, t.readCost = 0, 0
-	t.cmdSN, t.delivered, t.preparing, t.due, t.uncounted, t.refused, t.barred = 0, false, false, false, false, false, false
+	t.cmdSN, t.delivered, t.preparing, t.due, t.uncounted, t.refused, t.barred, t.fenced = 0, false, false, false, false, false, false, false
 }
 
 // Task attributes (RFC 7143 11.3.1).
@@ -527,8 +528,24 @@ func (c *conn) abortLocked(t *task) {
 	c.forgetLocked(t)
 }
 
+// isAttention reports sense data of UNIT ATTENTION, fixed or descriptor.
+func isAttention(sense []byte) bool {
+	const unitAttention = 6
+	at := 2
+	if sense[0]&0x7f >= 0x72 {
+		at = 1
+	}
+	return len(sense) > at && sense[at]&15 == unitAttention
+}
+
 // complete is Finish of every task: it answers.
 func (c *conn) complete(t *task) {
+	if len(t.Sense) > 0 && !t.fenced && c.sess.live.Load() > 1 && isAttention(t.Sense) && c.sess.params.TaskReporting != reportRFC3720 {
+		// What it reports may have aborted tasks: their responses come first (RFC 7143 4.2.2.3.3).
+		t.fenced = true
+		c.fence(nil, func() { c.complete(t) })
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dropLocked(t)

@@ -56,9 +56,12 @@ func ofTaskSet(function byte) bool {
 }
 
 // fence calls then once the initiator has acknowledged all that was sent on the session's other connections
-// (RFC 7143 4.2.2.3, response fence): it must not hear that tasks are gone and then get their responses.
-func (c *conn) fence(then func()) {
-	var others []*conn
+// (RFC 7143 4.2.2.3, response fence), and on those of other sessions where TaskReporting wants it: nobody must hear
+// that tasks are gone and then get their responses.
+func (c *conn) fence(others []*conn, then func()) {
+	if c.sess.params.TaskReporting == reportRFC3720 {
+		others = nil
+	}
 	for _, o := range c.sess.connections() {
 		if o != c {
 			others = append(others, o)
@@ -101,9 +104,10 @@ func (c *conn) manageTasks(h *header) {
 			c.srv.wg.Go(func() { c.srv.dropTarget(c.sess.targetName) })
 		}
 	}
+	var others []*conn // of other sessions that lost tasks
 	answer := func(response byte) {
 		if ofTaskSet(function) && response == tmrComplete {
-			c.fence(func() { send(response) })
+			c.fence(others, func() { send(response) })
 			return
 		}
 		send(response)
@@ -140,16 +144,18 @@ func (c *conn) manageTasks(h *header) {
 		}
 		target.AbortTaskSet(nexus, lun, done)
 	case tmfClearTaskSet:
-		c.srv.clear(c.sess, lun, false, reserve.CommandsCleared)
+		others = c.srv.clear(c.sess, lun, false, reserve.CommandsCleared)
 		target.ClearTaskSet(nexus, lun, done)
 	case tmfLUNReset:
-		c.srv.clear(c.sess, lun, true, reserve.DeviceReset)
+		others = c.srv.clear(c.sess, lun, true, reserve.DeviceReset)
 		target.ResetLUN(nexus, lun, done)
 	case tmfWarmReset, tmfColdReset:
 		units := target.Units()
 		wait := newCountdown(len(units), done)
 		for _, u := range units {
-			c.srv.clear(c.sess, u.LUN, true, reserve.BusReset)
+			others = append(others, c.srv.clear(c.sess, u.LUN, true, reserve.BusReset)...)
+		}
+		for _, u := range units {
 			target.ResetLUN(nexus, u.LUN, wait.done)
 		}
 	case tmfReassign:

@@ -23,6 +23,8 @@ type Provider struct {
 	Address string
 	// Login, if set, may refuse.
 	LoginHook func(p iscsi.Peer, target string) error
+	// Alias is what targets call themselves.
+	Alias string
 	// Auth, if set, says how peers prove themselves.
 	Auth func(p iscsi.Peer, target string) iscsi.Credentials
 	// AbortHook, if set, is called for every abort and reset; the answer waits for done.
@@ -152,6 +154,9 @@ func (t *target) AbortTaskSet(_ reserve.NexusID, _ uint16, done func(error)) {
 	t.hook("abort task set", done)
 }
 func (t *target) Close() {}
+
+// Alias implements iscsi.Alias.
+func (t *target) Alias() string { return t.p.Alias }
 
 // Portal is a running server.
 type Portal struct {
