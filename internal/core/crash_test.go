@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -416,4 +417,52 @@ func TestNotesFailureStopsFencing(t *testing.T) {
 	wantCode(t, err, wire.CodeIO)
 	_, err = s.Fence(context.Background(), &wire.Fence{Journal: jA, Epoch: epoch(1)})
 	wantCode(t, err, wire.CodeFenced) // obeyed all the same
+}
+
+// A seal cuts a tail off that was noted as stable, and the process is killed between any two of its steps. The
+// replica is then what is left, sealed or still open, and not damaged: nobody else may have its records.
+func TestKilledWhileAStableTailIsCut(t *testing.T) {
+	for _, at := range []vfs.Op{vfs.OpTruncate, vfs.OpPreallocate, vfs.OpWrite, vfs.OpSyncData} {
+		m := vfs.NewMem(0)
+		faults := vfs.NewFaults(m)
+		s := openStore(t, testOptions(faults, boot1))
+		a := newOwner(t, segment(jA, 1, 1))
+		a.open(s)
+		for i := range byte(3) {
+			a.write(s, 1, i+1)
+		}
+		a.sync(s)
+		s.noteTold()
+		fence(t, s, jB, 1) // its note comes behind, and is waited for
+		release := make(chan struct{})
+		hung := make(chan struct{}, 1)
+		faults.Add(func(c vfs.Call) error {
+			if c.Op == at && strings.Contains(c.Path, a.seg.String()) {
+				select {
+				case hung <- struct{}{}:
+				default:
+				}
+				<-release
+			}
+			return nil
+		})
+		sealed := make(chan error, 1)
+		go func() {
+			_, err := s.Seal(context.Background(), a.sealMessage(2))
+			sealed <- err
+		}()
+		<-hung
+		s2 := openStore(t, testOptions(killed(m, s), boot1))
+		r := inventory(t, s2, jA)[a.seg]
+		if r.State != wire.ReplicaOpen || r.End != a.ends[1] && r.End != a.ends[2] {
+			t.Errorf("killed at %v: %+v", at, r)
+		}
+		if _, err := s2.Seal(context.Background(), a.sealMessage(2)); err != nil {
+			t.Errorf("killed at %v: seal: %v", at, err)
+		}
+		a.wantRecords(s2, 2)
+		s2.Close()
+		close(release)
+		<-sealed
+	}
 }

@@ -76,7 +76,18 @@ func (s *Store) seal(r *replica, m *wire.Seal) (length uint32, err error) {
 		r.mu.stableEnd = min(r.mu.stableEnd, m.End)
 		r.mu.last = m.Last
 		r.end.Store(m.End)
+		var lowered *noteBatch
+		if r.note.Load().StableEnd > m.End {
+			// The file is cut below what is noted as stable: a start that finds it so must not take it for damaged.
+			lowered = s.noteLocked(r, r.mu.state, 0)
+		}
 		r.mu.Unlock()
+		if lowered != nil {
+			if err := lowered.wait(context.Background()); err != nil {
+				s.fail("note that a tail goes", err)
+				return 0, answer("note that a tail goes", err)
+			}
+		}
 		// The tail goes before the index is written: what is left of it behind the index would look like
 		// records after a bad one. Its space is taken back at once.
 		if err := f.Truncate(int64(m.End)); err != nil {
