@@ -2,6 +2,7 @@ package access
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 
 	"dozo/internal/ident"
@@ -430,6 +431,11 @@ func (o *Owner) committed() bool {
 		if !ok {
 			if fn, ok := e.Context.(func(ident.Seq)); ok {
 				fn(e.Seq)
+			} else if e.Kind == journal.KindPermit || e.Kind == journal.KindRetire { // a former owner's, in the tail
+				if err := o.applyGoing(e.Kind, e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen], e.Seq); err != nil {
+					o.stop(fmt.Errorf("seq %d: %w", e.Seq, err))
+					return true
+				}
 			}
 			continue
 		}

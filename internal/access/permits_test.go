@@ -53,8 +53,9 @@ func TestAfterDropsEverythingStaysReadable(t *testing.T) {
 	for round := range 3 {
 		// Each store has the only replica of some.
 		home := c.seats[round%2]
+		im.o.Close()
 		c.local = home.id
-		next()
+		im.o = c.own(v)
 		for range 200 {
 			im.change(t)
 		}
@@ -168,10 +169,11 @@ func TestTheOwnersNodeDiesAfterDrops(t *testing.T) {
 		}
 		old := im.o
 		c.kill(c.seats[0])
+		old.Close()
 		c.local = c.seats[1].id
 		if !far {
 			// Only the third member of the ensemble, which the fence needs, can be reached; then the rest of the sites.
-			e, _ := im.o.state.Newest()
+			e, _ := old.state.Newest()
 			for _, s := range c.seats[2:] {
 				if s.id != e.Stores[2] {
 					c.kill(s)
@@ -186,7 +188,6 @@ func TestTheOwnersNodeDiesAfterDrops(t *testing.T) {
 			})
 		}
 		im.o = c.own(v)
-		old.Close()
 		if !im.o.proven {
 			t.Error("the takeover is not proven though all but one answered")
 		}

@@ -412,11 +412,33 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 		if err != nil {
 			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
-	case journal.KindPermit:
+	case journal.KindPermit, journal.KindRetire:
+		_, body, err := o.readRecord(id, e.Offset)
+		if err == nil {
+			err = o.applyGoing(e.Kind, body, seq)
+		}
+		if err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
+	case journal.KindReservation:
 		_, body, err := o.readRecord(id, e.Offset)
 		if err != nil {
 			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
+		if err := o.unitApplied(body); err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
+	}
+	if err := o.m.Apply(e, seq, slot); err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	return nil
+}
+
+// applyGoing takes a permit or a retirement of a former owner into the tables: one that is replayed, or that the tail
+// of the history has. Its replicas may be gone already.
+func (o *Owner) applyGoing(kind journal.Kind, body []byte, seq ident.Seq) error {
+	if kind == journal.KindPermit {
 		permits, err := journal.DecodePermits(body)
 		if err != nil {
 			return err
@@ -430,35 +452,20 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 			}
 			o.permits[permitKey{p.Segment, p.Store}] = pendingPermit{Permit: p, seq: seq}
 		}
-	case journal.KindReservation:
-		_, body, err := o.readRecord(id, e.Offset)
-		if err != nil {
-			return fmt.Errorf("replay of seq %d: %w", seq, err)
-		}
-		if err := o.unitApplied(body); err != nil {
-			return fmt.Errorf("replay of seq %d: %w", seq, err)
-		}
-	case journal.KindRetire:
-		_, body, err := o.readRecord(id, e.Offset)
-		if err != nil {
-			return fmt.Errorf("replay of seq %d: %w", seq, err)
-		}
-		retired, err := journal.DecodeRetired(body)
-		if err != nil {
-			return err
-		}
-		for _, s := range retired {
-			if slot, ok := o.m.Slot(s); ok {
-				if err := o.m.Retire(slot); err != nil {
-					return fmt.Errorf("replay of seq %d: %w", seq, err)
-				}
+		return nil
+	}
+	retired, err := journal.DecodeRetired(body)
+	if err != nil {
+		return err
+	}
+	for _, s := range retired {
+		if slot, ok := o.m.Slot(s); ok {
+			if err := o.m.Retire(slot); err != nil {
+				return err
 			}
 		}
-		o.cp.retired = append(o.cp.retired, retiredAt{retired, seq})
 	}
-	if err := o.m.Apply(e, seq, slot); err != nil {
-		return fmt.Errorf("replay: %w", err)
-	}
+	o.cp.retired = append(o.cp.retired, retiredAt{retired, seq})
 	return nil
 }
 
