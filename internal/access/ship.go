@@ -557,6 +557,9 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			var e shipEnd
 			o.ask(func() { from, e = o.readFrom(seg), shipEnd{seg.end, seg.last, o.w.Start()} })
 			to := stores[int(seg.id.Number&0xffff)%len(stores)]
+			if from == nil && o.env.Stores.Up(to.ID()) {
+				continue // who has it has not been heard yet: the sessions with the other sites ask
+			}
 			if from == nil || !o.env.Stores.Up(to.ID()) {
 				return wire.Errorf(wire.CodeUnreached, "checkpoint segment %s: no store to copy from or to", seg.id)
 			}

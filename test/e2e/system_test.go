@@ -314,6 +314,9 @@ type volumeShow struct {
 			Segments uint64 `json:"segments"`
 			Replicas uint64 `json:"replicas"`
 		} `json:"site_replicas"`
+		Ensembles []struct {
+			Number uint32 `json:"number"`
+		} `json:"ensembles"`
 		Segments []segment `json:"segments"`
 		Unheard  []string  `json:"unheard"`
 	} `json:"placement"`

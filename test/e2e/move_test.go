@@ -1,0 +1,69 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// moved is what dozo volume move says at the end.
+type moved struct {
+	Done  bool
+	Owner string
+	Site  string `json:"owner_site"`
+	Pause float64
+	Epoch string
+}
+
+// TestMove hands a volume over under a writer, within the site and between sites, drains the owner's node, and then
+// loses the site that the volume was moved away from: every acknowledged block is there, and no command has failed.
+func TestMove(t *testing.T) {
+	s := start(t, 3, 2)
+	iqn := s.create("v", "256M")
+	log := filepath.Join(s.dir, "writer.log")
+	w := s.crashWriter(s.url(1, 1, iqn), log)
+	time.Sleep(2 * time.Second)
+	var pauses [2][]float64 // within a site, between sites
+	site := "site-1"
+	for _, to := range []string{"s1n1", "s1n2", "s1n1", "site-2", "site-1", "site-3", "site-2"} {
+		var m moved
+		s.ask("", &m, "volume", "move", "v", "--to", to, "--timeout", "60s")
+		if !m.Done || m.Owner != to && m.Site != to {
+			t.Fatalf("to %s: %+v", to, m)
+		}
+		kind := 0
+		if m.Site != site {
+			kind = 1
+		}
+		site = m.Site
+		pauses[kind] = append(pauses[kind], m.Pause)
+		until(t, "only the new site's ensemble is listed", 30*time.Second, func() (bool, string) {
+			v := s.show("v")
+			return len(v.Placement.Ensembles) == 1 && v.Volume.Owner == m.Owner, fmt.Sprintf("%d ensembles, owner %s", len(v.Placement.Ensembles), v.Volume.Owner)
+		})
+	}
+	for i, name := range []string{"within a site", "between sites"} {
+		slices.Sort(pauses[i])
+		t.Logf("pauses %s: median %.0f ms of %v s", name, 1000*pauses[i][len(pauses[i])/2], pauses[i])
+	}
+	var d struct{ Done bool }
+	owner := s.show("v").Volume.Owner
+	s.ask("", &d, "node", "drain", owner, "--wait", "--timeout", "30s")
+	if now := s.show("v").Volume.Owner; !d.Done || now == owner {
+		t.Fatalf("%s was drained, the owner is %s", owner, now)
+	}
+	s.dozo("node", "undrain", owner)
+	if r := w.finish(t); r.Failed != 0 || r.Acked == 0 {
+		t.Errorf("writer: %+v", r)
+	} else {
+		t.Logf("writer: %d acknowledged, longest gap %v", r.Acked, time.Duration(r.LongestNS))
+	}
+	// The volume is at site 2; site 1, where it was written first, is lost.
+	s.kill("s1n1", "s1n2")
+	s.check(log, s.url(2, 1, iqn))
+	s.check(log, s.url(3, 1, iqn))
+}
