@@ -72,6 +72,8 @@ type conn struct {
 	pool      []*task
 
 	left        bool      // under Session.mu: it doesn't count as one of the session's connections any more
+	recovery    *recovery // recovery level 1 and above
+	keep        bool      // the next PDU has used its StatSN up
 	acks        []ackWait // who waits for the initiator's acknowledgement
 	pingTTT     uint32    // tag of the last ping
 	pingWaiting time.Time // since when an answer is owed, or zero
@@ -194,6 +196,9 @@ func (c *conn) end() {
 		c.room.Wait()
 	}
 	c.out.release()
+	if c.recovery != nil {
+		c.recovery.release()
+	}
 	c.mu.Unlock()
 	if sess != nil {
 		sess.detach(c)
@@ -210,8 +215,8 @@ func (c *conn) readHeader(h *header) error {
 	return checkHeader(h, int(max(c.params.MaxRecvDataSegment, 8192)))
 }
 
-// errHeaderDigest and errDataDigest end a connection: at error recovery level 0 a digest error ends the
-// session (RFC 7143 7.7 and 7.8).
+// errHeaderDigest ends a connection: where the next PDU begins is not known any more (RFC 7143 7.7). errDataDigest
+// does at error recovery level 0 (7.8).
 var (
 	errHeaderDigest = errors.New("header digest is wrong")
 	errDataDigest   = errors.New("data digest is wrong")
@@ -384,6 +389,10 @@ func (c *conn) answerLogin(req *header, r loginReply, sess *Session) {
 	if sess != nil {
 		c.params = c.agreed
 		c.fullFeature = true
+		if c.params.ErrorRecoveryLevel > 0 {
+			c.recovery = new(recovery)
+		}
+		c.keep = false
 	}
 }
 
@@ -413,7 +422,11 @@ func (c *conn) serve() error {
 		if err != nil {
 			return err
 		}
-		if err := c.handle(&h, ahs); err != nil {
+		err = c.handle(&h, ahs)
+		if err == errDataDigest && c.sess.params.ErrorRecoveryLevel > 0 {
+			err = nil // the PDU was rejected and is forgotten; whoever missed something asks again
+		}
+		if err != nil {
 			c.flushWait()
 			return err
 		}
@@ -468,8 +481,12 @@ func (c *conn) handle(h *header, ahs []byte) error {
 		return c.textRequest(h)
 	case opLogout:
 		return c.logout(h)
+	case opSNACK:
+		if !c.sess.discovery {
+			return c.snack(h)
+		}
 	}
-	// The rest is refused without ending the connection: a SNACK has no place at recovery level 0, a Login
+	// The rest is refused without ending the connection: a SNACK has no place in a discovery session, a Login
 	// Request none in full feature phase, and other opcodes don't exist.
 	if _, err := c.readData(h); err != nil {
 		return err

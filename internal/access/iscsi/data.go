@@ -6,17 +6,8 @@ import "dozo/internal/access/scsi"
 func (c *conn) solicitLocked(t *task) {
 	for t.asked < t.want && uint32(len(t.r2ts)) < c.params.MaxOutstandingR2T {
 		n := min(int(c.params.MaxBurstLength), t.want-t.asked)
-		q := r2t{ttt: t.tag(), end: t.asked + n}
-		var h header
-		h[0], h[1] = opR2T, finalBit
-		h.setLUN(t.LUN)
-		h.put32(16, t.itt)
-		h.put32(20, q.ttt)
-		c.numberLocked(&h, false)
-		h.put32(36, t.r2tSN)
-		h.put32(40, uint32(t.asked))
-		h.put32(44, uint32(n))
-		c.appendPDULocked(&h, nil)
+		q := r2t{ttt: t.tag(), sn: t.r2tSN, start: t.asked, end: t.asked + n}
+		c.sendR2TLocked(t, &q)
 		t.r2ts = append(t.r2ts, q)
 		t.r2tSN++
 		t.asked += n
@@ -42,6 +33,12 @@ func (c *conn) taskOfDataLocked(h *header) *task {
 		if slot := int(ttt & slotsMax); slot < len(c.slots) {
 			if t := c.slots[slot]; t != nil && !t.aborted && len(t.r2ts) > 0 && t.r2ts[0].ttt == ttt && t.itt == h.itt() {
 				return t
+			} else if t != nil && !t.aborted && c.recovery != nil && t.itt == h.itt() {
+				for i := range t.r2ts {
+					if t.r2ts[i].ttt == ttt {
+						return t
+					}
+				}
 			}
 		}
 		return nil
@@ -73,7 +70,11 @@ func (c *conn) dataOut(h *header) error {
 		}
 	}
 	c.filling = t
+	recover := c.recovery != nil
 	c.mu.Unlock()
+	if recover {
+		return c.recoverData(t, h, n, h.ttt())
+	}
 
 	limit, dataSN := 0, &t.unsolSN
 	if h.ttt() == noTag {
@@ -128,6 +129,10 @@ func (c *conn) respondLocked(t *task) {
 	send = min(send, int(t.ExpectIn))
 	flags, residual := t.residual()
 	if send > 0 && t.Status == scsi.StatusGood {
+		if c.recovery != nil {
+			c.sendKeptLocked(t, send, flags, residual)
+			return
+		}
 		c.sendDataLocked(t, send, flags, residual)
 		return
 	}
@@ -136,6 +141,7 @@ func (c *conn) respondLocked(t *task) {
 	h[3] = byte(t.Status)
 	h.put32(16, t.itt)
 	c.numberLocked(&h, true)
+	h.put32(36, t.r2tSN)
 	h.put32(44, residual)
 	if len(t.Sense) == 0 {
 		c.appendPDULocked(&h, nil)

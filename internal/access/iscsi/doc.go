@@ -17,6 +17,8 @@
 // A session has up to MaxConnections connections (join.go). Where its commands may arrive out of order, Session.order
 // holds those that are early and delivers them by number (order.go).
 //
+// At recovery level 1 what was sent is kept until it is acknowledged (recovery.go).
+//
 // Invariants: the reader never waits for a command, so Data-Out always gets through; StatSN is given in the
 // order of the stream; the socket is written by whoever holds the writer role, one at a time; every task's
 // memory is given back exactly once, also when its connection dies.

@@ -83,6 +83,11 @@ func (b *batch) release() {
 // caller's. Digests begin with the full feature phase: until then c.params has none.
 func (c *conn) appendPDULocked(h *header, data []byte) {
 	h.setDataLen(len(data))
+	if c.keep {
+		if c.keep = false; c.recovery != nil {
+			c.recovery.keepStatus(h, data)
+		}
+	}
 	b := c.out
 	b.own(h[:])
 	c.headerDigestLocked(h)
@@ -120,6 +125,7 @@ func (c *conn) numberLocked(h *header, uses bool) {
 	h.put32(24, c.statSN)
 	c.commandWindowLocked(h)
 	if uses {
+		c.keep = c.recovery != nil
 		c.statSN++
 		if c.sess != nil && c.sess.target != nil {
 			c.stamps.told(c.sess.target.Stamp())

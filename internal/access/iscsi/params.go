@@ -46,6 +46,7 @@ type Offers struct {
 	ImmediateData      bool
 	InitialR2T         bool
 	MaxConnections     uint32   // of a session
+	ErrorRecoveryLevel uint32   // at most
 	HeaderDigest       []string // in order of preference; empty means both, None first
 	DataDigest         []string
 }
@@ -55,7 +56,7 @@ type Offers struct {
 func DefaultOffers() Offers {
 	return Offers{
 		MaxRecvDataSegment: 1 << 20, MaxBurstLength: 16<<20 - 512, FirstBurstLength: 256 << 10, MaxOutstandingR2T: 16,
-		ImmediateData: true, MaxConnections: 8,
+		ImmediateData: true, MaxConnections: 8, ErrorRecoveryLevel: 1,
 	}
 }
 
@@ -107,7 +108,7 @@ var operationalKeys = map[string]keyRule{
 	"MaxOutstandingR2T":   {kind: kindMin, low: 1, top: 65535, normalOnly: true, ours: func(o *Offers) uint64 { return uint64(o.MaxOutstandingR2T) }, apply: func(p *Params, n uint64, _ string) { p.MaxOutstandingR2T = uint32(n) }},
 	"DataPDUInOrder":      {kind: kindOr, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.DataPDUInOrder = n == 1 }},
 	"DataSequenceInOrder": {kind: kindOr, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.DataSequenceInOrder = n == 1 }},
-	"ErrorRecoveryLevel":  {kind: kindMin, top: 2, ours: func(*Offers) uint64 { return 0 }, apply: func(p *Params, n uint64, _ string) { p.ErrorRecoveryLevel = uint32(n) }},
+	"ErrorRecoveryLevel":  {kind: kindMin, top: 2, ours: func(o *Offers) uint64 { return uint64(min(o.ErrorRecoveryLevel, 1)) }, apply: func(p *Params, n uint64, _ string) { p.ErrorRecoveryLevel = uint32(n) }},
 	"TaskReporting":       {kind: kindList, normalOnly: true, known: []string{reportRFC3720, "ResponseFence", reportFastAbort}, apply: func(p *Params, _ uint64, s string) { p.TaskReporting = s }},
 	"iSCSIProtocolLevel":  {kind: kindMin, top: 31, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.ProtocolLevel = uint32(n) }},
 }

@@ -71,6 +71,7 @@ func (c *conn) ping(now time.Time, timeout time.Duration) (dropped bool) {
 		return false // a client that doesn't read needs no more to read
 	}
 	c.pingLocked()
+	c.watchDataLocked()
 	return false
 }
 
@@ -92,6 +93,9 @@ func (c *conn) pingLocked() {
 // proveLocked takes what an ExpStatSN of the initiator proves.
 func (c *conn) proveLocked(expStatSN uint32) scsi.Stamp {
 	at := c.stamps.expects(expStatSN)
+	if c.recovery != nil {
+		c.recovery.acknowledged(c.stamps.acked)
+	}
 	if len(c.acks) > 0 {
 		c.acknowledgedLocked()
 	}

@@ -48,6 +48,9 @@ type task struct {
 	segmentOff  int
 	spoiled     bool // a Data-Out was out of sequence: ends with CHECK CONDITION, nothing is written
 
+	lost   bool // recovery level 1: some of it has to be asked for again
+	silent int  // pings since the last Data-Out
+
 	writeCost, readCost int
 }
 
@@ -64,6 +67,8 @@ const (
 // r2t is an outstanding R2T.
 type r2t struct {
 	ttt    uint32
+	sn     uint32
+	start  int
 	end    int
 	dataSN uint32
 }
@@ -135,6 +140,7 @@ func (t *task) clear() {
 	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
 	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
 	t.writeCost, t.readCost = 0, 0
+	t.lost, t.silent = false, 0
 	t.cmdSN, t.delivered, t.preparing, t.due, t.uncounted, t.refused, t.barred, t.fenced = 0, false, false, false, false, false, false, false
 }
 
@@ -218,7 +224,7 @@ func (c *conn) command(h *header, ahs []byte) error {
 	c.place(t)
 	if n > 0 {
 		if err := c.receive(t, h, n); err != nil {
-			return err
+			return c.damaged(t, err)
 		}
 	}
 	c.advance(t)
@@ -247,7 +253,7 @@ func (c *conn) prepare(t *task) {
 func (c *conn) hold(t *task, h *header, n int) error {
 	if n > 0 {
 		if err := c.receive(t, h, n); err != nil {
-			return err
+			return c.damaged(t, err)
 		}
 	}
 	c.mu.Lock()
@@ -260,6 +266,24 @@ func (c *conn) hold(t *task, h *header, n int) error {
 		c.mu.Unlock()
 	}
 	return nil
+}
+
+// damaged drops a command whose immediate data were damaged: as if it had not come (RFC 7143 7.8). It has been
+// rejected, and the initiator sends it again.
+func (c *conn) damaged(t *task, err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != errDataDigest || c.recovery == nil {
+		return err
+	}
+	c.filling = nil
+	t.uncounted = true
+	if t.phase == phaseHeld {
+		c.forgetLocked(t)
+	} else {
+		c.abortLocked(t)
+	}
+	return err
 }
 
 // deliver carries on a task that was held, when its turn has come.
@@ -455,9 +479,15 @@ func (c *conn) advanceLocked(t *task) (run bool) {
 	switch {
 	case t.phase <= phaseWaiting || t.unsolicited:
 		return false
-	case t.got >= t.want:
+	case t.got >= t.want && !t.lost:
 		t.phase = phaseRunning
 		return true
+	}
+	if t.lost {
+		if t.askAgainLocked(); t.lost {
+			return false
+		}
+		return c.advanceLocked(t)
 	}
 	t.asked = max(t.asked, t.got)
 	c.solicitLocked(t)

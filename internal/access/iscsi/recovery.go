@@ -1,0 +1,346 @@
+package iscsi
+
+import "dozo/internal/access/scsi"
+
+// Recovery within a connection, error recovery level 1 (RFC 7143 7.1.4.2): what was sent is kept until the
+// initiator has acknowledged it, and sent again where a SNACK asks for it; data that don't arrive are asked for
+// again. What is kept is bounded; a SNACK for something that is not kept any more is rejected, as the RFC lets us
+// (11.16), and the initiator ends the task.
+//
+// On such connections status never travels in a Data-In, so that it can be sent again without its data.
+
+const (
+	// keptStatusMax bounds the responses that are kept, keptStatusBytes their data, keptDataBytes the read data.
+	keptStatusMax   = stampRingLen
+	keptStatusBytes = 1 << 20
+	keptDataBytes   = 8 << 20
+	// silentTicks is after how many pings' intervals without data a burst is taken for lost.
+	silentTicks = 3
+)
+
+// Types of SNACK (RFC 7143 11.16.1).
+const (
+	snackData    = 0
+	snackStatus  = 1
+	snackDataACK = 2
+)
+
+// recovery is what a connection keeps. It is under conn.mu.
+type recovery struct {
+	statuses    []keptStatus // in order of StatSN
+	statusBytes int
+	data        []*sentData // in order of StatSN
+	dataBytes   int
+}
+
+// keptStatus is a PDU that has used a StatSN up.
+type keptStatus struct {
+	h    header
+	data []byte
+}
+
+// sentData is the data-in of a task that has ended.
+type sentData struct {
+	itt, statSN    uint32
+	lun            uint64
+	n              int
+	segment, burst int // as it was cut
+	in             [][]byte
+	reads          []scsi.ReadResult
+}
+
+func (d *sentData) release() {
+	for _, r := range d.reads {
+		r.Release()
+	}
+	d.in, d.reads = nil, nil
+}
+
+// keepStatus keeps a PDU; the oldest make room.
+func (r *recovery) keepStatus(h *header, data []byte) {
+	r.statuses = append(r.statuses, keptStatus{*h, append([]byte(nil), data...)})
+	r.statusBytes += len(data)
+	for len(r.statuses) > keptStatusMax || r.statusBytes > keptStatusBytes {
+		r.dropStatus()
+	}
+}
+
+func (r *recovery) dropStatus() {
+	r.statusBytes -= len(r.statuses[0].data)
+	r.statuses[0].data = nil
+	r.statuses = r.statuses[1:]
+}
+
+func (r *recovery) keepData(d *sentData) {
+	r.data = append(r.data, d)
+	r.dataBytes += d.n
+	for r.dataBytes > keptDataBytes {
+		r.dropData()
+	}
+}
+
+func (r *recovery) dropData() {
+	d := r.data[0]
+	r.data[0] = nil
+	r.data = r.data[1:]
+	r.dataBytes -= d.n
+	d.release()
+}
+
+// acknowledged forgets everything before a StatSN.
+func (r *recovery) acknowledged(statSN uint32) {
+	for len(r.statuses) > 0 && before(r.statuses[0].h.u32(24), statSN) {
+		r.dropStatus()
+	}
+	for len(r.data) > 0 && before(r.data[0].statSN, statSN) {
+		r.dropData()
+	}
+}
+
+func (r *recovery) release() {
+	for len(r.data) > 0 {
+		r.dropData()
+	}
+	r.statuses = nil
+}
+
+// snack takes a SNACK Request (RFC 7143 11.16).
+func (c *conn) snack(h *header) error {
+	if err := c.skipData(h); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.proveLocked(h.expStatSN())
+	ok := false
+	if c.recovery != nil {
+		from, run := h.u32(40), h.u32(44)
+		switch h[1] & 0x0f {
+		case snackStatus:
+			ok = c.resendStatusLocked(from, run)
+		case snackData:
+			ok = c.resendDataLocked(h.itt(), from, run)
+		case snackDataACK:
+			ok = true // we never ask for one, and nothing is freed by it
+		}
+		c.flushLocked()
+	}
+	c.mu.Unlock()
+	if !ok {
+		c.reject(h, rejectSNACK)
+	}
+	return nil
+}
+
+// resendStatusLocked sends the PDUs with StatSNs from a number on again; a run of 0 means all.
+func (c *conn) resendStatusLocked(from, run uint32) bool {
+	kept := c.recovery.statuses
+	if len(kept) == 0 || before(from, kept[0].h.u32(24)) || !before(from, c.statSN) {
+		return run == 0 && from == c.statSN
+	}
+	for i := range kept {
+		sn := kept[i].h.u32(24)
+		if before(sn, from) || run != 0 && !before(sn, from+run) {
+			continue
+		}
+		h := kept[i].h
+		c.commandWindowLocked(&h)
+		c.appendPDULocked(&h, kept[i].data)
+	}
+	return true
+}
+
+// resendDataLocked sends R2Ts or Data-Ins of a task again.
+func (c *conn) resendDataLocked(itt, from, run uint32) bool {
+	for _, t := range c.slots {
+		if t == nil || t.itt != itt || t.aborted {
+			continue
+		}
+		for i := range t.r2ts {
+			if q := &t.r2ts[i]; !before(q.sn, from) && (run == 0 || before(q.sn, from+run)) {
+				c.sendR2TLocked(t, q)
+			}
+		}
+		return true // those that have been answered need no other answer
+	}
+	for i := len(c.recovery.data) - 1; i >= 0; i-- {
+		if d := c.recovery.data[i]; d.itt == itt {
+			to := from + run
+			if run == 0 {
+				to = 0xffffffff
+			}
+			c.sendPiecesLocked(d, from, to)
+			return true
+		}
+	}
+	return false
+}
+
+// sendKeptLocked sends a task's data and status apart, and keeps the data.
+func (c *conn) sendKeptLocked(t *task, n int, flags byte, residual uint32) {
+	d := &sentData{itt: t.itt, lun: t.LUN, n: n, segment: int(c.params.MaxSendDataSegment), burst: int(c.params.MaxBurstLength)}
+	if t.HoldsReads() {
+		d.in = append(d.in, t.In...)
+		d.reads = t.TakeReads(nil)
+		c.out.cost += t.readCost // the copy in the out queue
+		c.readMem += t.readCost
+	} else {
+		for _, p := range t.In {
+			d.in = append(d.in, append([]byte(nil), p...))
+		}
+	}
+	sent := c.sendPiecesLocked(d, 0, 0xffffffff)
+	var h header
+	h[0], h[1] = opResponse, finalBit|flags
+	h[3] = byte(t.Status)
+	h.put32(16, t.itt)
+	c.numberLocked(&h, true)
+	h.put32(36, sent)
+	h.put32(44, residual)
+	c.appendPDULocked(&h, nil)
+	d.statSN = c.statSN - 1
+	c.recovery.keepData(d)
+}
+
+// sendPiecesLocked sends the Data-Ins with DataSNs from a number up to another one, which is excluded. It gives how
+// many the task has altogether. The data are copied: they may be forgotten before the socket has taken them.
+func (c *conn) sendPiecesLocked(d *sentData, from, to uint32) (count uint32) {
+	piece, at, inBurst := 0, 0, 0
+	for off := 0; off < d.n; count++ {
+		m := min(d.segment, d.n-off, d.burst-inBurst)
+		inBurst += m
+		send := !before(count, from) && count < to
+		last := off+m == d.n
+		if send {
+			var h header
+			h[0] = opDataIn
+			if last || inBurst == d.burst {
+				h[1] = finalBit
+			}
+			h.setLUN(d.lun)
+			h.put32(16, d.itt)
+			h.put32(20, noTag)
+			c.commandWindowLocked(&h)
+			h.put32(36, count)
+			h.put32(40, uint32(off))
+			h.setDataLen(m)
+			c.out.own(h[:])
+			c.headerDigestLocked(&h)
+		}
+		crc := uint32(0)
+		for left := m; left > 0; {
+			p := d.in[piece][at:]
+			p = p[:min(len(p), left)]
+			if send {
+				if c.params.DataDigest {
+					crc = digest(crc, p)
+				}
+				c.out.own(p)
+			}
+			if left, at = left-len(p), at+len(p); at == len(d.in[piece]) {
+				piece, at = piece+1, 0
+			}
+		}
+		if send {
+			c.endDataLocked(m, crc)
+		}
+		if inBurst == d.burst {
+			inBurst = 0
+		}
+		off += m
+	}
+	return count
+}
+
+// recoverData takes a Data-Out at recovery level 1: one that is damaged or out of sequence makes all that is under
+// way for its task void; once that has come, the data are asked for again from the first byte that is missing
+// (RFC 7143 7.8, 7.9: recovery R2T). The caller is the reader, which holds the task.
+func (c *conn) recoverData(t *task, h *header, n int, ttt uint32) error {
+	var q *r2t
+	index := 0
+	for i := range t.r2ts {
+		if t.r2ts[i].ttt == ttt {
+			q, index = &t.r2ts[i], i
+		}
+	}
+	limit, dataSN := min(int(c.params.FirstBurstLength), int(min(t.expected, 1<<30))), &t.unsolSN
+	if q != nil {
+		limit, dataSN = q.end, &q.dataSN
+	}
+	if off := h.u32(40); uint64(off)+uint64(n) > uint64(limit) {
+		return badPDU(h, "data up to %d, beyond %d", uint64(off)+uint64(n), limit)
+	}
+	if index > 0 || h.u32(36) != *dataSN || h.u32(40) != uint32(t.got) {
+		t.lost = true
+	}
+	err := error(nil)
+	if t.lost {
+		err = c.skipData(h)
+	} else {
+		*dataSN++
+		got, segment, segmentOff, stash := t.got, t.segment, t.segmentOff, len(t.stash)
+		if err = c.receive(t, h, n); err == errDataDigest {
+			t.got, t.segment, t.segmentOff, t.stash, t.lost = got, segment, segmentOff, t.stash[:stash], true
+		}
+	}
+	if err != nil && err != errDataDigest {
+		return err
+	}
+	c.mu.Lock()
+	t.silent = 0
+	switch {
+	case !h.final():
+	case q == nil:
+		t.unsolicited = false
+	default:
+		if t.got != limit {
+			t.lost = true
+		}
+		t.r2ts = append(t.r2ts[:index], t.r2ts[index+1:]...)
+	}
+	c.mu.Unlock()
+	c.advance(t)
+	return nil
+}
+
+// askAgainLocked begins anew where data are missing, once nothing is under way for the task.
+func (t *task) askAgainLocked() {
+	if t.lost && len(t.r2ts) == 0 && !t.unsolicited {
+		t.lost = false
+		t.asked = t.got
+	}
+}
+
+// watchDataLocked takes bursts that have stopped for lost: the last Data-Out of one may be what was damaged. It is
+// called with every ping.
+func (c *conn) watchDataLocked() {
+	if c.recovery == nil {
+		return
+	}
+	for _, t := range c.slots {
+		if t == nil || t.aborted || t == c.filling || t.phase != phaseReceiving || !t.unsolicited && len(t.r2ts) == 0 {
+			continue
+		}
+		if t.silent++; t.silent > silentTicks {
+			t.silent, t.lost, t.unsolicited = 0, true, false
+			t.r2ts = t.r2ts[:0]
+			t.askAgainLocked()
+			if t.got < t.want {
+				c.solicitLocked(t)
+			}
+		}
+	}
+}
+
+// sendR2TLocked sends an R2T, for the first time or again.
+func (c *conn) sendR2TLocked(t *task, q *r2t) {
+	var h header
+	h[0], h[1] = opR2T, finalBit
+	h.setLUN(t.LUN)
+	h.put32(16, t.itt)
+	h.put32(20, q.ttt)
+	c.numberLocked(&h, false)
+	h.put32(36, q.sn)
+	h.put32(40, uint32(q.start))
+	h.put32(44, uint32(q.end-q.start))
+	c.appendPDULocked(&h, nil)
+}
