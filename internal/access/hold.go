@@ -198,14 +198,35 @@ func (s *siteShip) took(n int, urgent bool) {
 	}
 }
 
-// stableElsewhere reports that a site other than the owner's has everything up to seq, stably (R10).
-func (o *Owner) stableElsewhere(seq ident.Seq) (yes bool) {
+// stableAt reports that a site, or with 0 any but the owner's, has everything up to seq, stably (R10).
+func (o *Owner) stableAt(site ident.SiteID, seq ident.Seq) (yes bool) {
 	o.ask(func() {
 		for _, s := range o.ships {
+			if site != 0 && s.site != site {
+				continue
+			}
 			s.mu.Lock()
 			yes = yes || s.mu.stable >= seq && s.mu.mark.Seq >= seq
 			s.mu.Unlock()
 		}
+	})
+	return yes
+}
+
+// settledAt reports that what a site has is stable there but for the segment that is being shipped: nothing older has to be
+// waited for in the pause.
+func (o *Owner) settledAt(s *siteShip) (yes bool) {
+	o.ask(func() {
+		s.mu.Lock()
+		mark, stable := s.mu.mark.Seq, s.mu.stable
+		s.mu.Unlock()
+		for i := len(o.order) - 1; i >= 0; i-- {
+			if before := o.order[i].before.Seq; before <= mark {
+				yes = stable >= before
+				return
+			}
+		}
+		yes = true
 	})
 	return yes
 }

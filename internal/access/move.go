@@ -35,6 +35,7 @@ const (
 	settlePatience  = 10 * time.Second
 	drainPatience   = 3 * time.Second  // commands wait for no longer than that before it is called off
 	takePatience    = 20 * time.Second // for the taker's word that it serves; it goes on without that too
+	thirdPatience   = 150 * time.Millisecond
 	slowMost        = 60 * time.Second // R10
 	handPause       = 60 * time.Millisecond
 	handLagSmall    = 256 << 10 // bytes; what is shipped at once over any link
@@ -295,7 +296,9 @@ func (h *handing) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for h.copies && !o.stableElsewhere(at.Seq) {
+	// A third site's copy is enough for R10, but the taker would read the rest from there, which takes longer than a
+	// little patience.
+	for h.copies && !o.stableAt(h.to.Site, at.Seq) && (time.Since(begun) < thirdPatience || !o.stableAt(0, at.Seq)) {
 		if err := o.Err(); err != nil {
 			return err
 		}
@@ -443,9 +446,14 @@ func (h *handing) catchUp(ctx context.Context) error {
 		last, looked = bytes, time.Now()
 		h.mv.lag(lag)
 		if lag <= handLagSmall || float64(lag) <= rate*(trip+handPause).Seconds() {
-			return nil
+			if o.settledAt(ship) || time.Since(begun) > settlePatience {
+				return nil
+			}
+			h.mv.phase("copying: the last segments become stable")
+			lag = 0
 		}
 		switch now := time.Now(); {
+		case lag == 0:
 		case slowed.IsZero() && now.Sub(begun) > lagPatience && state == "shipping":
 			slowed = now
 			limit := int64(max(rate/2, 1<<20))
