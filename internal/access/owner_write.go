@@ -73,7 +73,12 @@ func (o *Owner) admit(op *Op) {
 	case wire.OpProvisioned:
 		o.provisioned(op)
 	case wire.OpFlush:
-		op.seq = o.w.At().Seq
+		// What clients were or may be told of. The owner's own records behind that are not waited for: on full disks
+		// they wait for room.
+		op.seq = o.w.Commit().Seq
+		if n := len(o.uncommitted); n > 0 {
+			op.seq = max(op.seq, o.uncommitted[n-1].seq)
+		}
 		o.awaitStable(op)
 	case wire.OpWrite:
 		if o.mustWait(op, !op.Buf.aligned()) {
