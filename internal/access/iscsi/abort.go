@@ -112,7 +112,7 @@ func (s *Server) dropTarget(name string) {
 // drop ends a session by our own will, telling the initiator (asynchronous message 3).
 func (x *Session) drop(cause error) {
 	const dropsAll = 3
-	for _, c := range x.connections() {
+	for _, c := range x.close() {
 		c.mu.Lock()
 		if !c.dead && c.fullFeature {
 			c.asyncLocked(dropsAll, 0, 0, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))

@@ -62,6 +62,7 @@ type conn struct {
 	freeSlots []uint16
 	tasks     int     // in slots
 	immediate int     // of them, immediate
+	functions int     // immediate task management functions that are not answered yet
 	running   int     // admitted and not finished
 	ordered   bool    // an ORDERED task runs: nothing else may start
 	waiting   []*task // not admitted yet, in order

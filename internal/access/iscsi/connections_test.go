@@ -202,6 +202,33 @@ func TestManagementAcross(t *testing.T) {
 	answer(b, 0)
 }
 
+// TestManagementBounded: functions that wait for commands that never come are so many at most (RFC 7143 11.17.1, reason
+// "too many immediate commands").
+func TestManagementBounded(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	c := dial(t, portal).login("MaxConnections=2").ready()
+	c.cmdSN += 5
+	for range 40 {
+		c.tmf(5, 0xffffffff)
+	}
+	for range 8 {
+		if p := c.must(c.recv()); p.op() != 0x3f || p.bhs[2] != 6 {
+			t.Fatalf("opcode %#x reason %d", p.op(), p.bhs[2])
+		}
+	}
+	c.quiet("the others wait")
+	c.cmdSN -= 5
+	for range 5 {
+		_, _ = c.start(make([]byte, 6), 0, nil)
+	}
+	responses := 0
+	for responses < 32 {
+		if p := c.must(c.recv()); p.op() == 0x22 {
+			responses++
+		}
+	}
+}
+
 // TestConnectionLogout: RFC 7143 11.14. The session ends with its last connection.
 func TestConnectionLogout(t *testing.T) {
 	var mu sync.Mutex

@@ -323,9 +323,8 @@ func (c *conn) watchDataLocked() {
 		if t.silent++; t.silent > silentTicks {
 			t.silent, t.lost, t.unsolicited = 0, true, false
 			t.r2ts = t.r2ts[:0]
-			t.askAgainLocked()
-			if t.got < t.want {
-				c.solicitLocked(t)
+			if c.advanceLocked(t) {
+				c.srv.wg.Go(func() { c.sess.nexus.Execute(&t.Command) })
 			}
 		}
 	}

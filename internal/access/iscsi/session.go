@@ -107,7 +107,7 @@ var errKilled = errors.New("session killed by the administrator")
 func (x *Session) Kill() { x.drop(errKilled) }
 
 func (x *Session) kill(cause error) {
-	for _, c := range x.connections() {
+	for _, c := range x.close() {
 		c.kill(cause)
 	}
 }
@@ -121,6 +121,14 @@ func (x *Session) Logout(within time.Duration) {
 	for _, c := range x.connections() {
 		c.askLogout(within)
 	}
+}
+
+// close lets no connection join any more; it gives those that there are.
+func (x *Session) close() []*conn {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.mu.closed = true
+	return append([]*conn(nil), x.mu.conns...)
 }
 
 func (x *Session) connections() []*conn {

@@ -31,6 +31,18 @@ func (c *conn) taskManagement(h *header) error {
 	if err != nil || !ok {
 		return err
 	}
+	if h.immediate() {
+		c.mu.Lock()
+		full := c.functions >= immediateMax
+		if !full {
+			c.functions++
+		}
+		c.mu.Unlock()
+		if full {
+			c.reject(h, rejectTooManyImmediate)
+			return nil
+		}
+	}
 	x, own := c.sess, *h
 	run := func() { c.manageTasks(&own) }
 	switch function := h[1] & 0x7f; {
@@ -89,7 +101,9 @@ func (c *conn) manageTasks(h *header) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.tasks--
-		c.ended(immediate)
+		if c.ended(immediate); immediate {
+			c.functions--
+		}
 		c.room.Broadcast()
 		if c.dead {
 			return
