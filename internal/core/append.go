@@ -204,6 +204,11 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 		s.mu.dirty[r] = struct{}{}
 		s.mu.Unlock()
 	}
+	if from == 0 && r.mu.stale > before.Seq {
+		if err := s.wipeLocked(r, f); err != nil {
+			return err
+		}
+	}
 	sc.bufs = data.rest(sc.bufs[:0])
 	if _, err := f.WriteVAt(sc.bufs, int64(from)); err != nil {
 		return s.writeFailedLocked(r, f, from, err)

@@ -66,13 +66,14 @@ func (s *Store) discard(r *replica) error {
 	return s.discardLocked(r, stateDropped)
 }
 
-// discardLocked has a replica gone: its file deleted, or set aside. It unlocks r.mu.
+// discardLocked has a replica gone: its file deleted, kept as a spare, or set aside. It unlocks r.mu.
 func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 	if r.mu.state >= stateDropped && s.replica(r.id) != r {
 		r.mu.Unlock()
 		return nil
 	}
 	space := r.note.Load().space()
+	sealed, length, last := r.mu.state == wire.ReplicaSealed, r.note.Load().Length, r.mu.last
 	again := r.mu.state >= stateDropped
 	missing := r.mu.state == stateLost // nothing under its name any more
 	r.mu.state = to
@@ -104,18 +105,22 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 		s.handles.forget(r)
 		return nil
 	}
+	r.mu.Lock()
+	unpin := s.emptyLocked(r)
+	r.mu.Unlock()
+	if unpin != nil {
+		s.handles.release(unpin)
+	}
+	// A file that somebody reads still is not recycled, and from here on nobody can begin to.
+	if idle := s.handles.forget(r); idle && sealed && to == stateDropped && s.keepSpare(r, length, last) {
+		s.removeReplica(r) // an OpenSegment that doesn't find it any more finds the spare
+		return nil
+	}
 	if err := s.unlink(r.id, r.path); err != nil {
 		s.log.Error("file of a dropped replica stays", "segment", r.id.String(), "err", err)
 		return ioError("remove "+r.path, err)
 	}
-	r.mu.Lock()
-	unpin := s.emptyLocked(r)
-	r.mu.Unlock()
 	s.removeReplica(r)
-	if unpin != nil {
-		s.handles.release(unpin)
-	}
-	s.handles.forget(r)
 	return nil
 }
 

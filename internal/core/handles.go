@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"sync"
 
 	"dozo/internal/vfs"
@@ -46,16 +47,27 @@ func (h *handles) pushLocked(f *handle) {
 	h.mu.count++
 }
 
-// acquire gives the replica's file, opened if need be.
+// errGone says that a replica was dropped: what lies under its name may be another's by now.
+var errGone = errors.New("the replica was dropped")
+
+// acquire gives the replica's file, opened if need be; errGone once it is forgotten.
 func (h *handles) acquire(r *replica) (*handle, error) {
 	if f := h.opened(r); f != nil {
 		return f, nil
 	}
 	file, err := h.fs.OpenReadWrite(r.path)
 	if err != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if r.gone {
+			return nil, errGone
+		}
 		return nil, err
 	}
-	return h.adopt(r, file), nil
+	if f := h.adopt(r, file); f != nil {
+		return f, nil
+	}
+	return nil, errGone
 }
 
 // opened gives the replica's file if it is open.
@@ -73,11 +85,17 @@ func (h *handles) opened(r *replica) *handle {
 	return f
 }
 
-// adopt takes a file that was just opened, or closes it if another one was quicker.
+// adopt takes a file that was just opened, or closes it if another one was quicker. It gives nil if the replica was
+// forgotten meanwhile: then the file may be on its way to another replica.
 func (h *handles) adopt(r *replica, file vfs.File) *handle {
 	f := &handle{File: file, r: r, refs: 1}
 	var spare []*handle
 	h.mu.Lock()
+	if r.gone {
+		h.mu.Unlock()
+		_ = file.Close()
+		return nil
+	}
 	if r.file != nil {
 		spare = append(spare, f)
 		f = r.file
@@ -120,9 +138,12 @@ func (h *handles) release(f *handle) {
 	}
 }
 
-// forget closes the replica's handle once nobody uses it.
-func (h *handles) forget(r *replica) {
+// forget closes the replica's handle once nobody uses it, and lets nobody open another one. It says whether nobody
+// uses it now: then nobody ever will.
+func (h *handles) forget(r *replica) (idle bool) {
 	h.mu.Lock()
+	idle = !r.gone && (r.file == nil || r.file.refs == 0)
+	r.gone = true
 	f := r.file
 	closing := false
 	if f != nil {
@@ -133,6 +154,7 @@ func (h *handles) forget(r *replica) {
 	if closing {
 		_ = f.File.Close()
 	}
+	return idle
 }
 
 // closeAll closes everything; nothing may be in use.

@@ -56,6 +56,12 @@ type (
 		Hash    string `json:"hash"`
 		Body    string `json:"body,omitempty"`
 	}
+	lineRecycled struct {
+		Line    string `json:"line"` // "recycled", in place of "segment": nothing was written as this segment
+		Segment string `json:"segment"`
+		Of      string `json:"of"` // what the file held before
+		Last    string `json:"last"`
+	}
 	lineIndex struct {
 		Line    string `json:"line"` // "index"
 		Offset  uint32 `json:"offset"`
@@ -136,6 +142,12 @@ func (p *inspector) run() error {
 		p.print(lineEnd{Line: "end", Bytes: size}, "empty: no header has been written, %d bytes allocated", size)
 		return nil
 	}
+	if m, err := journal.DecodeRecycledHeader(head); err == nil {
+		p.print(lineRecycled{"recycled", m.Segment.String(), m.Of.String(), m.Last.String()},
+			"segment %s, no header has been written\n  the file was that of %s: what is behind here is stale, up to %s", m.Segment, m.Of, m.Last)
+		p.print(lineEnd{Line: "end", Bytes: size}, "empty, %d bytes allocated", size)
+		return nil
+	}
 	h, err := journal.DecodeSegmentHeader(head)
 	if err != nil {
 		p.fault(0, err)
@@ -156,7 +168,7 @@ func (p *inspector) run() error {
 	if err != nil {
 		return err
 	}
-	p.tail(&sc, x, sealed)
+	p.tail(h.Segment, &sc, x, sealed)
 	if x != nil {
 		p.print(lineIndex{"index", x.End, len(x.Entries), x.Last.String()}, "index at %d: %d entries, last %s", x.End, len(x.Entries), x.Last)
 		if x.Segment != h.Segment || x.Before != sc.before || x.Last != sc.last || !slices.Equal(x.Entries, sc.index) {
@@ -272,20 +284,42 @@ func (p *inspector) body(rec *journal.Record, b []byte) (text string, err error)
 }
 
 // tail judges what stands behind the last valid record.
-func (p *inspector) tail(sc *scanned, x *journal.Index, sealed bool) {
+func (p *inspector) tail(id ident.SegmentID, sc *scanned, x *journal.Index, sealed bool) {
 	switch {
 	case x != nil && sc.bad == nil && sc.end == x.End:
 	case x != nil:
 		p.fault(sc.end, cmpErr(sc.bad, "the records end before the index"))
 	case sealed || sc.bad == nil: // a bad index was reported already
 	default:
-		// In a file that is open, zeroes follow, or what a torn append has left.
+		// In a file that is open, zeroes follow, or what a torn append has left, or what the file held before.
 		var next [8]byte
 		if _, err := p.f.ReadAt(next[:], int64(sc.end)); err == nil && !allZero(next[:]) {
 			p.print(lineBad{"note", sc.end, sc.bad.Error()}, "note at %d: not a record, as an append or a seal leaves it that was cut off: %v", sc.end, sc.bad)
+		}
+		if at, rec := p.stale(id, sc); at != 0 {
+			note := fmt.Sprintf("stale: a record of seq %d, epoch %s, of an older segment whose file this was", rec.Seq, rec.Epoch)
+			p.print(lineBad{"note", at, note}, "note at %d: %s", at, note)
 		}
 	}
 	if sc.follows != 0 {
 		p.fault(sc.follows, errors.New("a valid record header behind the bad place"))
 	}
+}
+
+// stale gives the first record behind the end of an open segment that is older than all of it: the file was recycled.
+func (p *inspector) stale(id ident.SegmentID, sc *scanned) (at uint32, rec journal.Record) {
+	size, err := p.f.Size()
+	if err != nil {
+		return 0, rec
+	}
+	w := window{f: p.f, size: min(size, journal.SegmentCapacityMax)}
+	at, err = w.search(int64(sc.end), id, 0, sc.before.Seq)
+	if err != nil || at == 0 {
+		return 0, rec
+	}
+	head, err := w.at(int64(at), headMax)
+	if err != nil || rec.Decode(head) != nil {
+		return 0, rec
+	}
+	return at, rec
 }

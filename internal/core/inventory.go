@@ -55,6 +55,6 @@ func (s *Store) Status(ctx context.Context, m *wire.StoreStatus) (reply wire.Sto
 	s.mu.RLock()
 	n := len(s.mu.replicas)
 	s.mu.RUnlock()
-	return wire.StoreStatusReply{Boot: s.opts.Boot, Failed: s.Failed(), Capacity: u.Total, Free: u.Free,
+	return wire.StoreStatusReply{Boot: s.opts.Boot, Failed: s.Failed(), Capacity: u.Total, Free: min(u.Total, u.Free+uint64(s.spares.bytes())), // spares go as soon as their space is wanted
 		Used: uint64(max(0, s.used.Load())), Replicas: uint64(n), Corrupt: s.corrupt.Load(), Aside: s.aside.Load()}, nil
 }

@@ -20,6 +20,8 @@ type metrics struct {
 	used          prometheus.GaugeFunc
 	replicas      prometheus.GaugeFunc
 	aside         prometheus.GaugeFunc
+	spares        prometheus.GaugeFunc
+	recycled      prometheus.Counter
 
 	registered []prometheus.Collector
 	reg        prometheus.Registerer
@@ -45,6 +47,7 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		slowSyncs:     counter("dozo_core_slow_syncs_total", "fdatasyncs that took longer than the limit of a flush."),
 		corrupt:       counter("dozo_core_corrupt_total", "Checksum mismatches and unreadable places found."),
 		scrubbed:      counter("dozo_core_scrub_bytes_total", "Bytes verified by the scrubber."),
+		recycled:      counter("dozo_core_recycled_total", "Segments written over the file of a dropped replica."),
 		failed:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "dozo_core_store_failed", Help: "1 if the store takes no appends any more.", ConstLabels: labels}),
 	}
 	m.used = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "dozo_core_used_bytes", Help: "Bytes in replicas.", ConstLabels: labels},
@@ -57,10 +60,12 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		})
 	m.aside = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "dozo_core_set_aside_files", Help: "Files of damaged replicas that were set aside.", ConstLabels: labels},
 		func() float64 { return float64(s.aside.Load()) })
+	m.spares = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "dozo_core_spare_bytes", Help: "Bytes in files of dropped replicas that are kept for new segments.", ConstLabels: labels},
+		func() float64 { return float64(s.spares.bytes()) })
 	if reg != nil {
 		m.reg = reg
 		for _, c := range []prometheus.Collector{m.appendSeconds, m.appendRecords, m.readSeconds, m.readBytes, m.syncSeconds,
-			m.slowSyncs, m.corrupt, m.scrubbed, m.failed, m.used, m.replicas, m.aside} {
+			m.slowSyncs, m.corrupt, m.scrubbed, m.failed, m.used, m.replicas, m.aside, m.spares, m.recycled} {
 			if err := reg.Register(c); err != nil {
 				s.log.Error("metric not registered", "err", err)
 				continue

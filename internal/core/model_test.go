@@ -22,6 +22,7 @@ type model struct {
 	s      *Store
 	boot   byte
 	fences map[ident.JournalID]uint64
+	tips   map[ident.JournalID]ident.Position // the highest that was made
 	segs   []*modelSegment
 	numb   uint32
 }
@@ -37,7 +38,7 @@ var bg = context.Background()
 
 func (m *model) open() {
 	var err error
-	if m.s, err = Open(testOptions(m.mem, ident.BootID{m.boot})); err != nil {
+	if m.s, err = Open(spareOptions(m.mem, ident.BootID{m.boot})); err != nil {
 		m.t.Fatalf("open: %v", err)
 	}
 }
@@ -67,6 +68,9 @@ func (m *model) OpenSegment(t *rapid.T) {
 		fence(m.tb, m.s, j, 1)
 	}
 	o := newOwner(m.tb, segment(j, m.fences[j], m.numb))
+	if rapid.IntRange(0, 4).Draw(t, "from zero") != 0 { // else stale records of a recycled file may be newer
+		o.at = m.tips[j]
+	}
 	e, ok := m.epochFor(j)
 	_, err := m.s.OpenSegment(bg, &wire.OpenSegment{Epoch: e, Segment: o.seg, Capacity: testCapacity})
 	if !ok {
@@ -88,6 +92,9 @@ func (m *model) Append(t *rapid.T) {
 	to := from + rapid.IntRange(1, 3).Draw(t, "records")
 	for len(g.ends) < to {
 		g.make(rapid.IntRange(1, 3).Draw(t, "blocks"), byte(g.numbs()))
+	}
+	if g.at.Seq > m.tips[g.seg.Journal].Seq {
+		m.tips[g.seg.Journal] = g.at
 	}
 	start := uint32(0)
 	if from > 0 {
@@ -180,8 +187,26 @@ func (m *model) Fence(t *rapid.T) {
 	}
 }
 
-func (m *model) Drop(t *rapid.T) {
-	g := m.any()
+// DropSealed leaves a spare.
+func (m *model) DropSealed(t *rapid.T) {
+	for _, g := range m.segs {
+		if g.state == wire.ReplicaSealed {
+			m.drop(t, g)
+			return
+		}
+	}
+	t.Skip("none is sealed")
+}
+
+func (m *model) Trim(t *rapid.T) {
+	if sp := m.s.spares.oldest(anyAge); sp != nil {
+		m.s.giveUp(sp)
+	}
+}
+
+func (m *model) Drop(t *rapid.T) { m.drop(t, m.any()) }
+
+func (m *model) drop(t *rapid.T, g *modelSegment) {
 	e, ok := m.epochFor(g.seg.Journal)
 	_, err := m.s.Drop(bg, &wire.Drop{Epoch: e, Segment: g.seg})
 	if !ok {
@@ -218,6 +243,9 @@ func (m *model) Kill(t *rapid.T) {
 	old.notes.mu.Lock()
 	old.notes.mu.failed = wire.Errorf(wire.CodeShutdown, "killed")
 	old.notes.mu.Unlock()
+	old.spares.mu.Lock()
+	old.spares.mu.list = nil
+	old.spares.mu.Unlock()
 	old.Close()
 	m.mem.DropLocks()
 	lock, err := m.mem.Lock("/store/lock")
@@ -277,7 +305,7 @@ func (m *model) Check(t *rapid.T) {
 
 func TestStoreIsItsModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{tb: t, mem: vfs.NewMem(0), boot: 1, fences: map[ident.JournalID]uint64{}}
+		m := &model{tb: t, mem: vfs.NewMem(0), boot: 1, fences: map[ident.JournalID]uint64{}, tips: map[ident.JournalID]ident.Position{}}
 		m.t = rt
 		m.open()
 		defer func() { m.s.Close() }()
@@ -290,6 +318,8 @@ func TestStoreIsItsModel(t *testing.T) {
 			"Seal":         m.Seal,
 			"Fence":        m.Fence,
 			"Drop":         m.Drop,
+			"Drop sealed":  m.DropSealed,
+			"Trim":         m.Trim,
 			"Read":         m.Read,
 			"Kill":         m.Kill,
 			"PowerCut":     m.PowerCut,

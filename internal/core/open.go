@@ -13,7 +13,7 @@ import (
 )
 
 // OpenSegment implements journal.Store: file, space, name and note are stable in this order, so that a noted
-// replica has a file, and a file without a note never had a record.
+// replica has a file, and a file without a note never had a record. The file may be a spare (spares.go).
 func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wire.OpenReply, err error) {
 	if err := s.begin(); err != nil {
 		return reply, err
@@ -77,14 +77,47 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 }
 
 func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.ReplicaState, again bool) error {
-	if err := s.makeRoom(int64(capacity)); err != nil {
+	if old := s.spares.of(id); old != nil {
+		s.giveUp(old)
+	}
+	var sp *spare
+	room := int64(capacity)
+	if !again { // a crash in between would leave stale bytes where a start looks for lost ones (finishDrop)
+		if sp = s.spares.take(id, room); sp != nil {
+			room = max(0, room-sp.size)
+		}
+	}
+	if err := s.makeRoom(room); err != nil {
+		if sp != nil {
+			s.giveUp(sp)
+		}
 		return err
 	}
-	defer s.reserved.Add(-int64(capacity))
+	defer func() { s.reserved.Add(-room) }()
 	r := s.newReplica(&replicaNote{Segment: id, State: state, Boot: s.opts.Boot, Capacity: capacity, Made: s.made.Add(1), Again: again})
 	dir := path.Dir(r.path)
 	if err := s.makeDir(dir); err != nil {
+		if sp != nil {
+			s.giveUp(sp)
+		}
 		return ioError("make "+dir, err)
+	}
+	if sp != nil {
+		err := s.makeRecycled(r, sp, capacity)
+		if err == nil {
+			s.madeReplica(r, capacity)
+			return nil
+		}
+		if s.Failed() != "" {
+			return ioError("make "+r.path, err)
+		}
+		s.log.Warn("a file is made instead of recycled", "segment", id.String(), "err", err)
+		r.mu.stale = 0
+		rest := int64(capacity) - room
+		if err := s.makeRoom(rest); err != nil {
+			return err
+		}
+		room += rest
 	}
 	f, err := s.fs.Create(r.path)
 	if errors.Is(err, fs.ErrExist) {
@@ -118,9 +151,13 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 		return ioError("make "+r.path, err)
 	}
 	s.handles.release(s.handles.adopt(r, f))
+	s.madeReplica(r, capacity)
+	return nil
+}
+
+func (s *Store) madeReplica(r *replica, capacity uint32) {
 	s.used.Add(int64(capacity))
 	s.addReplica(r)
-	return nil
 }
 
 // makeRoom holds back capacity bytes of the disk and a place in the notes, or says that there is none.
@@ -131,16 +168,22 @@ func (s *Store) makeRoom(capacity int64) error {
 		}
 	}
 	taken := s.reserved.Add(capacity)
-	u, err := s.fs.Usage(s.dir)
-	if err != nil {
-		s.reserved.Add(-capacity)
-		return ioError("free space", err)
+	for {
+		u, err := s.fs.Usage(s.dir)
+		if err != nil {
+			s.reserved.Add(-capacity)
+			return ioError("free space", err)
+		}
+		if u.Free >= uint64(taken)+s.opts.ReserveBytes {
+			return nil
+		}
+		sp := s.spares.oldest(anyAge)
+		if sp == nil {
+			s.reserved.Add(-capacity)
+			return wire.Errorf(wire.CodeNoSpace, "%d bytes free, %d wanted and %d kept in reserve", u.Free, taken, s.opts.ReserveBytes)
+		}
+		s.giveUp(sp)
 	}
-	if u.Free < uint64(taken)+s.opts.ReserveBytes {
-		s.reserved.Add(-capacity)
-		return wire.Errorf(wire.CodeNoSpace, "%d bytes free, %d wanted and %d kept in reserve", u.Free, taken, s.opts.ReserveBytes)
-	}
-	return nil
 }
 
 // makeDir makes a directory below segments/ and its name stable.

@@ -40,6 +40,8 @@ type Options struct {
 	ReserveBytes uint64 // kept free by OpenSegment, so that what is open can be sealed
 	NotesSize    int64
 	OpenFiles    int
+	SpareBytes   int64  // at most that much in files of dropped replicas, to write new segments over; below 0: none
+	SpareLeast   uint32 // smaller files are not kept
 	SyncAfter    time.Duration
 	UnsyncedMax  int64
 	SyncTimeout  time.Duration
@@ -65,6 +67,8 @@ func (o *Options) fill() {
 	orDefault(&o.LeaseMax, leaseMaxGoal)
 	orDefault(&o.NotesSize, notesSizeGoal)
 	orDefault(&o.OpenFiles, openFilesGoal)
+	orDefault(&o.SpareBytes, spareGoal)
+	orDefault(&o.SpareLeast, spareLeastGoal)
 	orDefault(&o.SyncAfter, syncAfterGoal)
 	orDefault(&o.UnsyncedMax, unsyncedMaxGoal)
 	orDefault(&o.SyncTimeout, syncTimeoutGoal)

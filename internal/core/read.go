@@ -292,6 +292,9 @@ func (s *Store) readError(r *replica, offset uint32, err error) error {
 	if err == vfs.ErrNotCached {
 		return err
 	}
+	if err == errGone {
+		return absent(r.id)
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errors.New("the file is too short")
 	}

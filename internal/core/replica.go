@@ -25,6 +25,7 @@ type replica struct {
 	path string
 
 	file *handle // guarded by handles.mu
+	gone bool    // likewise: dropped, nobody may open it any more
 
 	note atomic.Pointer[replicaNote] // as last put to the notes log
 	end  atomic.Uint32               // bytes that may be read; stored with mu held
@@ -40,6 +41,7 @@ type replica struct {
 		last      ident.Position
 		start     wire.EpochStart
 		index     []journal.IndexEntry // of a replica that isn't sealed
+		stale     ident.Seq            // while it is empty: what a recycled file holds of its journal goes up to here
 		stableEnd uint32
 		stable    ident.Position
 

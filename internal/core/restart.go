@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"path"
 	"strings"
 	"sync"
@@ -202,6 +203,12 @@ func (s *Store) rescan(r *replica) error {
 	s.handles.release(s.handles.adopt(r, f))
 	r.mu.before, r.mu.last, r.mu.start, r.mu.index = sc.before, sc.last, sc.start, sc.index
 	r.end.Store(sc.end)
+	switch {
+	case sc.recycled != nil:
+		r.mu.stale = sc.recycled.Last.Seq
+	case !sc.header && (sc.bad != nil || sc.follows != 0): // whatever it holds, the first append must not stand before it
+		r.mu.stale = math.MaxUint64
+	}
 	switch {
 	case n.State == wire.ReplicaDamaged:
 		r.mu.closing = true

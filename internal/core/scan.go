@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"io"
+	"math"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -22,6 +23,8 @@ type scanned struct {
 	stable  ident.Position // at the offset asked for, if a record ends there
 	bad     error          // why the walk ended at end; nil at the end of the file
 	follows uint32         // offset of a good record behind the bad place; 0: none
+
+	recycled *journal.RecycledHeader // in place of the segment header: the file holds none of this segment
 }
 
 // scanWindow is what is read at once: at least one whole record.
@@ -43,10 +46,18 @@ func scan(f vfs.File, id ident.SegmentID, limit int64, stableEnd uint32, visit f
 	h, err := journal.DecodeSegmentHeader(head)
 	switch {
 	case err != nil:
-		if !allZero(head) {
+		var after ident.Seq
+		switch m, e := journal.DecodeRecycledHeader(head); {
+		case e == nil && m.Segment == id:
+			sc.recycled, after = &m, m.Last.Seq
+		case e == nil:
+			sc.bad = wire.Errorf(wire.CodeCorrupt, "file recycled for segment %s", m.Segment)
+		case e != journal.ErrNotRecycled:
+			sc.bad = e
+		case !allZero(head):
 			sc.bad = err
 		}
-		sc.follows, err = w.search(0, id, 0)
+		sc.follows, err = w.search(0, id, after, ident.Seq(math.MaxUint64))
 		return sc, err
 	case h.Segment != id:
 		sc.bad = wire.Errorf(wire.CodeCorrupt, "header of segment %s", h.Segment)
@@ -90,7 +101,9 @@ func scan(f vfs.File, id ident.SegmentID, limit int64, stableEnd uint32, visit f
 	}
 	sc.last, sc.end = run.At, run.Offset
 	if sc.bad != nil {
-		sc.follows, err = w.search(int64(run.Offset), id, run.At.Seq)
+		// As many records as fit between here and the end.
+		most := run.At.Seq + ident.Seq(w.size-int64(run.Offset))/journal.RecordHeaderSize
+		sc.follows, err = w.search(int64(run.Offset), id, run.At.Seq, most)
 	}
 	return sc, err
 }
@@ -142,8 +155,9 @@ func (w *window) at(off int64, n int) ([]byte, error) {
 
 var magicBytes = []byte("DOZC")
 
-// search looks behind off for the header of a valid record of the journal with a seq above after.
-func (w *window) search(off int64, id ident.SegmentID, after ident.Seq) (uint32, error) {
+// search looks behind off for the header of a valid record of the journal with a seq above after and up to most. What a
+// recycled file holds of its time as an older segment has lower ones; blocks of clients may look like anything.
+func (w *window) search(off int64, id ident.SegmentID, after, most ident.Seq) (uint32, error) {
 	for off += journal.Alignment; off < w.size; {
 		b, err := w.at(off, scanWindow/2)
 		if err != nil || len(b) == 0 {
@@ -161,7 +175,7 @@ func (w *window) search(off int64, id ident.SegmentID, after ident.Seq) (uint32,
 				return 0, err
 			}
 			var rec journal.Record
-			if rec.Decode(head) == nil && rec.Journal == id.Journal && rec.Seq > after {
+			if rec.Decode(head) == nil && rec.Journal == id.Journal && rec.Seq > after && rec.Seq <= most {
 				return uint32(at), nil
 			}
 		}

@@ -63,7 +63,7 @@ func (s *Store) scrubOne(r *replica, pace *pacer) (bad bool, err error) {
 		return false, wire.Errorf(wire.CodeShutdown, "scrub of %s stopped", r.id)
 	}
 	s.metrics.scrubbed.Add(float64(r.note.Load().Length))
-	if err == nil || s.replica(r.id) != r {
+	if err == nil || err == errGone || s.replica(r.id) != r {
 		return false, nil // good, or dropped meanwhile
 	}
 	var offset uint32

@@ -45,6 +45,7 @@ type Store struct {
 		sorted   []ident.SegmentID     // all replicas in order, nil when it has to be made again
 		dirty    map[*replica]struct{} // with unsynced bytes
 	}
+	spares   spares
 	reserved atomic.Int64 // capacity that OpenSegment calls under way will take
 	used     atomic.Int64
 	corrupt  atomic.Uint64
@@ -112,6 +113,7 @@ func (s *Store) open() error {
 	s.log = s.opts.Logger.With("store", s.id.String())
 	s.handles = newHandles(s.fs, s.opts.OpenFiles)
 	s.life, s.cancel = context.WithCancel(context.Background())
+	s.spares.init()
 	s.mu.journals = map[ident.JournalID]*journalState{}
 	s.mu.replicas = map[ident.SegmentID]*replica{}
 	s.mu.opening = map[ident.SegmentID]*opening{}
@@ -142,6 +144,7 @@ func (s *Store) open() error {
 		s.metrics.failed.Set(1)
 	}
 	s.work.Go(s.background)
+	s.work.Go(s.trimSpares)
 	return nil
 }
 
@@ -184,6 +187,7 @@ func (s *Store) Close() error {
 	<-s.drained
 	s.work.Wait()
 	s.noteTold()
+	s.closeSpares()
 	s.notes.close()
 	s.handles.closeAll()
 	s.metrics.unregister()

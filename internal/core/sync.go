@@ -46,12 +46,16 @@ func (s *Store) runSync(r *replica, run *syncRun) {
 			// syncs them as well, and hears of errors that nobody has heard of yet.
 			err = s.syncFile(r)
 		}
+		gone := err == errGone
+		if gone {
+			err = nil
+		}
 		var unpin *handle
 		r.mu.Lock()
 		if now := r.end.Load(); end > now { // a seal has cut meanwhile
 			end, last = now, r.mu.last
 		}
-		if err == nil && end > r.mu.stableEnd {
+		if err == nil && !gone && end > r.mu.stableEnd {
 			s.countStableLocked(r, end)
 			r.mu.stable = last
 			if r.end.Load() == end { // clean
@@ -74,9 +78,12 @@ func (s *Store) runSync(r *replica, run *syncRun) {
 	}
 }
 
-// syncFile is the fdatasync. An error ends the store.
+// syncFile is the fdatasync. An error ends the store, but errGone: there is nothing to make stable any more.
 func (s *Store) syncFile(r *replica) error {
 	f, err := s.handles.acquire(r)
+	if err == errGone {
+		return err
+	}
 	if err != nil {
 		s.fail("open "+r.path, err)
 		return ioError("open "+r.path, err)
@@ -144,7 +151,9 @@ func (s *Store) Sync(ctx context.Context, m *wire.Sync) (reply wire.SyncReply, e
 	}
 	for _, r := range list {
 		r.mu.Lock()
-		reply.Synced = append(reply.Synced, wire.SegmentSynced{Segment: r.id, StableEnd: r.mu.stableEnd, Stable: r.mu.stable})
+		if r.mu.state < stateDropped { // as if it had not been there to begin with
+			reply.Synced = append(reply.Synced, wire.SegmentSynced{Segment: r.id, StableEnd: r.mu.stableEnd, Stable: r.mu.stable})
+		}
 		r.mu.Unlock()
 	}
 	return reply, nil
