@@ -16,6 +16,7 @@ import (
 type checkpointState struct {
 	running   bool
 	last      time.Duration // when the last one ended
+	took      time.Duration // by the last one
 	lastBytes uint64        // written then
 	lastSeq   ident.Seq     // that it covers
 	appliedAt ident.Position
@@ -29,13 +30,32 @@ type retiredAt struct {
 	seq      ident.Seq
 }
 
-// maybeCheckpoint starts one when enough has been written or enough time has passed (architecture §5).
+// Checkpoints for the sake of dead segments come no sooner than deadPause after the last one, and take at most one
+// part of deadShare of the time.
+const (
+	deadPause = 2 * time.Second
+	deadShare = 8
+)
+
+// checkpointDue says whether enough has been written, enough time has passed, or enough could be let go: a volume that
+// is overwritten needs as little space as there is between two checkpoints, and core servers write new
+// segments over the files of old ones, while those are still in memory.
+func (o *Owner) checkpointDue(now time.Duration) bool {
+	c := &o.cp
+	since := now - c.last
+	if since >= o.env.Limits.CheckpointInterval || o.written-c.lastBytes >= o.env.Limits.CheckpointBytes {
+		return true
+	}
+	return since >= max(deadPause, deadShare*c.took) && o.m.DyingBytes() >= o.env.Limits.CheckpointDead
+}
+
+// maybeCheckpoint starts one when it is due (architecture §5).
 func (o *Owner) maybeCheckpoint(now time.Duration) {
 	c := &o.cp
 	if c.running || o.stopErr != nil || !o.w.Serving() || o.m.Applied() == c.lastSeq {
 		return
 	}
-	if now-c.last < o.env.Limits.CheckpointInterval && o.written-c.lastBytes < o.env.Limits.CheckpointBytes {
+	if !o.checkpointDue(now) {
 		return
 	}
 	c.running = true
@@ -44,7 +64,7 @@ func (o *Owner) maybeCheckpoint(now time.Duration) {
 		point, err := o.checkpoint()
 		o.call(func() {
 			c.running = false
-			c.last, c.lastBytes = time.Duration(o.env.Clock()), o.written
+			c.last, c.lastBytes, c.took = time.Duration(o.env.Clock()), o.written, time.Since(start)
 			if err != nil {
 				if o.stopErr == nil {
 					o.log.Warn("checkpoint", "err", err)
@@ -52,6 +72,9 @@ func (o *Owner) maybeCheckpoint(now time.Duration) {
 				return
 			}
 			o.env.Metrics.Checkpoints.Inc()
+			if o.stopErr == nil && o.w.Serving() {
+				o.retireSome() // not a second later: core servers wait for files to write over
+			}
 			o.log.Info("checkpoint", "seq", point.At.Seq, "took", time.Since(start).Round(time.Millisecond))
 		})
 	})

@@ -203,7 +203,8 @@ func (freeLeases) Leave(ident.JournalID, ident.Epoch) {}
 func (c *cluster) start(s *seat) {
 	opts := core.Options{FS: s.fs(), Dir: s.dir + "/store", Create: true, Boot: ident.BootID{s.boot}, LeaseMax: time.Millisecond,
 		Logger: c.log, NotesSize: 64 << 10, FailMarkDir: s.dir + "/run",
-		Peers: func(id ident.StoreID) (journal.Store, error) { return c.seat(id), nil }}
+		SpareLeast: 1, // small segments are written over old ones too
+		Peers:      func(id ident.StoreID) (journal.Store, error) { return c.seat(id), nil }}
 	var leases *core.Leases
 	if s.lease != 0 {
 		opts.LeaseMax, opts.Clock = s.lease, leaseClock(time.Now())

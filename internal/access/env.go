@@ -53,6 +53,7 @@ type Limits struct {
 	SegmentBytes       uint32        // 32 MiB
 	CheckpointInterval time.Duration // 60 s
 	CheckpointBytes    uint64        // 4 GiB
+	CheckpointDead     uint64        // of segments that only the next checkpoint lets go; 512 MiB
 	MapBudgetBytes     int64         // per volume; 1 GiB
 	AppendTimeout      time.Duration // a store that takes longer counts as failed; 800 ms
 	ReadTimeout        time.Duration // a read that takes longer goes to another replica; 800 ms
@@ -76,6 +77,9 @@ func (l Limits) withDefaults() Limits {
 	def(&l.CheckpointInterval, time.Minute)
 	if l.CheckpointBytes == 0 {
 		l.CheckpointBytes = 4 << 30
+	}
+	if l.CheckpointDead == 0 {
+		l.CheckpointDead = 512 << 20
 	}
 	if l.MapBudgetBytes == 0 {
 		l.MapBudgetBytes = 1 << 30

@@ -188,6 +188,56 @@ func TestWatermarksGetOverRetiredSegments(t *testing.T) {
 	im.o.Close()
 }
 
+// A volume that is overwritten has checkpoints early enough that it needs little space, and its segments are written
+// over the files of old ones; what it says stays true through kills and power cuts.
+func TestOverwritingNeedsLittleSpace(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	c.limit.SegmentBytes = 64 << 10
+	c.limit.CheckpointDead = 512 << 10
+	v := c.volume(256<<10, 1, control.Replicated)
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(5, 2))}
+	overwrite := func() {
+		for off := int64(0); off < v.SizeBytes; off += 32 << 10 {
+			data := make([]byte, 32<<10)
+			data[5], data[5000] = byte(im.rng.Uint32()), byte(im.rng.Uint32())
+			if err := writeAt(im.o, off, data, false); err != nil {
+				t.Fatal(err)
+			}
+			copy(im.want[off:], data)
+		}
+	}
+	for range 2 {
+		before := counter(im.o.env.Metrics.Retired)
+		eventually(t, "segments are retired by checkpoints that come by themselves", func() bool {
+			overwrite()
+			time.Sleep(20 * time.Millisecond)
+			return counter(im.o.env.Metrics.Checkpoints) >= 2 && counter(im.o.env.Metrics.Retired) > before+8
+		})
+		overwrite()
+		im.check(t)
+		im.o.Close()
+		for _, s := range c.seats {
+			c.kill(s)
+			c.start(s)
+		}
+		im.o = c.own(v)
+		im.check(t)
+	}
+	if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	im.o.Close()
+	for _, s := range c.seats {
+		c.powerCut(s)
+	}
+	for _, s := range c.seats {
+		c.start(s)
+	}
+	im.o = c.own(v)
+	im.check(t)
+	im.o.Close()
+}
+
 // A refusal holds for commands that wait, and is answered after those that have their place.
 func TestBarsHoldForWhatWaits(t *testing.T) {
 	c := newCluster(t, 1, 2)

@@ -76,6 +76,19 @@ type Store struct {
 	Reserve Size `yaml:"reserve,omitempty"`
 	// Capacity bounds what the store uses; 0: the whole file system less Reserve.
 	Capacity Size `yaml:"capacity,omitempty"`
+	// Spare bounds the files of dropped replicas that are kept for new segments; nil: 2 GiB. 0: none is kept.
+	Spare *Size `yaml:"spare,omitempty"`
+}
+
+// SpareBytes is Spare as the store's options want it: below 0 for none.
+func (s *Store) SpareBytes() int64 {
+	switch {
+	case s.Spare == nil:
+		return 0
+	case *s.Spare == 0:
+		return -1
+	}
+	return int64(*s.Spare)
 }
 
 // Control says where the control store is: in this process, in other nodes' processes, or external.

@@ -178,6 +178,9 @@ func (c *Config) checkStores(p *problems) {
 			p.add("stores[%d].label: %q is the label of two stores", i, s.Label)
 		}
 		labels[s.Label] = true
+		if s.Spare != nil && *s.Spare < 0 {
+			p.add("stores[%d].spare: %s is below 0", i, *s.Spare)
+		}
 		if s.Capacity != 0 && s.Capacity <= s.Reserve {
 			p.add("stores[%d]: capacity %s leaves nothing above reserve %s", i, s.Capacity, s.Reserve)
 		}

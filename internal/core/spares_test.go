@@ -672,8 +672,12 @@ func TestSparesGiveWayToSpace(t *testing.T) {
 	m.SetCapacity(used() + 16<<20)
 	three := func(j ident.JournalID, number uint32) {
 		t.Helper()
+		var all []*owner
 		for i := range uint32(3) {
-			newOwner(t, segment(j, 1, number+i)).filled(s, 50).drop(s)
+			all = append(all, newOwner(t, segment(j, 1, number+i)).filled(s, 50))
+		}
+		for _, o := range all {
+			o.drop(s)
 		}
 	}
 	three(jA, 1)
@@ -718,8 +722,8 @@ func TestSparesGiveWayToSpace(t *testing.T) {
 	if n := left(); n > 3 {
 		t.Fatalf("%d spares", n)
 	}
-	m.SetCapacity(used() + 1<<19)
 	for n := len(s.spareList()); n > 0; n-- {
+		m.SetCapacity(used() + 1<<19)
 		if got := left(); got > n-1 {
 			t.Fatalf("%d spares, want %d", got, n-1)
 		}

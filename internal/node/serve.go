@@ -231,7 +231,7 @@ func (n *Node) openStores(onClose func(func())) error {
 	for _, s := range n.cfg.Stores {
 		st, err := core.Open(core.Options{Dir: s.Path, Create: true, Cluster: n.id.ClusterID(), Boot: n.boot, Clock: clock,
 			Logger: n.log.With("store", s.Path), Metrics: n.reg, Leases: n.leases, LeaseMax: most,
-			ReserveBytes: uint64(s.Reserve), SyncAfter: time.Duration(n.cfg.Timeouts.SyncInterval), UnsyncedMax: int64(n.cfg.Limits.Unsynced),
+			ReserveBytes: uint64(s.Reserve), SpareBytes: s.SpareBytes(), SyncAfter: time.Duration(n.cfg.Timeouts.SyncInterval), UnsyncedMax: int64(n.cfg.Limits.Unsynced),
 			Peers: n.storeOf, FailMarkDir: markDir(n.cfg.StateDir),
 			OnCorrupt: func(segment ident.SegmentID, offset uint32, err error) {
 				n.log.Error("bad checksum on disk", "segment", segment.String(), "offset", offset, "err", err)

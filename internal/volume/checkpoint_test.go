@@ -215,6 +215,9 @@ func TestDeadSegments(t *testing.T) {
 	if dead := r.m.DeadSegments(); len(dead) != 0 {
 		t.Fatalf("%+v is dead, but the checkpoint needs it", dead)
 	}
+	if n := r.m.DyingBytes(); n != 1<<20 {
+		t.Fatalf("%d bytes go with the next checkpoint, want those of the first segment", n)
+	}
 	cp = r.begin()
 	third, _ := r.m.AddSegment(Segment{ID: historyID(3), Before: r.at()})
 	apply(t, r.m, trim(0, 10), third)
@@ -228,6 +231,9 @@ func TestDeadSegments(t *testing.T) {
 		t.Fatal(err)
 	}
 	point := r.finish(cp)
+	if n := r.m.DyingBytes(); n != 1<<20 {
+		t.Fatalf("%d bytes go with the next checkpoint, want those of the third segment", n)
+	}
 	dead := r.m.DeadSegments()
 	// The first checkpoint's parts are all superseded; the third segment is still to be replayed.
 	if len(dead) != 3 || dead[0].Slot != r.s || dead[1].Slot != second || !dead[2].Segment.IsCheckpoint() || dead[0].At != point.At {

@@ -290,6 +290,24 @@ func (m *Map) DeadSegments() []Dead {
 	return dead
 }
 
+// DyingBytes is how much the segments of the history take that only the last finished checkpoint or the replay from it
+// needs: DeadSegments will list them once there is another one.
+func (m *Map) DyingBytes() (sum uint64) {
+	for s, used := range m.table.used {
+		if !used || m.live[s] != 0 {
+			continue
+		}
+		seg := m.table.at(Slot(s))
+		if !seg.Sealed || seg.Retired || seg.ID.IsCheckpoint() {
+			continue
+		}
+		if _, ok := m.table.dead[Slot(s)]; !ok {
+			sum += uint64(seg.End)
+		}
+	}
+	return sum
+}
+
 // hold counts a part at its new place, drop at one that is no longer needed.
 func (m *Map) hold(l location) {
 	n := m.table.parts[l.slot]
