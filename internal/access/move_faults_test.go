@@ -156,11 +156,12 @@ func TestAnOwnerThatWasHandedAwayIsSilent(t *testing.T) {
 		if _, err := old.freeze(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		state, rev, err := n.ctl.JournalNow(context.Background(), v.ID)
+		_, rev, err := n.ctl.JournalNow(context.Background(), v.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if state, rev, err = n.ctl.HandJournal(context.Background(), v.ID, rev, n.list[1].name, nil); err != nil {
+		state, rev, err := n.ctl.HandJournal(context.Background(), v.ID, rev, n.list[1].name, nil)
+		if err != nil {
 			t.Fatal(err)
 		}
 		n.list[0].dark.Store(true)
@@ -223,11 +224,10 @@ func TestToAnotherSiteAndBackAndASiteIsLost(t *testing.T) {
 		for i := range 3 {
 			write(x, 150)
 			site := 3 - x.home.site
-			y := n.other(x, site)
 			if _, err := x.moveTo(v, "", site); err != nil {
 				t.Fatalf("move %d: %v", i, err)
 			}
-			y = n.owner(v.ID, nil)
+			y := n.owner(v.ID, nil)
 			if y.home.site != site {
 				t.Fatalf("owned at site %d", y.home.site)
 			}
