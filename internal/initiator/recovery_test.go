@@ -97,8 +97,8 @@ func resendR2T(x *scriptedTarget) func(*targetConn, *PDU) bool {
 		x.mu.Lock()
 		var again []PDU
 		for _, task := range c.s.tasks {
-			if r, ok := task.sent[task.next-1]; ok && task.want > 0 && !task.done {
-				again = append(again, r)
+			if r, ok := task.sent.Load(task.next - 1); ok && task.want > 0 && !task.done {
+				again = append(again, r.(PDU))
 			}
 		}
 		x.mu.Unlock()

@@ -56,7 +56,7 @@ type targetTask struct {
 	got  int // bytes of a write that came
 	want int
 	ttt  uint32
-	sent map[uint32]PDU // Data-In and R2T by number
+	sent sync.Map // Data-In and R2T (PDU) by number (uint32); a reassigned task has two connections at it
 	next uint32
 	done bool
 	off  int // of the next R2T
@@ -428,8 +428,8 @@ func (c *targetConn) snack(h *BHS) {
 			return
 		}
 		for sn := begin; sn != begin+run; sn++ {
-			if p, ok := task.sent[sn]; ok {
-				c.resend(p)
+			if p, ok := task.sent.Load(sn); ok {
+				c.resend(p.(PDU))
 			}
 		}
 	}
@@ -455,7 +455,7 @@ func (c *targetConn) command(p *PDU) {
 	cdb := h[32:48]
 	lba := binary.BigEndian.Uint64(cdb[2:10])
 	n := int(binary.BigEndian.Uint32(cdb[10:14])) * 512
-	task := &targetTask{cmd: *p, sent: map[uint32]PDU{}}
+	task := &targetTask{cmd: *p}
 	c.t.mu.Lock()
 	c.s.tasks[h.ITT()] = task
 	c.t.mu.Unlock()
@@ -541,7 +541,7 @@ func (c *targetConn) dataIn(task *targetTask, from uint32) {
 		b.SetUint32(offBufOffset, uint32(off))
 		if sn >= from {
 			c.send(r, last && !c.t.noCollapse)
-			task.sent[sn] = *r
+			task.sent.Store(sn, *r)
 		}
 		off += n
 	}
@@ -585,7 +585,7 @@ func (c *targetConn) ask(task *targetTask) {
 	b.SetUint32(offDataSN, task.next)
 	b.SetUint32(offBufOffset, uint32(off))
 	b.SetUint32(offResidual, uint32(n))
-	task.sent[task.next] = *r
+	task.sent.Store(task.next, *r)
 	task.next++
 	c.send(r, false)
 }
