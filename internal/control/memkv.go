@@ -53,6 +53,18 @@ func (m *Mem) Open(ctx context.Context, o Options) (*Client, error) {
 	return open(ctx, memKV{m}, o)
 }
 
+// Way is what stands between a client and a Mem: the distance, and whether there is a connection at all.
+type Way interface {
+	// Pass is called for each request and for each answer, and waits for as long as that takes. An error means that
+	// it did not arrive.
+	Pass(ctx context.Context) error
+}
+
+// OpenBy makes a client that reaches the store by a way of its own.
+func (m *Mem) OpenBy(ctx context.Context, o Options, way Way) (*Client, error) {
+	return open(ctx, wayKV{memKV{m}, way}, o)
+}
+
 // SetDown makes the store unavailable, or available again: nothing is answered, watches hear nothing.
 func (m *Mem) SetDown(down bool) {
 	m.mu.Lock()
@@ -240,11 +252,92 @@ func (k memKV) keep(ctx context.Context, key string, value []byte, _ time.Durati
 		m.mu.Lock()
 	}
 	m.applyLocked([]op{{key: key, value: value}})
+	mine := m.mu.rev
 	m.mu.Unlock()
 	<-ctx.Done()
 	m.mu.Lock()
-	m.applyLocked([]op{{key: key, delete: true}})
+	if m.mu.pairs[key].mod == mine { // else it is another process's by now
+		m.applyLocked([]op{{key: key, delete: true}})
+	}
 	m.mu.Unlock()
 }
 
 func (k memKV) close() error { return nil }
+
+// wayKV is a client's view over a Way.
+type wayKV struct {
+	memKV
+	way Way
+}
+
+// over does a request and brings back its answer; an answer that is lost on the way is an error like any other.
+func over[T any](ctx context.Context, w Way, f func() (T, error)) (T, error) {
+	var none T
+	if err := w.Pass(ctx); err != nil {
+		return none, err
+	}
+	v, err := f()
+	if lost := w.Pass(ctx); lost != nil {
+		return none, lost
+	}
+	return v, err
+}
+
+// listed is what get and list answer.
+type listed struct {
+	pairs []pair
+	rev   Rev
+}
+
+func (k wayKV) get(ctx context.Context, key string) (pair, Rev, error) {
+	l, err := over(ctx, k.way, func() (listed, error) {
+		p, rev, err := k.memKV.get(ctx, key)
+		return listed{[]pair{p}, rev}, err
+	})
+	if err != nil {
+		return pair{}, 0, err
+	}
+	return l.pairs[0], l.rev, nil
+}
+
+func (k wayKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
+	l, err := over(ctx, k.way, func() (listed, error) {
+		p, rev, err := k.memKV.list(ctx, dir)
+		return listed{p, rev}, err
+	})
+	return l.pairs, l.rev, err
+}
+
+func (k wayKV) commit(ctx context.Context, t txn) (txnResult, error) {
+	return over(ctx, k.way, func() (txnResult, error) { return k.memKV.commit(ctx, t) })
+}
+
+// watch hears of changes late, and ends when one can't be told.
+func (k wayKV) watch(ctx context.Context, dir string, after Rev, f func([]change, Rev) error) error {
+	return k.memKV.watch(ctx, dir, after, func(c []change, rev Rev) error {
+		if err := k.way.Pass(ctx); err != nil {
+			return err
+		}
+		return f(c, rev)
+	})
+}
+
+// keep holds the key for its time to live after a client that could not take it away.
+func (k wayKV) keep(ctx context.Context, key string, value []byte, ttl time.Duration) {
+	for k.way.Pass(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+	held, end := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { k.memKV.keep(held, key, value, ttl) })
+	<-ctx.Done()
+	if k.way.Pass(held) != nil {
+		time.Sleep(ttl)
+	}
+	end()
+	wg.Wait()
+}

@@ -1,0 +1,397 @@
+package sim
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+
+	"dozo/internal/wire"
+)
+
+// What clients saw is checked block by block: is there an order of all commands, each at some moment between its call and
+// its answer, in which every answer is right? A block is eight sectors, each of which holds one number; every write
+// writes a number of its own, so that an answer says which write it saw.
+//
+// The search goes through the calls and answers in the order of time and keeps the set of all states in which the block
+// may be, each with the commands under way that have taken effect in it. Commands that change nothing take effect in the
+// first state that suits them, so only writes multiply the states, and those under way at a time are few.
+//
+// A command that was not answered, or with an error, and was said again, may have had its effect at any moment until
+// the repetition was answered, and as often as it likes: that is R9's promise, since from then on the client counts on
+// its being over. After a takeover that is not proven (R4), the block may have gone back to any state since the last
+// flush.
+
+const (
+	sectorSize = 512
+	sectors    = 8
+	blockBytes = sectors * sectorSize
+)
+
+type blockState [sectors]uint32
+
+// opIn is a command.
+type opIn struct {
+	kind   wire.ForwardOp
+	block  int
+	sector int
+	count  int // sectors written
+	old    uint32
+	value  uint32
+	fua    bool
+}
+
+func (in *opIn) mutates() bool {
+	return in.kind == wire.OpWrite || in.kind == wire.OpCompareAndWrite || in.kind == wire.OpZero
+}
+
+func (in *opIn) offset() int64 {
+	switch in.kind {
+	case wire.OpFlush:
+		return 0
+	case wire.OpRead, wire.OpZero:
+		return int64(in.block) * blockBytes
+	}
+	return int64(in.block)*blockBytes + int64(in.sector)*sectorSize
+}
+
+func (in *opIn) length() int64 {
+	switch in.kind {
+	case wire.OpFlush:
+		return 0
+	case wire.OpRead, wire.OpZero:
+		return blockBytes
+	}
+	return int64(in.count) * sectorSize
+}
+
+// payload is what the command carries; COMPARE AND WRITE both halves.
+func (in *opIn) payload() []byte {
+	fill := func(p []byte, v uint32) {
+		for i := 0; i < len(p); i += 4 {
+			binary.LittleEndian.PutUint32(p[i:], v)
+		}
+	}
+	switch in.kind {
+	case wire.OpWrite:
+		b := make([]byte, in.count*sectorSize)
+		fill(b, in.value)
+		return b
+	case wire.OpCompareAndWrite:
+		b := make([]byte, 2*sectorSize)
+		fill(b[:sectorSize], in.old)
+		fill(b[sectorSize:], in.value)
+		return b
+	}
+	return nil
+}
+
+func (in opIn) String() string {
+	switch in.kind {
+	case wire.OpRead:
+		return fmt.Sprintf("read block %d", in.block)
+	case wire.OpWrite:
+		return fmt.Sprintf("write %x to block %d, sectors %d+%d, fua=%v", in.value, in.block, in.sector, in.count, in.fua)
+	case wire.OpCompareAndWrite:
+		return fmt.Sprintf("compare %x and write %x to block %d, sector %d", in.old, in.value, in.block, in.sector)
+	case wire.OpZero:
+		return fmt.Sprintf("zero block %d", in.block)
+	}
+	return in.kind.String()
+}
+
+// apply is the command's effect; false if it has none in this state.
+func (in *opIn) apply(s blockState) (blockState, bool) {
+	switch in.kind {
+	case wire.OpWrite:
+		for i := range in.count {
+			s[in.sector+i] = in.value
+		}
+	case wire.OpZero:
+		s = blockState{}
+	case wire.OpCompareAndWrite:
+		if s[in.sector] != in.old {
+			return s, false
+		}
+		s[in.sector] = in.value
+	default:
+		return s, false
+	}
+	return s, true
+}
+
+// opOut is an answer.
+type opOut struct {
+	epoch uint64
+	same  bool // COMPARE AND WRITE: equal
+	read  blockState
+}
+
+// entry is one command in a history. Moments are counted, not timed.
+type entry struct {
+	in        opIn
+	out       opOut
+	call, ret int64
+	maybe     bool // see the head of this file
+}
+
+// rollback is that the volume may have gone back, in an epoch.
+type rollback struct {
+	at    int64
+	epoch uint64
+}
+
+// history is what all clients saw.
+type history struct {
+	mu        sync.Mutex
+	clock     int64
+	list      []entry
+	rollbacks []rollback
+}
+
+func (h *history) tick() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.clock++
+	return h.clock
+}
+
+func (h *history) done(in opIn, out opOut, call int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.clock++
+	h.list = append(h.list, entry{in: in, out: out, call: call, ret: h.clock})
+}
+
+// maybe notes attempts that nobody knows the outcome of; ret 0 means that it stays so.
+func (h *history) maybe(in opIn, call, ret int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ret == 0 {
+		ret = 1 << 62
+	}
+	h.list = append(h.list, entry{in: in, call: call, ret: ret, maybe: true})
+}
+
+func (h *history) wentBack(epoch uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.clock++
+	h.rollbacks = append(h.rollbacks, rollback{h.clock, epoch})
+}
+
+// check gives what is wrong, "" if nothing.
+func (h *history) check(blocks int) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for b := range blocks {
+		if s := h.checkBlock(b); s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+type config struct {
+	state blockState
+	done  uint64 // bit i: the command in slot i has taken effect
+}
+
+type checker struct {
+	slots   [64]*entry
+	maybes  []*entry
+	set     map[config]struct{}
+	past    map[blockState]int64 // states that the block may go back to, and when each was last possible
+	history []string
+}
+
+// moment is one end of a command, or a rollback.
+type moment struct {
+	at   int64
+	e    *entry
+	ret  bool
+	back *rollback
+}
+
+// statesMax is how many states are kept at most: beyond it the block's history is too uncertain to be judged.
+const statesMax = 200_000
+
+func (h *history) checkBlock(block int) string {
+	var ms []moment
+	for i := range h.list {
+		e := &h.list[i]
+		if e.in.kind != wire.OpFlush && e.in.block != block {
+			continue
+		}
+		ms = append(ms, moment{at: e.call, e: e})
+		if e.ret < 1<<62 {
+			ms = append(ms, moment{at: e.ret, e: e, ret: true})
+		}
+	}
+	for i := range h.rollbacks {
+		ms = append(ms, moment{at: h.rollbacks[i].at, back: &h.rollbacks[i]})
+	}
+	slices.SortStableFunc(ms, func(a, b moment) int { return int(a.at - b.at) })
+	c := &checker{set: map[config]struct{}{{}: {}}, past: map[blockState]int64{{}: 0}}
+	for _, m := range ms {
+		switch {
+		case m.back != nil:
+			c.back(m.back)
+		case m.e.maybe && m.ret:
+			c.expand(m.at)
+			c.maybes = slices.DeleteFunc(c.maybes, func(e *entry) bool { return e == m.e })
+		case m.e.maybe:
+			c.maybes = append(c.maybes, m.e)
+		case m.e.in.kind == wire.OpFlush && m.ret:
+			c.expand(m.at)
+			for s, at := range c.past {
+				if at < m.e.call {
+					delete(c.past, s)
+				}
+			}
+		case m.e.in.kind == wire.OpFlush:
+			c.expand(m.at)
+		case m.ret:
+			if s := c.answer(m.e, m.at); s != "" {
+				return fmt.Sprintf("block %d is not linearizable: %s", block, s)
+			}
+		default:
+			c.call(m.e)
+		}
+		if len(c.set) > statesMax {
+			return ""
+		}
+	}
+	return ""
+}
+
+func (c *checker) call(e *entry) {
+	i := slices.Index(c.slots[:], nil)
+	if i < 0 {
+		return // more at a time than there are clients: can't be
+	}
+	c.slots[i] = e
+	c.see()
+}
+
+// see lets what changes nothing take effect wherever it can.
+func (c *checker) see() {
+	var add []config
+	for x := range c.set {
+		if y := c.seen(x); y != x {
+			delete(c.set, x)
+			add = append(add, y)
+		}
+	}
+	for _, x := range add {
+		c.set[x] = struct{}{}
+	}
+}
+
+func (c *checker) seen(x config) config {
+	for i, e := range c.slots {
+		if e == nil || x.done&(1<<i) != 0 {
+			continue
+		}
+		switch {
+		case e.in.kind == wire.OpRead && e.out.read == x.state, e.in.kind == wire.OpCompareAndWrite && !e.out.same && x.state[e.in.sector] != e.in.old:
+			x.done |= 1 << i
+		}
+	}
+	return x
+}
+
+// expand adds every state that commands under way can lead to.
+func (c *checker) expand(now int64) {
+	var work []config
+	for x := range c.set {
+		work = append(work, x)
+	}
+	put := func(x config) {
+		x = c.seen(x)
+		if _, ok := c.set[x]; !ok {
+			c.set[x] = struct{}{}
+			work = append(work, x)
+		}
+	}
+	for len(work) > 0 && len(c.set) <= statesMax {
+		x := work[len(work)-1]
+		work = work[:len(work)-1]
+		c.past[x.state] = now
+		for i, e := range c.slots {
+			if e == nil || x.done&(1<<i) != 0 || !e.in.mutates() || e.in.kind == wire.OpCompareAndWrite && !e.out.same {
+				continue
+			}
+			if s, ok := e.in.apply(x.state); ok {
+				put(config{s, x.done | 1<<i})
+			}
+		}
+		for _, e := range c.maybes {
+			if s, ok := e.in.apply(x.state); ok && s != x.state {
+				put(config{s, x.done})
+			}
+		}
+	}
+}
+
+// answer takes the end of a command: it has taken effect by now, or nothing makes sense.
+func (c *checker) answer(e *entry, now int64) string {
+	i := slices.Index(c.slots[:], e)
+	if i < 0 {
+		return "" // it was answered before the volume went back
+	}
+	c.expand(now)
+	rest := map[config]struct{}{}
+	for x := range c.set {
+		if x.done&(1<<i) != 0 {
+			x.done &^= 1 << i
+			rest[x] = struct{}{}
+		}
+	}
+	c.slots[i] = nil
+	if len(rest) == 0 {
+		return c.explain(e)
+	}
+	c.set = rest
+	if e.in.fua {
+		clear(c.past)
+		for x := range rest {
+			c.past[x.state] = now
+		}
+	}
+	return ""
+}
+
+// back lets the block be in any state since the last flush. Commands that an older epoch has answered need no longer
+// have happened.
+func (c *checker) back(r *rollback) {
+	c.expand(r.at)
+	var done uint64
+	for i, e := range c.slots {
+		if e != nil && e.out.epoch < r.epoch {
+			done |= 1 << i
+		}
+	}
+	clear(c.set)
+	for s := range c.past {
+		c.set[c.seen(config{s, done})] = struct{}{}
+	}
+}
+
+func (c *checker) explain(e *entry) string {
+	var states []blockState
+	for x := range c.set {
+		if !slices.Contains(states, x.state) && len(states) < 8 {
+			states = append(states, x.state)
+		}
+	}
+	slices.SortFunc(states, func(a, b blockState) int { return slices.Compare(a[:], b[:]) })
+	what := e.in.String()
+	switch {
+	case e.in.kind == wire.OpRead:
+		what += fmt.Sprintf(" gave %x", e.out.read)
+	case e.in.kind == wire.OpCompareAndWrite:
+		what += fmt.Sprintf(" gave equal=%v", e.out.same)
+	}
+	return fmt.Sprintf("%s (called %d, answered %d, epoch %d), but the block can only have been %x", what, e.call, e.ret, e.out.epoch, states)
+}

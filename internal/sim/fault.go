@@ -1,0 +1,279 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/vfs"
+	"dozo/internal/wire"
+)
+
+// owner is the node that serves the volume, as an onlooker sees it; nil if none does.
+func (w *World) owner() *Node {
+	var at *Node
+	var epoch ident.Epoch
+	for _, n := range w.nodes {
+		p := n.running()
+		if p == nil || p.srv == nil {
+			continue
+		}
+		for _, o := range p.srv.Owners() {
+			if e := o.Stamp().Epoch; at == nil || epoch.Less(e) {
+				at, epoch = n, e
+			}
+		}
+	}
+	return at
+}
+
+// target is whom a fault hits.
+func (w *World) target(f *Fault) *Node {
+	if f.Owner {
+		if n := w.owner(); n != nil {
+			return n
+		}
+	}
+	return w.nodes[int(f.Pick*float64(len(w.nodes)))]
+}
+
+// inject makes a fault begin; its end is scheduled too. The driver calls it.
+func (w *World) inject(f *Fault) {
+	n := w.target(f)
+	w.stats.add("fault: "+f.Kind.String(), 1)
+	w.tracef("fault: %s at %s for %v", f.Kind, n.name, f.For)
+	w.trace.add(w.now(), "fault", uint64(f.Kind), uint64(n.index), uint64(f.For))
+	other := w.nodes[int(f.Also*float64(len(w.nodes)))]
+	for other == n {
+		other = w.nodes[(other.index+1)%len(w.nodes)]
+	}
+	undo := func(g func()) { w.after(f.For, g) }
+	switch f.Kind {
+	case FaultKill:
+		n.kill()
+		undo(n.restart)
+	case FaultPowerCut:
+		n.powerCut(percentOf(f))
+		undo(n.restart)
+	case FaultBlackout:
+		for _, x := range w.nodes {
+			if x.site == n.site {
+				x.powerCut(percentOf(f))
+				undo(x.restart)
+			}
+		}
+	case FaultPause, FaultPauseLong:
+		n.pause()
+		undo(n.resume)
+	case FaultIsolate, FaultIsolateKill:
+		for _, x := range w.nodes {
+			if x != n {
+				w.net.block(n, x)
+				w.net.block(x, n)
+			}
+		}
+		if f.Kind == FaultIsolateKill {
+			w.after(f.For*3/4, n.kill)
+		}
+		undo(func() {
+			for _, x := range w.nodes {
+				if x != n {
+					w.net.unblock(n, x)
+					w.net.unblock(x, n)
+				}
+			}
+			n.restart()
+		})
+	case FaultOneWay:
+		w.net.block(n, other)
+		undo(func() { w.net.unblock(n, other) })
+	case FaultSplit:
+		var cut [][2]*Node
+		for _, a := range w.nodes {
+			for _, b := range w.nodes {
+				if a.site == n.site && b.site != n.site && (f.Size%2 == 0 || b.site == other.site) {
+					cut = append(cut, [2]*Node{a, b}, [2]*Node{b, a})
+				}
+			}
+		}
+		for _, x := range cut {
+			w.net.block(x[0], x[1])
+		}
+		undo(func() {
+			for _, x := range cut {
+				w.net.unblock(x[0], x[1])
+			}
+		})
+	case FaultClients:
+		w.cutClients(n, 1)
+		undo(func() { w.cutClients(n, -1) })
+	case FaultControlAway:
+		n.cutOff.Store(true)
+		undo(func() { n.cutOff.Store(false) })
+	case FaultControlDown:
+		w.ctlDown++
+		w.ctl.SetDown(true)
+		undo(func() {
+			if w.ctlDown--; w.ctlDown == 0 {
+				w.ctl.SetDown(false)
+			}
+		})
+	case FaultControlTorn:
+		var k uint64
+		w.ctl.SetFault(func() control.Fault {
+			k++
+			return []control.Fault{control.FaultNone, control.FaultAnswerLost, control.FaultRequestLost}[mix(w.plan.Seed, k, 77)%3]
+		})
+		undo(func() { w.ctl.SetFault(nil) })
+	case FaultSlowNet:
+		w.net.setSlow(n, time.Duration(1+f.Size%400)*time.Millisecond)
+		undo(func() { w.net.setSlow(n, 0) })
+	case FaultSlowDisk:
+		n.slowDisk.Store(int64(time.Duration(1+f.Size%1500) * time.Millisecond))
+		undo(func() { n.slowDisk.Store(0) })
+	case FaultFullDisk:
+		n.disk.SetCapacity(1)
+		undo(func() { n.disk.SetCapacity(diskBytes) })
+	case FaultRot:
+		n.decay(f)
+	case FaultRestart:
+		n.stop()
+		undo(n.restart)
+	case FaultMove:
+		w.move(n, other.name, 0)
+	case FaultMoveSite:
+		w.move(n, "", other.site)
+	case FaultDrain:
+		w.drain(n, true)
+		undo(func() { w.drain(n, false) })
+	case FaultClockStep:
+		n.skew += time.Duration(f.Size%7200-3600) * time.Second
+	case FaultDouble:
+		n.kill()
+		undo(n.restart)
+		for _, x := range w.nodes {
+			if x.site == n.site && x != n {
+				x.kill()
+				w.after(f.For/2, x.restart)
+				break
+			}
+		}
+	}
+}
+
+// percentOf is how much of what was not synced a power cut leaves.
+func percentOf(f *Fault) int { return []int{0, 0, 50, 90}[f.Size%4] }
+
+// diskBytes is how large a disk is.
+const diskBytes = 256 << 20
+
+func (n *network) setSlow(x *Node, d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slow[x.index] = d
+}
+
+func (w *World) cutClients(n *Node, by int) {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	for _, c := range w.clients {
+		w.clientCuts[[2]int{c.id, n.index}] += by
+	}
+}
+
+// decay flips a bit in a block that a replica of the node has on its disk, for as long as this disk lives.
+func (n *Node) decay(f *Fault) {
+	p := n.running()
+	if p == nil {
+		return
+	}
+	r, err := p.store.Inventory(context.Background(), &wire.Inventory{Journal: n.w.vol.ID})
+	if err != nil {
+		return
+	}
+	var sealed []wire.Replica
+	for _, x := range r.Replicas {
+		if x.State == wire.ReplicaSealed && x.End > 8192 {
+			sealed = append(sealed, x)
+		}
+	}
+	if len(sealed) == 0 {
+		return
+	}
+	x := sealed[f.Size%len(sealed)]
+	off := int64(4096 + mix(uint64(f.Size), 5)%uint64(x.End-4096))
+	flip := vfs.FlipBit("*"+x.Segment.String()+"*", off, uint(f.Size%8))
+	n.rot = append(n.rot, flip)
+	p.fs.OnRead(flip)
+	n.w.tracef("bit at %d of segment %s at %s has rotted", off, x.Segment, n.name)
+}
+
+// move asks the owner to hand the volume over.
+func (w *World) move(owner *Node, to ident.NodeName, site ident.SiteID) {
+	p := owner.running()
+	if p == nil || p.srv == nil {
+		return
+	}
+	w.wg.Go(func() {
+		_, err := p.srv.HandOver(context.Background(), "", &wire.HandOver{Journal: w.vol.ID, Step: wire.HandBegin, Node: to, Site: site})
+		if err != nil {
+			w.tracef("hand-over from %s to %s%d: %v", owner.name, to, site, err)
+			return
+		}
+		w.stats.add("hand-overs begun", 1)
+	})
+}
+
+func (w *World) drain(n *Node, yes bool) {
+	w.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		for _, x := range w.nodes {
+			if p := x.running(); p != nil {
+				if _, err := p.ctl.SetDraining(ctx, n.name, yes); err == nil {
+					return
+				} else if ctx.Err() != nil {
+					w.tracef("drain %s: %v", n.name, err)
+					return
+				}
+			}
+		}
+	})
+}
+
+// heal ends every fault that is still there.
+func (w *World) heal() {
+	for _, n := range w.nodes {
+		n.cutOff.Store(false)
+		w.net.setSlow(n, 0)
+		n.slowDisk.Store(0)
+		n.disk.SetCapacity(diskBytes)
+		n.resume()
+		n.restart()
+		w.drain(n, false)
+	}
+	w.ctl.SetFault(nil)
+	w.ctl.SetDown(false)
+	w.ctlDown = 0
+	w.net.mu.Lock()
+	clear(w.clientCuts)
+	w.net.mu.Unlock()
+	for _, a := range w.nodes {
+		for _, b := range w.nodes {
+			for w.net.isBlocked(a, b) {
+				w.net.unblock(a, b)
+			}
+		}
+	}
+	w.tracef("healed")
+}
+
+func (n *network) isBlocked(a, b *Node) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pairs[a.index][b.index].blocked > 0
+}
+
+func nodeName(site, i int) ident.NodeName { return ident.NodeName(fmt.Sprintf("s%dn%d", site, i)) }

@@ -1,0 +1,257 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"dozo/internal/access"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// chain is what the nodes have told each other of the one history: every message that carries a commit point passes
+// here. Two points of one number and different hashes are two histories, which may only be if a takeover between them
+// was not proven.
+type chain struct {
+	w  *World
+	mu sync.Mutex
+
+	at     map[ident.Seq]ident.Position
+	starts map[uint64]wire.EpochStart // by epoch, as first appended
+	splits []split
+	first  map[uint64]ident.NodeName // who began an epoch
+}
+
+// split is a pair of commit points that exclude each other.
+type split struct {
+	a, b ident.Position
+	who  string
+}
+
+func (c *chain) init(w *World) {
+	c.w, c.at, c.starts, c.first = w, map[ident.Seq]ident.Position{}, map[uint64]wire.EpochStart{}, map[uint64]ident.NodeName{}
+}
+
+// saw takes a commit point.
+func (c *chain) saw(_ ident.JournalID, p ident.Position, who string) {
+	if p.Seq == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old, ok := c.at[p.Seq]
+	if ok && old.Hash != p.Hash {
+		c.splits = append(c.splits, split{old, p, who})
+		if p.Epoch.Less(old.Epoch) {
+			return
+		}
+	}
+	c.at[p.Seq] = p
+}
+
+// began looks for the epoch-start in an append by the owner itself.
+func (c *chain) began(n *Node, m *wire.Append) {
+	if m.Segment.IsCheckpoint() || m.Epoch != m.Segment.Epoch {
+		return
+	}
+	c.mu.Lock()
+	_, known := c.starts[m.Epoch.Number]
+	c.mu.Unlock()
+	if known {
+		return
+	}
+	data := bytes.Join(m.Data, nil)
+	if m.Offset == 0 && len(data) >= journal.SegmentHeaderSize {
+		data = data[journal.SegmentHeaderSize:]
+	}
+	for len(data) > 0 {
+		size, err := journal.SizeAt(data)
+		var r journal.Record
+		if err != nil || size > len(data) || r.Decode(data) != nil {
+			return
+		}
+		if r.Kind == journal.KindEpochStart && r.Epoch == m.Epoch {
+			s, err := journal.DecodeEpochStart(&r, data[journal.BodyOffset(r.StoredLen):][:r.StoredLen])
+			if err != nil {
+				c.w.fail("epoch-start of epoch %s: %v", m.Epoch, err)
+				return
+			}
+			c.start(n, m.Epoch, s)
+			return
+		}
+		data = data[size:]
+	}
+}
+
+func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
+	c.mu.Lock()
+	_, known := c.starts[e.Number]
+	if !known {
+		c.starts[e.Number], c.first[e.Number] = s, n.name
+	}
+	c.mu.Unlock()
+	if known {
+		return
+	}
+	c.w.tracef("epoch %s begins at node %s after %s, proven=%v", e, n.name, s.Before, s.Proven)
+	c.w.trace.add(c.w.now(), "epoch", e.Number, uint64(s.Before.Seq), sample(s.Before.Hash[:]))
+	c.w.stats.add("epochs begun", 1)
+	if e.Number > 1 && !s.Proven {
+		c.w.stats.add("epochs begun, not proven (R4)", 1)
+		c.w.hist.wentBack(e.Number)
+	}
+}
+
+// unproven reports that an epoch above a and up to b began without proof, or one above b and up to a.
+func (c *chain) unprovenBetween(a, b ident.Epoch) bool {
+	low, high := min(a.Number, b.Number), max(a.Number, b.Number)
+	for e, s := range c.starts {
+		if low < e && e <= high && !s.Proven {
+			return true
+		}
+	}
+	return false
+}
+
+// check is §2.2: one history.
+func (c *chain) check() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.splits {
+		if !c.unprovenBetween(s.a.Epoch, s.b.Epoch) {
+			c.w.fail("two histories (2.2): %s and %s were both committed, the latter in an %s", s.a, s.b, s.who)
+			return
+		}
+	}
+}
+
+// verify compares what the stores hold when everything has settled: every segment of the owner's table is at every
+// holder, byte for byte the same; every site has all of them (2.3); what else a store has is accounted for (2.5).
+func (w *World) verify(o *access.Owner) {
+	ctx := context.Background()
+	table := map[ident.SegmentID]access.SegmentView{}
+	for _, s := range o.Segments() {
+		table[s.ID] = s
+	}
+	have := map[ident.SegmentID]map[*Node][]byte{}
+	for _, n := range w.nodes {
+		p := n.running()
+		if p == nil {
+			continue
+		}
+		r, err := p.store.Inventory(ctx, &wire.Inventory{Journal: w.vol.ID})
+		if err != nil {
+			w.fail("inventory of %s: %v", n.name, err)
+			continue
+		}
+		for _, x := range r.Replicas {
+			if x.State == wire.ReplicaFork {
+				w.stats.add("forks kept (R14)", 1)
+				continue
+			}
+			s, known := table[x.Segment]
+			if !known {
+				w.stats.add("replicas of no segment, not yet taken away", 1)
+				continue
+			}
+			i := slices.IndexFunc(s.Holders, func(h access.HolderView) bool { return h.Store == n.store })
+			if i < 0 || s.Holders[i].Bad || s.Holders[i].Going || x.State != wire.ReplicaSealed {
+				continue
+			}
+			raw, err := readAll(ctx, p, x)
+			if len(n.rot) > 0 {
+				raw = nil // what has rotted and was not read since looks good
+			}
+			if err != nil {
+				w.fail("replica of %s at %s: %v", x.Segment, n.name, err)
+				continue
+			}
+			if have[x.Segment] == nil {
+				have[x.Segment] = map[*Node][]byte{}
+			}
+			have[x.Segment][n] = raw
+		}
+	}
+	state, _, _ := w.nodes[0].running().ctl.Journal(w.vol.ID)
+	for id, s := range table {
+		// A retired one stays in the table until its replicas have gone.
+		if !s.Sealed || !slices.ContainsFunc(s.Holders, func(h access.HolderView) bool { return h.Stable && !h.Going && !h.Bad }) {
+			continue
+		}
+		var first []byte
+		var at *Node
+		sites := map[ident.SiteID]bool{}
+		for _, n := range w.nodes {
+			raw, ok := have[id][n]
+			if !ok {
+				continue
+			}
+			sites[n.site] = true
+			if raw == nil {
+				continue
+			}
+			if first == nil {
+				first, at = raw, n
+			} else if !bytes.Equal(first, raw) {
+				w.fail("the replicas of segment %s at %s and %s differ", id, at.name, n.name)
+			}
+		}
+		if first != nil && !id.IsCheckpoint() {
+			w.chain.compare(id, first)
+		}
+		for _, site := range state.Sites {
+			if !sites[site] && !id.IsCheckpoint() { // checkpoints are shipped beside the history
+				w.fail("site %d has no replica of segment %s (%d to %d) although it has caught up", site, id, s.First, s.Last)
+			}
+		}
+	}
+}
+
+func readAll(ctx context.Context, p *Proc, x wire.Replica) ([]byte, error) {
+	var all []byte
+	for off := uint32(0); off < x.End; {
+		r, err := p.store.ReadRaw(ctx, &wire.ReadRaw{Segment: x.Segment, Offset: off, Len: min(x.End-off, 1<<20)})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r.Data...)
+		off += uint32(len(r.Data))
+		n := len(r.Data)
+		if r.Release != nil {
+			r.Release()
+		}
+		if n == 0 {
+			return nil, fmt.Errorf("ends at %d of %d", off, x.End)
+		}
+	}
+	return all, nil
+}
+
+// compare has a segment's records be part of the one history.
+func (c *chain) compare(id ident.SegmentID, raw []byte) {
+	h, err := journal.DecodeSegmentHeader(raw)
+	if err != nil {
+		c.w.fail("header of segment %s: %v", id, err)
+		return
+	}
+	run := journal.Run{Segment: id, At: h.Before, Offset: journal.SegmentHeaderSize, Bodies: true}
+	data := raw[journal.SegmentHeaderSize:]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(data) > 0 {
+		n, err := run.Next(data)
+		if err != nil {
+			c.w.fail("segment %s: %v", id, err)
+			return
+		}
+		data = data[n:]
+		if p, ok := c.at[run.At.Seq]; ok && p.Hash != run.At.Hash && !c.unprovenBetween(p.Epoch, id.Epoch) {
+			c.w.fail("segment %s has %s, but %s was committed", id, run.At, p)
+			return
+		}
+	}
+}

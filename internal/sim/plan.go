@@ -1,0 +1,144 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"dozo/internal/access"
+	"dozo/internal/control"
+)
+
+// Plan is what a seed stands for.
+type Plan struct {
+	Seed       uint64
+	Sites      []int // nodes of each
+	Copies     int   // sites of the volume
+	Durability control.Durability
+	Clients    int
+	Blocks     int
+	Think      time.Duration // between two commands of a client, on average
+	Distance   time.Duration // one way between two sites
+	Length     time.Duration // until the clients stop
+	Heal       time.Duration // when the last fault ends
+	Limits     access.Limits
+	Faults     []Fault
+	Mutant     string
+}
+
+// Fault is one thing that goes wrong.
+type Fault struct {
+	Kind  FaultKind
+	At    time.Duration
+	For   time.Duration
+	Owner bool    // it hits the owner's node
+	Pick  float64 // else which node, as a fraction of all
+	Also  float64 // which other one, where there are two
+	Size  int
+}
+
+// FaultKind says what goes wrong.
+type FaultKind int
+
+// Faults.
+const (
+	FaultKill FaultKind = iota
+	FaultPowerCut
+	FaultBlackout // of a whole site
+	FaultPause
+	FaultIsolate     // a node from all others; it has its clients and the control store
+	FaultOneWay      // from one node to another
+	FaultSplit       // between two sites
+	FaultClients     // clients of a node
+	FaultControlAway // for one node
+	FaultControlDown // for all: a change of leader, or worse
+	FaultControlTorn // transactions lose their answers
+	FaultSlowNet     // of a node
+	FaultSlowDisk    //
+	FaultFullDisk    //
+	FaultRot         // a bit of a replica
+	FaultRestart     // in good order
+	FaultMove        // a hand-over to another node
+	FaultMoveSite    // to another site
+	FaultDrain       //
+	FaultClockStep   // of the wall clock
+	FaultPauseLong   // longer than stamps live
+	FaultIsolateKill // the owner is cut off, and dies before it comes back
+	FaultDouble      // two nodes of a site die at once
+	faultKinds       = int(FaultDouble) + 1
+	healed           = 8 * time.Second // from the last fault's end to the clients'
+	firstFault       = 4 * time.Second
+)
+
+var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "pause", "isolated node", "one-way partition", "sites apart", "clients cut off",
+	"control store away for a node", "control store away", "control store loses answers", "slow network", "slow disk", "full disk", "bit rot", "restart in good order",
+	"hand-over", "hand-over to a site", "drain", "wall clock step", "long pause", "isolated owner dies", "two nodes die at once"}
+
+func (k FaultKind) String() string { return faultNames[k] }
+
+// weights say how often each kind is drawn.
+var weights = [faultKinds]int{10, 8, 2, 8, 10, 6, 5, 5, 4, 3, 3, 4, 4, 3, 3, 4, 8, 6, 4, 2, 6, 5, 4}
+
+// NewPlan draws a plan from a seed.
+func NewPlan(seed uint64) Plan {
+	rng := rand.New(rand.NewPCG(seed, 0x646f7a6f))
+	p := Plan{Seed: seed, Clients: 4 + rng.IntN(3), Blocks: 4 + rng.IntN(5), Length: 60 * time.Second, Durability: control.Replicated}
+	for range 2 + rng.IntN(3) {
+		p.Sites = append(p.Sites, 2+rng.IntN(3))
+	}
+	p.Copies = 1 + rng.IntN(len(p.Sites))
+	if p.Copies == 1 && rng.IntN(3) > 0 {
+		p.Copies = 2
+	}
+	if rng.IntN(8) == 0 {
+		p.Durability = control.Sync
+	}
+	p.Think = time.Duration(60+rng.IntN(80)) * time.Millisecond
+	p.Distance = time.Duration(1+rng.IntN(20)) * time.Millisecond
+	p.Limits = access.Limits{SegmentBytes: uint32(64<<10) << rng.IntN(3), CheckpointInterval: time.Duration(4+rng.IntN(20)) * time.Second,
+		RepairGrace: time.Duration(2+rng.IntN(10)) * time.Second, UncertainWait: time.Duration(5+rng.IntN(20)) * time.Second}
+	p.Heal = p.Length - healed
+	n := 3 + rng.IntN(6)
+	total := 0
+	for _, x := range weights {
+		total += x
+	}
+	for i := range n {
+		f := Fault{At: firstFault + time.Duration(rng.Int64N(int64(p.Heal-firstFault-time.Second))), For: time.Duration(200+rng.IntN(6000)) * time.Millisecond,
+			Owner: rng.IntN(2) == 0, Pick: rng.Float64(), Also: rng.Float64(), Size: rng.IntN(1 << 20)}
+		k := rng.IntN(total)
+		for x, weight := range weights {
+			if k < weight {
+				f.Kind = FaultKind(x)
+				break
+			}
+			k -= weight
+		}
+		if i == 0 { // one change of ownership at least
+			f.Owner = true
+			f.Kind = [...]FaultKind{FaultKill, FaultPause, FaultIsolate, FaultMove, FaultPowerCut, FaultMoveSite, FaultRestart}[rng.IntN(7)]
+			f.For = 2500*time.Millisecond + f.For
+		}
+		if f.Kind == FaultPauseLong {
+			f.For = 4*time.Second + f.For
+		}
+		f.For = min(f.For, p.Heal-f.At-100*time.Millisecond)
+		p.Faults = append(p.Faults, f)
+	}
+	return p
+}
+
+func (p *Plan) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d: sites of %v nodes, %v apart, copies at %d, %s, %d clients, %d blocks, segments of %d KiB;", p.Seed, p.Sites, p.Distance, p.Copies, p.Durability, p.Clients,
+		p.Blocks, p.Limits.SegmentBytes>>10)
+	for _, f := range p.Faults {
+		fmt.Fprintf(&b, " %s at %.1f for %.1f s", f.Kind, f.At.Seconds(), f.For.Seconds())
+		if f.Owner {
+			b.WriteString(" (owner)")
+		}
+		b.WriteByte(';')
+	}
+	return b.String()
+}

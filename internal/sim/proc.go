@@ -1,0 +1,736 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"dozo/internal/access"
+	"dozo/internal/control"
+	"dozo/internal/core"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/vfs"
+	"dozo/internal/wire"
+)
+
+// Node is a host with one disk, on which one process after another runs.
+type Node struct {
+	w     *World
+	index int
+	name  ident.NodeName
+	site  ident.SiteID
+	store ident.StoreID
+	disk  *vfs.Mem
+	boot  byte
+	drift float64 // of its CLOCK_BOOTTIME
+	proc  *Proc   // nil while none runs
+	count uint64  // of processes so far
+
+	slowDisk atomic.Int64 // nanoseconds: what each answer of the store takes longer
+	cutOff   atomic.Bool  // from the control store
+	rot      []func(vfs.Call, []byte)
+	skew     time.Duration // of its wall clock
+	starting bool          // the driver's: a process is being launched
+}
+
+// Proc is one process: core server and access server. After a kill its goroutines run to their end, but nothing that
+// they do reaches anybody: neither the disk, nor the network, nor the control store.
+type Proc struct {
+	w     *World
+	node  *Node
+	start uint64 // a number of its own in the world
+	fs    *vfs.Faults
+	store *core.Store
+	own   *local
+	lease *core.Leases
+	keep  *access.LeaseKeeper
+	ctl   *control.Client
+	srv   *access.Server
+	end   context.CancelFunc
+	done  chan struct{} // closed when the access server has ended
+	turn  uint64
+
+	// Guarded by network.mu.
+	dead    bool
+	paused  bool
+	inGate  []*message
+	outGate []*message
+	callers []*clientMessage // commands of clients that wait for it to wake
+	replies []func()         // answers to clients that wait for it to wake
+
+	in inbox
+}
+
+// inbox is the messages that have arrived: a goroutine reads those of one connection in order while there are any.
+type inbox struct {
+	mu     sync.Mutex
+	queues map[*link]*queue
+}
+
+type queue struct {
+	list    []*message
+	reading bool
+}
+
+const (
+	leaseFor  = time.Second // timeouts.lease
+	storeDir  = "/store"
+	markDir   = "/run"
+	notesSize = 16 << 10
+)
+
+// clock is the node's CLOCK_BOOTTIME: it begins at a time of its own and drifts.
+func (n *Node) clock() time.Duration {
+	return time.Hour*time.Duration(n.index+1) + time.Duration(float64(n.w.now())*n.drift)
+}
+
+func (n *Node) isDead(p *Proc) bool {
+	n.w.net.mu.Lock()
+	defer n.w.net.mu.Unlock()
+	return p.dead
+}
+
+// launch makes a process for the node: its store is open and it knows the control store.
+func (n *Node) launch() (*Proc, error) {
+	w := n.w
+	n.count++
+	p := &Proc{w: w, node: n, start: uint64(n.index)<<32 | n.count, fs: vfs.NewFaults(n.disk)}
+	p.in.queues = map[*link]*queue{}
+	p.fs.Add(func(c vfs.Call) error {
+		if n.isDead(p) {
+			return errDead
+		}
+		return nil
+	})
+	for _, r := range n.rot {
+		p.fs.OnRead(r)
+	}
+	n.disk.DropLocks()
+	log := w.log.With("node", n.name, "process", n.count)
+	p.lease = core.NewLeases(n.clock, 2*leaseFor, ident.BootID{n.boot, byte(n.index)})
+	st, err := core.Open(core.Options{FS: p.fs, Dir: storeDir, Create: n.count == 1, Boot: ident.BootID{n.boot, byte(n.index)}, Clock: n.clock, Logger: log,
+		Leases: p.lease, LeaseMax: 2 * leaseFor, NotesSize: notesSize, FailMarkDir: fmt.Sprint(markDir, "/", n.boot), // a tmpfs: a boot makes it anew
+		SpareLeast: 1, SpareBytes: 4 << 20,
+		Peers: func(id ident.StoreID) (journal.Store, error) {
+			if s, ok := (stores{p}).Store(id); ok {
+				return s, nil
+			}
+			return nil, wire.Errorf(wire.CodeAbsent, "no store %s", id)
+		}})
+	if err != nil {
+		return nil, fmt.Errorf("node %s: %w", n.name, err)
+	}
+	p.store, n.store = st, st.ID()
+	p.own = &local{p: p, st: st}
+	p.lease.Add(st)
+	ctl, err := w.ctl.OpenBy(context.Background(), control.Options{Timeout: 5 * time.Second, Log: log, Now: func() time.Time { return time.Now().Add(n.skew) }}, (*way)(p))
+	if err != nil {
+		_ = st.Close()
+		return nil, fmt.Errorf("node %s: control store: %w", n.name, err)
+	}
+	p.ctl = ctl
+	return p, nil
+}
+
+// serve starts the access role of a launched process, whose node the control store knows by now; from then on others
+// can reach it.
+func (p *Proc) serve() {
+	n, w := p.node, p.w
+	log := w.log.With("node", n.name, "process", n.count)
+	clock := func() int64 { return int64(n.clock()) }
+	p.keep = access.NewLeaseKeeper(n.name, mix(w.plan.Seed, p.start), leaseFor, clock, log, func(id ident.StoreID) (ident.NodeName, access.LeaseNode, bool) {
+		to := w.nodeOfStore(id)
+		if to == nil {
+			return "", nil, false
+		}
+		if to == n {
+			return n.name, ownLeases{p}, true
+		}
+		return to.name, path{p, to}, true
+	})
+	env := access.Env{Health: access.NewHealth(clock, nil), Node: n.name, Site: n.site, Stores: stores{p}, Leases: p.keep, Control: p.ctl, Clock: clock,
+		Log: log, Metrics: access.NewMetrics(prometheus.NewRegistry()), Limits: w.plan.Limits}
+	p.srv = access.NewServer(env, func(name ident.NodeName) (access.Peer, bool) {
+		to := w.nodeOf(name)
+		if to == nil || to == n {
+			return nil, false
+		}
+		return path{p, to}, true
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	p.end, p.done = cancel, make(chan struct{})
+	w.wg.Go(func() {
+		defer close(p.done)
+		p.srv.Run(ctx)
+	})
+	_ = p.ctl.Announce(n.name)
+	w.net.mu.Lock()
+	p.dead = w.ended
+	if !p.dead {
+		n.proc = p
+	}
+	w.net.mu.Unlock()
+	if p.dead {
+		w.wg.Go(p.bury)
+	}
+}
+
+// spec is the node's entry in the control store.
+func (n *Node) spec() control.Node {
+	x := control.Node{Name: n.name, Site: n.site, HostID: string(n.name), Roles: []control.Role{control.RoleCore, control.RoleAccess}, Version: "sim",
+		Stores: []control.StoreSpec{{ID: n.store, CapacityBytes: 1 << 30}}}
+	x.Addrs.Portals = []control.Portal{{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, byte(n.site), byte(n.index + 1)}), 3260)}}
+	return x
+}
+
+// errDead is what a process that was killed gets from its disk.
+var errDead = errors.New("the process is dead")
+
+// kill ends the process on the spot. What the kernel has stays.
+func (n *Node) kill() {
+	w := n.w
+	w.net.mu.Lock()
+	p := n.proc
+	if p == nil {
+		w.net.mu.Unlock()
+		return
+	}
+	p.dead, n.proc = true, nil
+	p.inGate, p.outGate, p.callers, p.replies = nil, nil, nil, nil
+	w.net.mu.Unlock()
+	w.net.lost(n, true)
+	w.clientsLost(n, true)
+	w.wg.Go(p.bury)
+}
+
+// powerCut ends the host: what was not synced is gone, or in parts, as a disk may have it.
+func (n *Node) powerCut(percent int) {
+	w := n.w
+	w.net.mu.Lock()
+	p := n.proc
+	if p != nil {
+		p.dead, n.proc = true, nil
+		p.inGate, p.outGate, p.callers, p.replies = nil, nil, nil, nil
+	}
+	w.net.mu.Unlock()
+	n.disk = n.disk.CrashClone(vfs.Crash{Percent: percent, Rand: w.rng})
+	n.boot++
+	if p != nil {
+		w.net.lost(n, false)
+		w.clientsLost(n, false)
+		w.wg.Go(p.bury)
+	}
+}
+
+// stop ends the process in good order.
+func (n *Node) stop() {
+	w := n.w
+	p := n.proc
+	if p == nil {
+		return
+	}
+	w.wg.Go(func() {
+		if p.end != nil {
+			p.end()
+			<-p.done
+		}
+		w.net.mu.Lock()
+		mine := n.proc == p
+		p.dead = true
+		if mine {
+			n.proc = nil
+		}
+		w.net.mu.Unlock()
+		if mine {
+			w.after(0, func() { w.net.lost(n, true); w.clientsLost(n, true) })
+		}
+		p.bury()
+	})
+}
+
+// bury waits until nothing of a dead process runs any more.
+func (p *Proc) bury() {
+	if p.end != nil {
+		p.end()
+		<-p.done
+		p.keep.Close()
+	}
+	_ = p.ctl.Close()
+	_ = p.store.Close()
+}
+
+// restart starts a process again where none runs.
+func (n *Node) restart() {
+	w := n.w
+	if n.running() != nil || n.starting || w.isOver() {
+		return
+	}
+	n.starting = true
+	w.wg.Go(func() {
+		p, err := n.launch()
+		if err != nil {
+			w.tracef("%v", err)
+			if !errors.Is(err, control.ErrAway) {
+				w.fail("start: %v", err)
+				return
+			}
+			w.after(time.Second, func() { n.starting = false; n.restart() })
+			return
+		}
+		p.serve()
+		w.after(0, func() { n.starting = false; w.net.found(n) })
+	})
+}
+
+// lost tells everybody that a node's process is gone: at once if its host says so, else by its silence.
+func (n *network) lost(x *Node, says bool) {
+	for _, o := range n.w.nodes {
+		if o == x {
+			continue
+		}
+		n.mu.Lock()
+		quiet := n.pairs[x.index][o.index].blocked > 0
+		n.pairs[x.index][o.index].up = false
+		n.mu.Unlock()
+		n.breakLinks(x, o)
+		d := deadAfter + time.Duration(n.w.rand64()%uint64(pingEvery))
+		hears := says && !quiet
+		if hears {
+			d = n.delay(x, o, uint64(x.index), n.w.rand64())
+		}
+		count := x.count
+		n.w.after(d, func() {
+			if x.count == count || !hears { // a new process has new connections; those of the old one end all the same
+				n.down(o, x, hears && x.proc == nil)
+			}
+		})
+	}
+}
+
+// found has a new process find everybody, and be found.
+func (n *network) found(x *Node) {
+	for _, o := range n.w.nodes {
+		if o != x {
+			n.redial(x, o)
+			n.down(o, x, false)
+		}
+	}
+}
+
+// pause stops a process as SIGSTOP would, as far as others can tell: what comes in waits, and so does what goes out. Its
+// own timers go on, which makes it a node that is cut off and to which what was sent meanwhile arrives late.
+func (n *Node) pause() {
+	w := n.w
+	w.net.mu.Lock()
+	p := n.proc
+	if p == nil || p.paused {
+		w.net.mu.Unlock()
+		return
+	}
+	p.paused = true
+	w.net.mu.Unlock()
+	w.after(deadAfter+time.Duration(w.rand64()%uint64(pingEvery)), func() {
+		w.net.mu.Lock()
+		still := p.paused && !p.dead
+		w.net.mu.Unlock()
+		if !still {
+			return
+		}
+		for _, o := range w.nodes {
+			if o != n {
+				w.net.down(o, n, false)
+			}
+		}
+	})
+}
+
+// resume lets a paused process go on: it reads what has come, and what it had to say goes out.
+func (n *Node) resume() {
+	w := n.w
+	w.net.mu.Lock()
+	p := n.proc
+	if p == nil || !p.paused {
+		w.net.mu.Unlock()
+		return
+	}
+	p.paused = false
+	in, out, callers, replies := p.inGate, p.outGate, p.callers, p.replies
+	p.inGate, p.outGate, p.callers, p.replies = nil, nil, nil, nil
+	for _, m := range out {
+		if !m.link.broken {
+			w.net.sendLocked(m)
+		}
+	}
+	w.net.mu.Unlock()
+	for _, c := range callers {
+		w.serveClient(p, c)
+	}
+	for _, m := range in {
+		p.read(m)
+	}
+	for _, f := range replies {
+		f()
+	}
+}
+
+// read hands an arrived message to the goroutine that reads its connection.
+func (p *Proc) read(m *message) {
+	b := &p.in
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	q := b.queues[m.link]
+	if q == nil {
+		q = &queue{}
+		b.queues[m.link] = q
+	}
+	q.list = append(q.list, m)
+	if !q.reading {
+		q.reading = true
+		p.w.wg.Go(func() { p.readAll(q) })
+	}
+}
+
+func (p *Proc) readAll(q *queue) {
+	for {
+		p.in.mu.Lock()
+		if len(q.list) == 0 {
+			q.reading = false
+			p.in.mu.Unlock()
+			return
+		}
+		m := q.list[0]
+		q.list = q.list[1:]
+		p.in.mu.Unlock()
+		if m.reply {
+			if done := p.w.net.answered(m); done != nil {
+				done(m.payload, m.err)
+			}
+			continue
+		}
+		p.handle(m)
+	}
+}
+
+// handle serves a request as package peer does: what is frequent in the order of arrival, the rest at the same time.
+func (p *Proc) handle(m *message) {
+	k, _ := wire.KindOf(m.typ)
+	req := k.Request()
+	if err := wire.Decode(req, m.payload); err != nil {
+		p.w.fail("%s can't be decoded: %v", m.typ, err)
+		return
+	}
+	answer := func(r wire.Message, err error) {
+		if err != nil {
+			p.w.net.reply(m, nil, err)
+			return
+		}
+		p.w.net.reply(m, encode(r), nil)
+	}
+	if k.ToStore && m.store != p.store.ID() {
+		answer(nil, wire.Errorf(wire.CodeAbsent, "no store %s", m.store))
+		return
+	}
+	switch x := req.(type) {
+	case *wire.Append:
+		p.own.later(func() { p.store.Append(x, func(r wire.AppendReply, err error) { answer(&r, err) }) })
+	case *wire.Notice:
+		p.store.Notice(x)
+	case *wire.Read:
+		p.own.later(func() {
+			p.store.Read(x, func(r wire.ReadReply, err error) {
+				answer(&r, err)
+				if r.Release != nil {
+					r.Release()
+				}
+			})
+		})
+	case *wire.Forward:
+		if p.srv == nil {
+			answer(nil, wire.Errorf(wire.CodeNotOwner, "no access server yet"))
+			return
+		}
+		p.srv.Forward(x, func(r wire.ForwardReply, err error) {
+			answer(&r, err)
+			if r.Release != nil {
+				r.Release()
+			}
+		})
+	default:
+		p.w.wg.Go(func() { p.handleSlow(m, req, answer) })
+	}
+}
+
+func (p *Proc) handleSlow(m *message, req wire.Message, answer func(wire.Message, error)) {
+	ctx := context.Background()
+	from := m.link.from.node.name
+	if p.srv == nil && !(func() bool { k, _ := wire.KindOf(m.typ); return k.ToStore || m.typ == wire.TypeLease })() {
+		answer(nil, wire.Errorf(wire.CodeNotOwner, "no access server yet"))
+		return
+	}
+	var r wire.Message
+	var err error
+	switch x := req.(type) {
+	case *wire.Lease:
+		r, err = got(p.lease.Handle(ctx, x))
+	case *wire.Bar:
+		r, err = got(p.srv.Bar(ctx, x))
+	case *wire.Tick:
+		r, err = got(p.srv.Tick(ctx, x))
+	case *wire.OwnerStatus:
+		r, err = got(p.srv.OwnerStatus(ctx, x))
+	case *wire.Unit:
+		r, err = got(p.srv.Unit(ctx, x))
+	case *wire.HandOver:
+		r, err = got(p.srv.HandOver(ctx, from, x))
+	case *wire.OpenSegment:
+		r, err = got(p.own.OpenSegment(ctx, x))
+	case *wire.Sync:
+		r, err = got(p.own.Sync(ctx, x))
+	case *wire.Seal:
+		r, err = got(p.own.Seal(ctx, x))
+	case *wire.Fence:
+		r, err = got(p.own.Fence(ctx, x))
+	case *wire.Inventory:
+		r, err = got(p.own.Inventory(ctx, x))
+	case *wire.ReadRaw:
+		r, err = got(p.own.ReadRaw(ctx, x))
+	case *wire.ReadIndex:
+		r, err = got(p.own.ReadIndex(ctx, x))
+	case *wire.Push:
+		r, err = got(p.own.Push(ctx, x))
+	case *wire.Drop:
+		r, err = got(p.own.Drop(ctx, x))
+	case *wire.StoreStatus:
+		r, err = got(p.own.Status(ctx, x))
+	default:
+		p.w.fail("nobody serves %s", m.typ)
+		return
+	}
+	answer(r, err)
+	if x, ok := r.(*wire.ReadReply); ok && x.Release != nil {
+		x.Release()
+	}
+}
+
+// got makes a reply a message.
+func got[T any, P interface {
+	*T
+	wire.Message
+}](reply T, err error) (wire.Message, error) {
+	return P(&reply), err
+}
+
+func asWire(err error) *wire.Error {
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return e
+	}
+	if errors.Is(err, context.Canceled) {
+		return wire.Errorf(wire.CodeShutdown, "%v", err)
+	}
+	return wire.Errorf(wire.CodeIO, "%v", err)
+}
+
+// ownLeases asks the process's own store.
+type ownLeases struct{ p *Proc }
+
+func (l ownLeases) Lease(ctx context.Context, m *wire.Lease) (wire.LeaseReply, error) {
+	if l.p.node.isDead(l.p) {
+		return wire.LeaseReply{}, errDead
+	}
+	return l.p.lease.Handle(ctx, m)
+}
+
+// local is the process's own store: as it is, but for a disk that is slow.
+type local struct {
+	p  *Proc
+	st *core.Store
+
+	mu      sync.Mutex
+	lane    []func()
+	running bool
+}
+
+var _ journal.Store = (*local)(nil)
+
+// later runs what a slow disk holds up, in order; at once if the disk is not slow.
+func (s *local) later(f func()) {
+	d := time.Duration(s.p.node.slowDisk.Load())
+	s.mu.Lock()
+	if d == 0 && !s.running {
+		s.mu.Unlock()
+		f()
+		return
+	}
+	s.lane = append(s.lane, f)
+	if !s.running {
+		s.running = true
+		s.p.w.wg.Go(s.runLane)
+	}
+	s.mu.Unlock()
+}
+
+func (s *local) runLane() {
+	for {
+		s.mu.Lock()
+		if len(s.lane) == 0 {
+			s.running = false
+			s.mu.Unlock()
+			return
+		}
+		f := s.lane[0]
+		s.lane = s.lane[1:]
+		s.mu.Unlock()
+		s.wait()
+		f()
+	}
+}
+
+func (s *local) wait() {
+	if d := time.Duration(s.p.node.slowDisk.Load()); d > 0 && !s.p.node.isDead(s.p) {
+		time.Sleep(d)
+	}
+}
+
+func (s *local) gone() error {
+	if s.p.node.isDead(s.p) {
+		return wire.Errorf(wire.CodeIO, "%v", syscall.EIO)
+	}
+	return nil
+}
+
+func (s *local) ID() ident.StoreID { return s.st.ID() }
+func (s *local) Append(m *wire.Append, done func(wire.AppendReply, error)) {
+	s.p.w.chain.saw(m.Segment.Journal, m.Commit, "append by "+string(s.p.node.name))
+	s.p.w.chain.began(s.p.node, m)
+	s.later(func() { s.st.Append(m, done) })
+}
+func (s *local) Notice(m *wire.Notice) {
+	s.p.w.chain.saw(m.Journal, m.Commit, "notice by "+string(s.p.node.name))
+	s.st.Notice(m)
+}
+func (s *local) Read(m *wire.Read, done func(wire.ReadReply, error)) {
+	s.later(func() { s.st.Read(m, done) })
+}
+
+// slowly calls f once the disk is ready for it.
+func slowly[M, R any](s *local, ctx context.Context, m M, f func(context.Context, M) (R, error)) (R, error) {
+	s.wait()
+	if err := s.gone(); err != nil {
+		var none R
+		return none, err
+	}
+	return f(ctx, m)
+}
+
+func (s *local) OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.OpenReply, error) {
+	return slowly(s, ctx, m, s.st.OpenSegment)
+}
+func (s *local) Sync(ctx context.Context, m *wire.Sync) (wire.SyncReply, error) {
+	return slowly(s, ctx, m, s.st.Sync)
+}
+func (s *local) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, error) {
+	return slowly(s, ctx, m, s.st.Seal)
+}
+func (s *local) Fence(ctx context.Context, m *wire.Fence) (wire.FenceReply, error) {
+	return slowly(s, ctx, m, s.st.Fence)
+}
+func (s *local) Inventory(ctx context.Context, m *wire.Inventory) (wire.InventoryReply, error) {
+	return slowly(s, ctx, m, s.st.Inventory)
+}
+func (s *local) ReadRaw(ctx context.Context, m *wire.ReadRaw) (wire.ReadReply, error) {
+	return slowly(s, ctx, m, s.st.ReadRaw)
+}
+func (s *local) ReadIndex(ctx context.Context, m *wire.ReadIndex) (wire.ReadReply, error) {
+	return slowly(s, ctx, m, s.st.ReadIndex)
+}
+func (s *local) Push(ctx context.Context, m *wire.Push) (wire.AppendReply, error) {
+	return slowly(s, ctx, m, s.st.Push)
+}
+func (s *local) Drop(ctx context.Context, m *wire.Drop) (wire.DropReply, error) {
+	return slowly(s, ctx, m, s.st.Drop)
+}
+func (s *local) Status(ctx context.Context, m *wire.StoreStatus) (wire.StoreStatusReply, error) {
+	return slowly(s, ctx, m, s.st.Status)
+}
+
+// stores is access.Stores as a process sees them.
+type stores struct{ p *Proc }
+
+func (s stores) Store(id ident.StoreID) (journal.Store, bool) {
+	to := s.p.w.nodeOfStore(id)
+	if to == nil {
+		return nil, false
+	}
+	if to == s.p.node {
+		return s.p.own, true
+	}
+	return &far{s.p, to, to.site != s.p.node.site}, true
+}
+func (s stores) Local(id ident.StoreID) bool { return id == s.p.node.store }
+func (s stores) Up(id ident.StoreID) bool {
+	to := s.p.w.nodeOfStore(id)
+	if to == s.p.node {
+		return s.p.store.Failed() == ""
+	}
+	if to == nil {
+		return false
+	}
+	up, _ := s.p.w.net.isUp(s.p, to)
+	return up
+}
+func (s stores) Site(id ident.StoreID) ident.SiteID {
+	if to := s.p.w.nodeOfStore(id); to != nil {
+		return to.site
+	}
+	return 0
+}
+func (s stores) Host(id ident.StoreID) string {
+	if to := s.p.w.nodeOfStore(id); to != nil {
+		return string(to.name)
+	}
+	return ""
+}
+func (s stores) Core(site ident.SiteID) (ids []ident.StoreID) {
+	for _, n := range s.p.w.nodes {
+		if n.site == site {
+			ids = append(ids, n.store)
+		}
+	}
+	slices.SortFunc(ids, ident.StoreID.Compare)
+	return ids
+}
+
+// way is a process's way to the control store.
+type way Proc
+
+// Pass implements control.Way.
+func (x *way) Pass(ctx context.Context) error {
+	p := (*Proc)(x)
+	k := p.node.w.rand64()
+	d := time.Millisecond + time.Duration(fraction(k)*float64(p.w.plan.Distance))
+	if p.node.isDead(p) {
+		return errDead
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.node.cutOff.Load() || p.node.isDead(p) {
+		return errCutOff
+	}
+	return nil
+}
+
+var errCutOff = errors.New("the control store is out of reach")
