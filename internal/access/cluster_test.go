@@ -264,7 +264,7 @@ func newClusterOf(t testing.TB, sites, nodes int, with func(*seat)) *cluster {
 		level = slog.LevelDebug
 	}
 	c := &cluster{t: t, site: 1, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
-	c.limit = Limits{SegmentBytes: 256 << 10, CheckpointInterval: time.Hour, RepairGrace: 300 * time.Millisecond}
+	c.limit = Limits{FollowAfter: -1, SegmentBytes: 256 << 10, CheckpointInterval: time.Hour, RepairGrace: 300 * time.Millisecond}
 	for i := range sites {
 		for j := range nodes {
 			s := &seat{site: ident.SiteID(i + 1), host: fmt.Sprint(i, "/", j), mem: vfs.NewMem(1 << 30), boot: 1}

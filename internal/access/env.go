@@ -43,6 +43,10 @@ type Env struct {
 	// nil in an owner without a Server.
 	Announce func(context.Context, *wire.Unit)
 
+	// Followed, if set, is told of hand-overs that this node began by itself because all writes came from elsewhere, once
+	// they have ended one way or the other. It must not block.
+	Followed func(v control.VolumeSpec, to ident.NodeName, pause time.Duration, err error)
+
 	// Patience, if set, is called by a takeover that begins to wait for who may know more (R4); what it gives is called
 	// when the wait is over. Other takeovers have their turn meanwhile.
 	Patience func() (resume func())
@@ -63,6 +67,7 @@ type Limits struct {
 	UncertainWait      time.Duration // how long a takeover that does not know the end waits for who may (R4); 30 s
 	ShipWindow         int           // pushes under way to a site; 16
 	KeepBothLocal      bool          // never drop a local replica
+	FollowAfter        time.Duration // writes from elsewhere only for so long: the journal is handed over; 2 s; below 0: never
 }
 
 func (l Limits) withDefaults() Limits {
@@ -90,6 +95,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.SyncTimeout, 5*time.Second)
 	def(&l.RepairGrace, 10*time.Minute)
 	def(&l.UncertainWait, 30*time.Second)
+	def(&l.FollowAfter, 2*time.Second)
 	if l.ShipWindow == 0 {
 		l.ShipWindow = 16
 	}

@@ -30,6 +30,7 @@ func (v *Volume) Submit(op *Op) {
 
 func (v *Volume) submit(op *Op, until time.Time) {
 	if o := v.owner.Load(); o != nil {
+		v.countWrite(op.Kind, "")
 		done := op.Done
 		op.Done = func(op *Op, err error) {
 			if err != nil && errors.Is(err, wire.ErrNotOwner) {

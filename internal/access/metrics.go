@@ -18,6 +18,9 @@ type Metrics struct {
 	HandedOver   prometheus.Counter
 	HandFailed   prometheus.Counter
 	HandSeconds  prometheus.Histogram
+	Follows      prometheus.Counter
+	FollowHeld   prometheus.Counter
+	FollowFailed prometheus.Counter
 	SyncSeconds  prometheus.Histogram
 }
 
@@ -41,6 +44,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		ShipMismatch: counter("ship_mismatch_total", "Times a site's copy did not continue the owner's history."),
 		Forwarded:    counter("forwarded_commands_total", "Commands passed on to the owner at another node."),
 		HandedOver:   counter("hand_overs_total", "Journals that this node has handed over to another."),
+		Follows:      counter("follows_total", "Journals that this node has handed over because all writes came from elsewhere."),
+		FollowHeld:   counter("follows_held_total", "Times that a journal stayed though all writes came from elsewhere: by its policy, or because it had moved lately."),
+		FollowFailed: counter("follows_failed_total", "Hand-overs to where all writes came from that were called off."),
 		HandFailed:   counter("hand_overs_failed_total", "Hand-overs that were called off: the owner went on."),
 		HandSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "dozo", Subsystem: "access", Name: "hand_over_pause_seconds",
 			Help: "How long commands waited for a hand-over, as the old owner saw it.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 12)}),

@@ -155,8 +155,13 @@ func (s *Server) taker(v *Volume, node ident.NodeName, site ident.SiteID) (contr
 	return list[int(spread(v.id)%uint64(len(list)))], nil
 }
 
-// beginMove starts a hand-over of a volume that is owned here.
+// beginMove starts a hand-over of a volume that is owned here, as somebody has asked.
 func (s *Server) beginMove(v *Volume, node ident.NodeName, site ident.SiteID) (*move, error) {
+	return s.beginMoveFor(v, node, site, false)
+}
+
+// beginMoveFor is beginMove; follows says that nobody has asked, but the I/O has moved.
+func (s *Server) beginMoveFor(v *Volume, node ident.NodeName, site ident.SiteID, follows bool) (*move, error) {
 	o := v.owner.Load()
 	if o == nil || !isClosed(o.Serving()) || isClosed(o.Stopped()) {
 		return nil, wire.Errorf(wire.CodeNotOwner, "volume %s is not served by node %s", v.Spec().Name, s.env.Node)
@@ -199,7 +204,7 @@ func (s *Server) beginMove(v *Volume, node ident.NodeName, site ident.SiteID) (*
 	v.moving = mv
 	s.wg.Go(func() {
 		defer cancel()
-		s.runMove(ctx, v, o, to, copies, mv)
+		s.runMove(ctx, v, o, to, copies, follows, mv)
 		if isClosed(o.Stopped()) {
 			_ = o.Close() // what it had under way ends
 		}
@@ -207,9 +212,10 @@ func (s *Server) beginMove(v *Volume, node ident.NodeName, site ident.SiteID) (*
 	return mv, nil
 }
 
-func (s *Server) runMove(ctx context.Context, v *Volume, o *Owner, to control.Node, copies bool, mv *move) {
+func (s *Server) runMove(ctx context.Context, v *Volume, o *Owner, to control.Node, copies, follows bool, mv *move) {
 	h := &handing{s: s, v: v, o: o, to: to, copies: copies, mv: mv, log: o.log.With("taker", to.Name)}
 	err := h.run(ctx)
+	s.moveEnded(v, h, follows, err)
 	mv.mu.Lock()
 	defer mv.mu.Unlock()
 	mv.r.Done = true
@@ -570,6 +576,9 @@ func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wi
 	if o == nil || o.epoch != m.Next || !isClosed(o.Serving()) {
 		return r, wire.Errorf(wire.CodeBusy, "volume %s: the takeover did not succeed", v.Spec().Name)
 	}
+	s.mu.Lock()
+	v.follow.handed(time.Now())
+	s.mu.Unlock()
 	return wire.HandOverReply{Tick: s.tick(), Epoch: o.epoch, Done: true}, nil
 }
 

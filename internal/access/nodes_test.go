@@ -203,7 +203,7 @@ func (l link) Forward(m *wire.Forward, done func(wire.ForwardReply, error)) {
 		done(wire.ForwardReply{}, err)
 		return
 	}
-	s.Forward(m, func(r wire.ForwardReply, err error) {
+	s.Forward(l.from.name, m, func(r wire.ForwardReply, err error) {
 		if !l.Up() {
 			if r.Release != nil {
 				r.Release()

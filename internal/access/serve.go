@@ -7,11 +7,12 @@ import (
 	"strings"
 	"time"
 
+	"dozo/internal/ident"
 	"dozo/internal/wire"
 )
 
 // Forward serves a command that another access server has passed on.
-func (s *Server) Forward(m *wire.Forward, done func(wire.ForwardReply, error)) {
+func (s *Server) Forward(from ident.NodeName, m *wire.Forward, done func(wire.ForwardReply, error)) {
 	v, ok := s.Volume(m.Journal)
 	if !ok {
 		done(wire.ForwardReply{}, wire.Errorf(wire.CodeAbsent, "no volume %s", m.Journal))
@@ -22,6 +23,7 @@ func (s *Server) Forward(m *wire.Forward, done func(wire.ForwardReply, error)) {
 		done(wire.ForwardReply{}, wire.Errorf(wire.CodeNotOwner, "volume %s is not owned here", m.Journal))
 		return
 	}
+	v.countWrite(m.Op, from)
 	op := NewOp()
 	op.Kind, op.FUA, op.Offset, op.Length = m.Op, m.FUA, int64(m.Offset), int64(m.Length)
 	nexus := m.Nexus

@@ -21,7 +21,8 @@ type Server struct {
 	wg    sync.WaitGroup
 	slots chan struct{} // takeovers under way
 
-	away map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
+	away     map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
+	followed time.Time                    // when follow looked last; Run's own
 
 	observer atomic.Pointer[UnitObserver]
 
@@ -68,6 +69,7 @@ func (s *Server) Run(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; {
 		s.reconcile()
 		s.drain()
+		s.follow()
 		for due := false; !due && ctx.Err() == nil; {
 			select {
 			case <-ctx.Done():

@@ -289,8 +289,17 @@ func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
 	return nil
 }
 
+// usable reports that an ensemble will do for an owner here: its stores are there, and two of them are of this site,
+// if the site has so many. The ensemble of another site may list one of this (R3); over that one and another of that
+// site every write would cross the distance.
 func (o *Owner) usable(stores []ident.StoreID) bool {
-	home, have := 0, len(o.env.Stores.Core(o.env.Site))
+	home := 0
+	var hosts []string
+	for _, s := range o.env.Stores.Core(o.env.Site) {
+		if h := o.env.Stores.Host(s); !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
 	for _, s := range stores {
 		if _, ok := o.env.Stores.Store(s); !ok || o.env.Health.isGone(s, o.env.Stores.Up(s)) {
 			return false
@@ -299,7 +308,7 @@ func (o *Owner) usable(stores []ident.StoreID) bool {
 			home++
 		}
 	}
-	return home > 0 || have == 0
+	return home >= min(2, len(hosts))
 }
 
 func (o *Owner) setMembers(stores []ident.StoreID) {

@@ -30,6 +30,9 @@ type Volume struct {
 	moveTried time.Time      // only drain's
 	prepared  *prepared      // Server.mu: what is ready for a hand-over to here
 
+	writes ioCount     // while the owner is here
+	follow followState // Server.mu
+
 	gate struct {
 		sync.Mutex
 		changed chan struct{} // closed when the owner may have changed

@@ -38,6 +38,7 @@ type Volumes interface {
 	// ResizeVolume is ErrRefused where the volume would become smaller and AllowShrink is not set.
 	ResizeVolume(ctx context.Context, req *dozov1.ResizeVolumeRequest) (*dozov1.Volume, error)
 	RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequest) (*dozov1.Volume, error)
+	SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.Volume, error)
 	// DeleteVolume is control.ErrInUse while sessions are open and Force is not set.
 	DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.Volume, error)
 	// VolumeTargets puts the targets of the site asked for first (empty: this node's), this node's before

@@ -24,6 +24,7 @@ var methods = map[string]permission{
 	dozov1connect.VolumeServiceGetProcedure:     {need: pki.RoleViewer},
 	dozov1connect.VolumeServiceResizeProcedure:  {need: pki.RoleOperator, action: "volume.resize"},
 	dozov1connect.VolumeServiceRenameProcedure:  {need: pki.RoleOperator, action: "volume.rename"},
+	dozov1connect.VolumeServiceSetProcedure:     {need: pki.RoleOperator, action: "volume.set"},
 	dozov1connect.VolumeServiceDeleteProcedure:  {need: pki.RoleOperator, action: "volume.delete"},
 	dozov1connect.VolumeServiceTargetsProcedure: {need: pki.RoleViewer},
 	dozov1connect.VolumeServiceWaitProcedure:    {need: pki.RoleViewer},

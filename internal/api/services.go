@@ -39,6 +39,11 @@ func (s volumeService) Rename(ctx context.Context, req *dozov1.RenameVolumeReque
 	return &dozov1.RenameVolumeResponse{Volume: v}, err
 }
 
+func (s volumeService) Set(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error) {
+	v, err := s.b.SetVolume(ctx, req)
+	return &dozov1.SetVolumeResponse{Volume: v}, err
+}
+
 func (s volumeService) Delete(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {
 	v, err := s.b.DeleteVolume(ctx, req)
 	return &dozov1.DeleteVolumeResponse{Volume: v}, err

@@ -59,6 +59,8 @@ func validate(msg proto.Message) error {
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkSize(m.GetSizeBytes()))
 	case *dozov1.RenameVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkVolumeName("new_name", m.GetNewName()))
+	case *dozov1.SetVolumeRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()))
 	case *dozov1.DeleteVolumeRequest:
 		return volumeRef(m.GetVolume(), &m.Tenant)
 	case *dozov1.VolumeTargetsRequest:
@@ -119,6 +121,9 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if m.Partition == "" {
 		m.Partition = string(control.PartitionContinue)
 	}
+	if m.Ownership == "" {
+		m.Ownership = string(control.OwnershipFollow)
+	}
 	if m.BlockSize == 0 {
 		m.BlockSize = 512
 	}
@@ -130,6 +135,7 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if p := control.Partition(m.GetPartition()); p != control.PartitionContinue && p != control.PartitionStop {
 		errs = append(errs, invalid("partition %q: want continue or stop", p))
 	}
+	errs = append(errs, checkOwnership(m.GetOwnership()))
 	if b := m.GetBlockSize(); b != 512 && b != 4096 {
 		errs = append(errs, invalid("block_size %d: want 512 or 4096", b))
 	}
@@ -140,6 +146,13 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 		errs = append(errs, invalid("%d hosts: want %d at most", len(m.GetHosts()), listMax))
 	}
 	return errors.Join(errs...)
+}
+
+func checkOwnership(text string) error {
+	if o := control.Ownership(text); text != "" && o != control.OwnershipFollow && o != control.OwnershipPin {
+		return invalid("ownership %q: want follow or pin", o)
+	}
+	return nil
 }
 
 func validateWait(m *dozov1.WaitVolumeRequest) error {

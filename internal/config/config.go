@@ -145,6 +145,7 @@ type Timeouts struct {
 	SyncInterval Duration `yaml:"sync_interval,omitempty"` // unsynced writes are synced at least this often
 	RepairGrace  Duration `yaml:"repair_grace,omitempty"`  // a node may be away so long before its replicas are made anew
 	IdleSeal     Duration `yaml:"idle_seal,omitempty"`     // R4: an idle tail is sealed
+	Follow       Duration `yaml:"follow"`                  // writes from elsewhere only for so long: the owner hands over; 0: never
 	Control      Duration `yaml:"control,omitempty"`       // an operation of the control store
 	Shutdown     Duration `yaml:"shutdown,omitempty"`      // draining when the process is told to end
 }

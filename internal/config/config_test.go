@@ -150,6 +150,7 @@ func TestRefusals(t *testing.T) {
 		{small + "timeouts: {lease: 1}\n", "line 8: duration \"1\": want a number with a unit"},
 		{small + "timeouts: {lease: 1m}\n", "timeouts.lease: 1m: want"},
 		{small + "timeouts: {append: 0s}\n", "timeouts.append"},
+		{small + "timeouts: {follow: 100ms}\n", "timeouts.follow"},
 		{small + "limits: {segment_size: 1}\n", "limits.segment_size"},
 		{small + "limits: {memory: 1GiB}\n", "limits.memory"},
 		{small + "limits: {connections: -1}\n", "limits.connections"},

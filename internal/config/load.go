@@ -37,6 +37,7 @@ func Default() *Config {
 			SyncInterval: Duration(time.Second),
 			RepairGrace:  Duration(10 * time.Minute),
 			IdleSeal:     Duration(time.Minute),
+			Follow:       Duration(2 * time.Second),
 			Control:      Duration(10 * time.Second),
 			Shutdown:     Duration(20 * time.Second),
 		},

@@ -26,6 +26,8 @@ const (
 	unsyncedMin   = 1 << 20
 	mapMemoryMin  = 16 << 20
 	connectionMin = 1 << 20 // one record at its usual most
+	followMin     = time.Second
+	followMax     = 10 * time.Minute
 	leaseMin      = 200 * time.Millisecond
 	leaseMax      = 10 * time.Second
 )
@@ -292,5 +294,8 @@ func (c *Config) checkTimeouts(p *problems) {
 		if x.value <= 0 {
 			p.add("timeouts.%s: %s: want a positive time", x.key, x.value)
 		}
+	}
+	if f := time.Duration(t.Follow); f != 0 && (f < followMin || f > followMax) {
+		p.add("timeouts.follow: %s: want %v to %v, or 0s for never", t.Follow, followMin, followMax)
 	}
 }

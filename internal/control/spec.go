@@ -133,6 +133,15 @@ const (
 	PartitionStop     Partition = "stop"
 )
 
+// Ownership says whether a volume's owner changes by itself when all writes come from elsewhere.
+type Ownership string
+
+// The ownership policies. A volume that is pinned moves only when it is told to, or when its owner dies.
+const (
+	OwnershipFollow Ownership = "follow"
+	OwnershipPin    Ownership = "pin"
+)
+
 // VolumeSpec is what an operator asked for. ID never changes; Name may, and is unique among the tenant's
 // volumes that are not deleted.
 type VolumeSpec struct {
@@ -145,6 +154,7 @@ type VolumeSpec struct {
 	AtSite     ident.SiteID      `json:"at_site"`    // home: where the first owner is
 	Durability Durability        `json:"durability"`
 	Partition  Partition         `json:"partition"`
+	Ownership  Ownership         `json:"ownership,omitempty"` // empty, of volumes that are older than it: follow
 	Labels     map[string]string `json:"labels,omitempty"`
 	Hosts      []string          `json:"hosts,omitempty"` // names of the tenant's hosts that may use it; empty: all
 	Created    time.Time         `json:"created"`

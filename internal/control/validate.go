@@ -179,6 +179,9 @@ func (v VolumeSpec) Validate() error {
 	if v.Partition != PartitionContinue && v.Partition != PartitionStop {
 		return invalidf("volume %s: partition policy %q: want continue or stop", v.Name, v.Partition)
 	}
+	if v.Ownership != "" && v.Ownership != OwnershipFollow && v.Ownership != OwnershipPin {
+		return invalidf("volume %s: ownership %q: want follow or pin", v.Name, v.Ownership)
+	}
 	if len(v.Labels) > labelsMax {
 		return invalidf("volume %s: %d labels: want at most %d", v.Name, len(v.Labels), labelsMax)
 	}

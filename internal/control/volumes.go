@@ -61,6 +61,7 @@ func (c *Client) CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.S
 	v.AtSite = cmp.Or(v.AtSite, sites[0])
 	v.Durability = cmp.Or(v.Durability, Replicated)
 	v.Partition = cmp.Or(v.Partition, PartitionContinue)
+	v.Ownership = cmp.Or(v.Ownership, OwnershipFollow)
 	if v.Created.IsZero() {
 		v.Created = c.o.Now().UTC()
 	}

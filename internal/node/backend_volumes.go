@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -43,7 +44,8 @@ func (b *backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	}
 	v, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Tenant: req.Tenant, SizeBytes: int64(req.SizeBytes), BlockSize: int(req.BlockSize),
 		Sites: len(sites), AtSite: home.ID, Durability: control.Durability(req.Durability), Partition: control.Partition(req.Partition),
-		Labels: req.Labels, Hosts: req.Hosts}, sites)
+		Ownership: control.Ownership(req.Ownership),
+		Labels:    req.Labels, Hosts: req.Hosts}, sites)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +87,8 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 	c := b.n.control()
 	out := &dozov1.Volume{Id: v.ID.String(), Tenant: v.Tenant, Name: v.Name, SizeBytes: uint64(v.SizeBytes), BlockSize: uint32(v.BlockSize),
 		Sites: uint32(v.Sites), AtSite: b.siteName(v.AtSite), Durability: string(v.Durability), Partition: string(v.Partition), Labels: v.Labels,
-		Hosts: v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
+		Ownership: string(cmp.Or(v.Ownership, control.OwnershipFollow)),
+		Hosts:     v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
 	state, _, _ := c.Journal(v.ID)
 	if state.Owner != "" {
 		out.Owner, out.Epoch = string(state.Owner), state.Epoch.String()
@@ -448,6 +451,22 @@ func (b *backend) RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequ
 		return nil, err
 	}
 	if v, err = b.n.control().RenameVolume(ctx, v.ID, req.NewName); err != nil {
+		return nil, err
+	}
+	return b.described(ctx, v), nil
+}
+
+// SetVolume implements api.Volumes.
+func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.Volume, error) {
+	v, err := b.volume(req.Volume, req.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	v, err = b.n.control().UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
+		v.Ownership = cmp.Or(control.Ownership(req.Ownership), v.Ownership)
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	return b.described(ctx, v), nil

@@ -113,12 +113,12 @@ func noAccess(n *Node) error {
 	return wire.Errorf(wire.CodeNotOwner, "node %s is no access server", n.cfg.Node)
 }
 
-func (h handler) Forward(_ *peer.From, m *wire.Forward, done func(wire.ForwardReply, error)) {
+func (h handler) Forward(from *peer.From, m *wire.Forward, done func(wire.ForwardReply, error)) {
 	if h.n.access == nil {
 		done(wire.ForwardReply{}, noAccess(h.n))
 		return
 	}
-	h.n.access.Forward(m, done)
+	h.n.access.Forward(from.Node, m, done)
 }
 
 func (h handler) Lease(ctx context.Context, from *peer.From, m *wire.Lease) (wire.LeaseReply, error) {

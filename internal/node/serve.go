@@ -276,6 +276,11 @@ func (n *Node) storeHealth(s access.StoreHealth) {
 	} else {
 		n.log.Info("store is used again", "store", s.Store.String())
 	}
+	n.record(e)
+}
+
+// record adds an event without waiting for it.
+func (n *Node) record(e control.Event) {
 	n.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -283,6 +288,24 @@ func (n *Node) storeHealth(s access.StoreHealth) {
 			n.log.Warn("event not recorded", "action", e.Action, "object", e.Object, "err", err)
 		}
 	})
+}
+
+// followAfter is timeouts.follow as the access role's limits have it: below 0 for never.
+func followAfter(d config.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return time.Duration(d)
+}
+
+// followed puts a hand-over that nobody asked for among the events, as one that somebody did is.
+func (n *Node) followed(v control.VolumeSpec, to ident.NodeName, pause time.Duration, err error) {
+	e := control.Event{Time: time.Now(), Actor: "node/" + string(n.cfg.Node), Action: "volume.move", Object: "volume/" + v.Tenant + "/" + v.Name,
+		Note: fmt.Sprintf("to %s, where all writes come from, pause %v", to, pause.Round(time.Millisecond))}
+	if err != nil {
+		e.Note = fmt.Sprintf("to %s, where all writes come from: %v", to, err)
+	}
+	n.record(e)
 }
 
 // Files in the node's state directory.
@@ -515,7 +538,8 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 		env := access.Env{Health: access.NewHealth(Clock, n.storeHealth), Node: n.cfg.Node, Site: n.self.Load().Site, Stores: n, Leases: n.keeper, Control: n.control(), Clock: Clock, Log: n.log,
 			Metrics: access.NewMetrics(n.reg), Limits: access.Limits{SegmentBytes: uint32(n.cfg.Limits.SegmentSize),
 				AppendTimeout: time.Duration(n.cfg.Timeouts.Append), RepairGrace: time.Duration(n.cfg.Timeouts.RepairGrace),
-				MapBudgetBytes: int64(n.cfg.Limits.MapMemory)}}
+				MapBudgetBytes: int64(n.cfg.Limits.MapMemory), FollowAfter: followAfter(n.cfg.Timeouts.Follow)},
+			Followed: n.followed}
 		n.access = access.NewServer(env, n.accessPeer)
 	}
 	frames, err := peer.NewServer(handler{n}, o)

@@ -135,7 +135,7 @@ func (b *Backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	id := ident.NewJournalID().String()
 	v := &dozov1.Volume{
 		Id: id, Tenant: req.GetTenant(), Name: req.GetName(), SizeBytes: req.GetSizeBytes(), BlockSize: req.GetBlockSize(),
-		Sites: cmp.Or(req.GetSites(), 3), AtSite: cmp.Or(req.GetAtSite(), "site-1"), Durability: req.GetDurability(), Partition: req.GetPartition(),
+		Sites: cmp.Or(req.GetSites(), 3), AtSite: cmp.Or(req.GetAtSite(), "site-1"), Durability: req.GetDurability(), Partition: req.GetPartition(), Ownership: req.GetOwnership(),
 		Labels: req.GetLabels(), Hosts: req.GetHosts(), Created: timestamppb.New(Epoch), Iqn: "iqn.2026-01.dozo:" + id,
 		State: "serving", Owner: "s1n1", OwnerSite: "site-1", Epoch: "1", Protection: "replicated",
 	}
@@ -241,6 +241,14 @@ func (b *Backend) RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequ
 			return fmt.Errorf("rename to %s: %w", req.GetNewName(), control.ErrExists)
 		}
 		v.Name = req.GetNewName()
+		return nil
+	})
+}
+
+// SetVolume implements api.Volumes.
+func (b *Backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.Volume, error) {
+	return b.changeVolume(ctx, "SetVolume", "volume.set", req.GetTenant(), req.GetVolume(), func(v *dozov1.Volume) error {
+		v.Ownership = cmp.Or(req.GetOwnership(), v.GetOwnership())
 		return nil
 	})
 }

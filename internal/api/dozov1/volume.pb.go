@@ -59,7 +59,9 @@ type Volume struct {
 	Epoch string `protobuf:"bytes,17,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Nothing but two copies or more of everything: replicated; else degraded (fewer copies than asked for at
 	// some site), behind (a site lacks recent records) or unknown.
-	Protection    string `protobuf:"bytes,18,opt,name=protection,proto3" json:"protection,omitempty"`
+	Protection string `protobuf:"bytes,18,opt,name=protection,proto3" json:"protection,omitempty"`
+	// Where the owner is: follow (with the writes: where all of them come from) or pin (where it is put).
+	Ownership     string `protobuf:"bytes,19,opt,name=ownership,proto3" json:"ownership,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +218,13 @@ func (x *Volume) GetEpoch() string {
 func (x *Volume) GetProtection() string {
 	if x != nil {
 		return x.Protection
+	}
+	return ""
+}
+
+func (x *Volume) GetOwnership() string {
+	if x != nil {
+		return x.Ownership
 	}
 	return ""
 }
@@ -792,7 +801,9 @@ type CreateVolumeRequest struct {
 	// Names of the tenant's hosts that may use it; empty: all.
 	Hosts []string `protobuf:"bytes,9,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	// continue (default) or stop.
-	Partition     string `protobuf:"bytes,10,opt,name=partition,proto3" json:"partition,omitempty"`
+	Partition string `protobuf:"bytes,10,opt,name=partition,proto3" json:"partition,omitempty"`
+	// follow (default) or pin.
+	Ownership     string `protobuf:"bytes,11,opt,name=ownership,proto3" json:"ownership,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -893,6 +904,13 @@ func (x *CreateVolumeRequest) GetHosts() []string {
 func (x *CreateVolumeRequest) GetPartition() string {
 	if x != nil {
 		return x.Partition
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetOwnership() string {
+	if x != nil {
+		return x.Ownership
 	}
 	return ""
 }
@@ -1382,6 +1400,112 @@ func (x *RenameVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+type SetVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or ID.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// follow or pin; empty: as it is.
+	Ownership     string `protobuf:"bytes,3,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVolumeRequest) Reset() {
+	*x = SetVolumeRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVolumeRequest) ProtoMessage() {}
+
+func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVolumeRequest.ProtoReflect.Descriptor instead.
+func (*SetVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SetVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *SetVolumeRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetVolumeRequest) GetOwnership() string {
+	if x != nil {
+		return x.Ownership
+	}
+	return ""
+}
+
+type SetVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVolumeResponse) Reset() {
+	*x = SetVolumeResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVolumeResponse) ProtoMessage() {}
+
+func (x *SetVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVolumeResponse.ProtoReflect.Descriptor instead.
+func (*SetVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SetVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
 type DeleteVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name or ID.
@@ -1395,7 +1519,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[17]
+	mi := &file_dozo_v1_volume_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1531,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[17]
+	mi := &file_dozo_v1_volume_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1544,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{17}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -1454,7 +1578,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[18]
+	mi := &file_dozo_v1_volume_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1590,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[18]
+	mi := &file_dozo_v1_volume_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1603,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{18}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -1502,7 +1626,7 @@ type VolumeTargetsRequest struct {
 
 func (x *VolumeTargetsRequest) Reset() {
 	*x = VolumeTargetsRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[19]
+	mi := &file_dozo_v1_volume_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1638,7 @@ func (x *VolumeTargetsRequest) String() string {
 func (*VolumeTargetsRequest) ProtoMessage() {}
 
 func (x *VolumeTargetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[19]
+	mi := &file_dozo_v1_volume_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1651,7 @@ func (x *VolumeTargetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeTargetsRequest.ProtoReflect.Descriptor instead.
 func (*VolumeTargetsRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{19}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VolumeTargetsRequest) GetVolume() string {
@@ -1571,7 +1695,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[20]
+	mi := &file_dozo_v1_volume_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1707,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[20]
+	mi := &file_dozo_v1_volume_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1720,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{20}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Target) GetUrl() string {
@@ -1657,7 +1781,7 @@ type VolumeTargetsResponse struct {
 
 func (x *VolumeTargetsResponse) Reset() {
 	*x = VolumeTargetsResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[21]
+	mi := &file_dozo_v1_volume_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1793,7 @@ func (x *VolumeTargetsResponse) String() string {
 func (*VolumeTargetsResponse) ProtoMessage() {}
 
 func (x *VolumeTargetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[21]
+	mi := &file_dozo_v1_volume_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1806,7 @@ func (x *VolumeTargetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeTargetsResponse.ProtoReflect.Descriptor instead.
 func (*VolumeTargetsResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{21}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VolumeTargetsResponse) GetTargets() []*Target {
@@ -1705,7 +1829,7 @@ type WaitVolumeRequest struct {
 
 func (x *WaitVolumeRequest) Reset() {
 	*x = WaitVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[22]
+	mi := &file_dozo_v1_volume_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1841,7 @@ func (x *WaitVolumeRequest) String() string {
 func (*WaitVolumeRequest) ProtoMessage() {}
 
 func (x *WaitVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[22]
+	mi := &file_dozo_v1_volume_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1854,7 @@ func (x *WaitVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WaitVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{22}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WaitVolumeRequest) GetVolume() string {
@@ -1769,7 +1893,7 @@ type WaitVolumeResponse struct {
 
 func (x *WaitVolumeResponse) Reset() {
 	*x = WaitVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[23]
+	mi := &file_dozo_v1_volume_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1905,7 @@ func (x *WaitVolumeResponse) String() string {
 func (*WaitVolumeResponse) ProtoMessage() {}
 
 func (x *WaitVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[23]
+	mi := &file_dozo_v1_volume_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1918,7 @@ func (x *WaitVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WaitVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{23}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitVolumeResponse) GetDone() bool {
@@ -1838,7 +1962,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	mi := &file_dozo_v1_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +1974,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	mi := &file_dozo_v1_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +1987,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{24}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MoveVolumeRequest) GetVolume() string {
@@ -1908,7 +2032,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	mi := &file_dozo_v1_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2044,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	mi := &file_dozo_v1_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2057,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{25}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MoveVolumeResponse) GetDone() bool {
@@ -1989,7 +2113,7 @@ var File_dozo_v1_volume_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x04\n" +
+	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -2016,7 +2140,8 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x05epoch\x18\x11 \x01(\tR\x05epoch\x12\x1e\n" +
 	"\n" +
 	"protection\x18\x12 \x01(\tR\n" +
-	"protection\x1a9\n" +
+	"protection\x12\x1c\n" +
+	"\townership\x18\x13 \x01(\tR\townership\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
@@ -2071,7 +2196,7 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\rsite_replicas\x18\r \x03(\v2\x15.dozo.v1.SiteReplicasR\fsiteReplicas\x12!\n" +
 	"\fmapped_bytes\x18\x0e \x01(\x04R\vmappedBytes\x12,\n" +
 	"\bsegments\x18\x0f \x03(\v2\x10.dozo.v1.SegmentR\bsegments\x12\x18\n" +
-	"\aunheard\x18\x10 \x03(\tR\aunheard\"\xff\x02\n" +
+	"\aunheard\x18\x10 \x03(\tR\aunheard\"\x9d\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2087,7 +2212,8 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2(.dozo.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12\x14\n" +
 	"\x05hosts\x18\t \x03(\tR\x05hosts\x12\x1c\n" +
 	"\tpartition\x18\n" +
-	" \x01(\tR\tpartition\x1a9\n" +
+	" \x01(\tR\tpartition\x12\x1c\n" +
+	"\townership\x18\v \x01(\tR\townership\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -2122,6 +2248,12 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x19\n" +
 	"\bnew_name\x18\x03 \x01(\tR\anewName\"?\n" +
 	"\x14RenameVolumeResponse\x12'\n" +
+	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"`\n" +
+	"\x10SetVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1c\n" +
+	"\townership\x18\x03 \x01(\tR\townership\"<\n" +
+	"\x11SetVolumeResponse\x12'\n" +
 	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"[\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
@@ -2165,13 +2297,14 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1b\n" +
 	"\tlag_bytes\x18\x05 \x01(\x04R\blagBytes\x12/\n" +
 	"\x05pause\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x14\n" +
-	"\x05epoch\x18\a \x01(\tR\x05epoch2\x97\x05\n" +
+	"\x05epoch\x18\a \x01(\tR\x05epoch2\xd7\x05\n" +
 	"\rVolumeService\x12G\n" +
 	"\x06Create\x12\x1c.dozo.v1.CreateVolumeRequest\x1a\x1d.dozo.v1.CreateVolumeResponse\"\x00\x12F\n" +
 	"\x04List\x12\x1b.dozo.v1.ListVolumesRequest\x1a\x1c.dozo.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12A\n" +
 	"\x03Get\x12\x19.dozo.v1.GetVolumeRequest\x1a\x1a.dozo.v1.GetVolumeResponse\"\x03\x90\x02\x01\x12G\n" +
 	"\x06Resize\x12\x1c.dozo.v1.ResizeVolumeRequest\x1a\x1d.dozo.v1.ResizeVolumeResponse\"\x00\x12G\n" +
-	"\x06Rename\x12\x1c.dozo.v1.RenameVolumeRequest\x1a\x1d.dozo.v1.RenameVolumeResponse\"\x00\x12G\n" +
+	"\x06Rename\x12\x1c.dozo.v1.RenameVolumeRequest\x1a\x1d.dozo.v1.RenameVolumeResponse\"\x00\x12>\n" +
+	"\x03Set\x12\x19.dozo.v1.SetVolumeRequest\x1a\x1a.dozo.v1.SetVolumeResponse\"\x00\x12G\n" +
 	"\x06Delete\x12\x1c.dozo.v1.DeleteVolumeRequest\x1a\x1d.dozo.v1.DeleteVolumeResponse\"\x00\x12M\n" +
 	"\aTargets\x12\x1d.dozo.v1.VolumeTargetsRequest\x1a\x1e.dozo.v1.VolumeTargetsResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\x04Wait\x12\x1a.dozo.v1.WaitVolumeRequest\x1a\x1b.dozo.v1.WaitVolumeResponse\"\x000\x01\x12C\n" +
@@ -2189,7 +2322,7 @@ func file_dozo_v1_volume_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_volume_proto_rawDescData
 }
 
-var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_dozo_v1_volume_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: dozo.v1.Volume
 	(*StoreRef)(nil),              // 1: dozo.v1.StoreRef
@@ -2208,71 +2341,76 @@ var file_dozo_v1_volume_proto_goTypes = []any{
 	(*ResizeVolumeResponse)(nil),  // 14: dozo.v1.ResizeVolumeResponse
 	(*RenameVolumeRequest)(nil),   // 15: dozo.v1.RenameVolumeRequest
 	(*RenameVolumeResponse)(nil),  // 16: dozo.v1.RenameVolumeResponse
-	(*DeleteVolumeRequest)(nil),   // 17: dozo.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 18: dozo.v1.DeleteVolumeResponse
-	(*VolumeTargetsRequest)(nil),  // 19: dozo.v1.VolumeTargetsRequest
-	(*Target)(nil),                // 20: dozo.v1.Target
-	(*VolumeTargetsResponse)(nil), // 21: dozo.v1.VolumeTargetsResponse
-	(*WaitVolumeRequest)(nil),     // 22: dozo.v1.WaitVolumeRequest
-	(*WaitVolumeResponse)(nil),    // 23: dozo.v1.WaitVolumeResponse
-	(*MoveVolumeRequest)(nil),     // 24: dozo.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),    // 25: dozo.v1.MoveVolumeResponse
-	nil,                           // 26: dozo.v1.Volume.LabelsEntry
-	nil,                           // 27: dozo.v1.CreateVolumeRequest.LabelsEntry
-	nil,                           // 28: dozo.v1.ListVolumesRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*Position)(nil),              // 30: dozo.v1.Position
-	(*SiteCopy)(nil),              // 31: dozo.v1.SiteCopy
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(*SetVolumeRequest)(nil),      // 17: dozo.v1.SetVolumeRequest
+	(*SetVolumeResponse)(nil),     // 18: dozo.v1.SetVolumeResponse
+	(*DeleteVolumeRequest)(nil),   // 19: dozo.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),  // 20: dozo.v1.DeleteVolumeResponse
+	(*VolumeTargetsRequest)(nil),  // 21: dozo.v1.VolumeTargetsRequest
+	(*Target)(nil),                // 22: dozo.v1.Target
+	(*VolumeTargetsResponse)(nil), // 23: dozo.v1.VolumeTargetsResponse
+	(*WaitVolumeRequest)(nil),     // 24: dozo.v1.WaitVolumeRequest
+	(*WaitVolumeResponse)(nil),    // 25: dozo.v1.WaitVolumeResponse
+	(*MoveVolumeRequest)(nil),     // 26: dozo.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),    // 27: dozo.v1.MoveVolumeResponse
+	nil,                           // 28: dozo.v1.Volume.LabelsEntry
+	nil,                           // 29: dozo.v1.CreateVolumeRequest.LabelsEntry
+	nil,                           // 30: dozo.v1.ListVolumesRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(*Position)(nil),              // 32: dozo.v1.Position
+	(*SiteCopy)(nil),              // 33: dozo.v1.SiteCopy
+	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
 }
 var file_dozo_v1_volume_proto_depIdxs = []int32{
-	26, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
-	29, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	28, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
+	31, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
 	1,  // 2: dozo.v1.Ensemble.stores:type_name -> dozo.v1.StoreRef
 	1,  // 3: dozo.v1.Replica.store:type_name -> dozo.v1.StoreRef
 	4,  // 4: dozo.v1.Segment.replicas:type_name -> dozo.v1.Replica
-	30, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
-	30, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
-	30, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
+	32, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
+	32, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
+	32, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
 	2,  // 8: dozo.v1.Placement.ensembles:type_name -> dozo.v1.Ensemble
-	31, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
+	33, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
 	3,  // 10: dozo.v1.Placement.site_replicas:type_name -> dozo.v1.SiteReplicas
 	5,  // 11: dozo.v1.Placement.segments:type_name -> dozo.v1.Segment
-	27, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
+	29, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
 	0,  // 13: dozo.v1.CreateVolumeResponse.volume:type_name -> dozo.v1.Volume
-	28, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
+	30, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
 	0,  // 15: dozo.v1.ListVolumesResponse.volumes:type_name -> dozo.v1.Volume
 	0,  // 16: dozo.v1.GetVolumeResponse.volume:type_name -> dozo.v1.Volume
 	6,  // 17: dozo.v1.GetVolumeResponse.placement:type_name -> dozo.v1.Placement
 	0,  // 18: dozo.v1.ResizeVolumeResponse.volume:type_name -> dozo.v1.Volume
 	0,  // 19: dozo.v1.RenameVolumeResponse.volume:type_name -> dozo.v1.Volume
-	0,  // 20: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
-	20, // 21: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
-	31, // 22: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
-	32, // 23: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
-	7,  // 24: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
-	9,  // 25: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
-	11, // 26: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
-	13, // 27: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
-	15, // 28: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
-	17, // 29: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
-	19, // 30: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
-	22, // 31: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
-	24, // 32: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
-	8,  // 33: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
-	10, // 34: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
-	12, // 35: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
-	14, // 36: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
-	16, // 37: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
-	18, // 38: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
-	21, // 39: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
-	23, // 40: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
-	25, // 41: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
-	33, // [33:42] is the sub-list for method output_type
-	24, // [24:33] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	0,  // 20: dozo.v1.SetVolumeResponse.volume:type_name -> dozo.v1.Volume
+	0,  // 21: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
+	22, // 22: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
+	33, // 23: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
+	34, // 24: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
+	7,  // 25: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
+	9,  // 26: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
+	11, // 27: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
+	13, // 28: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
+	15, // 29: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
+	17, // 30: dozo.v1.VolumeService.Set:input_type -> dozo.v1.SetVolumeRequest
+	19, // 31: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
+	21, // 32: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
+	24, // 33: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
+	26, // 34: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
+	8,  // 35: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
+	10, // 36: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
+	12, // 37: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
+	14, // 38: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
+	16, // 39: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
+	18, // 40: dozo.v1.VolumeService.Set:output_type -> dozo.v1.SetVolumeResponse
+	20, // 41: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
+	23, // 42: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
+	25, // 43: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
+	27, // 44: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
+	35, // [35:45] is the sub-list for method output_type
+	25, // [25:35] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_volume_proto_init() }
@@ -2287,7 +2425,7 @@ func file_dozo_v1_volume_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_volume_proto_rawDesc), len(file_dozo_v1_volume_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

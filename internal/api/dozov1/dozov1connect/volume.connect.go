@@ -43,6 +43,8 @@ const (
 	VolumeServiceResizeProcedure = "/dozo.v1.VolumeService/Resize"
 	// VolumeServiceRenameProcedure is the fully-qualified name of the VolumeService's Rename RPC.
 	VolumeServiceRenameProcedure = "/dozo.v1.VolumeService/Rename"
+	// VolumeServiceSetProcedure is the fully-qualified name of the VolumeService's Set RPC.
+	VolumeServiceSetProcedure = "/dozo.v1.VolumeService/Set"
 	// VolumeServiceDeleteProcedure is the fully-qualified name of the VolumeService's Delete RPC.
 	VolumeServiceDeleteProcedure = "/dozo.v1.VolumeService/Delete"
 	// VolumeServiceTargetsProcedure is the fully-qualified name of the VolumeService's Targets RPC.
@@ -68,6 +70,8 @@ type VolumeServiceClient interface {
 	Resize(context.Context, *dozov1.ResizeVolumeRequest) (*dozov1.ResizeVolumeResponse, error)
 	// Rename gives the volume another name; ID, journal and running sessions stay. Needs role operator.
 	Rename(context.Context, *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error)
+	// Set changes policies of a volume; what the request leaves empty stays. Needs role operator.
+	Set(context.Context, *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error)
 	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
@@ -126,6 +130,12 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("Rename")),
 			connect.WithClientOptions(opts...),
 		),
+		set: connect.NewClient[dozov1.SetVolumeRequest, dozov1.SetVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceSetProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("Set")),
+			connect.WithClientOptions(opts...),
+		),
 		delete: connect.NewClient[dozov1.DeleteVolumeRequest, dozov1.DeleteVolumeResponse](
 			httpClient,
 			baseURL+VolumeServiceDeleteProcedure,
@@ -161,6 +171,7 @@ type volumeServiceClient struct {
 	get     *connect.Client[dozov1.GetVolumeRequest, dozov1.GetVolumeResponse]
 	resize  *connect.Client[dozov1.ResizeVolumeRequest, dozov1.ResizeVolumeResponse]
 	rename  *connect.Client[dozov1.RenameVolumeRequest, dozov1.RenameVolumeResponse]
+	set     *connect.Client[dozov1.SetVolumeRequest, dozov1.SetVolumeResponse]
 	delete  *connect.Client[dozov1.DeleteVolumeRequest, dozov1.DeleteVolumeResponse]
 	targets *connect.Client[dozov1.VolumeTargetsRequest, dozov1.VolumeTargetsResponse]
 	wait    *connect.Client[dozov1.WaitVolumeRequest, dozov1.WaitVolumeResponse]
@@ -212,6 +223,15 @@ func (c *volumeServiceClient) Rename(ctx context.Context, req *dozov1.RenameVolu
 	return nil, err
 }
 
+// Set calls dozo.v1.VolumeService.Set.
+func (c *volumeServiceClient) Set(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error) {
+	response, err := c.set.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Delete calls dozo.v1.VolumeService.Delete.
 func (c *volumeServiceClient) Delete(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {
 	response, err := c.delete.CallUnary(ctx, connect.NewRequest(req))
@@ -255,6 +275,8 @@ type VolumeServiceHandler interface {
 	Resize(context.Context, *dozov1.ResizeVolumeRequest) (*dozov1.ResizeVolumeResponse, error)
 	// Rename gives the volume another name; ID, journal and running sessions stay. Needs role operator.
 	Rename(context.Context, *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error)
+	// Set changes policies of a volume; what the request leaves empty stays. Needs role operator.
+	Set(context.Context, *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error)
 	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
@@ -309,6 +331,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("Rename")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceSetHandler := connect.NewUnaryHandlerSimple(
+		VolumeServiceSetProcedure,
+		svc.Set,
+		connect.WithSchema(volumeServiceMethods.ByName("Set")),
+		connect.WithHandlerOptions(opts...),
+	)
 	volumeServiceDeleteHandler := connect.NewUnaryHandlerSimple(
 		VolumeServiceDeleteProcedure,
 		svc.Delete,
@@ -346,6 +374,8 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceResizeHandler.ServeHTTP(w, r)
 		case VolumeServiceRenameProcedure:
 			volumeServiceRenameHandler.ServeHTTP(w, r)
+		case VolumeServiceSetProcedure:
+			volumeServiceSetHandler.ServeHTTP(w, r)
 		case VolumeServiceDeleteProcedure:
 			volumeServiceDeleteHandler.ServeHTTP(w, r)
 		case VolumeServiceTargetsProcedure:
@@ -381,6 +411,10 @@ func (UnimplementedVolumeServiceHandler) Resize(context.Context, *dozov1.ResizeV
 
 func (UnimplementedVolumeServiceHandler) Rename(context.Context, *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Rename is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) Set(context.Context, *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Set is not implemented"))
 }
 
 func (UnimplementedVolumeServiceHandler) Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {
