@@ -23,6 +23,8 @@ type handed struct {
 	warm     *volume.Map // as point has it, with its leaves
 	late     *lateBefore
 	requests []wire.HandRequest
+	fences   []wire.HandFence // answers to a fence of this epoch, which the former owner has asked for
+	hot      []uint64
 }
 
 // loaded is the map of a checkpoint if it has been loaded already. It is given once.

@@ -19,13 +19,14 @@ import (
 
 // moveState is what the owner's loop keeps of it.
 type moveState struct {
-	hurry  atomic.Bool // ships wait for nothing more
-	frozen bool
-	held   []*Op // arrived since; nothing has been done about them
-	slowed []*Op // writes that wait for their turn
-	rate   int64 // bytes of writes a second; 0: as fast as they come
-	budget int64 // what may be let in now; below zero: what was let in too much
-	filled uint64
+	hurry   atomic.Bool // ships wait for nothing more
+	drained atomic.Bool // and nothing more comes
+	frozen  bool
+	held    []*Op // arrived since; nothing has been done about them
+	slowed  []*Op // writes that wait for their turn
+	rate    int64 // bytes of writes a second; 0: as fast as they come
+	budget  int64 // what may be let in now; below zero: what was let in too much
+	filled  uint64
 }
 
 // holdBack keeps a command that has just arrived, if it is to wait. Reads go on until the owner stops: it has its
@@ -126,6 +127,7 @@ func (o *Owner) freeze(ctx context.Context) (at ident.Position, err error) {
 			return at, err
 		}
 		if done {
+			o.move.drained.Store(true)
 			o.wakeShips()
 			return at, nil
 		}
@@ -141,6 +143,7 @@ func (o *Owner) freeze(ctx context.Context) (at ident.Position, err error) {
 // resume goes on as if nothing had been.
 func (o *Owner) resume() {
 	o.move.hurry.Store(false)
+	o.move.drained.Store(false)
 	o.ask(func() {
 		m := &o.move
 		m.frozen = false
@@ -191,10 +194,7 @@ func (s *siteShip) took(n int, urgent bool) {
 	s.mu.bytes += uint64(n)
 	s.mu.Unlock()
 	if urgent {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		s.wakeUp()
 	}
 }
 

@@ -31,20 +31,23 @@ import (
 // owner that died.
 
 const (
-	movePatience    = 5 * time.Minute // for everything before the pause
-	settlePatience  = 10 * time.Second
-	drainPatience   = 3 * time.Second  // commands wait for no longer than that before it is called off
-	takePatience    = 20 * time.Second // for the taker's word that it serves; it goes on without that too
-	thirdPatience   = 150 * time.Millisecond
-	slowMost        = 60 * time.Second // R10
-	handPause       = 60 * time.Millisecond
-	handLagSmall    = 256 << 10 // bytes; what is shipped at once over any link
-	lagLook         = 50 * time.Millisecond
-	lagPatience     = time.Second      // for the copy to catch up by itself, before writers are slowed
-	handExpected    = 5 * time.Second  // a taker that is prepared leaves the key's change to the owner's word for so long
-	preparedAtMost  = 10 * time.Minute // then it forgets
-	drainingAtOnce  = 2
-	checkpointsMost = 3 // in a row, until one is quick
+	movePatience   = 5 * time.Minute // for everything before the pause
+	settlePatience = 10 * time.Second
+	drainPatience  = 3 * time.Second  // commands wait for no longer than that before it is called off
+	takePatience   = 20 * time.Second // for the taker's word that it serves; it goes on without that too
+	thirdPatience  = 150 * time.Millisecond
+	slowMost       = 60 * time.Second // R10
+	handPause      = 60 * time.Millisecond
+	handLagSmall   = 256 << 10 // bytes; what is shipped at once over any link
+	lagLook        = 50 * time.Millisecond
+	lagPatience    = time.Second      // for the copy to catch up by itself, before writers are slowed
+	handExpected   = 5 * time.Second  // a taker that is prepared leaves the key's change to the owner's word for so long
+	preparedAtMost = 10 * time.Minute // then it forgets
+	drainingAtOnce = 2
+	fenceForTaker  = 150 * time.Millisecond // a fence that the old owner asks for in the taker's name
+
+	fenceForTakerMax = 4096 // replicas in its answers
+	checkpointsMost  = 3    // in a row, until one is quick
 )
 
 // move is a hand-over under way, or the last one. Guarded by mu.
@@ -332,6 +335,7 @@ func (h *handing) run(ctx context.Context) error {
 	o.handAway(m, h.to.Name)
 	h.v.note(o.epoch, m.Stopped) // what this node's sessions know of the owner's clock from now on
 	h.v.owner.CompareAndSwap(o, nil)
+	h.fence(ctx, m)
 	r, err = h.ask(context.WithoutCancel(ctx), takePatience, m)
 	h.pause = time.Since(begun)
 	if err == nil {
@@ -342,6 +346,50 @@ func (h *handing) run(ctx context.Context) error {
 		return fmt.Errorf("node %s owns it now, but has not said that it serves: %w", h.to.Name, err)
 	}
 	return nil
+}
+
+// fence asks the stores of this site in the taker's name, where that one would have to ask over a distance. What they
+// answer is what they would have answered it: from then on they obey its epoch. Who does not answer soon is asked by it.
+func (h *handing) fence(ctx context.Context, m *wire.HandOver) {
+	if h.to.Site == h.s.env.Site {
+		return
+	}
+	type answer struct {
+		store ident.StoreID
+		reply wire.FenceReply
+		err   error
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fenceForTaker)
+	defer cancel()
+	asked := map[ident.StoreID]bool{}
+	got := make(chan answer, len(m.Ensembles)*control.EnsembleMax)
+	for _, e := range m.Ensembles {
+		for _, id := range e.Stores {
+			st, ok := h.s.env.Stores.Store(id)
+			if asked[id] || !ok || h.s.env.Stores.Site(id) != h.s.env.Site || !h.s.env.Stores.Up(id) {
+				continue
+			}
+			asked[id] = true
+			h.s.wg.Add(1)
+			go func() {
+				defer h.s.wg.Done()
+				r, err := st.Fence(ctx, &wire.Fence{Journal: h.v.id, Epoch: m.Next, Taker: h.to.Name})
+				got <- answer{id, r, err}
+			}()
+		}
+	}
+	replicas := 0
+	for range asked {
+		a := <-got
+		if a.err != nil {
+			h.log.Info("a store near the old owner is left to the taker's fence", "store", a.store, "err", a.err)
+			continue
+		}
+		if replicas += len(a.reply.Replicas); replicas > fenceForTakerMax {
+			continue // too much for the message
+		}
+		m.Fences = append(m.Fences, wire.HandFence{Store: a.store, Reply: a.reply})
+	}
 }
 
 // key reads the journal's key while it is this owner's.
@@ -542,7 +590,7 @@ func (s *Server) nearStores(state control.JournalState) (list []ident.StoreID) {
 
 // take is the taker's last step: it answers once this node serves.
 func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wire.HandOver) (r wire.HandOverReply, err error) {
-	hand := &handed{rev: control.Rev(m.Rev), told: true, late: newLateBefore(m), requests: m.Requests}
+	hand := &handed{rev: control.Rev(m.Rev), told: true, late: newLateBefore(m), requests: m.Requests, fences: m.Fences, hot: m.Hot}
 	hand.state = control.JournalState{Owner: s.env.Node, Epoch: m.Next, Sites: m.Sites}
 	for _, e := range m.Ensembles {
 		hand.state.Ensembles = append(hand.state.Ensembles, control.Ensemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dozo/internal/ident"
@@ -365,7 +366,11 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 		}
 	}
 	defer drain() // the stores have given their last word before another session begins
-	last := time.Time{}
+	var syncs sync.WaitGroup
+	defer syncs.Wait()
+	var syncing atomic.Int32
+	lastSent := false
+	sentAt := time.Time{}
 	for {
 		var end uint32
 		var sealed bool
@@ -394,24 +399,40 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 				}
 				return e, nil
 			}
-			if err := o.shipStable(ctx, s, seg, before, dest); err != nil {
-				return e, err
+			// One at a time, so that many writes share an fdatasync; but the last one of a hand-over waits for none.
+			last := o.move.drained.Load()
+			if n := syncing.Load(); n == 0 || last && !lastSent {
+				if o.unstable(s, seg, at, last) {
+					lastSent = last
+					syncing.Add(1)
+					syncs.Go(func() {
+						err := o.shipStable(ctx, s, seg, before, dest, last)
+						syncing.Add(-1)
+						if err != nil {
+							select {
+							case failed <- err:
+							default:
+							}
+						}
+						s.wakeUp()
+					})
+				}
 			}
 			if err := o.shipWait(ctx, s, failed); err != nil {
 				return e, err
 			}
 			continue
 		}
-		if end-at < shipSmall && !sealed && time.Since(last) < shipGather && !o.move.hurry.Load() {
+		if end-at < shipSmall && !sealed && time.Since(sentAt) < shipGather && !o.move.hurry.Load() {
 			select {
 			case <-time.After(shipGather):
 			case <-ctx.Done():
 				return e, ctx.Err()
 			}
-			last = time.Time{}
+			sentAt = time.Time{}
 			continue
 		}
-		last = time.Now()
+		sentAt = time.Now()
 		if source == nil {
 			return e, wire.Errorf(wire.CodeAbsent, "no replica of segment %s can be read", seg.id)
 		}
@@ -458,15 +479,18 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 	}
 }
 
-// shipStable has what a site holds of an open segment made stable once nothing more is to be shipped, so that
-// "the site holds it" is true after its power cut too.
-func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, before ident.Seq, dest journal.Store) error {
+// unstable reports that a site holds more of an open segment than it has made stable; at the end of a hand-over, that more
+// was sent.
+func (o *Owner) unstable(s *siteShip, seg *segment, sent uint32, last bool) bool {
 	s.mu.Lock()
-	behind := s.mu.stable < s.mu.mark.Seq
-	s.mu.Unlock()
-	if !behind {
-		return nil
-	}
+	defer s.mu.Unlock()
+	return s.mu.stable < s.mu.mark.Seq || last && (s.mu.segment != seg.id || s.mu.shipped < sent)
+}
+
+// shipStable has what a site holds of an open segment made stable once nothing more is to be shipped, so that
+// "the site holds it" is true after its power cut too. At the end of a hand-over it does not wait for the answers to the
+// appends: it asks right behind them, on the same connection, and what it is told to be stable is held, too.
+func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, before ident.Seq, dest journal.Store, last bool) error {
 	sctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
 	defer cancel()
 	r, err := dest.Sync(sctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: []ident.SegmentID{seg.id}})
@@ -478,7 +502,13 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 	s.mu.confirmed = time.Now()
 	for _, x := range r.Synced {
 		// Earlier segments of the site are sealed, or their seal is under way and will move the mark itself.
-		if x.Segment == seg.id && s.mu.stable >= before {
+		if x.Segment != seg.id {
+			continue
+		}
+		if last && x.Stable.Seq > s.mu.mark.Seq {
+			s.mu.mark = x.Stable
+		}
+		if s.mu.stable >= before {
 			s.mu.stable = max(s.mu.stable, min(x.Stable.Seq, s.mu.mark.Seq))
 		}
 	}
@@ -531,10 +561,14 @@ func (o *Owner) shipWait(ctx context.Context, s *siteShip, failed chan error) er
 // wakeShips tells the ships that the commit point has moved.
 func (o *Owner) wakeShips() {
 	for _, s := range o.ships {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		s.wakeUp()
+	}
+}
+
+func (s *siteShip) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -183,8 +183,19 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			}
 		})
 	}
+	told := make(chan struct{}, 1)
+	for i := range o.hand.fences {
+		if f := &o.hand.fences[i]; slices.Contains(ids, f.Store) {
+			answers[f.Store] = &f.Reply
+		}
+	}
+	if len(answers) > 0 {
+		told <- struct{}{}
+	}
 	for _, id := range ids {
-		ask(id)
+		if answers[id] == nil {
+			ask(id)
+		}
 	}
 	var sites map[ident.SiteID][]ident.StoreID // asked as well, once the end turns out not to be known
 	var enoughSince, complained time.Time
@@ -204,6 +215,7 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 				o.log.Debug("store does not answer the fence", "store", a.store, "err", a.err)
 			}
 		case <-tick.C:
+		case <-told:
 		case <-ctx.Done():
 			return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, ctx.Err())
 		}
@@ -220,7 +232,11 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		}
 		all, waited := len(answers) == len(ids), time.Since(enoughSince)
 		// The last one is waited for only where it may answer: one whose node died with the owner won't.
-		coming := slices.ContainsFunc(ids, func(id ident.StoreID) bool { return answers[id] == nil && o.env.Stores.Up(id) })
+		// After a hand-over everything is committed and at this site: nobody waits for those of other sites, whose
+		// replicas are asked for when shipping begins.
+		coming := slices.ContainsFunc(ids, func(id ident.StoreID) bool {
+			return answers[id] == nil && o.env.Stores.Up(id) && (!o.hand.told || o.env.Stores.Site(id) == o.env.Site)
+		})
 		if !all && waited <= fencePatience && (coming || !rec.EndKnown) {
 			continue
 		}

@@ -116,7 +116,11 @@ func (s *remote) OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.Ope
 }
 
 func (s *remote) Sync(ctx context.Context, m *wire.Sync) (wire.SyncReply, error) {
-	return ask[wire.SyncReply](ctx, s, binary.LittleEndian.Uint64(m.Journal[:]), m)
+	key := binary.LittleEndian.Uint64(m.Journal[:])
+	if len(m.Segments) == 1 {
+		key = keyOf(&m.Segments[0]) // behind the appends that were sent before it
+	}
+	return ask[wire.SyncReply](ctx, s, key, m)
 }
 
 func (s *remote) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, error) {

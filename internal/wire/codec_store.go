@@ -103,6 +103,9 @@ func (m *FenceReply) walk(c *coder) {
 	list(c, &m.Replicas, replicaSize, (*coder).replica)
 }
 
+// fenceReplySize is that of one without replicas: the least.
+const fenceReplySize = 16 + epochSize + 2*positionSize + 4
+
 const replicaSize = segmentSize + 1 + 2*positionSize + 4 + 4 + epochStartSize + 8
 
 func (c *coder) replica(r *Replica) {

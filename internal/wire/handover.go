@@ -48,6 +48,13 @@ type HandOver struct {
 
 	// HandTake: the requests of records behind the checkpoint.
 	Requests []HandRequest
+
+	// HandTake: what stores near the old owner have answered to a fence of the next epoch. It has asked them in the
+	// taker's name, and so spares it the way there and back.
+	Fences []HandFence
+
+	// HandTake: leaves of the map that were read lately, those that were read most first.
+	Hot []uint64
 }
 
 // HandEnsemble is an entry of the list of ensembles.
@@ -55,6 +62,12 @@ type HandEnsemble struct {
 	Epoch  ident.Epoch
 	Number uint32
 	Stores []ident.StoreID
+}
+
+// HandFence is a store's answer to a fence.
+type HandFence struct {
+	Store ident.StoreID
+	Reply FenceReply
 }
 
 // HandBar is a refusal of older sessions of a nexus.
@@ -149,6 +162,11 @@ func (m *HandOver) walk(c *coder) {
 		c.u8(&r.Part)
 		c.seq(&r.Seq)
 	})
+	list(c, &m.Fences, 16+fenceReplySize, func(c *coder, f *HandFence) {
+		c.store(&f.Store)
+		f.Reply.walk(c)
+	})
+	list(c, &m.Hot, 8, (*coder).u64)
 }
 
 func (m *HandOverReply) walk(c *coder) {
