@@ -15,6 +15,7 @@ type labGuestMigrate struct {
 	guestFlags
 	cfg       migrate.Config
 	bandwidth sizeFlag
+	dirty     sizeFlag
 }
 
 func newLabGuestMigrate(a *app) *cobra.Command {
@@ -41,6 +42,8 @@ is 1 if a record was lost, reordered or damaged.`,
 	f.IntVar(&o.cfg.Slots, "slots", migrate.DefaultSlots, "how many records of 4 KiB the disk keeps before they are overwritten")
 	f.DurationVar(&o.cfg.Before, "before", migrate.DefaultAround, "how long to write before the migration")
 	f.DurationVar(&o.cfg.After, "after", migrate.DefaultAround, "how long to write after it")
+	f.DurationVar(&o.cfg.Settle, "settle", 0, "how long after the migration to begin to measure what is after it")
+	f.Var(&o.dirty, "dirty", "memory that the guest writes anew, bytes a second (default none)")
 	f.DurationVar(&o.cfg.Timeout, "timeout", migrate.DefaultTimeout, "of the migration")
 	f.DurationVar(&o.cfg.Downtime, "downtime", 300*time.Millisecond, "the stop that QEMU may plan for")
 	f.Var(&o.bandwidth, "bandwidth", "of the migration's stream, bytes a second (default: what the network takes)")
@@ -61,7 +64,7 @@ func (o *labGuestMigrate) run(ctx context.Context, a *app, urls []string) error 
 	if len(urls) > 0 {
 		o.cfg.URLFrom, o.cfg.URLTo = urls[0], urls[len(urls)-1]
 	}
-	o.cfg.BandwidthBytes = int64(o.bandwidth)
+	o.cfg.BandwidthBytes, o.cfg.DirtyBytes = int64(o.bandwidth), int64(o.dirty)
 	p := progress{a: a, show: isTerminal(a.err)}
 	o.cfg.Progress = p.line
 	rep, err := migrate.Run(ctx, o.cfg)

@@ -91,7 +91,13 @@ func OpenEtcd(ctx context.Context, e EtcdConfig, o Options) (*Client, error) {
 	if prefix == "" {
 		prefix = DefaultPrefix
 	}
-	return open(ctx, &etcdKV{cli, prefix, o.withDefaults().Log}, o)
+	k := &etcdKV{cli: cli, prefix: prefix, log: o.withDefaults().Log}
+	k.near = watchNearest(cli.Endpoints, k.probe, func(endpoint string) (*clientv3.Client, error) {
+		e := e
+		e.Endpoints = []string{endpoint}
+		return e.dial(k.log)
+	})
+	return open(ctx, k, o)
 }
 
 // etcdKV is kv upon an etcd client.
@@ -99,6 +105,14 @@ type etcdKV struct {
 	cli    *clientv3.Client
 	prefix string
 	log    *slog.Logger
+	near   *nearest
+}
+
+// probe says how long a voter takes to answer something of which it asks nobody else.
+func (k *etcdKV) probe(ctx context.Context, endpoint string) (time.Duration, error) {
+	began := time.Now()
+	_, err := k.cli.Status(ctx, endpoint)
+	return time.Since(began), err
 }
 
 func (k *etcdKV) pairOf(p *mvccpb.KeyValue) pair {
@@ -106,9 +120,9 @@ func (k *etcdKV) pairOf(p *mvccpb.KeyValue) pair {
 }
 
 func (k *etcdKV) get(ctx context.Context, key string) (pair, Rev, error) {
-	ctx, cancel := context.WithTimeout(ctx, etcdAttempt)
-	defer cancel()
-	res, err := k.cli.Get(ctx, k.prefix+key)
+	res, err := attempt(ctx, k, etcdAttempt, func(ctx context.Context, cli *clientv3.Client) (*clientv3.GetResponse, error) {
+		return cli.Get(ctx, k.prefix+key)
+	})
 	if err != nil {
 		return pair{}, 0, classify(err)
 	}
@@ -153,10 +167,10 @@ func (k *etcdKV) commit(ctx context.Context, t txn) (txnResult, error) {
 	for i, key := range t.reads {
 		reads[i] = clientv3.OpGet(k.prefix + key)
 	}
-	ctx, cancel := context.WithTimeout(ctx, etcdAttempt)
-	defer cancel()
 	// The client library never repeats a transaction by itself.
-	res, err := k.cli.Txn(ctx).If(conds...).Then(ops...).Else(reads...).Commit()
+	res, err := attempt(ctx, k, etcdAttempt, func(ctx context.Context, cli *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return cli.Txn(ctx).If(conds...).Then(ops...).Else(reads...).Commit()
+	})
 	if err != nil {
 		return txnResult{}, classify(err)
 	}
@@ -287,7 +301,10 @@ func (c *Client) SyncVoters(ctx context.Context) ([]string, error) {
 	return urls, nil
 }
 
-func (k *etcdKV) close() error { return k.cli.Close() }
+func (k *etcdKV) close() error {
+	k.near.close()
+	return k.cli.Close()
+}
 
 // classify marks errors that surely had no effect and that no repetition cures. Of all others, a deadline or a
 // lost connection included, nobody knows whether a transaction took effect.

@@ -32,6 +32,8 @@ type Report struct {
 // Measured is one migration.
 type Measured struct {
 	Disk string `json:"disk"`
+	// Began is when the migration did, by the host's clock.
+	Began time.Time `json:"began"`
 	// What QEMU says.
 	DowntimeMs       float64 `json:"downtime_ms"`
 	TotalMs          float64 `json:"total_ms"`
@@ -43,13 +45,15 @@ type Measured struct {
 	Records    uint64 `json:"records"`
 	OutOfOrder int    `json:"out_of_order"`
 	// The longest time between two acknowledgements, by the host's clock.
-	GapBeforeMs float64 `json:"gap_before_ms"`
-	GapMs       float64 `json:"gap_ms"`
-	GapAfterMs  float64 `json:"gap_after_ms"`
+	GapBeforeMs   float64 `json:"gap_before_ms"`
+	GapMs         float64 `json:"gap_ms"`
+	GapSettlingMs float64 `json:"gap_settling_ms"`
+	GapAfterMs    float64 `json:"gap_after_ms"`
 	// Records a second.
-	RateBefore float64 `json:"rate_before"`
-	RateDuring float64 `json:"rate_during"`
-	RateAfter  float64 `json:"rate_after"`
+	RateBefore   float64 `json:"rate_before"`
+	RateDuring   float64 `json:"rate_during"`
+	RateSettling float64 `json:"rate_settling"`
+	RateAfter    float64 `json:"rate_after"`
 	// How long records took by the guest's clock, which does not count its stops.
 	RecordP50Ms float64 `json:"record_p50_ms"`
 	RecordP99Ms float64 `json:"record_p99_ms"`
@@ -97,7 +101,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // measure makes one run's figures; there is at least one acknowledgement.
 func measure(disk string, cfg Config, acks []heard, m *guest.Migration) *Measured {
 	out := &Measured{
-		Disk: disk, DowntimeMs: ms(m.Downtime), TotalMs: ms(m.Total), SetupMs: ms(m.Setup), TransferredBytes: m.TransferredBytes,
+		Disk: disk, Began: m.Began, DowntimeMs: ms(m.Downtime), TotalMs: ms(m.Total), SetupMs: ms(m.Setup), TransferredBytes: m.TransferredBytes,
 		PausedMs: ms(m.Resumed.Sub(m.Stopped)), StoppedMs: ms(m.Stopped.Sub(m.Began)), ResumedMs: ms(m.Resumed.Sub(m.Began)), EndedMs: ms(m.Ended.Sub(m.Began)),
 	}
 	first, last := acks[0].at, acks[len(acks)-1].at
@@ -113,7 +117,8 @@ func measure(disk string, cfg Config, acks []heard, m *guest.Migration) *Measure
 	out.SeriesFromMs = ms(time.Duration(from) * cfg.Bucket)
 	out.Series = make([]int, buckets(last)-from+1)
 	took := make([]time.Duration, 0, len(acks))
-	var before, during, after int
+	var before, during, settling, after int
+	settled := m.Ended.Add(cfg.Settle)
 	for i, a := range acks {
 		out.Records = max(out.Records, a.Number)
 		took = append(took, a.Took)
@@ -121,8 +126,10 @@ func measure(disk string, cfg Config, acks []heard, m *guest.Migration) *Measure
 		switch {
 		case a.at.Before(m.Began):
 			before++
-		case a.at.After(m.Ended):
+		case a.at.After(settled):
 			after++
+		case a.at.After(m.Ended):
+			settling++
 		default:
 			during++
 		}
@@ -138,8 +145,10 @@ func measure(disk string, cfg Config, acks []heard, m *guest.Migration) *Measure
 		gap := &out.GapMs
 		if !a.at.After(m.Began) {
 			gap = &out.GapBeforeMs
-		} else if acks[i-1].at.After(m.Ended) {
+		} else if acks[i-1].at.After(settled) {
 			gap = &out.GapAfterMs
+		} else if acks[i-1].at.After(m.Ended) {
+			gap = &out.GapSettlingMs
 		}
 		*gap = max(*gap, ms(a.at.Sub(acks[i-1].at)))
 	}
@@ -149,7 +158,8 @@ func measure(disk string, cfg Config, acks []heard, m *guest.Migration) *Measure
 		}
 		return float64(n) / d.Seconds()
 	}
-	out.RateBefore, out.RateDuring, out.RateAfter = rate(before, m.Began.Sub(first)), rate(during, m.Ended.Sub(m.Began)), rate(after, last.Sub(m.Ended))
+	out.RateBefore, out.RateDuring = rate(before, m.Began.Sub(first)), rate(during, m.Ended.Sub(m.Began))
+	out.RateSettling, out.RateAfter = rate(settling, cfg.Settle), rate(after, last.Sub(settled))
 	slices.Sort(took)
 	out.RecordP50Ms, out.RecordP99Ms, out.RecordMaxMs = ms(took[len(took)/2]), ms(took[len(took)*99/100]), ms(took[len(took)-1])
 	return out
@@ -185,6 +195,7 @@ var rows = []row{
 	{"paused (stop to resume)", millisCell(func(m Measured) float64 { return m.PausedMs })},
 	{"longest gap between records", millisCell(func(m Measured) float64 { return m.GapMs })},
 	{"  before the migration", millisCell(func(m Measured) float64 { return m.GapBeforeMs })},
+	{"  while it settled", millisCell(func(m Measured) float64 { return m.GapSettlingMs })},
 	{"  after it", millisCell(func(m Measured) float64 { return m.GapAfterMs })},
 	{"records lost", foundCell(func(f records.Findings) int { return f.Lost })},
 	{"records reordered", foundCell(func(f records.Findings) int { return f.Reordered })},
@@ -193,6 +204,7 @@ var rows = []row{
 	{"records acknowledged", func(m Measured) string { return fmt.Sprint(m.Records) }},
 	{"rate before", rateCell(func(m Measured) float64 { return m.RateBefore })},
 	{"  during", rateCell(func(m Measured) float64 { return m.RateDuring })},
+	{"  while it settled", rateCell(func(m Measured) float64 { return m.RateSettling })},
 	{"  after", rateCell(func(m Measured) float64 { return m.RateAfter })},
 	{"one record, median (guest's clock)", func(m Measured) string { return fmt.Sprintf("%.1f ms", m.RecordP50Ms) }},
 	{"  99 %", func(m Measured) string { return fmt.Sprintf("%.1f ms", m.RecordP99Ms) }},

@@ -30,8 +30,11 @@ type Config struct {
 	// Slots of records, Interval between them.
 	Slots    int
 	Interval time.Duration
-	// Before and After are how long records are written around the migration.
-	Before, After time.Duration
+	// Before and After are how long records are written around the migration. Settle is how long after it begins what
+	// counts as after it: a disk may be moved only once its user has.
+	Before, Settle, After time.Duration
+	// DirtyBytes is how much of its memory the guest writes anew, a second; 0: only what writing records takes.
+	DirtyBytes int64
 	// Timeout of the migration itself.
 	Timeout time.Duration
 	// Downtime and BandwidthBytes are QEMU's: see guest.Destination.
@@ -80,8 +83,8 @@ type place struct{ name, from, to string }
 // Run measures a migration with a local file, and with the disk if there is one. A report with records lost is no error.
 func Run(ctx context.Context, cfg Config) (_ *Report, err error) {
 	cfg = cfg.withDefaults()
-	if cfg.Bucket < time.Millisecond || cfg.Before < 0 || cfg.After < 0 {
-		return nil, fmt.Errorf("%w: times before and after may not be negative, and buckets not shorter than 1 ms", guest.ErrUsage)
+	if cfg.Bucket < time.Millisecond || cfg.Before < 0 || cfg.After < 0 || cfg.Settle < 0 || cfg.DirtyBytes < 0 {
+		return nil, fmt.Errorf("%w: times before and after, and what is dirtied, may not be negative, and buckets not shorter than 1 ms", guest.ErrUsage)
 	}
 	if err := (records.Job{Run: 1, Slots: cfg.Slots, Interval: cfg.Interval}).Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", guest.ErrUsage, err)
@@ -151,6 +154,10 @@ func (cfg Config) one(ctx context.Context, p place) (_ *Measured, err error) {
 	}
 	defer func() { err = errors.Join(err, g.Close()) }()
 
+	if cfg.DirtyBytes > 0 {
+		stopDirt := dirty(ctx, g, cfg.DirtyBytes)
+		defer stopDirt()
+	}
 	job := records.Job{Device: "/dev/vdb", Run: rand.Uint64() | 1, Slots: cfg.Slots, Interval: cfg.Interval}
 	var mu sync.Mutex
 	var acks []heard
@@ -193,8 +200,8 @@ func (cfg Config) one(ctx context.Context, p place) (_ *Measured, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Progress(fmt.Sprintf("%s: migrated; writing records for %v more", p.name, cfg.After))
-	if err := wait(cfg.After); err != nil {
+	cfg.Progress(fmt.Sprintf("%s: migrated; writing records for %v more", p.name, cfg.Settle+cfg.After))
+	if err := wait(cfg.Settle + cfg.After); err != nil {
 		return nil, err
 	}
 	stop()
@@ -219,6 +226,24 @@ func (cfg Config) one(ctx context.Context, p place) (_ *Measured, err error) {
 		out.Found = append(out.Found, Found{Way: redact(way), Findings: f})
 	}
 	return out, nil
+}
+
+// dirty has the guest write into its memory, over and over, as a download would. What it writes is not zeroes, of which
+// QEMU sends nothing. It ends with what it returns, or with the guest.
+func dirty(ctx context.Context, g *guest.Guest, bytesPerSecond int64) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		kib := max(bytesPerSecond/10>>10, 1)
+		// Over as much memory as is written in eight seconds, a tenth of a second's worth at a time.
+		script := fmt.Sprintf("d=/run/dirty; mkdir -p $d; head -c %dk /dev/urandom >$d/from; i=0; while :; do dd if=$d/from of=$d/$((i %% 80)) bs=64k 2>/dev/null; i=$((i+1)); sleep 0.1; done", kib)
+		_, _ = g.Run(ctx, guest.Command{Args: []string{"sh", "-c", script}})
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 var errEarly = errors.New("the writer has ended")
