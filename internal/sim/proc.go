@@ -458,7 +458,7 @@ func (p *Proc) handle(m *message) {
 			answer(nil, wire.Errorf(wire.CodeNotOwner, "no access server yet"))
 			return
 		}
-		p.srv.Forward(x, func(r wire.ForwardReply, err error) {
+		p.srv.Forward(m.link.from.node.name, x, func(r wire.ForwardReply, err error) {
 			answer(&r, err)
 			if r.Release != nil {
 				r.Release()
