@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"dozo/internal/api"
+	"dozo/internal/control"
 	"dozo/internal/guest"
 	"dozo/internal/lab"
 	"dozo/internal/lab/router"
@@ -92,6 +93,7 @@ func exitCode(err error) int {
 		{guest.ErrUsage, exitUsage}, {guest.ErrNoImage, exitNotFound}, {guest.ErrTool, exitNotFound}, {guest.ErrTimeout, exitTimeout},
 		{lab.ErrNoLab, exitNotFound}, {lab.ErrRoot, exitUnauthorised},
 		{up.ErrShape, exitUsage}, {up.ErrOtherShape, exitConflict}, {up.ErrNoSystem, exitNotFound},
+		{up.ErrVoterRuns, exitConflict}, {control.ErrInUse, exitConflict}, {control.ErrExists, exitConflict}, {control.ErrInvalid, exitUsage},
 		{context.DeadlineExceeded, exitTimeout}, {context.Canceled, exitInterrupted},
 		{fs.ErrNotExist, exitNotFound}, {fs.ErrPermission, exitUnauthorised},
 	} {

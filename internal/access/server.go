@@ -202,6 +202,7 @@ func (s *Server) reconcile() {
 			v.named = state.Owner
 			v.wakeLater()
 		}
+		s.writeBack(v, o, state)
 		take := o == nil && !v.taking && !s.expected(v, state) && s.shouldTake(v, state)
 		if take {
 			v.taking = true
@@ -233,6 +234,8 @@ func (s *Server) reconcile() {
 func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 	spec := v.spec.Load()
 	switch {
+	case state.Unheard: // the control store was restored, and does not know yet whom to ask (R3)
+		return false
 	case state.Owner == s.env.Node:
 		return true
 	case state.Owner == "":

@@ -68,6 +68,9 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 
 	o.fenced = state.Ensembles
 	answers, rec, err := o.fence(ctx, state)
+	if slices.ContainsFunc(state.Ensembles, func(e control.Ensemble) bool { return e.Unproven }) {
+		o.uncertain = true
+	}
 	if err == nil && !rec.EndKnown {
 		o.uncertain = true
 		answers, rec, err = o.fetchFromSites(ctx, answers, o.far)
@@ -265,7 +268,7 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 // chooseMembers takes the newest ensemble, or records a new one where there is none at this site. It is in
 // the control store before anything is appended (R3).
 func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
-	if e, ok := o.state.Newest(); ok && o.usable(e.Stores) {
+	if e, ok := o.state.Newest(); ok && !e.Wide && o.usable(e.Stores) {
 		o.setMembers(e.Stores)
 		return nil
 	}

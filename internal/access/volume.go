@@ -25,6 +25,7 @@ type Volume struct {
 	since  time.Time    // Server.mu: since when this node tries to serve it; zero where it serves or need not
 	why    error        // Server.mu: why the last attempt failed
 
+	backing   bool           // Server.mu: its owner's key is being written back
 	named     ident.NodeName // the owner by the control store at the last look; only reconcile's
 	moving    *move          // Server.mu: the hand-over under way from here, or the last one
 	moveTried time.Time      // only drain's

@@ -20,6 +20,7 @@ type Backend interface {
 	Nodes
 	Sites
 	Cluster
+	Control
 	Tokens
 
 	// Audit is told of every call that would change something, after it ended, and of such calls that were
@@ -99,6 +100,15 @@ type Cluster interface {
 	// set. It ends with the context, or with the error of send.
 	Events(ctx context.Context, req *dozov1.EventsRequest, send func(*dozov1.Event) error) error
 	Version(ctx context.Context, req *dozov1.VersionRequest) (*dozov1.VersionResponse, error)
+}
+
+// Control is behind ControlService.
+type Control interface {
+	ControlStatus(ctx context.Context, req *dozov1.ControlStoreStatusRequest) (*dozov1.ControlStoreStatusResponse, error)
+	// ControlBackup calls send with pieces of the backup, in order.
+	ControlBackup(ctx context.Context, req *dozov1.ControlBackupRequest, send func(*dozov1.ControlBackupResponse) error) error
+	DeclareStoresLost(ctx context.Context, req *dozov1.ControlDeclareLostRequest) (*dozov1.ControlRestoration, error)
+	DeclareStoresComplete(ctx context.Context, req *dozov1.ControlDeclareCompleteRequest) (*dozov1.ControlRestoration, error)
 }
 
 // Tokens keeps the tokens for the API. The server makes them and checks them; the backend stores records, in

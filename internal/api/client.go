@@ -47,6 +47,7 @@ type Client struct {
 	Nodes    dozov1connect.NodeServiceClient
 	Sites    dozov1connect.SiteServiceClient
 	Cluster  dozov1connect.ClusterServiceClient
+	Control  dozov1connect.ControlServiceClient
 
 	endpoints []endpoint
 	first     atomic.Int64 // index of the endpoint to try first
@@ -115,6 +116,7 @@ func Dial(o ClientOptions) (*Client, error) {
 	c.Nodes = dozov1connect.NewNodeServiceClient(hc, base, opts...)
 	c.Sites = dozov1connect.NewSiteServiceClient(hc, base, opts...)
 	c.Cluster = dozov1connect.NewClusterServiceClient(hc, base, opts...)
+	c.Control = dozov1connect.NewControlServiceClient(hc, base, opts...)
 	return c, nil
 }
 

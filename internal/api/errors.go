@@ -57,6 +57,7 @@ var errorTable = []errorClass{
 	{control.ErrInUse, connect.CodeFailedPrecondition, "IN_USE"},
 	{control.ErrNewerFormat, connect.CodeFailedPrecondition, "NEWER_FORMAT"},
 	{control.ErrNoCluster, connect.CodeUnavailable, "NO_CLUSTER"},
+	{control.ErrUnheard, connect.CodeUnavailable, "CONTROL_UNSETTLED"},
 	{control.ErrAway, connect.CodeUnavailable, "CONTROL_AWAY"},
 	{control.ErrClosed, connect.CodeUnavailable, "STOPPING"},
 	{ErrUnavailable, connect.CodeUnavailable, "UNAVAILABLE"},

@@ -57,4 +57,9 @@ var methods = map[string]permission{
 	dozov1connect.ClusterServiceCreateTokenProcedure: {need: pki.RoleAdmin, action: "token.create"},
 	dozov1connect.ClusterServiceListTokensProcedure:  {need: pki.RoleAdmin},
 	dozov1connect.ClusterServiceRevokeTokenProcedure: {need: pki.RoleAdmin, action: "token.revoke"},
+
+	dozov1connect.ControlServiceStatusProcedure:          {need: pki.RoleViewer},
+	dozov1connect.ControlServiceBackupProcedure:          {need: pki.RoleAdmin, action: "control.backup"}, // it has secrets: that it was made is recorded
+	dozov1connect.ControlServiceDeclareLostProcedure:     {need: pki.RoleAdmin, action: "control.declare-lost"},
+	dozov1connect.ControlServiceDeclareCompleteProcedure: {need: pki.RoleAdmin, action: "control.declare-complete"},
 }

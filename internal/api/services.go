@@ -178,3 +178,19 @@ func tokenMessage(r pki.APITokenRecord) *dozov1.Token {
 	}
 	return t
 }
+
+type controlService struct{ b Backend }
+
+func (s controlService) Status(ctx context.Context, req *dozov1.ControlStoreStatusRequest) (*dozov1.ControlStoreStatusResponse, error) {
+	return s.b.ControlStatus(ctx, req)
+}
+
+func (s controlService) DeclareLost(ctx context.Context, req *dozov1.ControlDeclareLostRequest) (*dozov1.ControlDeclareLostResponse, error) {
+	r, err := s.b.DeclareStoresLost(ctx, req)
+	return &dozov1.ControlDeclareLostResponse{Restoration: r}, err
+}
+
+func (s controlService) DeclareComplete(ctx context.Context, req *dozov1.ControlDeclareCompleteRequest) (*dozov1.ControlDeclareCompleteResponse, error) {
+	r, err := s.b.DeclareStoresComplete(ctx, req)
+	return &dozov1.ControlDeclareCompleteResponse{Restoration: r}, err
+}

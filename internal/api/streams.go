@@ -45,3 +45,11 @@ func (c clusterService) Events(ctx context.Context, req *dozov1.EventsRequest, s
 	}
 	return c.s.backend.Events(ctx, req, stream.Send)
 }
+
+// Backup passes on the pieces of a backup.
+func (s controlService) Backup(ctx context.Context, req *dozov1.ControlBackupRequest, stream *connect.ServerStream[dozov1.ControlBackupResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.ControlBackup(ctx, req, stream.Send)
+}

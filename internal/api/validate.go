@@ -107,6 +107,10 @@ func validate(msg proto.Message) error {
 		return validateToken(m)
 	case *dozov1.RevokeTokenRequest:
 		return checkName("name", m.GetName())
+	case *dozov1.ControlDeclareLostRequest:
+		return checkStores(m.GetStores())
+	case *dozov1.ControlStoreStatusRequest, *dozov1.ControlBackupRequest, *dozov1.ControlDeclareCompleteRequest:
+		return nil
 	case *dozov1.ListSitesRequest, *dozov1.StatusRequest, *dozov1.VersionRequest, *dozov1.ListTokensRequest:
 		return nil
 	}
@@ -389,6 +393,8 @@ func auditObject(msg proto.Message) string {
 		GetTenant() string
 	}:
 		return inTenant("host", m.GetTenant(), m.GetHost())
+	case *dozov1.ControlDeclareLostRequest, *dozov1.ControlDeclareCompleteRequest, *dozov1.ControlBackupRequest:
+		return "control"
 	case *dozov1.KillSessionRequest:
 		return "session/" + m.GetId()
 	case *dozov1.RevokeRequest:
@@ -416,6 +422,19 @@ func checkOptionalText(field, text string) error {
 func checkISID(text string) error {
 	if b, err := hex.DecodeString(text); text != "" && (err != nil || len(b) != 6) {
 		return invalid("isid %q: want 12 hexadecimal digits", text)
+	}
+	return nil
+}
+
+// checkStores takes a list of stores or nodes.
+func checkStores(list []string) error {
+	if len(list) == 0 {
+		return invalid("stores: name at least one store or node")
+	}
+	for _, s := range list {
+		if err := checkName("stores", s); err != nil {
+			return err
+		}
 	}
 	return nil
 }

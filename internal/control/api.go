@@ -26,6 +26,8 @@ type Store interface {
 	SiteByName(name string) (Site, bool)
 	// CreateSite gives the site an ID. ErrExists if the name is taken.
 	CreateSite(ctx context.Context, s Site) (Site, error)
+	// KeepSite makes a site with the ID that it had in a control store that was lost.
+	KeepSite(ctx context.Context, s Site) error
 	UpdateSite(ctx context.Context, id ident.SiteID, change func(*Site) error) (Site, error)
 	// RemoveSite is ErrInUse while nodes or volumes are there.
 	RemoveSite(ctx context.Context, id ident.SiteID) error
@@ -91,6 +93,29 @@ type Store interface {
 	ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult
 	// Settle finds out what became of a change that ended in an UncertainError, by repeating it.
 	Settle(ctx context.Context, u *UncertainError) (JournalState, Rev, error)
+
+	// Restoration says that the control store was made anew from a backup or from nothing, and whether that is settled;
+	// false if it never was.
+	Restoration() (Restoration, bool)
+	// ExpectStores adds stores to those that have to answer before a restoration is settled.
+	ExpectStores(ctx context.Context, stores []ident.StoreID) error
+	// OfferRemembered writes sites and hosts that this node remembers of a control store that was lost and that the
+	// restored one lacks, and offers volumes likewise, for when stores say that they are there.
+	OfferRemembered(ctx context.Context) error
+	// PutAnswer says what a store holds.
+	PutAnswer(ctx context.Context, store ident.StoreID, held []HeldJournal) error
+	// Answers lists the stores that have answered.
+	Answers(ctx context.Context) (map[ident.StoreID]Answer, error)
+	// DeclareLost has a restoration wait for the stores no longer: what only they held is lost.
+	DeclareLost(ctx context.Context, stores []ident.StoreID) (Restoration, error)
+	// DeclareComplete says that all stores of the cluster are known: without a backup nobody else can say it.
+	DeclareComplete(ctx context.Context) (Restoration, error)
+	// Reconcile settles a restoration once every store has answered or is lost; until then it says who is waited for.
+	// ErrConflict: it is to be repeated. One node at a time does it.
+	Reconcile(ctx context.Context) (waiting []ident.StoreID, err error)
+	// WriteBack puts the key of a running owner, which holds its leases, in the place of what a restored control store
+	// has, and its volume where that is missing. ErrConflict: there is a higher epoch, the owner is deposed.
+	WriteBack(ctx context.Context, spec VolumeSpec, state JournalState) (JournalState, Rev, error)
 
 	// Revoked reports whether the certificate's serial number (hexadecimal) was revoked.
 	Revoked(serial string) bool

@@ -31,6 +31,8 @@ type entry[T any] struct {
 // content has a map a directory, and the inverse maps that lookups need.
 type content struct {
 	cluster  *entry[Cluster]
+	raw      []byte // of the cluster's key: every change of a journal depends on it
+	restored *entry[Restoration]
 	sites    map[ident.SiteID]entry[Site]
 	nodes    map[ident.NodeName]entry[Node]
 	hosts    map[string]entry[Host] // by keyHost
@@ -77,6 +79,23 @@ func (c *cache) replace(pairs []pair, rev Rev) (bad []error) {
 			c.mu.keepFrom(old, p.key)
 		}
 	}
+	c.movedLocked(rev)
+	return bad
+}
+
+// renew takes a whole listing of a control store that was started anew: its revisions begin again, and what was known
+// of the former one is forgotten.
+func (c *cache) renew(pairs []pair, rev Rev) (bad []error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.mu.content
+	c.mu.content, c.mu.rev = newContent(), 0
+	for _, p := range pairs {
+		if err := c.mu.put(p); err != nil {
+			bad = append(bad, err)
+		}
+	}
+	c.mu.keepOld(old)
 	c.movedLocked(rev)
 	return bad
 }
@@ -178,7 +197,16 @@ func (t *content) put(p pair) error {
 		if v.Format > FormatVersion {
 			return fmt.Errorf("control store: the cluster is in format %d, this program knows formats up to %d: %w; upgrade this node", v.Format, FormatVersion, ErrNewerFormat)
 		}
-		t.cluster = &entry[Cluster]{v, p.mod}
+		t.cluster, t.raw = &entry[Cluster]{v, p.mod}, p.value
+	case keyRestored:
+		v, _, err := decode[Restoration](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.restored = &entry[Restoration]{v, p.mod}
+		if !v.Pending() {
+			t.forgetOld()
+		}
 	case dirSites:
 		v, _, err := decode[Site](p.key, p.value)
 		if err = misplaced(p.key, keySite(v.ID), err); err != nil {
@@ -266,7 +294,9 @@ func (t *content) drop(key string) {
 	dir, rest := splitDir(key)
 	switch dir {
 	case keyCluster:
-		t.cluster = nil
+		t.cluster, t.raw = nil, nil
+	case keyRestored:
+		t.restored = nil
 	case dirSites:
 		for id := range t.sites {
 			if keySite(id) == key {
@@ -318,7 +348,9 @@ func (t *content) keepFrom(old content, key string) {
 	dir, rest := splitDir(key)
 	switch dir {
 	case keyCluster:
-		t.cluster = old.cluster
+		t.cluster, t.raw = old.cluster, old.raw
+	case keyRestored:
+		t.restored = old.restored
 	case dirSites:
 		for id, e := range old.sites {
 			if keySite(id) == key {

@@ -77,6 +77,7 @@ type Client struct {
 		closed    bool
 		appended  int // events, for trimming now and then
 		announced map[ident.NodeName]bool
+		watching  context.CancelFunc // ends the watch that feeds the cache
 		connected bool
 		since     time.Time
 	}
@@ -130,16 +131,31 @@ func (c *Client) goOwned(f func()) error {
 func (c *Client) follow(rev Rev) {
 	var b backoff
 	for c.life.Err() == nil {
-		err := c.kv.watch(c.life, "", rev, func(changes []change, upTo Rev) error {
+		ctx, cancel := context.WithCancelCause(c.life)
+		c.mu.Lock()
+		c.mu.watching = func() { cancel(errRenewed) }
+		c.mu.Unlock()
+		err := c.kv.watch(ctx, "", rev, func(changes []change, upTo Rev) error {
 			b.reset()
 			c.applyWatched(changes, upTo)
 			rev = max(rev, upTo)
 			return nil
 		})
+		if errors.Is(context.Cause(ctx), errRenewed) {
+			err = errRenewed
+		}
+		cancel(nil)
 		if c.life.Err() != nil {
 			return
 		}
 		c.o.Log.Warn("watch of the control store was interrupted", "err", err, "rev", rev)
+		if errors.Is(err, errRenewed) {
+			c.kv.renew()
+			if fresh, err := retry(c.life, c, "list", c.relist); err == nil {
+				rev = fresh
+				continue
+			}
+		}
 		if errors.Is(err, errCompacted) {
 			// What happened in between can only be seen by listing.
 			fresh, err := retry(c.life, c, "list", func(ctx context.Context) (Rev, error) { return c.refill(ctx, false) })
@@ -170,6 +186,28 @@ func (c *Client) refill(ctx context.Context, strict bool) (Rev, error) {
 	return rev, nil
 }
 
+// relist takes what a control store has that was started anew.
+func (c *Client) relist(ctx context.Context) (Rev, error) {
+	pairs, rev, err := c.kv.list(ctx, "")
+	if err != nil {
+		return 0, err
+	}
+	for _, err := range c.cache.renew(pairs, rev) {
+		c.o.Log.Error("value in the control store is ignored", "err", err)
+	}
+	c.o.Log.Warn("the control store was started anew: everything was read again", "rev", rev)
+	return rev, nil
+}
+
+// renewed makes follow read everything again.
+func (c *Client) renewed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mu.watching != nil {
+		c.mu.watching()
+	}
+}
+
 func (c *Client) applyWatched(changes []change, upTo Rev) {
 	for _, err := range c.cache.apply(changes, upTo) {
 		c.o.Log.Error("value in the control store is ignored", "err", err)
@@ -187,6 +225,9 @@ func (c *Client) probe() {
 		ctx, cancel := context.WithTimeout(c.life, probeEvery)
 		_, _, err := c.kv.get(ctx, keyCluster)
 		cancel()
+		if errors.Is(err, errRenewed) {
+			c.renewed()
+		}
 		if c.life.Err() == nil {
 			c.setConnected(err == nil)
 		}
@@ -241,6 +282,9 @@ func retry[T any](ctx context.Context, c *Client, what string, f func(context.Co
 		v, err := f(ctx)
 		if err == nil || isPermanent(err) {
 			return v, err
+		}
+		if errors.Is(err, errRenewed) {
+			c.renewed()
 		}
 		if ctx.Err() != nil || !b.wait(ctx) {
 			if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {

@@ -44,7 +44,7 @@ func golden() []struct {
 			CHAP: CHAP{"u", NewSecret("abcdefghijkl"), "t", NewSecret("mnopqrstuvwx")}, Created: at}},
 		{keyVolume(id), VolumeSpec{ID: id, Tenant: "t", Name: "v", SizeBytes: 1 << 30, BlockSize: 512, Sites: 2, AtSite: 2, Durability: Sync, Partition: PartitionStop,
 			Labels: map[string]string{"a": "b"}, Hosts: []string{"h"}, Created: at, Deleted: &at, Confirmed: []ident.StoreID{s1}}},
-		{keyJournal(id), JournalState{Owner: "n1", Epoch: e, Ensembles: []Ensemble{{e, 1, []ident.StoreID{s1, s2}}}, Sites: []ident.SiteID{2, 1}}},
+		{keyJournal(id), JournalState{Owner: "n1", Epoch: e, Ensembles: []Ensemble{{Epoch: e, Number: 1, Stores: []ident.StoreID{s1, s2}}}, Sites: []ident.SiteID{2, 1}}},
 		{keyRevoked("0a"), pki.Revocation{Serial: "0a", Subject: "n2", Reason: "stolen", By: "bob", At: at, Expires: at}},
 		{keyJoin("ff"), pki.JoinTokenRecord{Hash: "ff", Node: "n3", Role: pki.RoleNode, Created: at, Expires: at, By: "bob"}},
 		{keyAPI("bob"), pki.APITokenRecord{Name: "bob", Hash: "ee", Role: pki.RoleAdmin, Created: at, Expires: at}},

@@ -41,7 +41,10 @@ type EmbeddedConfig struct {
 	// Join: the control store runs already, and Admin.AddVoter has been told of this one.
 	Join      bool
 	ClusterID string // keeps voters of two clusters from talking to each other
-	TLS       pki.EtcdFiles
+	// Lineage, if not 0, keeps voters of a control store that was started anew from talking to those of the former one.
+	// Like Initial it is looked at only when Dir is new.
+	Lineage uint32
+	TLS     pki.EtcdFiles
 	// Revoked, if not nil, ends what clients with a revoked certificate have under way; TLS.CRLFile is for new ones.
 	Revoked pki.Revoked
 	Log     *slog.Logger // default: nothing is logged
@@ -152,6 +155,9 @@ func (c EmbeddedConfig) etcd() (*embed.Config, error) {
 	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
 	cfg.InitialCluster = initialCluster(c.Initial)
 	cfg.InitialClusterToken = "dozo-" + c.ClusterID
+	if c.Lineage != 0 {
+		cfg.InitialClusterToken += fmt.Sprintf("-%08x", c.Lineage)
+	}
 	if c.Join {
 		cfg.ClusterState = embed.ClusterStateFlagExisting
 	}

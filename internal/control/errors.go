@@ -27,6 +27,9 @@ var (
 	ErrNoCluster = errors.New("control store holds no cluster")
 	// ErrAway: the control store does not answer, and nothing was changed.
 	ErrAway = errors.New("the control store does not answer: changes wait until more than half of its voters do")
+	// ErrUnheard: the control store was restored or rebuilt, and who may hold something of the journal has not been
+	// heard yet, so nobody may take it over.
+	ErrUnheard = errors.New("the control store was restored, and not every store of the cluster has answered yet")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("control store: closed")
 )

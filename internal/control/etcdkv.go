@@ -9,8 +9,10 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -106,6 +108,7 @@ type etcdKV struct {
 	prefix string
 	log    *slog.Logger
 	near   *nearest
+	store  atomic.Uint64 // etcd's own ID of its cluster, 0 until something has answered
 }
 
 // probe says how long a voter takes to answer something of which it asks nobody else.
@@ -114,6 +117,16 @@ func (k *etcdKV) probe(ctx context.Context, endpoint string) (time.Duration, err
 	_, err := k.cli.Status(ctx, endpoint)
 	return time.Since(began), err
 }
+
+// check says whether an answer comes from the control store that was seen before.
+func (k *etcdKV) check(h *etcdserverpb.ResponseHeader) error {
+	if id := h.GetClusterId(); k.store.CompareAndSwap(0, id) || k.store.Load() == id {
+		return nil
+	}
+	return errRenewed
+}
+
+func (k *etcdKV) renew() { k.store.Store(0) }
 
 func (k *etcdKV) pairOf(p *mvccpb.KeyValue) pair {
 	return pair{key: strings.TrimPrefix(string(p.Key), k.prefix), value: p.Value, mod: Rev(p.ModRevision)}
@@ -125,6 +138,9 @@ func (k *etcdKV) get(ctx context.Context, key string) (pair, Rev, error) {
 	})
 	if err != nil {
 		return pair{}, 0, classify(err)
+	}
+	if err := k.check(res.Header); err != nil {
+		return pair{}, 0, err
 	}
 	if len(res.Kvs) == 0 {
 		return pair{key: key}, Rev(res.Header.Revision), nil
@@ -139,6 +155,9 @@ func (k *etcdKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
 	if err != nil {
 		return nil, 0, classify(err)
 	}
+	if err := k.check(res.Header); err != nil {
+		return nil, 0, err
+	}
 	out := make([]pair, len(res.Kvs))
 	for i, p := range res.Kvs {
 		out[i] = k.pairOf(p)
@@ -149,7 +168,9 @@ func (k *etcdKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
 func (k *etcdKV) commit(ctx context.Context, t txn) (txnResult, error) {
 	conds := make([]clientv3.Cmp, len(t.conds))
 	for i, c := range t.conds {
-		if c.dir != "" {
+		if c.value != nil {
+			conds[i] = clientv3.Compare(clientv3.Value(k.prefix+c.key), "=", string(c.value))
+		} else if c.dir != "" {
 			conds[i] = clientv3.Compare(clientv3.ModRevision(k.prefix+c.dir).WithPrefix(), "<", int64(c.rev)+1)
 		} else {
 			conds[i] = clientv3.Compare(clientv3.ModRevision(k.prefix+c.key), "=", int64(c.rev))
@@ -199,6 +220,9 @@ func (k *etcdKV) watch(ctx context.Context, dir string, after Rev, f func([]chan
 				return errCompacted
 			}
 			return classify(err)
+		}
+		if err := k.check(res.Header); err != nil {
+			return err
 		}
 		upTo := after
 		if res.IsProgressNotify() {

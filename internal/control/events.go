@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 )
 
 // trimEvery is how many events a client appends before it looks whether the log has grown past its bound; the
@@ -87,12 +88,14 @@ func (c *Client) WatchEvents(ctx context.Context, after Rev, f func(Event) error
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(c.life, func() { cancel(ErrClosed) })()
+	var shown time.Time // the newest event that was
 	deliver := func(p pair) error {
 		if p.mod <= after {
 			return nil
 		}
 		after = p.mod
 		if e, ok := c.decodeEvent(p); ok {
+			shown = e.Time
 			return f(e)
 		}
 		return nil
@@ -102,6 +105,14 @@ func (c *Client) WatchEvents(ctx context.Context, after Rev, f func(Event) error
 		pairs, rev, err := c.eventPairs(ctx)
 		if err != nil {
 			return context.Cause(ctx)
+		}
+		if rev < after { // another control store: what was shown is told by its time
+			after = 0
+			for _, p := range pairs {
+				if e, ok := c.decodeEvent(p); ok && !e.Time.After(shown) {
+					after = p.mod
+				}
+			}
 		}
 		for _, p := range pairs {
 			if err := deliver(p); err != nil {

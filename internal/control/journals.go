@@ -1,8 +1,8 @@
 package control
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -21,7 +21,7 @@ type journalChange struct {
 	expect   Rev
 	changeID string
 	state    JournalState
-	cluster  Rev // of the cluster's key: a control store that was started anew has another
+	cluster  []byte // value of the cluster's key: a control store that was started anew has another
 }
 
 // Journal implements Store.
@@ -76,15 +76,22 @@ func (c *Client) clusterEntry() (entry[Cluster], error) {
 }
 
 // clusterFor gives the cluster for a change, asking the control store where the cache has not seen it yet.
-func (c *Client) clusterFor(ctx context.Context) (entry[Cluster], error) {
-	if e, err := c.clusterEntry(); err == nil {
-		return e, nil
+func (c *Client) clusterFor(ctx context.Context) (Cluster, []byte, error) {
+	c.cache.mu.RLock()
+	e, raw := c.cache.mu.cluster, c.cache.mu.raw
+	c.cache.mu.RUnlock()
+	if e != nil {
+		return e.v, raw, nil
 	}
-	v, rev, err := read[Cluster](ctx, c, keyCluster)
-	if errors.Is(err, ErrNotFound) {
-		err = ErrNoCluster
+	p, err := c.pair(ctx, keyCluster)
+	if err != nil {
+		return Cluster{}, nil, err
 	}
-	return entry[Cluster]{v, rev}, err
+	if p.mod == 0 {
+		return Cluster{}, nil, ErrNoCluster
+	}
+	v, _, err := decode[Cluster](p.key, p.value)
+	return v, p.value, err
 }
 
 // TakeJournal implements Store.
@@ -99,7 +106,7 @@ func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev
 	if newOwner == "" {
 		return JournalState{}, 0, invalidf("journal %s: a taker without a name", id)
 	}
-	cl, err := c.clusterFor(ctx)
+	cl, raw, err := c.clusterFor(ctx)
 	if err != nil {
 		return JournalState{}, 0, err
 	}
@@ -107,12 +114,15 @@ func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev
 	if err != nil {
 		return base, rev, err
 	}
+	if base.Unheard {
+		return base, rev, fmt.Errorf("journal %s: %w", id, ErrUnheard)
+	}
 	if base.Epoch.Number == math.MaxUint64 {
 		return base, rev, invalidf("journal %s: epochs are used up", id)
 	}
 	next := base.Clone()
 	next.Owner = newOwner
-	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.v.Lineage}
+	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
 	if len(stores) > 0 {
 		e := Ensemble{Epoch: next.Epoch, Stores: slices.Clone(stores)}
 		if newest, ok := base.Newest(); ok {
@@ -120,7 +130,7 @@ func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev
 		}
 		next.Ensembles = append(next.Ensembles, e)
 	}
-	res := c.commitJournals(ctx, []journalChange{{id, expect, newChangeID(), next, cl.rev}})[0]
+	res := c.commitJournals(ctx, []journalChange{{id, expect, newChangeID(), next, raw}})[0]
 	return res.State, res.Rev, res.Err
 }
 
@@ -129,7 +139,7 @@ func (c *Client) ChangeEnsembles(ctx context.Context, changes []EnsembleChange) 
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	results := make([]EnsembleResult, len(changes))
-	cl, err := c.clusterFor(ctx)
+	_, raw, err := c.clusterFor(ctx)
 	seen := make(map[ident.JournalID]bool)
 	var todo []journalChange
 	var at []int // todo[i] is changes[at[i]]
@@ -157,7 +167,7 @@ func (c *Client) ChangeEnsembles(ctx context.Context, changes []EnsembleChange) 
 			r.State, r.Err = base, fmt.Errorf("journal %s: %w", ch.Journal, err)
 			continue
 		}
-		todo = append(todo, journalChange{ch.Journal, ch.Rev, newChangeID(), next.Clone(), cl.rev})
+		todo = append(todo, journalChange{ch.Journal, ch.Rev, newChangeID(), next.Clone(), raw})
 		at = append(at, i)
 	}
 	for from := 0; from < len(todo); from += changesPerTxn {
@@ -192,7 +202,7 @@ func (c *Client) commitJournals(ctx context.Context, changes []journalChange) []
 	}
 	var b backoff
 	for len(left) > 0 {
-		t := txn{conds: []cond{{key: keyCluster, rev: changes[left[0]].cluster}}, reads: []string{keyCluster}}
+		t := txn{conds: []cond{{key: keyCluster, value: changes[left[0]].cluster}}, reads: []string{keyCluster}}
 		for _, i := range left {
 			ch := changes[i]
 			key := keyJournal(ch.journal)
@@ -230,7 +240,7 @@ func (c *Client) commitJournals(ctx context.Context, changes []journalChange) []
 // sortOut reads from a transaction whose conditions did not hold which changes are decided, and returns those
 // that are still to be made.
 func (c *Client) sortOut(changes []journalChange, left []int, res txnResult, results []EnsembleResult) (still []int) {
-	anew := res.read(keyCluster).mod != changes[left[0]].cluster
+	anew := !bytes.Equal(res.read(keyCluster).value, changes[left[0]].cluster)
 	for _, i := range left {
 		ch := changes[i]
 		p := res.read(keyJournal(ch.journal))

@@ -28,6 +28,10 @@ import (
 //	jointokens/<hash>               pki.JoinTokenRecord
 //	apitokens/<name>                pki.APITokenRecord
 //	events/<time>-<change>          Event; order is by revision, the time only spreads the keys
+//	restored                        Restoration: the control store was restored or rebuilt
+//	answers/<store>/<part>          []HeldJournal, while a restoration is settled
+//	offers/<journal>                VolumeSpec that a node remembers and the restored control store lacks
+//	answered/<store>                Answer: all parts of the store's answer are there
 const (
 	// DefaultPrefix is before all keys.
 	DefaultPrefix = "/dozo/"
@@ -47,6 +51,10 @@ const (
 	dirJoin     = "jointokens/"
 	dirAPI      = "apitokens/"
 	dirEvents   = "events/"
+	keyRestored = "restored"
+	dirAnswers  = "answers/"
+	dirAnswered = "answered/"
+	dirOffers   = "offers/"
 )
 
 func keySite(id ident.SiteID) string           { return fmt.Sprintf("%s%05d", dirSites, id) }

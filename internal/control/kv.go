@@ -23,6 +23,9 @@ type kv interface {
 	// keep puts a leased key, renews it, and puts it again should it have expired, until ctx ends; then it
 	// takes the key away, if that can be done at once.
 	keep(ctx context.Context, key string, value []byte, ttl time.Duration)
+	// renew makes the seam take whatever control store answers next for the one that it speaks to. Until then get,
+	// list and watch of another one than has answered before are errRenewed.
+	renew()
 	close() error
 }
 
@@ -47,11 +50,12 @@ type txn struct {
 }
 
 // cond holds if the key's revision is rev (0: there is no such key); or, where dir is set, if nothing below it
-// that exists has a revision above rev.
+// that exists has a revision above rev; or, where value is set, if the key has that value.
 type cond struct {
-	key string
-	dir string
-	rev Rev
+	key   string
+	dir   string
+	rev   Rev
+	value []byte
 }
 
 type op struct {
@@ -77,6 +81,10 @@ func (r txnResult) read(key string) pair {
 
 // errCompacted: the history that a watch asked for is gone.
 var errCompacted = errors.New("control store: history was compacted")
+
+// errRenewed: another control store answers than before, one that was restored, rebuilt or forced to start anew. Its
+// revisions have nothing to do with those of the former.
+var errRenewed = errors.New("control store: it was started anew")
 
 // permanentError is an error that surely had no effect and that no repetition will cure.
 type permanentError struct{ err error }

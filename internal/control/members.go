@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,9 +9,12 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/status"
 
 	"dozo/internal/ident"
 )
@@ -89,7 +93,8 @@ func (a *Admin) AddVoter(ctx context.Context, v VoterAddr) ([]VoterAddr, error) 
 				break
 			}
 			// etcd wants to have seen the other voters for five seconds; one of them may just have restarted.
-			if !errors.Is(err, rpctypes.ErrUnhealthy) || !b.waitShort(ctx) {
+			// Nor does it take a second one that has no vote yet.
+			if !errors.Is(err, rpctypes.ErrUnhealthy) && !errors.Is(err, rpctypes.ErrTooManyLearners) || !b.waitShort(ctx) {
 				return nil, fmt.Errorf("add voter %s: %w", v.Name, err)
 			}
 		}
@@ -163,4 +168,65 @@ func (a *Admin) RemoveVoter(ctx context.Context, name ident.NodeName) error {
 	}
 	a.log.Info("voter of the control store was removed", "node", name)
 	return nil
+}
+
+// VoterStatus is what a voter says of itself.
+type VoterStatus struct {
+	Voter
+	Up            bool
+	Leader        bool
+	Term          uint64
+	Applied       uint64 // the last entry that it has applied
+	Revision      int64
+	DatabaseBytes int64
+	Problems      []string
+}
+
+// statusTimeout bounds the question to each voter; all are asked at once.
+const statusTimeout = 2 * time.Second
+
+// Status asks every voter how it is. It needs no majority: who the voters are comes from whichever answers.
+func (a *Admin) Status(ctx context.Context) ([]VoterStatus, error) {
+	mctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	res, err := a.cli.MemberList(mctx, clientv3.WithSerializable())
+	if err != nil {
+		return nil, fmt.Errorf("%w (list voters: %v)", ErrAway, err)
+	}
+	out := make([]VoterStatus, len(res.Members))
+	var wg sync.WaitGroup
+	for i, m := range res.Members {
+		v := &out[i]
+		v.Voter = Voter{ID: m.ID, Learner: m.IsLearner, Started: m.Name != ""}
+		v.Name = ident.NodeName(m.Name)
+		for _, text := range m.PeerURLs {
+			if u, err := url.Parse(text); err == nil {
+				v.Peer, _ = netip.ParseAddrPort(u.Host)
+			}
+		}
+		if len(m.ClientURLs) == 0 {
+			v.Problems = append(v.Problems, "has not started yet")
+			continue
+		}
+		wg.Go(func() { a.askVoter(ctx, v, m.ClientURLs[0]) })
+	}
+	wg.Wait()
+	slices.SortFunc(out, func(a, b VoterStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func (a *Admin) askVoter(ctx context.Context, v *VoterStatus, at string) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	s, err := a.cli.Status(ctx, at)
+	if err != nil {
+		v.Problems = append(v.Problems, "does not answer: "+status.Convert(err).Message())
+		return
+	}
+	v.Up, v.Leader, v.Learner = true, s.Leader == v.ID, s.IsLearner
+	v.Term, v.Applied, v.DatabaseBytes, v.Revision = s.RaftTerm, s.RaftAppliedIndex, s.DbSize, s.Header.GetRevision()
+	v.Problems = append(v.Problems, s.Errors...)
+	if s.Leader == 0 {
+		v.Problems = append(v.Problems, "sees no leader: fewer than half of the voters are in its reach")
+	}
 }

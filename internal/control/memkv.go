@@ -1,11 +1,13 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,13 +16,14 @@ import (
 type Mem struct {
 	mu struct {
 		sync.Mutex
-		rev       Rev
-		compacted Rev
-		pairs     map[string]pair
-		log       []change      // of revisions above compacted, in order
-		grew      chan struct{} // closed and replaced at each change of anything here
-		down      bool
-		fault     func() Fault
+		rev        Rev
+		compacted  Rev
+		pairs      map[string]pair
+		log        []change      // of revisions above compacted, in order
+		grew       chan struct{} // closed and replaced at each change of anything here
+		down       bool
+		fault      func() Fault
+		generation int // counts Renew
 	}
 }
 
@@ -50,7 +53,7 @@ func NewMem() *Mem {
 
 // Open makes a client of it. See OpenEtcd for what holds of clients.
 func (m *Mem) Open(ctx context.Context, o Options) (*Client, error) {
-	return open(ctx, memKV{m}, o)
+	return open(ctx, memKV{m, new(atomic.Int64)}, o)
 }
 
 // Way is what stands between a client and a Mem: the distance, and whether there is a connection at all.
@@ -62,7 +65,7 @@ type Way interface {
 
 // OpenBy makes a client that reaches the store by a way of its own.
 func (m *Mem) OpenBy(ctx context.Context, o Options, way Way) (*Client, error) {
-	return open(ctx, wayKV{memKV{m}, way}, o)
+	return open(ctx, wayKV{memKV{m, new(atomic.Int64)}, way}, o)
 }
 
 // SetDown makes the store unavailable, or available again: nothing is answered, watches hear nothing.
@@ -116,8 +119,33 @@ func (m *Mem) applyLocked(ops []op) {
 	m.wakeLocked()
 }
 
-// memKV is a client's view. It has no state of its own.
-type memKV struct{ m *Mem }
+// Renew puts another control store, with the content of a snapshot, in the place of this one, as SeedVoter does.
+func (m *Mem) Renew(s *Snapshot) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.generation++
+	m.mu.rev, m.mu.compacted, m.mu.log = 0, 0, nil
+	m.mu.pairs = make(map[string]pair)
+	for _, p := range s.pairs {
+		m.applyLocked([]op{{key: p.key, value: p.value}})
+	}
+	m.wakeLocked()
+}
+
+// memKV is a client's view. Its only state is which store it speaks to.
+type memKV struct {
+	m    *Mem
+	seen *atomic.Int64 // generation, plus one
+}
+
+func (k memKV) checkLocked() error {
+	if g := int64(k.m.mu.generation) + 1; k.seen.CompareAndSwap(0, g) || k.seen.Load() == g {
+		return nil
+	}
+	return errRenewed
+}
+
+func (k memKV) renew() { k.seen.Store(0) }
 
 func (k memKV) get(ctx context.Context, key string) (pair, Rev, error) {
 	m := k.m
@@ -128,6 +156,9 @@ func (k memKV) get(ctx context.Context, key string) (pair, Rev, error) {
 	}
 	if m.mu.down {
 		return pair{}, 0, errMemDown
+	}
+	if err := k.checkLocked(); err != nil {
+		return pair{}, 0, err
 	}
 	p := m.mu.pairs[key]
 	p.key = key
@@ -143,6 +174,9 @@ func (k memKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
 	}
 	if m.mu.down {
 		return nil, 0, errMemDown
+	}
+	if err := k.checkLocked(); err != nil {
+		return nil, 0, err
 	}
 	var out []pair
 	for key, p := range m.mu.pairs {
@@ -193,6 +227,9 @@ func (k memKV) commit(ctx context.Context, t txn) (txnResult, error) {
 }
 
 func (m *Mem) holdsLocked(c cond) bool {
+	if c.value != nil {
+		return bytes.Equal(m.mu.pairs[c.key].value, c.value)
+	}
 	if c.dir == "" {
 		return m.mu.pairs[c.key].mod == c.rev
 	}
@@ -211,6 +248,10 @@ func (k memKV) watch(ctx context.Context, dir string, after Rev, f func([]change
 		grew, upTo := m.mu.grew, m.mu.rev
 		var batch []change
 		if !m.mu.down {
+			if err := k.checkLocked(); err != nil {
+				m.mu.Unlock()
+				return err
+			}
 			if after < m.mu.compacted {
 				m.mu.Unlock()
 				return errCompacted

@@ -57,8 +57,12 @@ func (c *Client) RegisterNode(ctx context.Context, n Node) (Node, error) {
 				return Node{}, err
 			}
 			next.TPGT = last + 1
+			if n.TPGT != 0 && !slices.ContainsFunc(c.Nodes(), func(x Node) bool { return x.TPGT == n.TPGT }) {
+				next.TPGT = n.TPGT // it runs with it, and a control store that was restored has forgotten it
+			}
+			last = max(last, next.TPGT)
 			t.conds = append(t.conds, cond{key: keySeqTPGT, rev: seqRev})
-			t.ops = append(t.ops, op{key: keySeqTPGT, value: encode(next.TPGT, "")})
+			t.ops = append(t.ops, op{key: keySeqTPGT, value: encode(last, "")})
 		} else if len(old.Stores) > 0 && (old.Site != n.Site || old.HostID != n.HostID) {
 			return old, fmt.Errorf("node %s is registered at site %d on host %s, with stores: %w; remove the node first, or give the new one another name", n.Name, old.Site, old.HostID, ErrInUse)
 		}

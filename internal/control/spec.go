@@ -176,6 +176,11 @@ type Ensemble struct {
 	Epoch  ident.Epoch     `json:"epoch"` // of the owner that added it
 	Number uint32          `json:"number"`
 	Stores []ident.StoreID `json:"stores"`
+	// Wide stands for a list that was lost with the control store: every store that may have been a member of one of
+	// its ensembles. It is asked at a takeover, all but one of it, and never written to. Unproven: more than one store
+	// that may have been a member is lost, so what is recovered by it proves nothing.
+	Wide     bool `json:"wide,omitempty"`
+	Unproven bool `json:"unproven,omitempty"`
 }
 
 // JournalState is the value of a journal's one key (R3). A new journal has no owner, epoch 0 and no
@@ -186,6 +191,9 @@ type JournalState struct {
 	Epoch     ident.Epoch    `json:"epoch"`
 	Ensembles []Ensemble     `json:"ensembles,omitempty"`
 	Sites     []ident.SiteID `json:"sites,omitempty"` // that hold copies, home first
+	// Unheard: the key comes from a backup, and the list does not count yet (R3). Nobody takes the journal over until
+	// every store has answered, or its running owner has written its key back.
+	Unheard bool `json:"unheard,omitempty"`
 }
 
 // Newest gives the newest ensemble, the only one whose grants count (R3).

@@ -169,7 +169,7 @@ func TestBatchWithLostAnswerAndConflict(t *testing.T) {
 		if s, _, err := c.TakeJournal(ctx, v.ID, rev, "n0"); err != nil || s.Epoch.Lineage != 77 {
 			t.Errorf("an epoch of the new lineage: %+v, %v", s.Epoch, err)
 		}
-		stale := journalChange{journal: v.ID, expect: rev + 1, changeID: "x", state: JournalState{}, cluster: 1}
+		stale := journalChange{journal: v.ID, expect: rev + 1, changeID: "x", state: JournalState{}, cluster: []byte("{}")}
 		_, now, _ := c.JournalNow(ctx, v.ID)
 		stale.expect = now
 		wantErr(t, "a change under the old lineage", c.commitJournals(ctx, []journalChange{stale})[0].Err, ErrConflict)

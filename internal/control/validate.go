@@ -199,7 +199,7 @@ func (s JournalState) Validate() error {
 		return invalidf("journal at epoch %s has no owner", s.Epoch)
 	}
 	for i, e := range s.Ensembles {
-		if len(e.Stores) < EnsembleMin || len(e.Stores) > EnsembleMax {
+		if e.Wide && len(e.Stores) == 0 || !e.Wide && (len(e.Stores) < EnsembleMin || len(e.Stores) > EnsembleMax) {
 			return invalidf("ensemble %d has %d stores: want %d to %d", e.Number, len(e.Stores), EnsembleMin, EnsembleMax)
 		}
 		for j, id := range e.Stores {

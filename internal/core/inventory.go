@@ -58,3 +58,28 @@ func (s *Store) Status(ctx context.Context, m *wire.StoreStatus) (reply wire.Sto
 	return wire.StoreStatusReply{Boot: s.opts.Boot, Failed: s.Failed(), Capacity: u.Total, Free: min(u.Total, u.Free+uint64(s.spares.bytes())), // spares go as soon as their space is wanted
 		Used: uint64(max(0, s.used.Load())), Replicas: uint64(n), Corrupt: s.corrupt.Load(), Aside: s.aside.Load()}, nil
 }
+
+// Journals lists what the store knows journals of: those that it has segments of or was told an epoch of, with the
+// fence of each, in their order. It does not look at segments.
+func (s *Store) Journals() []JournalFence {
+	s.mu.RLock()
+	list := make([]*journalState, 0, len(s.mu.journals))
+	for _, j := range s.mu.journals {
+		list = append(list, j)
+	}
+	s.mu.RUnlock()
+	out := make([]JournalFence, len(list))
+	for i, j := range list {
+		j.mu.Lock()
+		out[i] = JournalFence{j.id, j.mu.fence}
+		j.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b JournalFence) int { return slices.Compare(a.Journal[:], b.Journal[:]) })
+	return out
+}
+
+// JournalFence is a journal with the highest epoch that a store was told.
+type JournalFence struct {
+	Journal ident.JournalID
+	Fence   ident.Epoch
+}

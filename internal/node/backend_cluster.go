@@ -32,6 +32,8 @@ const (
 	problemStoreFailed    = "STORE_FAILED"
 	problemStoreFull      = "STORE_FULL"
 	problemControlAway    = "CONTROL_AWAY"
+
+	problemControlUnsettled = "CONTROL_UNSETTLED"
 )
 
 // Severities, and the health that they make.
@@ -95,6 +97,9 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 	if !connected {
 		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemControlAway, Object: "control", Since: timestamppb.New(since),
 			Message: "the control store does not answer: I/O goes on, changes of specifications and ownership wait"})
+	}
+	if p := restorationProblem(c); p != nil {
+		out.Problems = append(out.Problems, p)
 	}
 	addNodes(out, nodes)
 	for _, v := range c.Volumes() {

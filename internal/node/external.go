@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"dozo/internal/config"
 	"dozo/internal/control"
@@ -72,12 +73,26 @@ func (n *Node) joinVoters(ctx context.Context, v *control.EmbeddedConfig, endpoi
 		return err
 	}
 	n.log.Info("voter joins the control store", "endpoints", endpoints)
-	if v.Initial, err = admin.AddVoter(ctx, control.VoterAddr{Name: v.Name, Peer: v.ListenPeer}); err != nil {
-		return errors.Join(fmt.Errorf("join the control store: %w", err), admin.Close())
+	for {
+		// After a restore all voters start at once, and the one that was restored may take longer.
+		if v.Initial, err = admin.AddVoter(ctx, control.VoterAddr{Name: v.Name, Peer: v.ListenPeer}); err == nil {
+			break
+		}
+		if errors.Is(err, control.ErrExists) || ctx.Err() != nil {
+			return errors.Join(fmt.Errorf("join the control store: %w", err), admin.Close())
+		}
+		n.log.Warn("the control store can not be joined yet", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(joinAgain):
+		}
 	}
 	n.wg.Go(func() { n.takeVote(ctx) })
 	return admin.Close()
 }
+
+// joinAgain is how long a voter waits before it tries to join once more.
+const joinAgain = time.Second
 
 // takeVote gives this node's voter its vote once it has everything, however often the node was restarted until
 // then. A voter that has its vote keeps it.

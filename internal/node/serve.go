@@ -330,6 +330,12 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 		for _, v := range c.InitialCluster {
 			voter.Initial = append(voter.Initial, control.VoterAddr{Name: v.Node, Peer: addrPort(v.Peer)})
 		}
+		if _, err := finishRestore(n.cfg.StateDir, time.Now()); err != nil {
+			return fmt.Errorf("control store: %w", err)
+		}
+		if _, err := os.Stat(filepath.Join(n.cfg.StateDir, joinFile)); err == nil {
+			c.Join, voter.Join = true, true // it was restored on another voter
+		}
 		switch {
 		case c.Join && !control.HasVoterData(voter.Dir):
 			if err := n.joinVoters(ctx, &voter, endpoints, tlsConf); err != nil {
@@ -371,6 +377,7 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 	}
 	n.ctl.Store(ctl)
 	n.wg.Go(func() { n.keepRevocations(ctx, ctl, crl) })
+	n.wg.Go(func() { n.settleControl(ctx) })
 	if !c.External {
 		n.wg.Go(func() { n.keepVoters(ctx, ctl) })
 	}
@@ -392,6 +399,14 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 	var site ident.SiteID
 	if s := n.cfg.Site; s.Name != "" {
 		have, ok := ctl.SiteByName(s.Name)
+		if r, anew := ctl.Restoration(); !ok && anew && r.Pending() {
+			// Segments are named by the site's number, which a control store that was rebuilt does not know.
+			if have, ok = n.ownSite(s.Name); ok {
+				if err := ctl.KeepSite(ctx, have); err != nil && !errors.Is(err, control.ErrExists) {
+					return fmt.Errorf("site %s: %w", s.Name, err)
+				}
+			}
+		}
 		if !ok {
 			have, err = ctl.CreateSite(ctx, control.Site{Name: s.Name, CIDRs: s.CIDRs})
 			if errors.Is(err, control.ErrExists) {

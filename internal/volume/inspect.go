@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 
+	"dozo/internal/ident"
 	"dozo/internal/journal"
 )
 
@@ -114,4 +115,18 @@ func (p *printer) segments(list []slotted) {
 			p.line("  slot %d: %s %s, after %s to %s, end %d, %d live blocks", x.slot, x.seg.ID, state, x.seg.Before, x.seg.Last, x.seg.End, x.seg.Live)
 		}
 	}
+}
+
+// IsRoot reports that a record of a checkpoint segment, as its index has it, is the root of a checkpoint.
+func IsRoot(e *journal.IndexEntry) bool {
+	return e.Kind == journal.KindPart && PartType(e.Block>>partIDBits) == PartRoot
+}
+
+// RootSize reads the size of the volume, in blocks, and the seq that is covered from the body of a root.
+func RootSize(body []byte) (blocks uint64, covers ident.Seq, err error) {
+	r, err := decodeRoot(body)
+	if err != nil {
+		return 0, 0, err
+	}
+	return r.size, r.at.Seq, nil
 }

@@ -1,10 +1,12 @@
 package apitest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +43,8 @@ type Backend struct {
 	Hook func(method string) error
 	// Lag is how many progress reports Wait gives before it is done.
 	Lag int
+	// Backup is what ControlBackup gives; New makes one of an empty cluster.
+	Backup []byte
 }
 
 var _ api.Backend = (*Backend)(nil)
@@ -60,6 +64,7 @@ func New() *Backend {
 			})
 		}
 	}
+	b.Backup = emptyBackup()
 	b.health = api.Health{Ready: true, State: "ready", Node: "s1n1", Site: "site-1", Pid: 1001}
 	return b
 }
@@ -340,4 +345,27 @@ func (b *Backend) WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest,
 		return ctx.Err()
 	}
 	return progress(&dozov1.WaitVolumeResponse{Done: true, TargetSeq: 120, Copies: copies(false)})
+}
+
+// emptyBackup is a backup of a control store that has a cluster and a site.
+func emptyBackup() []byte {
+	ctx := context.Background()
+	c, err := control.NewMem().Open(ctx, control.Options{Now: func() time.Time { return Epoch }})
+	if err != nil {
+		panic(err)
+	}
+	defer c.Close()
+	var buf bytes.Buffer
+	if _, err = c.InitCluster(ctx, control.Cluster{Name: "test", ID: strings.Repeat("0123456789abcdef", 2), Lineage: 7}); err == nil {
+		if _, err = c.CreateSite(ctx, control.Site{Name: "site-1"}); err == nil {
+			var s *control.Snapshot
+			if s, err = c.Backup(ctx); err == nil {
+				err = s.Write(&buf)
+			}
+		}
+	}
+	if err != nil {
+		panic(err) // nothing here depends on anything outside
+	}
+	return buf.Bytes()
 }

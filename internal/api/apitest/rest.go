@@ -395,3 +395,50 @@ func (b *Backend) Health() api.Health {
 	defer b.mu.Unlock()
 	return b.health
 }
+
+// ControlStatus implements api.Control.
+func (b *Backend) ControlStatus(context.Context, *dozov1.ControlStoreStatusRequest) (*dozov1.ControlStoreStatusResponse, error) {
+	if err := b.enter("ControlStatus"); err != nil {
+		return nil, err
+	}
+	return &dozov1.ControlStoreStatusResponse{Connected: true, Quorum: true, Lineage: "0badcafe", Revision: 42, Node: "s1n1", Voters: []*dozov1.ControlVoter{
+		{Node: "s1n1", Peer: "127.0.1.1:7073", Up: true, Leader: true, Term: 2, Applied: 99, DatabaseBytes: 1 << 20},
+		{Node: "s2n1", Peer: "127.0.2.1:7073", Problems: []string{"does not answer"}},
+	}}, nil
+}
+
+// ControlBackup implements api.Control: the content of Backup, in two pieces.
+func (b *Backend) ControlBackup(_ context.Context, _ *dozov1.ControlBackupRequest, send func(*dozov1.ControlBackupResponse) error) error {
+	if err := b.enter("ControlBackup"); err != nil {
+		return err
+	}
+	data := b.Backup
+	for len(data) > 0 {
+		n := max(1, len(data)/2)
+		if err := send(&dozov1.ControlBackupResponse{Data: data[:n]}); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+// DeclareStoresLost implements api.Control.
+func (b *Backend) DeclareStoresLost(_ context.Context, req *dozov1.ControlDeclareLostRequest) (*dozov1.ControlRestoration, error) {
+	if err := b.enter("DeclareStoresLost"); err != nil {
+		return nil, err
+	}
+	r := &dozov1.ControlRestoration{Kind: "restore", State: "settling", Complete: true}
+	for _, s := range req.GetStores() {
+		r.Stores = append(r.Stores, &dozov1.ControlStore{Id: s, State: "lost"})
+	}
+	return r, nil
+}
+
+// DeclareStoresComplete implements api.Control.
+func (b *Backend) DeclareStoresComplete(context.Context, *dozov1.ControlDeclareCompleteRequest) (*dozov1.ControlRestoration, error) {
+	if err := b.enter("DeclareStoresComplete"); err != nil {
+		return nil, err
+	}
+	return &dozov1.ControlRestoration{Kind: "rebuild", State: "settling", Complete: true}, nil
+}
