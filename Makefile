@@ -13,13 +13,18 @@ UPFLAGS ?=
 # Rounds of the long crash test, seconds for each fuzz target.
 ROUNDS   ?= 100
 FUZZTIME ?= 30s
+# Seeds of the simulator, further flags of internal/sim/batch, mutants.
+SEEDS    ?= 1000
+SEED     ?= 1
+SIMFLAGS ?=
+MUTANTS  ?= all
 # Further flags of go test in unit and e2e.
 TESTFLAGS ?=
 
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test conformance lab-test guest-test bench-iscsi lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test conformance sim sim-mutants lab-test guest-test bench-iscsi lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +64,12 @@ guest-test: build ## booted guests: kernel initiator with multipath, live migrat
 	./test/deps.sh
 	./test/guest-image.sh
 	DOZO_BIN=$(BIN) $(GO) test -count=1 -tags e2e -timeout 20m -v $(TESTFLAGS) ./internal/guest/...
+
+sim: ## SEEDS=n seeds of the simulator from SEED=first, which replay exactly; with TRACE=file one seed and what happened
+	nice $(GO) run ./internal/sim/batch -first $(SEED) -seeds $(SEEDS) $(if $(TRACE),-trace '$(TRACE)') $(SIMFLAGS)
+
+sim-mutants: ## leave each clause of the rules out, one at a time: the simulator must notice (MUTANTS=names)
+	nice $(GO) run ./internal/sim/batch -mutants '$(MUTANTS)' -first $(SEED) $(SIMFLAGS)
 
 conformance: build ## iscsi-test-cu, test by test, into docs/conformance.md
 	./test/conformance/run.sh -o docs/conformance.md

@@ -131,8 +131,9 @@ func (c *chain) check() {
 
 // verify compares what the stores hold when everything has settled: every segment of the owner's table is at every
 // holder, byte for byte the same; every site has all of them (2.3); what else a store has is accounted for (2.5).
-func (w *World) verify(o *access.Owner) {
+func (w *World) verify(o *access.Owner) (wrong []string) {
 	ctx := context.Background()
+	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	table := map[ident.SegmentID]access.SegmentView{}
 	for _, s := range o.Segments() {
 		table[s.ID] = s
@@ -145,7 +146,7 @@ func (w *World) verify(o *access.Owner) {
 		}
 		r, err := p.store.Inventory(ctx, &wire.Inventory{Journal: w.vol.ID})
 		if err != nil {
-			w.fail("inventory of %s: %v", n.name, err)
+			bad("inventory of %s: %v", n.name, err)
 			continue
 		}
 		for _, x := range r.Replicas {
@@ -167,13 +168,18 @@ func (w *World) verify(o *access.Owner) {
 				raw = nil // what has rotted and was not read since looks good
 			}
 			if err != nil {
-				w.fail("replica of %s at %s: %v", x.Segment, n.name, err)
+				bad("replica of %s at %s: %v", x.Segment, n.name, err)
 				continue
 			}
 			if have[x.Segment] == nil {
 				have[x.Segment] = map[*Node][]byte{}
 			}
 			have[x.Segment][n] = raw
+		}
+	}
+	for _, s := range o.Segments() {
+		if _, there := table[s.ID]; there {
+			table[s.ID] = s // a newer look
 		}
 	}
 	state, _, _ := w.nodes[0].running().ctl.Journal(w.vol.ID)
@@ -197,7 +203,7 @@ func (w *World) verify(o *access.Owner) {
 			if first == nil {
 				first, at = raw, n
 			} else if !bytes.Equal(first, raw) {
-				w.fail("the replicas of segment %s at %s and %s differ", id, at.name, n.name)
+				bad("the replicas of segment %s at %s and %s differ", id, at.name, n.name)
 			}
 		}
 		if first != nil && !id.IsCheckpoint() {
@@ -205,10 +211,11 @@ func (w *World) verify(o *access.Owner) {
 		}
 		for _, site := range state.Sites {
 			if !sites[site] && !id.IsCheckpoint() { // checkpoints are shipped beside the history
-				w.fail("site %d has no replica of segment %s (%d to %d) although it has caught up", site, id, s.First, s.Last)
+				bad("site %d has no replica of segment %s (%d to %d) although it has caught up", site, id, s.First, s.Last)
 			}
 		}
 	}
+	return wrong
 }
 
 func readAll(ctx context.Context, p *Proc, x wire.Replica) ([]byte, error) {

@@ -1,42 +1,92 @@
 package sim
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"testing"
-	"time"
+	"testing/cryptotest"
+
+	"dozo/internal/mutant"
 )
 
+// runSeed runs a seed with all that can be random drawn from it.
+func runSeed(t *testing.T, seed uint64, out *bytes.Buffer) Result {
+	cryptotest.SetGlobalRandom(t, seed)
+	plan := NewPlan(seed)
+	seedRuntime(seed)
+	if out == nil {
+		return Run(t, plan, nil)
+	}
+	return Run(t, plan, out)
+}
+
+// A few seeds, for the desk. Many are run by `make sim`.
 func TestSeeds(t *testing.T) {
-	first, n := uint64(1), uint64(3)
-	if s := os.Getenv("SIM_SEED"); s != "" {
-		first, _ = strconv.ParseUint(s, 10, 64)
-		n = 1
+	for seed := uint64(1); seed <= 4; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			plan := NewPlan(seed)
+			t.Logf("again with make sim SEED=%d SEEDS=1: %s", seed, plan.String())
+			r := runSeed(t, seed, nil)
+			for _, b := range r.Broken {
+				t.Error(b)
+			}
+			if n := r.Stats.Count["client: commands answered"]; n < 1000 {
+				t.Errorf("only %d commands were answered", n)
+			}
+		})
 	}
-	if s := os.Getenv("SIM_SEEDS"); s != "" {
-		n, _ = strconv.ParseUint(s, 10, 64)
+}
+
+// TestBatch is what package batch runs: SIM_COUNT seeds from SIM_FIRST, each with a line of JSON.
+func TestBatch(t *testing.T) {
+	count, err := strconv.ParseUint(os.Getenv("SIM_COUNT"), 10, 64)
+	if err != nil {
+		t.Skip("run by make sim")
 	}
-	var all Stats
-	began := time.Now()
-	for seed := first; seed < first+n; seed++ {
-		plan := NewPlan(seed)
-		t.Log(plan.String())
-		var r Result
-		if os.Getenv("SIM_TRACE") != "" {
-			f, err := os.Create(os.Getenv("SIM_TRACE"))
-			if err != nil {
+	first, err := strconv.ParseUint(os.Getenv("SIM_FIRST"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// No collection within a seed: it would come at another moment each time.
+	debug.SetGCPercent(-1)
+	trace := os.Getenv("SIM_TRACE")
+	for seed := first; seed < first+count; seed++ {
+		runtime.GC()
+		var out *bytes.Buffer
+		if trace != "" {
+			out = new(bytes.Buffer)
+		}
+		r := runSeed(t, seed, out)
+		if out != nil {
+			if err := os.WriteFile(trace, out.Bytes(), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			r = Run(t, plan, f)
-			f.Close()
-		} else {
-			r = Run(t, plan, nil)
 		}
-		for _, b := range r.Broken {
-			t.Errorf("seed %d: %s", seed, b)
+		plan := NewPlan(seed)
+		line, err := json.Marshal(struct {
+			Seed     uint64
+			Broken   []string
+			Hash     string
+			Count    map[string]int
+			Messages uint64
+			Seconds  float64
+			Plan     string
+		}{seed, r.Broken, fmt.Sprintf("%016x", r.Hash), r.Stats.Count, r.Stats.Messages, r.Time.Seconds(), plan.String()})
+		if err != nil {
+			t.Fatal(err)
 		}
-		t.Logf("seed %d: %x %v simulated, %d messages", seed, r.Hash, r.Time, r.Stats.Messages)
-		all.Add(&r.Stats)
+		fmt.Printf("\n%s\n", line)
 	}
-	t.Logf("%d seeds in %v\n%s", n, time.Since(began), all.String())
+}
+
+// TestListMutants prints what package batch wants to know.
+func TestListMutants(t *testing.T) {
+	for _, m := range mutant.All() {
+		fmt.Printf("mutant %s\t%s\n", m.Name, m.Clause)
+	}
 }

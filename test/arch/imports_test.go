@@ -26,6 +26,7 @@ var allowed = []struct {
 	{"version", nil},
 	{"vfs", nil},
 	{"nowait", nil},
+	{"mutant", nil},
 	{"pki", nil},
 	{"config", []string{"ident", "size"}},
 	// The words between nodes, the rules of the history, the state machine on top, the disk below. Journal knows
@@ -68,7 +69,8 @@ var allowed = []struct {
 	{"guest", []string{"guest/agent", "guest/records", "lab"}},
 	{"guest/migrate", []string{"guest", "guest/records", "initiator"}},
 	// Whole clusters in one process: nothing of the product may know it.
-	{"sim", []string{"access", "access/reserve", "control", "core", "ident", "journal", "vfs", "wire"}},
+	{"sim/batch", nil},
+	{"sim", []string{"access", "access/reserve", "control", "core", "ident", "journal", "mutant", "vfs", "wire"}},
 	// node wires everything; nothing below may know it.
 	{"node", []string{"*"}},
 }

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// options are the command's.
+type options struct {
+	first, seeds uint64
+	procs        int
+	trace        string
+	keep         int
+	mutants      string
+	most         uint64
+	replay       uint64
+	limit        time.Duration
+	patience     time.Duration
+}
+
+func main() {
+	var o options
+	flag.Uint64Var(&o.first, "first", 1, "the first seed")
+	flag.Uint64Var(&o.seeds, "seeds", 100, "how many seeds")
+	flag.IntVar(&o.procs, "procs", runtime.NumCPU(), "processes at a time")
+	flag.StringVar(&o.trace, "trace", "", "write the trace of the first seed, the only one that is run, to this `file`")
+	flag.IntVar(&o.keep, "failures", 10, "stop after that many seeds that fail")
+	flag.StringVar(&o.mutants, "mutants", "", "run with mutants of the product, which must be found: all, or `names` with commas between them")
+	flag.Uint64Var(&o.most, "most", 500, "seeds within which a mutant must be found")
+	flag.Uint64Var(&o.replay, "replay", 0, "run that many of the seeds a second time, in other processes, and compare")
+	flag.DurationVar(&o.limit, "limit", 0, "begin no seed after that time")
+	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "a seed that takes longer hangs")
+	flag.Parse()
+	if err := run(&o); err != nil {
+		fmt.Fprintln(os.Stderr, "sim:", err)
+		os.Exit(1)
+	}
+}
+
+// outcome is what the test process says of a seed, a JSON object on a line of its own.
+type outcome struct {
+	Seed     uint64
+	Broken   []string
+	Hash     string
+	Count    map[string]int
+	Messages uint64
+	Seconds  float64 // simulated
+	Plan     string
+	Killed   string // not from the process: why it ended within the seed
+}
+
+func run(o *options) error {
+	bin, clean, err := build(o.mutants != "")
+	if err != nil {
+		return err
+	}
+	defer clean()
+	switch {
+	case o.mutants != "":
+		return runMutants(o, bin)
+	case o.trace != "":
+		out := seedProcess(bin, o.first, 1, "", o.trace, o.patience, func(r *outcome) bool { show(os.Stdout, r); return true })
+		return out
+	}
+	return runSeeds(o, bin)
+}
+
+// build makes the test binary of package sim with the patched runtime.
+func build(mutants bool) (bin string, clean func(), err error) {
+	dir, err := os.MkdirTemp("", "dozo-sim-")
+	if err != nil {
+		return "", nil, err
+	}
+	clean = func() { _ = os.RemoveAll(dir) }
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = dir
+	}
+	// At one place always: the go command's cache knows files by their names.
+	patched := filepath.Join(cache, "dozo-sim-overlay")
+	if err := os.MkdirAll(patched, 0o700); err != nil {
+		clean()
+		return "", nil, err
+	}
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		clean()
+		return "", nil, fmt.Errorf("go env: %w", err)
+	}
+	overlay, err := writeOverlay(strings.TrimSpace(string(root)), patched)
+	if err != nil {
+		clean()
+		return "", nil, err
+	}
+	bin = filepath.Join(dir, "sim.test")
+	tags := "exact"
+	if mutants {
+		tags += ",mutants"
+	}
+	cmd := exec.Command("go", "test", "-c", "-overlay", overlay, "-tags", tags, "-o", bin, "dozo/internal/sim")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT=norandomizedheapbase64")
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	began := time.Now()
+	if err := cmd.Run(); err != nil {
+		clean()
+		return "", nil, fmt.Errorf("build: %w", err)
+	}
+	fmt.Printf("built in %v\n", time.Since(began).Round(time.Second))
+	return bin, clean, nil
+}
+
+// seedProcess runs seeds in one process and hands on what it says of each, until there is no more, or take says that it
+// is enough. A seed that ends the process is an outcome too.
+func seedProcess(bin string, first, n uint64, mutant, trace string, patience time.Duration, take func(*outcome) bool) error {
+	cmd := exec.Command(bin, "-test.run", "^TestBatch$", "-test.v", "-test.timeout", "0")
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", fmt.Sprint("SIM_FIRST=", first), fmt.Sprint("SIM_COUNT=", n), "DOZO_MUTANT="+mutant,
+		"SIM_TRACE="+trace, "GOTRACEBACK=all")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	hangs := time.AfterFunc(patience, func() { _ = cmd.Process.Signal(syscall.SIGQUIT) })
+	defer hangs.Stop()
+	next, enough := first, false
+	var rest strings.Builder
+	r := bufio.NewReaderSize(out, 1<<20)
+	for {
+		line, err := r.ReadString('\n')
+		if i := strings.Index(line, "{\"Seed\""); i >= 0 {
+			var x outcome
+			if json.Unmarshal([]byte(line[i:]), &x) == nil {
+				hangs.Reset(patience)
+				next = x.Seed + 1
+				if !enough && !take(&x) {
+					enough = true
+					_ = cmd.Process.Kill()
+				}
+				rest.Reset()
+				continue
+			}
+		}
+		if rest.Len() < 64<<10 {
+			rest.WriteString(line)
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				return err
+			}
+			break
+		}
+	}
+	err = cmd.Wait()
+	if enough || next == first+n {
+		return nil
+	}
+	// It died, or hung, within a seed.
+	x := outcome{Seed: next, Killed: rest.String(), Broken: []string{"the process ended: " + firstLine(rest.String()) + fmt.Sprint(" (", err, ")")}}
+	if !take(&x) || next+1 == first+n {
+		return nil
+	}
+	return seedProcess(bin, next+1, first+n-next-1, mutant, trace, patience, take)
+}
+
+func firstLine(s string) string {
+	for line := range strings.Lines(s) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:") || strings.HasPrefix(line, "SIGQUIT") {
+			return line
+		}
+	}
+	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
+	return s
+}
+
+func show(w io.Writer, r *outcome) {
+	for _, b := range r.Broken {
+		fmt.Fprintf(w, "seed %d: %s\n", r.Seed, b)
+	}
+	if len(r.Broken) > 0 && r.Plan != "" {
+		fmt.Fprintf(w, "  %s\n", r.Plan)
+	}
+	if r.Killed != "" {
+		fmt.Fprintf(w, "%s\n", r.Killed)
+	}
+}
+
+// chunk is how many seeds a process is given at once.
+const chunk = 20
+
+// runSeeds runs a batch and sums it up.
+func runSeeds(o *options, bin string) error {
+	began := time.Now()
+	var mu sync.Mutex
+	count := map[string]int{}
+	hashes := map[uint64]string{}
+	var done, failed int
+	var messages uint64
+	var simulated float64
+	next := o.first
+	var wg sync.WaitGroup
+	var trouble error
+	for range o.procs {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				n := min(chunk, o.first+o.seeds-next)
+				from := next
+				next += n
+				stop := n == 0 || failed >= o.keep || trouble != nil || o.limit > 0 && time.Since(began) > o.limit
+				mu.Unlock()
+				if stop {
+					return
+				}
+				err := seedProcess(bin, from, n, "", "", o.patience, func(r *outcome) bool {
+					mu.Lock()
+					defer mu.Unlock()
+					done++
+					hashes[r.Seed] = r.Hash
+					messages += r.Messages
+					simulated += r.Seconds
+					for k, n := range r.Count {
+						count[k] += n
+					}
+					if len(r.Broken) > 0 {
+						failed++
+						show(os.Stdout, r)
+					}
+					return failed < o.keep && (o.limit == 0 || time.Since(began) < o.limit)
+				})
+				if err != nil {
+					mu.Lock()
+					trouble = err
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	if trouble != nil {
+		return trouble
+	}
+	var keys []string
+	for k := range count {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	for _, k := range keys {
+		fmt.Printf("%10d  %s\n", count[k], k)
+	}
+	fmt.Printf("%d seeds from %d in %v with %d processes: %.2f seeds a second, %.1f simulated hours, %d messages\n", done, o.first, took.Round(time.Second), o.procs,
+		float64(done)/took.Seconds(), simulated/3600, messages)
+	differ := 0
+	if o.replay > 0 && done > 0 {
+		again := 0
+		err := seedProcess(bin, o.first, min(o.replay, uint64(done)), "", "", o.patience, func(r *outcome) bool {
+			if was, ok := hashes[r.Seed]; ok {
+				if again++; was != r.Hash {
+					differ++
+					fmt.Printf("seed %d: the second run differs: %s, was %s\n", r.Seed, r.Hash, was)
+				}
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%d seeds run again in another process: %d differ\n", again, differ)
+	}
+	switch {
+	case failed > 0:
+		return fmt.Errorf("%d seeds failed; one again: make sim SEED=n SEEDS=1, with TRACE=file for what happened", failed)
+	case differ > 0:
+		return errors.New("seeds do not replay")
+	}
+	return nil
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// runMutants runs each mutant until a seed fails, and prints a table.
+func runMutants(o *options, bin string) error {
+	out, err := exec.Command(bin, "-test.run", "^TestListMutants$", "-test.v").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("list of mutants: %w\n%s", err, out)
+	}
+	type row struct {
+		name, clause string
+		seeds        uint64
+		found        *outcome
+		took         time.Duration
+	}
+	var rows []*row
+	for line := range strings.Lines(string(out)) {
+		name, clause, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "mutant "), "\t")
+		if ok && strings.HasPrefix(line, "mutant ") && (o.mutants == "all" || slices.Contains(strings.Split(o.mutants, ","), name)) {
+			rows = append(rows, &row{name: name, clause: clause})
+		}
+	}
+	if len(rows) == 0 {
+		return fmt.Errorf("no mutant is called %q", o.mutants)
+	}
+	work := make(chan *row)
+	var wg sync.WaitGroup
+	var trouble error
+	var mu sync.Mutex
+	for range o.procs {
+		wg.Go(func() {
+			for r := range work {
+				began := time.Now()
+				err := seedProcess(bin, o.first, o.most, r.name, "", o.patience, func(x *outcome) bool {
+					r.seeds++
+					if len(x.Broken) > 0 {
+						r.found = x
+						return false
+					}
+					return true
+				})
+				r.took = time.Since(began)
+				mu.Lock()
+				if err != nil {
+					trouble = err
+				}
+				what := "NOT FOUND"
+				if r.found != nil {
+					what = fmt.Sprintf("seed %d: %s", r.found.Seed, r.found.Broken[0])
+				}
+				fmt.Printf("%-28s %4d seeds %6.0f s  %s\n", r.name, r.seeds, r.took.Seconds(), what)
+				mu.Unlock()
+			}
+		})
+	}
+	for _, r := range rows {
+		work <- r
+	}
+	close(work)
+	wg.Wait()
+	if trouble != nil {
+		return trouble
+	}
+	fmt.Printf("\n| mutant | what it leaves out | found by seed | as |\n| --- | --- | --- | --- |\n")
+	missed := 0
+	for _, r := range rows {
+		by, as := fmt.Sprint("not within ", r.seeds), ""
+		if r.found != nil {
+			by, as = fmt.Sprint(r.found.Seed), r.found.Broken[0]
+			if len(as) > 100 {
+				as = as[:100] + "..."
+			}
+		} else {
+			missed++
+		}
+		fmt.Printf("| %s | %s | %s | %s |\n", r.name, r.clause, by, as)
+	}
+	if missed > 0 {
+		return fmt.Errorf("%d of %d mutants were not found", missed, len(rows))
+	}
+	return nil
+}
