@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"dozo/internal/sysmon"
 )
 
 func newServe(a *app) *cobra.Command {
@@ -25,6 +28,10 @@ func serve(ctx context.Context, a *app, config string) error {
 	}
 	if a.fn.serve == nil {
 		return notBuilt("serve")
+	}
+	// Without it the node works as well, only slower.
+	if err := sysmon.KeepAwake(); err != nil {
+		fmt.Fprintln(a.err, "dozo: start anew for lower latency:", err)
 	}
 	return a.fn.serve(ctx, config, a.err)
 }

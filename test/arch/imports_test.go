@@ -27,6 +27,7 @@ var allowed = []struct {
 	{"vfs", nil},
 	{"nowait", nil},
 	{"mutant", nil},
+	{"sysmon", nil},
 	{"pki", nil},
 	{"config", []string{"ident", "size"}},
 	// The words between nodes, the rules of the history, the state machine on top, the disk below. Journal knows

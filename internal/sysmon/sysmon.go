@@ -1,0 +1,54 @@
+// Package sysmon keeps the monitor thread of Go's runtime out of the way of a server that answers one request at a
+// time.
+//
+// Whenever a process has nothing to do, that thread sleeps on a futex until something is to be done again. Each request
+// that finds the process idle, as each does at depth 1, then pays for a system call that wakes the thread, and
+// for the thread itself, which for the next millisecond wakes up every 20 µs to see that nothing is wrong: three context switches
+// a request on processors that the request needs. A runtime that has been asked to trace its scheduler keeps
+// the thread from that sleep: it looks after the process every 10 ms instead, idle or not. So the runtime is asked for a
+// trace, of one line in 24 days. docs/performance.md has what it brings.
+//
+// The price: a hundred wake-ups a second of an idle process, and a system call that waits, as fdatasync does, keeps its
+// processor (of GOMAXPROCS) up to 10 ms before another goroutine can have it.
+//
+// Start at KeepAwake. There is no state.
+package sysmon
+
+import (
+	"os"
+	"strings"
+	"syscall"
+)
+
+// setting is of package runtime: "schedtrace=X: setting schedtrace to X causes the scheduler to emit a single line to standard
+// error every X milliseconds". This is the greatest X that it takes; it counts from the start of the host.
+const setting = "schedtrace=2147483647"
+
+// KeepAwake starts the program anew, in this process and with the same arguments, with a runtime whose monitor does not sleep. It returns
+// at once in a program started like that, and with an error where it can't be.
+func KeepAwake() error {
+	env, done := with(os.Environ())
+	if done {
+		return nil
+	}
+	return os.NewSyscallError("execve", syscall.Exec("/proc/self/exe", os.Args, env))
+}
+
+// with adds the setting to an environment; done means that the environment decides on it already.
+func with(environ []string) (env []string, done bool) {
+	value := setting
+	for _, e := range environ {
+		v, ok := strings.CutPrefix(e, "GODEBUG=")
+		if !ok {
+			env = append(env, e)
+			continue
+		}
+		if strings.Contains(","+v, ",schedtrace=") {
+			return environ, true
+		}
+		if v != "" {
+			value = v + "," + setting
+		}
+	}
+	return append(env, "GODEBUG="+value), false
+}
