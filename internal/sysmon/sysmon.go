@@ -11,7 +11,7 @@
 // The price: a hundred wake-ups a second of an idle process, and a system call that waits, as fdatasync does, keeps its
 // processor (of GOMAXPROCS) up to 10 ms before another goroutine can have it.
 //
-// Start at KeepAwake. There is no state.
+// Start at KeepAwake and Env. There is no state.
 package sysmon
 
 import (
@@ -26,12 +26,25 @@ const setting = "schedtrace=2147483647"
 
 // KeepAwake starts the program anew, in this process and with the same arguments, with a runtime whose monitor does not sleep. It returns
 // at once in a program started like that, and with an error where it can't be.
+//
+// While that happens the process can be seen as a zombie for a moment, if another thread than the first one makes the call. Who starts a
+// program and watches it had better start it with Env.
 func KeepAwake() error {
 	env, done := with(os.Environ())
 	if done {
 		return nil
 	}
+	// By its own name, by which others find it, unless it has been deleted since.
+	if name, err := os.Executable(); err == nil {
+		_ = syscall.Exec(name, os.Args, env)
+	}
 	return os.NewSyscallError("execve", syscall.Exec("/proc/self/exe", os.Args, env))
+}
+
+// Env is the environment in which a program need not start anew.
+func Env(environ []string) []string {
+	env, _ := with(environ)
+	return env
 }
 
 // with adds the setting to an environment; done means that the environment decides on it already.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"dozo/internal/pki"
+	"dozo/internal/sysmon"
 )
 
 // instance is one process as the kernel knows it: a pid means nothing alone, as it is given out again.
@@ -123,7 +124,7 @@ func (s *System) start(p Process) (*exec.Cmd, instance, error) {
 	cmd := exec.Command(s.program, p.Kind, "--config", filepath.Join(nd, configFile))
 	// Earlier ones give way to later ones: whoever sets it gets what was set.
 	cmd.Env = append([]string{"GOMAXPROCS=" + strconv.Itoa(threads(runtime.NumCPU(), len(s.plan)))}, os.Environ()...)
-	cmd.Env = append(cmd.Env, s.env...)
+	cmd.Env = sysmon.Env(append(cmd.Env, s.env...))
 	cmd.Dir = nd
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

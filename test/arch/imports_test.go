@@ -57,7 +57,7 @@ var allowed = []struct {
 	{"api", []string{"api/dozov1", "api/dozov1/dozov1connect", "control", "ident", "pki"}},
 	{"api/apitest", []string{"api", "api/dozov1", "control", "ident", "pki"}},
 	{"inspect", []string{"access/reserve", "core", "journal", "vfs", "volume"}},
-	{"up", []string{"api", "api/dozov1", "api/view", "config", "ident", "pki"}},
+	{"up", []string{"api", "api/dozov1", "api/view", "config", "ident", "pki", "sysmon"}},
 	// What prints files without a node.
 	{"inspect", []string{"access/reserve", "core", "journal", "vfs", "volume"}},
 	// Several sites on one machine with distance between them.
