@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"dozo/internal/ident"
@@ -94,6 +95,9 @@ func (s *Store) syncFile(r *replica) error {
 		s.metrics.slowSyncs.Inc()
 		s.log.Warn("fdatasync takes long", "segment", r.id.String(), "after", s.opts.SyncTimeout)
 	})
+	// The system call keeps one of the processors that Go has, of which there may be one only. What was to be sent
+	// meanwhile, for instance to the other holder of the same records, goes first.
+	runtime.Gosched()
 	err = f.SyncData()
 	slow.Stop()
 	if err != nil {

@@ -4,32 +4,50 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"dozo/internal/uring"
 )
 
 // Default is the file system of the operating system.
-var Default FS = osFS{}
+var Default FS = osFS{ring: sync.OnceValue(openRing)}
 
-type osFS struct{}
+type osFS struct {
+	ring func() *uring.Ring // nil: waiting calls are ordinary ones
+}
 
-func open(name string, flag int) (File, error) {
+// processorsFew is up to how many processors of Go's a waiting system call does without one: with more, one that waits is not missed.
+const processorsFew = 4
+
+func openRing() *uring.Ring {
+	if runtime.GOMAXPROCS(0) > processorsFew {
+		return nil
+	}
+	r, _ := uring.Open() // a kernel without is no error
+	return r
+}
+
+func (s osFS) open(name string, flag int) (File, error) {
 	f, err := os.OpenFile(name, flag, 0o640)
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{f: f, fd: int(f.Fd())}, nil
+	return &osFile{f: f, fd: int(f.Fd()), fs: s}, nil
 }
 
-func (osFS) Create(name string) (File, error) { return open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL) }
-func (osFS) Open(name string) (File, error)   { return open(name, os.O_RDONLY) }
-func (osFS) OpenReadWrite(name string) (File, error) {
-	return open(name, os.O_RDWR)
+func (s osFS) Create(name string) (File, error) {
+	return s.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 }
-func (osFS) Remove(name string) error             { return os.Remove(name) }
-func (osFS) Rename(oldname, newname string) error { return os.Rename(oldname, newname) }
-func (osFS) MkdirAll(dir string) error            { return os.MkdirAll(dir, 0o750) }
+func (s osFS) Open(name string) (File, error)          { return s.open(name, os.O_RDONLY) }
+func (s osFS) OpenReadWrite(name string) (File, error) { return s.open(name, os.O_RDWR) }
+func (osFS) Remove(name string) error                  { return os.Remove(name) }
+func (osFS) Rename(oldname, newname string) error      { return os.Rename(oldname, newname) }
+func (osFS) MkdirAll(dir string) error                 { return os.MkdirAll(dir, 0o750) }
 
 func (osFS) List(dir string) ([]string, error) {
 	d, err := os.Open(dir)
@@ -85,6 +103,24 @@ func (osFS) Usage(dir string) (Usage, error) {
 type osFile struct {
 	f  *os.File
 	fd int
+	fs osFS
+
+	memory struct {
+		sync.Once
+		yes bool // the file system is memory: there is nothing to wait for
+	}
+}
+
+// ring gives the ring for calls that wait for the disk, nil if there is none or they do not.
+func (f *osFile) ring() *uring.Ring {
+	f.memory.Do(func() {
+		var st unix.Statfs_t
+		f.memory.yes = unix.Fstatfs(f.fd, &st) == nil && st.Type == unix.TMPFS_MAGIC
+	})
+	if f.memory.yes {
+		return nil
+	}
+	return f.fs.ring()
 }
 
 func (f *osFile) Close() error { return f.f.Close() }
@@ -206,19 +242,23 @@ func (f *osFile) writeZeroes(size int64) error {
 func (f *osFile) Truncate(size int64) error { return f.f.Truncate(size) }
 
 func (f *osFile) SyncData() error {
-	for {
-		err := unix.Fdatasync(f.fd)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return &os.PathError{Op: "fdatasync", Path: f.f.Name(), Err: err}
-		}
-		return nil
+	err := error(uring.ErrBusy)
+	if r := f.ring(); r != nil {
+		err = r.Datasync(f.fd)
 	}
+	for err == uring.ErrBusy || err == unix.EINTR {
+		err = unix.Fdatasync(f.fd)
+	}
+	if err != nil {
+		return &os.PathError{Op: "fdatasync", Path: f.f.Name(), Err: err}
+	}
+	return nil
 }
 
 func (f *osFile) WriteBack(off, n int64) {
+	if r := f.ring(); r != nil && n <= math.MaxUint32 && r.WriteBack(f.fd, off, uint32(n)) != uring.ErrBusy {
+		return
+	}
 	_ = unix.SyncFileRange(f.fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
 
