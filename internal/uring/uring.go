@@ -156,6 +156,9 @@ func (r *Ring) Datasync(fd int) error {
 	return r.do(&sqe{opcode: opFsync, fd: int32(fd), opFlags: fsyncDatasync})
 }
 
+// Sync is fsync(2), likewise.
+func (r *Ring) Sync(fd int) error { return r.do(&sqe{opcode: opFsync, fd: int32(fd)}) }
+
 // WriteBack is sync_file_range(2) with SYNC_FILE_RANGE_WRITE, likewise.
 func (r *Ring) WriteBack(fd int, off int64, n uint32) error {
 	return r.do(&sqe{opcode: opSyncFileRange, fd: int32(fd), off: uint64(off), len: n, opFlags: unix.SYNC_FILE_RANGE_WRITE})

@@ -48,6 +48,9 @@ func TestDatasync(t *testing.T) {
 				if err := r.Datasync(int(f.Fd())); err != nil && !errors.Is(err, ErrBusy) {
 					t.Error(err)
 				}
+				if err := r.Sync(int(f.Fd())); err != nil && !errors.Is(err, ErrBusy) {
+					t.Error(err)
+				}
 				if err := r.WriteBack(int(f.Fd()), 0, 4096); err != nil && !errors.Is(err, ErrBusy) {
 					t.Error(err)
 				}

@@ -18,7 +18,7 @@ import (
 var Default FS = osFS{ring: sync.OnceValue(openRing)}
 
 type osFS struct {
-	ring func() *uring.Ring // nil: waiting calls are ordinary ones
+	ring func() *uring.Ring // gives nil: waiting calls are ordinary ones
 }
 
 // processorsFew is up to how many processors of Go's a waiting system call does without one: with more, one that waits is not missed.
@@ -66,12 +66,19 @@ func (osFS) Size(name string) (int64, error) {
 	return st.Size(), nil
 }
 
-func (osFS) SyncDir(dir string) error {
+func (s osFS) SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if r := s.ring(); r != nil {
+		if err := r.Sync(int(d.Fd())); err == nil {
+			return nil
+		} else if err != uring.ErrBusy {
+			return &os.PathError{Op: "fsync", Path: dir, Err: err}
+		}
+	}
 	return d.Sync()
 }
 
