@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -72,8 +72,12 @@ func run(o *options) error {
 	case o.mutants != "":
 		return runMutants(o, bin)
 	case o.trace != "":
-		out := seedProcess(bin, o.first, 1, "", o.trace, o.patience, func(r *outcome) bool { show(os.Stdout, r); return true })
-		return out
+		r, err := runSeed(bin, o.first, os.Getenv("DOZO_MUTANT"), o.trace, o.patience)
+		if err == nil {
+			fmt.Println(r.Plan)
+			show(os.Stdout, r)
+		}
+		return err
 	}
 	return runSeeds(o, bin)
 }
@@ -122,60 +126,31 @@ func build(mutants bool) (bin string, clean func(), err error) {
 	return bin, clean, nil
 }
 
-// seedProcess runs seeds in one process and hands on what it says of each, until there is no more, or take says that it
-// is enough. A seed that ends the process is an outcome too.
-func seedProcess(bin string, first, n uint64, mutant, trace string, patience time.Duration, take func(*outcome) bool) error {
-	cmd := exec.Command(bin, "-test.run", "^TestBatch$", "-test.v", "-test.timeout", "0")
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", fmt.Sprint("SIM_FIRST=", first), fmt.Sprint("SIM_COUNT=", n), "DOZO_MUTANT="+mutant,
+// runSeed runs a seed in a process of its own: what a process did before has its traces, the addresses of memory among
+// them. A seed that ends the process, or hangs, is an outcome too.
+func runSeed(bin string, seed uint64, mutant, trace string, patience time.Duration) (*outcome, error) {
+	cmd := exec.Command(bin, "-test.run", "^TestBatch$", "-test.timeout", "0")
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", fmt.Sprint("SIM_FIRST=", seed), "SIM_COUNT=1", "DOZO_MUTANT="+mutant,
 		"SIM_TRACE="+trace, "GOTRACEBACK=all")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	cmd.Stderr = cmd.Stdout
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, err
 	}
 	hangs := time.AfterFunc(patience, func() { _ = cmd.Process.Signal(syscall.SIGQUIT) })
-	defer hangs.Stop()
-	next, enough := first, false
-	var rest strings.Builder
-	r := bufio.NewReaderSize(out, 1<<20)
-	for {
-		line, err := r.ReadString('\n')
-		if i := strings.Index(line, "{\"Seed\""); i >= 0 {
-			var x outcome
-			if json.Unmarshal([]byte(line[i:]), &x) == nil {
-				hangs.Reset(patience)
-				next = x.Seed + 1
-				if !enough && !take(&x) {
-					enough = true
-					_ = cmd.Process.Kill()
-				}
-				rest.Reset()
-				continue
-			}
-		}
-		if rest.Len() < 64<<10 {
-			rest.WriteString(line)
-		}
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				return err
-			}
-			break
+	err := cmd.Wait()
+	hangs.Stop()
+	for line := range strings.Lines(out.String()) {
+		var x outcome
+		if strings.HasPrefix(line, `{"Seed"`) && json.Unmarshal([]byte(line), &x) == nil {
+			return &x, nil
 		}
 	}
-	err = cmd.Wait()
-	if enough || next == first+n {
-		return nil
+	text := out.String()
+	if len(text) > 64<<10 {
+		text = text[:64<<10]
 	}
-	// It died, or hung, within a seed.
-	x := outcome{Seed: next, Killed: rest.String(), Broken: []string{"the process ended: " + firstLine(rest.String()) + fmt.Sprint(" (", err, ")")}}
-	if !take(&x) || next+1 == first+n {
-		return nil
-	}
-	return seedProcess(bin, next+1, first+n-next-1, mutant, trace, patience, take)
+	return &outcome{Seed: seed, Killed: text, Broken: []string{fmt.Sprintf("the process ended: %s (%v)", firstLine(text), err)}}, nil
 }
 
 func firstLine(s string) string {
@@ -201,9 +176,6 @@ func show(w io.Writer, r *outcome) {
 	}
 }
 
-// chunk is how many seeds a process is given at once.
-const chunk = 20
-
 // runSeeds runs a batch and sums it up.
 func runSeeds(o *options, bin string) error {
 	began := time.Now()
@@ -220,35 +192,32 @@ func runSeeds(o *options, bin string) error {
 		wg.Go(func() {
 			for {
 				mu.Lock()
-				n := min(chunk, o.first+o.seeds-next)
-				from := next
-				next += n
-				stop := n == 0 || failed >= o.keep || trouble != nil || o.limit > 0 && time.Since(began) > o.limit
+				seed := next
+				next++
+				stop := seed >= o.first+o.seeds || failed >= o.keep || trouble != nil || o.limit > 0 && time.Since(began) > o.limit
 				mu.Unlock()
 				if stop {
 					return
 				}
-				err := seedProcess(bin, from, n, "", "", o.patience, func(r *outcome) bool {
-					mu.Lock()
-					defer mu.Unlock()
-					done++
-					hashes[r.Seed] = r.Hash
-					messages += r.Messages
-					simulated += r.Seconds
-					for k, n := range r.Count {
-						count[k] += n
-					}
-					if len(r.Broken) > 0 {
-						failed++
-						show(os.Stdout, r)
-					}
-					return failed < o.keep && (o.limit == 0 || time.Since(began) < o.limit)
-				})
+				r, err := runSeed(bin, seed, "", "", o.patience)
+				mu.Lock()
 				if err != nil {
-					mu.Lock()
 					trouble = err
 					mu.Unlock()
+					return
 				}
+				done++
+				hashes[r.Seed] = r.Hash
+				messages += r.Messages
+				simulated += r.Seconds
+				for k, n := range r.Count {
+					count[k] += n
+				}
+				if len(r.Broken) > 0 {
+					failed++
+					show(os.Stdout, r)
+				}
+				mu.Unlock()
 			}
 		})
 	}
@@ -270,17 +239,19 @@ func runSeeds(o *options, bin string) error {
 	differ := 0
 	if o.replay > 0 && done > 0 {
 		again := 0
-		err := seedProcess(bin, o.first, min(o.replay, uint64(done)), "", "", o.patience, func(r *outcome) bool {
-			if was, ok := hashes[r.Seed]; ok {
-				if again++; was != r.Hash {
-					differ++
-					fmt.Printf("seed %d: the second run differs: %s, was %s\n", r.Seed, r.Hash, was)
-				}
+		for seed := o.first; seed < o.first+min(o.replay, o.seeds); seed++ {
+			was, ok := hashes[seed]
+			if !ok {
+				continue
 			}
-			return true
-		})
-		if err != nil {
-			return err
+			r, err := runSeed(bin, seed, "", "", o.patience)
+			if err != nil {
+				return err
+			}
+			if again++; r.Hash != was {
+				differ++
+				fmt.Printf("seed %d: the second run differs: %s, was %s\n", seed, r.Hash, was)
+			}
 		}
 		fmt.Printf("%d seeds run again in another process: %d differ\n", again, differ)
 	}

@@ -39,14 +39,16 @@ func runMutants(o *options, bin string) error {
 		wg.Go(func() {
 			for r := range work {
 				began := time.Now()
-				err := seedProcess(bin, o.first, o.most, r.name, "", o.patience, func(x *outcome) bool {
-					r.seeds++
-					if len(x.Broken) > 0 {
-						r.found = x
-						return false
+				var err error
+				for seed := o.first; seed < o.first+o.most && r.found == nil && err == nil; seed++ {
+					var x *outcome
+					if x, err = runSeed(bin, seed, r.name, "", o.patience); err == nil {
+						r.seeds++
+						if len(x.Broken) > 0 {
+							r.found = x
+						}
 					}
-					return true
-				})
+				}
 				r.took = time.Since(began)
 				mu.Lock()
 				if err != nil {
