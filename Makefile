@@ -24,7 +24,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test conformance sim sim-mutants lab-test guest-test bench-iscsi lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-mutants lab-test guest-test bench-iscsi lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ image-test: build ## long form of the image test, with a Debian root from deboot
 
 crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, and replicas dropped after replication
 	E2E_LONG=1 E2E_ROUNDS=$(ROUNDS) ./test/e2e.sh -timeout 6h -run 'TestCrash|TestLocalReplicaDropped' $(TESTFLAGS)
+
+robust: build ## ROUNDS=100 rounds of faults at random among real processes in namespaces, with a check of what clients saw (root)
+	./test/robust.sh $(ROUNDS)
 
 lab-test: build ## the lab against ping, iperf3 and captures (root; network namespaces, /dev/net/tun)
 	./test/deps.sh

@@ -37,7 +37,7 @@ case " $* " in
 *)
 	packages="$packages ./internal/initiator/..."
 	if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; then
-		short="./internal/lab/... ./internal/guest/..."
+		short="./internal/lab/... ./internal/guest/... ./test/robust"
 		DOZO_BIN=$DOZO_BIN ./test/guest-image.sh || exit 1
 	else
 		echo "test/e2e.sh: without root or /dev/net/tun the tests of the lab and of guests are left out" >&2

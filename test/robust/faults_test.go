@@ -1,0 +1,189 @@
+//go:build e2e
+
+package robust
+
+import (
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// fault does something bad and gives what undoes it. owner owns the volume, other is another node of its site.
+type fault struct {
+	name string
+	do   func(c *cluster, owner, other *proc, rng *rand.Rand) (undo func())
+	// hold is how long it lasts at least; up to as long again is drawn.
+	hold time.Duration
+	// deposes: another node must own the volume afterwards, at a higher epoch.
+	deposes bool
+}
+
+func stopProc(p *proc) func() {
+	_ = p.signal(syscall.SIGSTOP)
+	return func() { _ = p.signal(syscall.SIGCONT) }
+}
+
+func killProc(c *cluster, p *proc) func() {
+	p.kill()
+	return func() { c.start(p); c.ready(p) }
+}
+
+// cut cuts pairs of namespaces, in both directions or only from the first to the second.
+func cut(c *cluster, oneWay bool, pairs ...[2]string) func() {
+	do := func(verb string) {
+		for _, p := range pairs {
+			args := []string{p[0], p[1]}
+			if oneWay {
+				args = append(args, "--one-way")
+			}
+			c.net(verb, args...)
+		}
+	}
+	do("partition")
+	return func() { do("heal") }
+}
+
+// cores are the pairs of a node and every other core server.
+func cores(c *cluster, p *proc, from bool) (pairs [][2]string) {
+	for _, x := range c.procs[:4] {
+		if x != p {
+			if from {
+				pairs = append(pairs, [2]string{p.ns, x.ns})
+			} else {
+				pairs = append(pairs, [2]string{x.ns, p.ns})
+			}
+		}
+	}
+	return pairs
+}
+
+func freeze(c *cluster, p *proc) func() {
+	c.run("fsfreeze", "-f", p.disk)
+	return func() { c.run("fsfreeze", "-u", p.disk) }
+}
+
+// fill takes all the space that there is on a node's disk.
+func fill(c *cluster, p *proc) func() {
+	file := filepath.Join(p.disk, "ballast")
+	// It ends with "no space left", which is what is wanted; preallocated, so that it takes no time.
+	for _, size := range []string{"512M", "128M", "64M", "16M", "4M", "1M", "64K", "4K"} {
+		for i := 0; i < 4; i++ {
+			if exec.Command("fallocate", "-l", size, file+"-"+size+"-"+string(rune('0'+i))).Run() != nil {
+				break
+			}
+		}
+	}
+	return func() {
+		names, _ := filepath.Glob(file + "*")
+		for _, n := range names {
+			_ = os.Remove(n)
+		}
+	}
+}
+
+// leader is the voter that leads the control store.
+func leader(c *cluster) *proc {
+	var st struct {
+		Voters []struct {
+			Node   string
+			Leader bool
+		}
+	}
+	for _, p := range c.nodes() {
+		if c.tryAsk(p.name, &st, "control", "status") == nil {
+			if i := slices.IndexFunc(st.Voters, func(v struct {
+				Node   string
+				Leader bool
+			}) bool {
+				return v.Leader
+			}); i >= 0 {
+				return c.proc(st.Voters[i].Node)
+			}
+		}
+	}
+	return c.voters()[0]
+}
+
+var faults = []fault{
+	{name: "owner killed", hold: time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() { return killProc(c, owner) }},
+	{name: "owner stopped", hold: 4 * time.Second, deposes: true, do: func(_ *cluster, owner, _ *proc, _ *rand.Rand) func() { return stopProc(owner) }},
+	{name: "owner paused shortly", hold: 300 * time.Millisecond, do: func(_ *cluster, owner, _ *proc, _ *rand.Rand) func() { return stopProc(owner) }},
+	{name: "owner cut off from everything", hold: 4 * time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		c.net("partition", owner.ns)
+		return func() { c.net("heal", owner.ns) }
+	}},
+	{name: "owner cut off from the control store", hold: 2 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		return cut(c, false, [2]string{owner.ns, nsVoters})
+	}},
+	{name: "owner cut off from its core servers", hold: 4 * time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		return cut(c, false, cores(c, owner, true)...)
+	}},
+	{name: "owner cut off from the clients", hold: 2 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		return cut(c, false, [2]string{owner.ns, nsClients})
+	}},
+	{name: "owner's words don't reach the core servers", hold: 4 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		return cut(c, true, cores(c, owner, true)...)
+	}},
+	{name: "core servers' words don't reach the owner", hold: 4 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		return cut(c, true, cores(c, owner, false)...)
+	}},
+	{name: "owner's words don't reach the clients", hold: 2 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		return cut(c, true, [2]string{owner.ns, nsClients})
+	}},
+	{name: "forwarder killed", hold: time.Second, do: func(c *cluster, _, other *proc, _ *rand.Rand) func() { return killProc(c, other) }},
+	{name: "forwarder stopped", hold: 2 * time.Second, do: func(_ *cluster, _, other *proc, _ *rand.Rand) func() { return stopProc(other) }},
+	{name: "forwarder stopped for long", hold: 5 * time.Second, do: func(_ *cluster, _, other *proc, _ *rand.Rand) func() { return stopProc(other) }},
+	{name: "forwarder cut off from the owner", hold: 2 * time.Second, do: func(c *cluster, owner, other *proc, _ *rand.Rand) func() {
+		return cut(c, false, [2]string{owner.ns, other.ns})
+	}},
+	{name: "forwarder's words don't reach the owner", hold: 2 * time.Second, do: func(c *cluster, owner, other *proc, _ *rand.Rand) func() {
+		return cut(c, true, [2]string{other.ns, owner.ns})
+	}},
+	{name: "owner's disk hangs", hold: 2 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() { return freeze(c, owner) }},
+	{name: "another core server's disk hangs", hold: 2 * time.Second, do: func(c *cluster, _, other *proc, _ *rand.Rand) func() { return freeze(c, other) }},
+	{name: "owner's disk is full", hold: 2 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() { return fill(c, owner) }},
+	{name: "another core server's disk is full", hold: 2 * time.Second, do: func(c *cluster, _, other *proc, _ *rand.Rand) func() { return fill(c, other) }},
+	{name: "control store's leader killed", hold: time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return killProc(c, leader(c)) }},
+	{name: "control store's leader stopped", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return stopProc(leader(c)) }},
+	{name: "control store away", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() {
+		a, b := stopProc(c.voters()[0]), stopProc(c.voters()[1])
+		return func() { a(); b() }
+	}},
+	{name: "owner killed while the control store is away", hold: 2 * time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, rng *rand.Rand) func() {
+		a, b := stopProc(c.voters()[0]), stopProc(c.voters()[1])
+		time.Sleep(time.Duration(rng.IntN(1000)) * time.Millisecond)
+		back := killProc(c, owner)
+		return func() {
+			a()
+			b()
+			c.until("somebody else owns the volume", 30*time.Second, func() (bool, string) {
+				v, err := c.volume()
+				return err == nil && v.Volume.Owner != owner.name, v.Volume.Owner
+			})
+			back()
+		}
+	}},
+	{name: "owner drained", hold: time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		c.at(owner.name, "node", "drain", owner.name, "--wait")
+		return func() { c.at(owner.name, "node", "undrain", owner.name) }
+	}},
+	{name: "handed to the other site and back", hold: time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		c.at(owner.name, "volume", "move", "v", "--to", siteB)
+		return func() { c.at(owner.name, "volume", "move", "v", "--to", siteA) }
+	}},
+	{name: "owner stopped during a hand-over, then killed", hold: 2 * time.Second, deposes: true, do: func(c *cluster, owner, other *proc, rng *rand.Rand) func() {
+		move := exec.Command(dozoBin, "volume", "move", "v", "--to", other.name, "--endpoint", "unix://"+filepath.Join(other.dir, "api.sock"))
+		_ = move.Start()
+		time.Sleep(time.Duration(rng.IntN(80)) * time.Millisecond)
+		stopProc(owner)
+		time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
+		back := killProc(c, owner)
+		_ = move.Process.Kill()
+		_ = move.Wait()
+		return back
+	}},
+}
