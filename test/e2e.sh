@@ -23,6 +23,8 @@ cleanup() {
 	for f in "$work"/*/up.yaml "$work"/*/*/up.yaml; do
 		[ -f "$f" ] && "$DOZO_BIN" down --dir "$(dirname "$f")"
 	done
+	# What test/robust could not unmount.
+	awk -v w="$work/" 'index($2, w) == 1 { print $2 }' /proc/mounts | while read -r m; do fsfreeze -u "$m" 2>/dev/null; umount "$m"; done
 	[ "${E2E_KEEP:-}" ] && echo "kept: $work" || rm -rf "$work"
 }
 trap cleanup EXIT

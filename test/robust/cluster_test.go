@@ -3,7 +3,6 @@
 package robust
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,21 +17,24 @@ import (
 	"testing"
 	"time"
 
+	"dozo/internal/api"
 	"dozo/internal/config"
 	"dozo/internal/ident"
 	"dozo/internal/pki"
 )
 
-// Each node is in a namespace of its own, so that any two can be cut off from each other; the three voters of the control
-// store, which are nothing else, share one, and the clients have one.
+// Each node is in a namespace of its own, so that any two can be cut off from each other; so are the three voters of the
+// control store, which are nothing else. The clients have one.
 const (
-	nsVoters  = "w"
 	nsClients = "cl"
 	siteA     = "site-a"
 	siteB     = "site-b"
 )
 
-var namespaces = []string{"a1", "a2", "a3", "b1", nsVoters, nsClients}
+var (
+	nsVoters   = []string{"w1", "w2", "w3"}
+	namespaces = append([]string{"a1", "a2", "a3", "b1", nsClients}, nsVoters...)
+)
 
 // proc is a process of the cluster.
 type proc struct {
@@ -90,8 +92,8 @@ func startCluster(t *testing.T) *cluster {
 		}
 		c.procs = append(c.procs, p)
 	}
-	for i := 1; i <= 3; i++ {
-		c.procs = append(c.procs, &proc{name: fmt.Sprintf("w%d", i), ns: nsVoters, addr: addr(nsVoters, i)})
+	for _, n := range nsVoters {
+		c.procs = append(c.procs, &proc{name: n, ns: n, addr: addr(n, 1)})
 	}
 	c.prepare()
 	for _, p := range c.procs {
@@ -130,6 +132,8 @@ func (c *cluster) prepare() {
 		if err := os.MkdirAll(p.dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
+		p.disk = filepath.Join(p.dir, "disk")
+		c.mount(p)
 		role := pki.RoleNode
 		if p.voter() {
 			role = pki.RoleWitness
@@ -148,6 +152,7 @@ func (c *cluster) prepare() {
 		conf.Control = config.Control{Endpoints: endpoints}
 		if p.voter() {
 			conf.Roles = []config.Role{config.RoleWitness}
+			conf.StateDir = p.disk
 			conf.Control.Embedded, conf.Control.InitialCluster = true, voters
 			conf.Control.ClientAddress, conf.Control.PeerAddress = at(config.PortControlClient), at(config.PortControlPeer)
 		} else {
@@ -155,8 +160,6 @@ func (c *cluster) prepare() {
 			conf.Site = config.Site{Name: p.site}
 			conf.Portals = []config.Endpoint{at(config.PortISCSI)}
 			conf.ClusterAddr, conf.WanAddr = at(config.PortFrames), at(config.PortFrames)
-			p.disk = filepath.Join(p.dir, "disk")
-			c.mount(p)
 			spare := config.Size(8 << 20)
 			conf.Stores = []config.Store{{Path: filepath.Join(p.disk, "store"), Reserve: 32 << 20, Spare: &spare}}
 			if err := os.MkdirAll(filepath.Join(p.disk, "store"), 0o700); err != nil {
@@ -177,13 +180,13 @@ func (c *cluster) prepare() {
 
 // mount gives a node a disk of its own: a file system that can hang (fsfreeze) and become full.
 func (c *cluster) mount(p *proc) {
-	image := p.dir + "/disk.img"
+	image, size := p.dir+"/disk.img", int64(storeBytes)
 	if err := os.MkdirAll(p.disk, 0o700); err != nil {
 		c.t.Fatal(err)
 	}
 	f, err := os.Create(image)
 	if err == nil {
-		err = errors.Join(f.Truncate(storeBytes), f.Close())
+		err = errors.Join(f.Truncate(size), f.Close())
 	}
 	if err != nil {
 		c.t.Fatal(err)
@@ -217,8 +220,19 @@ func (c *cluster) start(p *proc) {
 func (c *cluster) ready(p *proc) {
 	c.t.Helper()
 	c.until(p.name+" is ready", 60*time.Second, func() (bool, string) {
-		out, err := exec.Command("curl", "-s", "--max-time", "2", "--unix-socket", filepath.Join(p.dir, "api.sock"), "http://dozo/healthz").Output()
-		return err == nil && bytes.Contains(out, []byte(`"ready":true`)), string(out)
+		client, err := api.Dial(api.ClientOptions{Endpoints: []string{"unix://" + filepath.Join(p.dir, "api.sock")}})
+		if err != nil {
+			return false, err.Error()
+		}
+		defer client.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		r, err := client.Health(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		defer r.Body.Close()
+		return r.StatusCode == 200, r.Status
 	})
 }
 

@@ -108,6 +108,19 @@ func leader(c *cluster) *proc {
 	return c.voters()[0]
 }
 
+// far puts 200 ms and 2 % loss between any two voters of the control store.
+func far(c *cluster) func() {
+	set := func(settings ...string) {
+		for i, a := range nsVoters {
+			for _, b := range nsVoters[:i] {
+				c.net("set", append([]string{a, b}, settings...)...)
+			}
+		}
+	}
+	set("rtt=200ms", "loss=2%")
+	return func() { set("rtt=200us", "loss=0%") }
+}
+
 var faults = []fault{
 	{name: "owner killed", hold: time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() { return killProc(c, owner) }},
 	{name: "owner stopped", hold: 4 * time.Second, deposes: true, do: func(_ *cluster, owner, _ *proc, _ *rand.Rand) func() { return stopProc(owner) }},
@@ -117,7 +130,7 @@ var faults = []fault{
 		return func() { c.net("heal", owner.ns) }
 	}},
 	{name: "owner cut off from the control store", hold: 2 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
-		return cut(c, false, [2]string{owner.ns, nsVoters})
+		return cut(c, false, [2]string{owner.ns, nsVoters[0]}, [2]string{owner.ns, nsVoters[1]}, [2]string{owner.ns, nsVoters[2]})
 	}},
 	{name: "owner cut off from its core servers", hold: 4 * time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
 		return cut(c, false, cores(c, owner, true)...)
@@ -149,6 +162,15 @@ var faults = []fault{
 	{name: "another core server's disk is full", hold: 2 * time.Second, do: func(c *cluster, _, other *proc, _ *rand.Rand) func() { return fill(c, other) }},
 	{name: "control store's leader killed", hold: time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return killProc(c, leader(c)) }},
 	{name: "control store's leader stopped", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return stopProc(leader(c)) }},
+	{name: "a voter's disk is full", hold: 2 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return fill(c, leader(c)) }},
+	{name: "a voter's disk hangs", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return freeze(c, leader(c)) }},
+	{name: "200 ms and 2 % loss between the voters", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return far(c) }},
+	{name: "owner killed, 200 ms and 2 % loss between the voters", hold: 2 * time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, rng *rand.Rand) func() {
+		near := far(c)
+		time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
+		back := killProc(c, owner)
+		return func() { near(); back() }
+	}},
 	{name: "control store away", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() {
 		a, b := stopProc(c.voters()[0]), stopProc(c.voters()[1])
 		return func() { a(); b() }

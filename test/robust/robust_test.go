@@ -60,7 +60,7 @@ func number(t *testing.T, env string, def uint64) uint64 {
 // round the history must be linearizable and every path must show the same; where the fault deposes the owner, another
 // node owns the volume at a higher epoch.
 func TestRobust(t *testing.T) {
-	rounds := number(t, "ROBUST_ROUNDS", 4)
+	rounds := number(t, "ROBUST_ROUNDS", 3)
 	seed := number(t, "ROBUST_SEED", uint64(time.Now().UnixNano()))
 	rng := rand.New(rand.NewPCG(seed, 1))
 	t.Logf("rounds are drawn from ROBUST_SEED=%d", seed)
