@@ -163,6 +163,8 @@ type cluster struct {
 	tell  func(StoreHealth)
 
 	health *Health // nil: each owner has its own
+	far    *FarCache
+	wrap   func(journal.Store) journal.Store // nil: none
 }
 
 func (c *cluster) seat(id ident.StoreID) *seat {
@@ -173,7 +175,13 @@ func (c *cluster) seat(id ident.StoreID) *seat {
 	}
 	return nil
 }
-func (c *cluster) Store(id ident.StoreID) (journal.Store, bool) { s := c.seat(id); return s, s != nil }
+func (c *cluster) Store(id ident.StoreID) (journal.Store, bool) {
+	s := c.seat(id)
+	if s != nil && c.wrap != nil {
+		return c.wrap(s), true
+	}
+	return s, s != nil
+}
 func (c *cluster) Local(id ident.StoreID) bool                  { return id == c.local }
 func (c *cluster) Up(id ident.StoreID) bool                     { return c.seat(id).live.Load() != nil }
 func (c *cluster) Site(id ident.StoreID) ident.SiteID           { return c.seat(id).site }
@@ -317,7 +325,7 @@ func (c *cluster) own(v control.VolumeSpec) *Owner {
 		health = NewHealth(clock, c.tell)
 	}
 	o, err := TakeOver(context.Background(), Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock,
-		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit}, v)
+		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit, Far: c.far}, v)
 	if err != nil {
 		c.t.Fatalf("take over: %v", err)
 	}

@@ -38,7 +38,8 @@ type Env struct {
 	Log     *slog.Logger
 	Metrics *Metrics
 	Limits  Limits
-	Health  *Health // of stores, shared by all owners of the node; nil: each owner has its own
+	Health  *Health   // of stores, shared by all owners of the node; nil: each owner has its own
+	Far     *FarCache // of blocks of other sites, likewise; nil: none is kept
 	// Announce tells all access servers of a change of a unit and waits until those that can be reached know;
 	// nil in an owner without a Server.
 	Announce func(context.Context, *wire.Unit)

@@ -65,7 +65,7 @@ func (op *Op) again() bool {
 			return false
 		}
 	}
-	op.over, op.barred, op.fresh = false, false, false
+	op.over, op.barred, op.fresh, op.farTries = false, false, false, 0
 	for i := range op.replies {
 		release(op.replies[i])
 	}

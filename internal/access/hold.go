@@ -249,6 +249,7 @@ func (o *Owner) handAway(m *wire.HandOver, to ident.NodeName) {
 	o.ask(func() {
 		m.Stopped = o.tick()
 		o.late.give(m)
+		m.Hot = o.far.hottest()
 		if p := o.w.Point(); p.At.Seq != 0 {
 			m.Point = journal.AppendCheckpoint(nil, p)
 		}

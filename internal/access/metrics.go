@@ -18,6 +18,10 @@ type Metrics struct {
 	HandedOver   prometheus.Counter
 	HandFailed   prometheus.Counter
 	HandSeconds  prometheus.Histogram
+	FarHits      prometheus.Counter
+	FarMisses    prometheus.Counter
+	FarFetched   prometheus.Counter
+	FarAhead     prometheus.Counter
 	Follows      prometheus.Counter
 	FollowHeld   prometheus.Counter
 	FollowFailed prometheus.Counter
@@ -44,6 +48,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		ShipMismatch: counter("ship_mismatch_total", "Times a site's copy did not continue the owner's history."),
 		Forwarded:    counter("forwarded_commands_total", "Commands passed on to the owner at another node."),
 		HandedOver:   counter("hand_overs_total", "Journals that this node has handed over to another."),
+		FarHits:      counter("far_cached_reads_total", "Reads of blocks that the owner's site lacks, answered from what is kept of other sites."),
+		FarMisses:    counter("far_reads_total", "Reads that waited for blocks of another site."),
+		FarFetched:   counter("far_bytes_total", "Bytes of blocks that were read at other sites."),
+		FarAhead:     counter("far_ahead_bytes_total", "Of these, bytes that nobody had asked for yet."),
 		Follows:      counter("follows_total", "Journals that this node has handed over because all writes came from elsewhere."),
 		FollowHeld:   counter("follows_held_total", "Times that a journal stayed though all writes came from elsewhere: by its policy, or because it had moved lately."),
 		FollowFailed: counter("follows_failed_total", "Hand-overs to where all writes came from that were called off."),

@@ -52,6 +52,11 @@ type Op struct {
 	replies  []wire.ReadReply
 	lent     bool       // a store that no longer answers may still read it: don't use it again
 	decided  unitResult // OpUnit
+
+	far      []byte // blocks of other sites, out of the cache
+	farWaits int    // flights that it waits for
+	farTries int
+	farErr   error
 }
 
 var opPool = sync.Pool{New: func() any { return new(Op) }}
@@ -71,7 +76,7 @@ func (op *Op) Release() {
 	}
 	clear(op.replies)
 	clear(op.Data)
-	*op = Op{Data: op.Data[:0], pieces: op.pieces[:0], replies: op.replies[:0],
+	*op = Op{far: op.far[:0], Data: op.Data[:0], pieces: op.pieces[:0], replies: op.replies[:0],
 		read: wire.Read{Pieces: op.read.Pieces[:0]}}
 	opPool.Put(op)
 }

@@ -63,7 +63,7 @@ type Owner struct {
 	fenced      []control.Ensemble // those asked at the takeover
 	proven      bool
 	uncertain   bool         // R4 did not know the end of the history
-	far         fenceAnswers // what other sites said then
+	farAnswers  fenceAnswers // what other sites said then
 	forks       forks
 	ports       ports
 	lost        uint64 // records that the takeover knows to be lost
@@ -86,6 +86,7 @@ type Owner struct {
 	barWait     []barWait
 	hand        *handed
 	move        moveState
+	far         farState
 	unit        unit
 	tokens      tokens
 	unsettled   map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
@@ -388,6 +389,7 @@ func (o *Owner) stop(err error) {
 	}
 	o.barWait = nil
 	o.giveUpReads()
+	o.giveUpFlights()
 	o.env.Leases.Leave(o.journalID, o.epoch)
 	o.cancel()
 	close(o.stopped)
@@ -428,6 +430,7 @@ func (o *Owner) timers() {
 			}
 			o.giveUpSlow()
 			o.giveUpReads()
+			o.giveUpFlights()
 			o.letSlowedIn()
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {
@@ -435,6 +438,9 @@ func (o *Owner) timers() {
 			}
 			if n%50 == 0 {
 				o.everySecond()
+			}
+			if n%(50*farHotForget) == 0 {
+				o.far.cool()
 			}
 		})
 	}

@@ -53,8 +53,9 @@ func (o *Owner) read(op *Op) {
 	op.pieces = pieces
 	op.read.Journal = o.journalID
 	op.read.Pieces = op.read.Pieces[:0]
+	o.far.noteRead(op.first)
 	var store journal.Store
-	single := true
+	single, far := true, false
 	holes := 0
 	for i := range pieces {
 		p := &pieces[i]
@@ -69,14 +70,20 @@ func (o *Owner) read(op *Op) {
 		}
 		if store == nil {
 			store = s
+			far = o.isFar(s)
 		} else if store.ID() != s.ID() {
 			single = false
+			far = far || o.isFar(s)
 		}
 		op.read.Pieces = append(op.read.Pieces, wire.ReadPiece{Segment: p.Segment, Record: p.Record, First: p.First, Blocks: uint16(p.Count)})
 	}
 	if holes == len(pieces) {
 		op.assemble(nil)
 		o.finish(op, nil)
+		return
+	}
+	if far {
+		o.readFar(op)
 		return
 	}
 	if !single {
@@ -298,6 +305,10 @@ func (o *Owner) readSlow(op *Op) {
 			// Its stores are away, or it was reported by none since the takeover: it is read once one is back.
 			var last error = wire.Errorf(wire.CodeBusy, "no store that has segment %s can be reached", src.piece.Segment)
 			for _, st := range src.stores {
+				if kept, ok := o.env.Far.read(nil, src.piece); ok {
+					data, got = append(data, kept...), true
+					break
+				}
 				r, err := o.readPiece(st, src.piece)
 				if err == nil {
 					data = append(data, r.Data...)

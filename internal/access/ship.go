@@ -73,6 +73,7 @@ func (o *Owner) afterServing() {
 		o.cp.last -= o.env.Limits.CheckpointInterval
 	}
 	o.endPast()
+	o.fillHot(o.hand.hot)
 	o.serveUnit()
 	for _, site := range o.state.Sites {
 		if site == o.env.Site {

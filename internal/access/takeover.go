@@ -73,7 +73,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	}
 	if err == nil && !rec.EndKnown {
 		o.uncertain = true
-		answers, rec, err = o.fetchFromSites(ctx, answers, o.far)
+		answers, rec, err = o.fetchFromSites(ctx, answers, o.farAnswers)
 	}
 	if err != nil {
 		return fail(err)
@@ -259,7 +259,7 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			}
 		}
 		if all && o.sitesHeard(sites, far) || waited > o.env.Limits.UncertainWait {
-			o.far = far
+			o.farAnswers = far
 			return answers, rec, nil
 		}
 	}
@@ -277,7 +277,7 @@ func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
 	for {
 		var home int
 		stores, home = ChooseEnsemble(o.env.Stores, o.env.Site, o.journalID, o.state.Sites)
-		if home >= 2 || len(stores) >= 2 && time.Now().After(deadline) {
+		if home >= 2 || len(stores) >= 2 && (time.Now().After(deadline) || len(o.env.Stores.Core(o.env.Site)) == 0) {
 			break
 		}
 		if time.Now().After(deadline.Add(30 * time.Second)) {

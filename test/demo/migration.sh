@@ -25,7 +25,7 @@ done
 dozo=${DOZO_BIN:-$PWD/bin/dozo}
 [ -x "$dozo" ] || { echo "$dozo is missing; make build" >&2; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "network namespaces need root" >&2; exit 2; }
-lab=demo-migration
+lab=migration
 work=$(mktemp -d "${TMPDIR:-/tmp}/dozo-demo.XXXXXX") || exit 2
 cleanup() {
 	trap - EXIT INT TERM
