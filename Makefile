@@ -18,13 +18,15 @@ SEEDS    ?= 1000
 SEED     ?= 1
 SIMFLAGS ?=
 MUTANTS  ?= all
+# Rounds of each kind of the migration demo.
+DEMO_ROUNDS ?= 5
 # Further flags of go test in unit and e2e.
 TESTFLAGS ?=
 
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-mutants lab-test guest-test bench-iscsi lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-mutants lab-test guest-test demo-migration bench-iscsi lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +75,11 @@ sim: ## SEEDS=n seeds of the simulator from SEED=first, which replay exactly; wi
 
 sim-mutants: ## leave each clause of the rules out, one at a time: the simulator must notice (MUTANTS=names)
 	nice $(GO) run ./internal/sim/batch -mutants '$(MUTANTS)' -first $(SEED) $(SIMFLAGS)
+
+demo-migration: build ## live migration with the disk behind dozo, at 18 and 100 ms: report and plot in ./demo-migration (root; 40 minutes; DEMO_ROUNDS=5)
+	./test/deps.sh
+	./test/guest-image.sh
+	ROUNDS='$(DEMO_ROUNDS)' ./test/demo/migration.sh -o '$(CURDIR)/demo-migration'
 
 conformance: build ## iscsi-test-cu, test by test, into docs/conformance.md
 	./test/conformance/run.sh -o docs/conformance.md

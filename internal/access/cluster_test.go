@@ -182,10 +182,10 @@ func (c *cluster) Store(id ident.StoreID) (journal.Store, bool) {
 	}
 	return s, s != nil
 }
-func (c *cluster) Local(id ident.StoreID) bool                  { return id == c.local }
-func (c *cluster) Up(id ident.StoreID) bool                     { return c.seat(id).live.Load() != nil }
-func (c *cluster) Site(id ident.StoreID) ident.SiteID           { return c.seat(id).site }
-func (c *cluster) Host(id ident.StoreID) string                 { return c.seat(id).host }
+func (c *cluster) Local(id ident.StoreID) bool        { return id == c.local }
+func (c *cluster) Up(id ident.StoreID) bool           { return c.seat(id).live.Load() != nil }
+func (c *cluster) Site(id ident.StoreID) ident.SiteID { return c.seat(id).site }
+func (c *cluster) Host(id ident.StoreID) string       { return c.seat(id).host }
 func (c *cluster) Core(site ident.SiteID) (ids []ident.StoreID) {
 	for _, s := range c.seats {
 		if s.site == site {

@@ -476,9 +476,8 @@ func (h *handing) catchUp(ctx context.Context) error {
 		return fmt.Errorf("node %s is not ready: %w", h.to.Name, err)
 	}
 	trip := time.Since(asked)
-	var rate float64 // of the link, as far as is seen, bytes a second
-	var last uint64
-	begun, looked := time.Now(), time.Now()
+	var link linkRate
+	begun := time.Now()
 	var slowed time.Time
 	for {
 		var lag uint64
@@ -490,14 +489,7 @@ func (h *handing) catchUp(ctx context.Context) error {
 		bytes := ship.mu.bytes
 		state := ship.mu.state
 		ship.mu.Unlock()
-		if dt := time.Since(looked).Seconds(); dt > 0 && last != 0 {
-			now := float64(bytes-last) / dt
-			rate += (now - rate) / 4
-			if lag > handLagSmall {
-				rate = max(rate, now)
-			}
-		}
-		last, looked = bytes, time.Now()
+		rate := link.add(time.Now(), bytes, lag > handLagSmall)
 		h.mv.lag(lag)
 		if lag <= handLagSmall || float64(lag) <= rate*(trip+handPause).Seconds() {
 			if o.settledAt(ship) || time.Since(begun) > settlePatience {
@@ -527,6 +519,45 @@ func (h *handing) catchUp(ctx context.Context) error {
 		case <-time.After(lagLook):
 		}
 	}
+}
+
+// linkRate is what a link carries, as far as is seen: the most in any linkWindow while there was more to send than fits
+// into a moment, else what it carried lately. Shorter times say nothing: buffers take what the link does not.
+type linkRate struct {
+	seen []linkSeen
+	rate float64
+}
+
+type linkSeen struct {
+	at    time.Time
+	bytes uint64
+	busy  bool
+}
+
+const linkWindow = time.Second
+
+// add takes the bytes that had arrived at a moment and gives the rate, in bytes a second.
+func (l *linkRate) add(at time.Time, bytes uint64, busy bool) float64 {
+	l.seen = append(l.seen, linkSeen{at, bytes, busy})
+	for len(l.seen) > 2 && at.Sub(l.seen[1].at) >= linkWindow {
+		l.seen = l.seen[1:]
+	}
+	first := l.seen[0]
+	took := at.Sub(first.at)
+	if took <= 0 || bytes < first.bytes {
+		return l.rate
+	}
+	now := float64(bytes-first.bytes) / took.Seconds()
+	full := took >= linkWindow/2 && !slices.ContainsFunc(l.seen, func(s linkSeen) bool { return !s.busy })
+	switch {
+	case took < linkWindow/2:
+		l.rate = max(l.rate, now/2) // little is known yet
+	case full:
+		l.rate = max(l.rate, now)
+	default:
+		l.rate = now
+	}
+	return l.rate
 }
 
 // prepare is the taker's first step.

@@ -67,3 +67,37 @@ func TestMove(t *testing.T) {
 	s.check(log, s.url(2, 1, iqn))
 	s.check(log, s.url(3, 1, iqn))
 }
+
+// TestFollow writes by one site, then by another: the volume comes after the writer; a pinned one stays.
+// Nobody's write fails, and all that was acknowledged is there in the end.
+func TestFollow(t *testing.T) {
+	s := start(t, 2, 2)
+	iqn := s.create("v", "256M")
+	s.create("pinned", "256M", "--ownership", "pin")
+	pinned := s.show("pinned").Volume.Owner
+	byFar := s.crashWriter(s.url(2, 1, s.show("pinned").Volume.IQN), filepath.Join(s.dir, "pinned"))
+	var logs []string
+	for i, site := range []int{1, 2} {
+		log := filepath.Join(s.dir, fmt.Sprint("writer", i))
+		logs = append(logs, log)
+		w := s.crashWriter(s.url(site, 2, iqn), log)
+		want := fmt.Sprintf("s%dn2", site)
+		began := time.Now()
+		until(t, "the volume is where it is written", 30*time.Second, func() (bool, string) {
+			owner := s.show("v").Volume.Owner
+			return i == 0 && owner[:2] == want[:2] || owner == want, owner
+		})
+		t.Logf("written by %s: owned by %s after %v", want, s.show("v").Volume.Owner, time.Since(began).Round(10*time.Millisecond))
+		time.Sleep(time.Second)
+		if r := w.finish(t); r.Failed != 0 || r.Acked == 0 {
+			t.Errorf("writer %d: %+v", i, r)
+		}
+	}
+	s.check(logs[1], s.url(1, 1, iqn))
+	if r := byFar.finish(t); r.Failed != 0 || r.Acked == 0 {
+		t.Errorf("writer of the pinned volume: %+v", r)
+	}
+	if now := s.show("pinned").Volume.Owner; now != pinned {
+		t.Errorf("the pinned volume went from %s to %s", pinned, now)
+	}
+}

@@ -244,8 +244,8 @@ func (g *group) typical() round {
 
 // The plot: a panel for each group, time from left to right.
 const (
-	plotWidth, panelHeight = 900, 190
-	left, right, top, foot = 60, 20, 34, 30
+	plotWidth, panelHeight = 900, 200
+	left, right, top, foot = 60, 20, 42, 30
 )
 
 func plot(groups []*group) string {
@@ -272,7 +272,7 @@ func (g *group) panel(b *strings.Builder, y0 float64) {
 		return y0 + top + (panelHeight-top-foot)*(1-n/float64(most))
 	}
 	bottom := y(0)
-	fmt.Fprintf(b, `<text x="%d" y="%.0f" font-weight="bold">%v between the sites, %s guest: records acknowledged a second</text>`+"\n", left, y0+18, g.rtt, g.load)
+	fmt.Fprintf(b, `<text x="%d" y="%.0f" font-weight="bold">%v between the sites, %s guest: records acknowledged a second</text>`+"\n", left, y0+14, g.rtt, g.load)
 	fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="#eeeeee"/>`+"\n", x(0), y0+top, x(r.disk.EndedMs)-x(0), bottom-y0-top)
 	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" fill="#666666">migration</text>`+"\n", x(0)+3, y0+top+12)
 	for _, n := range []float64{0, float64(most) / 2, float64(most)} {
@@ -299,5 +299,5 @@ func (g *group) panel(b *strings.Builder, y0 float64) {
 	if !r.moved.IsZero() {
 		mark(float64(r.moved.Sub(r.disk.Began).Milliseconds()), fmt.Sprintf("volume follows, pause %d ms", r.pause.Milliseconds()), "start")
 	}
-	fmt.Fprintf(b, `<text x="%d" y="%.0f" text-anchor="end"><tspan fill="#1f5fa8">dozo</tspan> <tspan fill="#999999">local file</tspan></text>`+"\n", plotWidth-right, y0+18)
+	fmt.Fprintf(b, `<text x="%d" y="%.0f" text-anchor="end"><tspan fill="#1f5fa8">dozo</tspan> <tspan fill="#999999">local file</tspan></text>`+"\n", plotWidth-right, y0+14)
 }
