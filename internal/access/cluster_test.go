@@ -165,6 +165,27 @@ type cluster struct {
 	health *Health // nil: each owner has its own
 	far    *FarCache
 	wrap   func(journal.Store) journal.Store // nil: none
+
+	copies *Copies
+	infoMu sync.Mutex
+	info   map[ident.StoreID]StoreInfo
+}
+
+// about is what is known of a store beyond Stores.
+func (c *cluster) about(id ident.StoreID) StoreInfo {
+	c.infoMu.Lock()
+	defer c.infoMu.Unlock()
+	return c.info[id]
+}
+
+// tellOf sets it.
+func (c *cluster) tellOf(id ident.StoreID, i StoreInfo) {
+	c.infoMu.Lock()
+	defer c.infoMu.Unlock()
+	if c.info == nil {
+		c.info = map[ident.StoreID]StoreInfo{}
+	}
+	c.info[id] = i
 }
 
 func (c *cluster) seat(id ident.StoreID) *seat {
@@ -324,7 +345,7 @@ func (c *cluster) own(v control.VolumeSpec) *Owner {
 	if health == nil {
 		health = NewHealth(clock, c.tell)
 	}
-	o, err := TakeOver(context.Background(), Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock,
+	o, err := TakeOver(context.Background(), Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock, About: c.about, Copies: c.copies,
 		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit, Far: c.far}, v)
 	if err != nil {
 		c.t.Fatalf("take over: %v", err)
@@ -625,12 +646,16 @@ func TestDegradedBytesAreThoseOfTheSegmentsThatLackACopy(t *testing.T) {
 		view := im.o.View()
 		return n > 1 && view.Degraded == 0 && view.DegradedBytes == 0
 	})
-	n, bytes := sealed()
 	c.kill(c.seats[1])
-	eventually(t, "all sealed segments count as degraded, with their bytes", func() bool {
+	eventually(t, "all segments count as degraded, with their bytes", func() bool {
 		im.o.ask(im.o.publish)
 		view := im.o.View()
-		return int(view.Degraded) == n && view.DegradedBytes == bytes
+		n, bytes := 0, uint64(0)
+		for _, s := range im.o.Segments() {
+			n++
+			bytes += uint64(s.Bytes)
+		}
+		return int(view.Degraded) == n && view.DegradedBytes == bytes && view.Blocks.Single == view.Degraded
 	})
 	c.start(c.seats[1])
 	eventually(t, "with the store back nothing is degraded", func() bool {

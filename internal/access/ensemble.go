@@ -17,6 +17,12 @@ import (
 // errMemberGone ends an owner that wants another ensemble.
 var errMemberGone = errors.New("a member of the ensemble is gone: another ensemble is taken at the next epoch")
 
+// errGrown ends an owner whose site has more core servers than its ensemble has members there.
+var errGrown = errors.New("there are more core servers: another ensemble is taken at the next epoch")
+
+// settledForced is how long it serves at least where an operator has said that a store is to go.
+const settledForced = 2 * time.Second
+
 // settledAfter is how long an owner serves before it gives its epoch up for another ensemble: members that come
 // and go must not make epochs follow each other.
 const settledAfter = 30 * time.Second
@@ -27,17 +33,25 @@ type ensembleState struct {
 	changing bool
 }
 
-// replaceMember ends this owner if a member's store is registered no more, or has been away for longer than what it
-// holds is waited for, and another could take its place.
+// replaceMember ends this owner if another ensemble is wanted and there is one: because a member's store is registered no
+// more, is being emptied, was declared lost, or has been away for longer than what it holds is waited for; or because
+// more core servers are at home now than the ensemble has.
 func (o *Owner) replaceMember(now time.Duration) {
 	e := &o.ensemble
 	if e.away == nil {
 		e.away = map[ident.StoreID]time.Duration{}
 	}
-	var gone []ident.StoreID
-	up := 0
+	var gone, unwanted []ident.StoreID
+	up, home := 0, 0
 	for _, m := range o.members {
 		_, registered := o.env.Stores.Store(m.Store)
+		if m.Home {
+			home++
+		}
+		if registered && !o.env.placeable(m.Store) {
+			unwanted = append(unwanted, m.Store)
+			continue
+		}
 		if registered && o.env.Stores.Up(m.Store) {
 			delete(e.away, m.Store)
 			if m.Home {
@@ -54,17 +68,27 @@ func (o *Owner) replaceMember(now time.Duration) {
 			gone = append(gone, m.Store)
 		}
 	}
-	if len(gone) == 0 || o.stopErr != nil || !o.w.Serving() || o.w.Blocked() || now-o.servedAt < o.env.Limits.settled() {
+	settled := o.env.Limits.settled()
+	if len(unwanted) > 0 {
+		settled = min(settled, settledForced)
+	}
+	grown := len(gone)+len(unwanted) == 0 && home < o.env.homeUp() && len(o.state.Ensembles) == 1
+	if len(gone)+len(unwanted) == 0 && !grown || o.stopErr != nil || !o.w.Serving() || o.w.Blocked() || now-o.servedAt < settled {
 		return
 	}
-	list, home := ChooseEnsemble(o.env.Stores, o.env.Site, o.journalID, o.state.Sites)
-	if home <= up || slices.ContainsFunc(list, func(s ident.StoreID) bool { return slices.Contains(gone, s) }) {
+	list, found := o.env.chooseEnsemble(o.journalID, o.state.Sites)
+	if len(list) < control.EnsembleMin || len(unwanted) == 0 && found <= up || slices.ContainsFunc(list, func(s ident.StoreID) bool { return slices.Contains(gone, s) }) {
 		return // nobody could take its place
 	}
 	for _, s := range gone {
 		o.env.Health.gone(s)
 	}
-	o.log.Warn("a member of the ensemble is gone: another is taken", "members", gone)
+	if grown {
+		o.log.Info("there are more core servers at home than the ensemble has: another is taken", "members", home, "there", found)
+		o.stop(errGrown)
+		return
+	}
+	o.log.Warn("a member of the ensemble is gone or is to go: another is taken", "gone", gone, "leaving", unwanted)
 	o.stop(errMemberGone)
 }
 
@@ -72,7 +96,7 @@ func (o *Owner) replaceMember(now time.Duration) {
 // the newest, or covered by a checkpoint that is. This epoch's start is committed, since the owner serves.
 func (o *Owner) dropEnsembles() {
 	e := &o.ensemble
-	if e.changing || o.stopErr != nil || len(o.state.Ensembles) < 2 || !o.w.Serving() || !o.proven || len(o.unsettled) > 0 || !o.onNewest() {
+	if e.changing || o.stopErr != nil || len(o.state.Ensembles) < 2 || !o.w.Serving() || !o.proven && !o.allHeard() || len(o.unsettled) > 0 || !o.onNewest() {
 		return
 	}
 	e.changing = true
@@ -102,8 +126,22 @@ func (o *Owner) dropEnsembles() {
 	})
 }
 
+// allHeard reports that every store of the listed ensembles has said what it has since this owner began, or was declared
+// lost: then nobody else can hold what a takeover that was not proven may have missed (R13).
+func (o *Owner) allHeard() bool {
+	for _, e := range o.state.Ensembles {
+		for _, s := range e.Stores {
+			if !o.strays.heard[s] && !o.env.about(s).Lost {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // onNewest reports that a takeover which asks the members of the newest ensemble only finds everything: each segment
-// stable on two of them; one that a checkpoint covers and all other sites hold, on one.
+// stable on two of them; one that a checkpoint covers on two servers wherever they are, since the table in the checkpoint
+// names it.
 func (o *Owner) onNewest() bool {
 	for _, s := range o.segs {
 		if s.slot == 0 || o.retiring(s) {
@@ -130,6 +168,7 @@ func (o *Owner) onNewest() bool {
 		switch {
 		case n >= 2:
 		case n == 1 && o.covered(s) && o.atAllSites(s):
+		case o.covered(s) && !s.id.IsCheckpoint() && len(s.good()) >= 2: // R3: the checkpoint is on two of them; who has the segment is asked for
 		default:
 			return false
 		}

@@ -40,6 +40,9 @@ type Env struct {
 	Limits  Limits
 	Health  *Health   // of stores, shared by all owners of the node; nil: each owner has its own
 	Far     *FarCache // of blocks of other sites, likewise; nil: none is kept
+	Copies  *Copies   // what copies of replicas may cost; nil: no limit
+	// About says what is known of a store beyond Stores; nil: nothing. It must not block.
+	About func(ident.StoreID) StoreInfo
 	// Announce tells all access servers of a change of a unit and waits until those that can be reached know;
 	// nil in an owner without a Server.
 	Announce func(context.Context, *wire.Unit)

@@ -12,6 +12,9 @@ type Metrics struct {
 	Dropped      prometheus.Counter
 	Retired      prometheus.Counter
 	Repaired     prometheus.Counter
+	Emptied      prometheus.Counter
+	Moved        prometheus.Counter
+	CopiedBytes  prometheus.Counter
 	ShippedBytes prometheus.Counter
 	ShipMismatch prometheus.Counter
 	Forwarded    prometheus.Counter
@@ -44,6 +47,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Dropped:      counter("replicas_dropped_total", "Local replicas dropped because other sites hold the segment."),
 		Retired:      counter("segments_retired_total", "Segments that nothing needed any more."),
 		Repaired:     counter("replicas_repaired_total", "Replicas made again."),
+		Emptied:      counter("replicas_emptied_total", "Replicas made elsewhere because their store is being emptied."),
+		Moved:        counter("replicas_moved_total", "Replicas made elsewhere because their store has less room than others."),
+		CopiedBytes:  counter("copied_bytes_total", "Bytes of replicas that were made again, for whatever reason."),
 		ShippedBytes: counter("shipped_bytes_total", "Bytes of segments that other sites have taken."),
 		ShipMismatch: counter("ship_mismatch_total", "Times a site's copy did not continue the owner's history."),
 		Forwarded:    counter("forwarded_commands_total", "Commands passed on to the owner at another node."),

@@ -573,8 +573,8 @@ func (s *Server) prepare(ctx context.Context, v *Volume, from ident.NodeName, m 
 	if x, ok := s.env.Control.Node(from); ok {
 		p.moved = x.Site != s.env.Site
 	}
-	if newest, ok := state.Newest(); !ok || !(&Owner{env: s.env}).usable(newest.Stores) {
-		stores, _ := ChooseEnsemble(s.env.Stores, s.env.Site, v.id, state.Sites)
+	if newest, ok := state.Newest(); !ok || !(&Owner{env: s.env, journalID: v.id, state: state}).usable(newest.Stores) {
+		stores, _ := s.env.chooseEnsemble(v.id, state.Sites)
 		if len(stores) < control.EnsembleMin {
 			return r, wire.Errorf(wire.CodeBusy, "fewer than two core servers can be reached from node %s", s.env.Node)
 		}

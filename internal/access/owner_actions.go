@@ -297,7 +297,7 @@ func (o *Owner) copyOver(a journal.Action) {
 	from, to := o.stores[a.Member], o.stores[a.Dest]
 	end, last, start := a.Segment.End(), a.Segment.Last(), o.w.Start()
 	o.goBackground(func() {
-		made, err := o.copySegment(from, to, a.Segment.ID, end, last, start)
+		made, err := o.copySegment(from, to, a.Segment.ID, end, last, start, nil)
 		err = unreached(err)
 		if errors.Is(err, wire.ErrUnreached) {
 			// The source or the destination: appends will tell which. The copy is tried again.
@@ -310,10 +310,15 @@ func (o *Owner) copyOver(a journal.Action) {
 // copyFrame is how much one push of a copy carries.
 const copyFrame = 1 << 20
 
-// copySegment makes a sealed replica of [0, end) at another store from one that has it.
-func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, last ident.Position, start wire.EpochStart) (made uint64, err error) {
-	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
-	defer cancel()
+// copySegment makes a sealed replica of [0, end) at another store from one that has it. With a budget it takes as long
+// as the budget lets it.
+func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, last ident.Position, start wire.EpochStart, budget *Copies) (made uint64, err error) {
+	ctx := o.ctx
+	if budget == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(o.ctx, time.Minute)
+		defer cancel()
+	}
 	octx, ocancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncPatience) // there may be others to copy to
 	_, err = to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16), Copy: true})
 	ended := octx.Err()
@@ -323,22 +328,19 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 		return 0, fmt.Errorf("open at %s: %w", to.ID(), err)
 	}
 	// What the destination has already is compared by the append itself; a differing replica is loud.
-	var inv wire.InventoryReply
-	inv, err = to.Inventory(ctx, &wire.Inventory{Journal: id.Journal, Limit: 1 << 20})
+	r, there, err := o.replicaAt(ctx, to, id)
 	if err != nil {
 		return 0, err
 	}
 	at := uint32(0)
-	for _, r := range inv.Replicas {
-		if r.Segment == id {
-			if r.State == wire.ReplicaSealed {
-				if r.End != end || r.Last != last {
-					return 0, wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s, not after %s", id, to.ID(), r.Last, last)
-				}
-				return r.Made, nil
+	if there {
+		if r.State == wire.ReplicaSealed {
+			if r.End != end || r.Last != last {
+				return 0, wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s, not after %s", id, to.ID(), r.Last, last)
 			}
-			at = min(r.End, end)
+			return r.Made, nil
 		}
+		at = min(r.End, end)
 	}
 	ends, err := o.recordEnds(ctx, from, id)
 	if err != nil {
@@ -352,13 +354,46 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 		} else if n < len(ends) {
 			next = min(end, ends[n])
 		}
-		if _, err := from.Push(ctx, &wire.Push{Epoch: o.epoch, Segment: id, From: at, To: next, Commit: o.commitNow(), Stable: o.commitNow(), Dest: to.ID()}); err != nil {
+		if err := budget.pace(ctx, int(next-at)); err != nil {
+			return 0, err
+		}
+		pctx, cancel := context.WithTimeout(ctx, pushTimeout)
+		_, err := from.Push(pctx, &wire.Push{Epoch: o.epoch, Segment: id, From: at, To: next, Commit: o.commitNow(), Stable: o.commitNow(), Dest: to.ID()})
+		cancel()
+		if err != nil {
 			return 0, fmt.Errorf("push to %s: %w", to.ID(), err)
 		}
 		at = next
 	}
-	r, err := to.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
-	return r.Made, err
+	sctx, cancel := context.WithTimeout(ctx, pushTimeout)
+	defer cancel()
+	sealed, err := to.Seal(sctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+	return sealed.Made, err
+}
+
+// replicaAt asks a store for its replica of a segment.
+func (o *Owner) replicaAt(ctx context.Context, st journal.Store, id ident.SegmentID) (r wire.Replica, there bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
+	defer cancel()
+	for m := (&wire.Inventory{Journal: id.Journal}); ; {
+		if id.Number > 0 && m.After == (ident.SegmentID{}) {
+			m.After, m.Limit = id, 1
+			m.After.Number-- // the next one in order, if it is there
+		}
+		inv, err := st.Inventory(ctx, m)
+		if err != nil {
+			return r, false, err
+		}
+		for _, x := range inv.Replicas {
+			if x.Segment == id {
+				return x, true, nil
+			}
+		}
+		if !inv.More || len(inv.Replicas) == 0 || m.Limit == 1 {
+			return r, false, nil
+		}
+		m.After = inv.Replicas[len(inv.Replicas)-1].Segment
+	}
 }
 
 // recordEnds lists the offsets behind each record of a replica: pushes carry whole records.

@@ -1,10 +1,10 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -26,10 +26,7 @@ type permitKey struct {
 	store   ident.StoreID
 }
 
-const (
-	permitsMax     = 256 // in one record
-	repairsRunning = 2   // copies at a time: repair does not starve writes
-)
+const permitsMax = 256 // in one record
 
 // remoteSites are the other sites that hold copies.
 func (o *Owner) remoteSites() []ident.SiteID {
@@ -97,8 +94,8 @@ func (o *Owner) permit(permits []journal.Permit) {
 	})
 }
 
-// mayDrop says which local replica of a segment may go: never this node's own if another has one, so that the owner
-// reads without a network. Those of checkpoints both stay: a takeover needs them first, and they are small.
+// mayDrop says which local replica of a segment may go. Those of checkpoints both stay: a takeover needs them first, and
+// they are small.
 func (o *Owner) mayDrop(s *segment, remote []ident.SiteID) (p journal.Permit, ok bool) {
 	if len(remote) == 0 || o.env.Limits.KeepBothLocal || s.id.IsCheckpoint() || !o.covered(s) {
 		return p, false
@@ -142,20 +139,34 @@ func (o *Owner) goodAt(s *segment, site ident.SiteID) (n int) {
 	return n
 }
 
-// leastWanted names a replica at a site that has more than keep: this node's own last.
+// leastWanted names a replica at a site that has more than keep: one on a store that is being emptied, then the one on
+// the store with the least room, and where that is much the same, this node's own last: its owner reads it without a
+// network.
 func (o *Owner) leastWanted(s *segment, site ident.SiteID, keep int) (p journal.Permit, ok bool) {
 	if o.goodAt(s, site) <= keep {
 		return p, false
 	}
 	var there []holder
+	var ids []ident.StoreID
 	for _, h := range s.good() {
 		if o.env.Stores.Site(h.store) == site {
 			there = append(there, h)
+			ids = append(ids, h.store)
 		} else {
 			p.Remain = append(p.Remain, h.store)
 		}
 	}
+	crowding := o.env.crowding(ids)
 	slices.SortFunc(there, func(a, b holder) int {
+		if la, lb := o.env.placeable(a.store), o.env.placeable(b.store); la != lb {
+			if lb {
+				return -1
+			}
+			return 1
+		}
+		if c := cmp.Compare(crowding[b.store], crowding[a.store]); c != 0 {
+			return c
+		}
 		if la, lb := o.env.Stores.Local(a.store), o.env.Stores.Local(b.store); la != lb {
 			if la {
 				return 1
@@ -331,85 +342,6 @@ func (o *Owner) siteHas(site ident.SiteID, seq ident.Seq) bool {
 	return false
 }
 
-// repairState counts copies under way and remembers since when stores are away.
-type repairState struct {
-	running int
-	away    map[ident.StoreID]time.Duration
-	busy    map[ident.SegmentID]bool
-	// Segments with fewer copies than they should have, and their bytes.
-	wanting      int
-	wantingBytes uint64
-	awaited      int // segments that only stores have that are away
-}
-
-// repairSome looks for segments with too few copies at home and has them copied to another store of the site,
-// where there is one; the other sites are the ships' business.
-func (o *Owner) repairSome(now time.Duration) {
-	if o.stopErr != nil || !o.w.Serving() {
-		return
-	}
-	r := &o.repair
-	if r.away == nil {
-		r.away, r.busy = map[ident.StoreID]time.Duration{}, map[ident.SegmentID]bool{}
-	}
-	r.wanting, r.wantingBytes = 0, 0
-	remote := o.remoteSites()
-	seen := map[ident.StoreID]bool{}
-	pending := map[ident.SegmentID]bool{}
-	o.w.Pending(func(ws *journal.Segment, _ []int) { pending[ws.ID] = true })
-	for _, s := range o.segs {
-		if !s.sealed || s.slot == 0 || pending[s.id] || o.unsettled[s.id] != nil || o.retiring(s) {
-			continue // those that are pending are the writer's to settle, and settlePast is faster
-		}
-		home, remoteSites, resealing := 0, 0, false
-		for i := range s.holders {
-			h := &s.holders[i]
-			up := o.env.Stores.Up(h.store)
-			if !seen[h.store] {
-				seen[h.store] = true
-				if up {
-					delete(r.away, h.store)
-				} else if _, ok := r.away[h.store]; !ok {
-					r.away[h.store] = now
-				}
-			}
-			since, away := r.away[h.store]
-			if h.bad || h.going || away && now-since > o.env.Limits.RepairGrace {
-				continue
-			}
-			if !h.stable {
-				if up && r.running < repairsRunning && !r.busy[s.id] {
-					resealing = true
-					r.running++
-					r.busy[s.id] = true
-					o.resealLater(s, h.store)
-				}
-			}
-			if o.env.Stores.Site(h.store) == o.env.Site {
-				home++
-			} else if h.stable {
-				remoteSites++
-			}
-		}
-		want := 2
-		if len(remote) > 0 && remoteSites >= len(remote) && !s.id.IsCheckpoint() {
-			want = 1
-		}
-		if len(o.env.Stores.Core(o.env.Site)) == 0 {
-			want = 0 // a site of access servers only: its copies are at other sites
-		}
-		if home >= want {
-			continue
-		}
-		r.wanting++
-		r.wantingBytes += uint64(s.end)
-		if resealing || r.running >= repairsRunning || r.busy[s.id] {
-			continue
-		}
-		o.copyAgain(s)
-	}
-}
-
 func (o *Owner) resealLater(s *segment, store ident.StoreID) {
 	st, ok := o.env.Stores.Store(store)
 	id, end, last, start := s.id, s.end, s.last, o.w.Start()
@@ -433,30 +365,6 @@ func (o *Owner) resealLater(s *segment, store ident.StoreID) {
 			}
 		})
 	})
-}
-
-// copyAgain makes a replica at a store of the site that has none, from whichever is nearest.
-func (o *Owner) copyAgain(s *segment) {
-	from := o.readFrom(s)
-	if from == nil || !o.env.Stores.Up(from.ID()) {
-		return
-	}
-	// Members first: a takeover asks them only.
-	candidates := make([]ident.StoreID, 0, 8)
-	for _, m := range o.members {
-		if m.Home {
-			candidates = append(candidates, m.Store)
-		}
-	}
-	for _, id := range slices.Concat(candidates, o.env.Stores.Core(o.env.Site)) {
-		if o.fit(id) && s.holder(id) == nil && id != from.ID() {
-			if dest, ok := o.env.Stores.Store(id); ok {
-				o.copyTo(s, from, dest)
-				return
-			}
-		}
-	}
-	o.permitReplace(s, o.env.Stores.Core(o.env.Site))
 }
 
 // permitReplace has a bad replica made again where it is, because no other store can take a copy. Until the new one
@@ -504,9 +412,7 @@ func (o *Owner) settlePast() {
 		return
 	}
 	r := &o.repair
-	if r.busy == nil {
-		r.away, r.busy = map[ident.StoreID]time.Duration{}, map[ident.SegmentID]bool{}
-	}
+	r.init()
 	for id, s := range o.unsettled {
 		if r.busy[id] {
 			continue
@@ -539,7 +445,7 @@ func (o *Owner) settlePast() {
 			}
 		}
 		if dest != nil {
-			o.copyTo(s, from, dest)
+			o.copyTo(s, from, dest, dangerNone)
 			continue
 		}
 		var members []ident.StoreID
@@ -549,31 +455,4 @@ func (o *Owner) settlePast() {
 		o.permitReplace(s, members)
 	}
 	o.sendDrops()
-}
-
-// copyTo makes a replica at dest from one that is whole.
-func (o *Owner) copyTo(s *segment, from, dest journal.Store) {
-	o.repair.running++
-	o.repair.busy[s.id] = true
-	id, end, last, start := s.id, s.end, s.last, o.w.Start()
-	o.goBackground(func() {
-		made, err := o.copySegment(from, dest, id, end, last, start)
-		o.call(func() {
-			o.repair.running--
-			delete(o.repair.busy, id)
-			if err != nil {
-				if o.stopErr == nil {
-					o.log.Warn("replica not made again", "segment", id, "store", dest.ID(), "err", err)
-				}
-				if errors.Is(err, wire.ErrConflict) && s.holder(dest.ID()) == nil { // a fork has the segment's name there
-					s.holders = append(s.holders, holder{store: dest.ID(), bad: true, fork: true})
-				}
-				return
-			}
-			s.confirm(dest.ID(), made)
-			delete(o.strays.lost, permitKey{id, dest.ID()})
-			o.env.Metrics.Repaired.Inc()
-			o.log.Info("replica made again", "segment", id, "store", dest.ID())
-		})
-	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/wire"
 )
 
 // Server is the access role of a node: its owners, and its view of volumes that others own.
@@ -51,6 +52,9 @@ func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 		env.Health = NewHealth(env.Clock, nil)
 	}
 	s := &Server{env: env, peers: peers, slots: make(chan struct{}, takeoversMax)}
+	if s.env.Copies == nil {
+		s.env.Copies = NewCopies(env.Clock, 0)
+	}
 	if s.env.Announce == nil {
 		s.env.Announce = s.announce
 	}
@@ -394,3 +398,16 @@ func (s *Server) takeOver(v *Volume, hand *handed) {
 	}
 	v.wake()
 }
+
+// Blocks is what the owners of this node have to copy.
+func (s *Server) Blocks() (list []wire.JournalBlocks) {
+	for _, o := range s.Owners() {
+		if v := o.View(); v != nil {
+			list = append(list, v.Blocks)
+		}
+	}
+	return list
+}
+
+// Copies is the node's budget of copies.
+func (s *Server) Copies() *Copies { return s.env.Copies }

@@ -275,7 +275,7 @@ func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident
 	var stores []journal.Store
 	for _, id := range o.env.Stores.Core(site) {
 		st, ok := o.env.Stores.Store(id)
-		if !ok || !o.env.Stores.Up(id) {
+		if !ok || !o.env.Stores.Up(id) || o.env.about(id).Lost {
 			continue
 		}
 		fctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
@@ -331,8 +331,8 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 	return found, before
 }
 
-// shipTo chooses the store of the site for a segment: the one that has a part of it already, else one by the
-// segment's number, so that load and capacity spread.
+// shipTo chooses the store of the site for a segment: the one that has a part of it already, else one with room, in
+// turn by the segment's number, so that load and capacity spread.
 func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32) {
 	for _, h := range there {
 		// A short one has lost what its power cut took; appends go on from there, compared with what there is.
@@ -340,8 +340,8 @@ func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (jour
 			return h.store, h.end
 		}
 	}
-	for i := range stores {
-		st := stores[(int(seg.id.Number)+i)%len(stores)]
+	stores = o.env.roomyFirst(stores, int(seg.id.Number))
+	for _, st := range stores {
 		taken := slices.ContainsFunc(there, func(h have) bool { return h.store == st })
 		if !taken && o.env.Stores.Up(st.ID()) {
 			return st, 0
@@ -591,14 +591,14 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			var from journal.Store
 			var e shipEnd
 			o.ask(func() { from, e = o.readFrom(seg), shipEnd{seg.end, seg.last, o.w.Start()} })
-			to := stores[int(seg.id.Number&0xffff)%len(stores)]
+			to := o.env.roomyFirst(stores, int(seg.id.Number&0xffff))[0]
 			if from == nil && o.env.Stores.Up(to.ID()) {
 				continue // who has it has not been heard yet: the sessions with the other sites ask
 			}
 			if from == nil || !o.env.Stores.Up(to.ID()) {
 				return wire.Errorf(wire.CodeUnreached, "checkpoint segment %s: no store to copy from or to", seg.id)
 			}
-			made, err := o.copySegment(from, to, seg.id, e.end, e.last, e.start)
+			made, err := o.copySegment(from, to, seg.id, e.end, e.last, e.start, nil)
 			if err != nil {
 				return fmt.Errorf("checkpoint segment %s: %w", seg.id, err)
 			}

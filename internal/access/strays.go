@@ -26,7 +26,8 @@ type strayState struct {
 	due     time.Duration                      // next look
 	asking  bool
 	found   map[permitKey]stray
-	lost    map[permitKey]bool // set aside by this owner's word, to be made again
+	heard   map[ident.StoreID]bool // stores that have said what they have
+	lost    map[permitKey]bool     // set aside by this owner's word, to be made again
 }
 
 // stray is a replica of a segment that is not in the table.
@@ -85,13 +86,14 @@ func (o *Owner) askWhatIsThere(id ident.StoreID) {
 
 // reported compares what a store has with the table.
 func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica) {
-	if o.stopErr != nil {
+	if o.stopErr != nil || o.env.about(store).Lost {
 		return
 	}
 	x := &o.strays
 	if x.found == nil {
-		x.found, x.starts = map[permitKey]stray{}, map[ident.Epoch]wire.EpochStart{}
+		x.found, x.starts, x.heard = map[permitKey]stray{}, map[ident.Epoch]wire.EpochStart{}, map[ident.StoreID]bool{}
 	}
+	x.heard[store] = true
 	for k := range x.found {
 		if k.store == store {
 			delete(x.found, k)
@@ -200,9 +202,9 @@ func (o *Owner) badReplica(s *segment) (p journal.Permit, ok bool) {
 }
 
 // tooMany names one replica of a segment that a checkpoint covers where a site has more than it should: two at
-// home, one elsewhere.
+// home, one elsewhere; or one at a store that is being emptied, once there are enough without it.
 func (o *Owner) tooMany(s *segment) (p journal.Permit, ok bool) {
-	if !o.covered(s) || len(s.holders) < 2 || o.env.Limits.KeepBothLocal {
+	if !o.covered(s) || len(s.holders) < 2 {
 		return p, false
 	}
 	for _, site := range o.state.Sites {
@@ -210,11 +212,24 @@ func (o *Owner) tooMany(s *segment) (p journal.Permit, ok bool) {
 		if site == o.env.Site {
 			keep = 2
 		}
+		if o.leavingAt(s, site) {
+			_, hosts := o.env.places(site)
+			keep = min(keep, hosts)
+		} else if o.env.Limits.KeepBothLocal {
+			continue
+		}
 		if p, ok = o.leastWanted(s, site, keep); ok && len(p.Remain) >= 2 {
 			return p, true
 		}
 	}
 	return p, false
+}
+
+// leavingAt reports that a good replica at a site is at a store that is being emptied.
+func (o *Owner) leavingAt(s *segment, site ident.SiteID) bool {
+	return slices.ContainsFunc(s.holders, func(h holder) bool {
+		return h.stable && !h.going && !h.bad && o.env.Stores.Site(h.store) == site && o.env.about(h.store).Leaving
+	})
 }
 
 // permitStrays adds those strays that may go.

@@ -180,7 +180,7 @@ func TestAStoreThatLacksAReplicaCountsForNothing(t *testing.T) {
 	c.powerCut(s)
 	c.start(s)
 	absent("opened again, after a power cut")
-	if _, err := o.copySegment(o.stores[0], s, seg.ID, seg.Bytes, o.segs[seg.ID].last, o.w.Start()); err != nil {
+	if _, err := o.copySegment(o.stores[0], s, seg.ID, seg.Bytes, o.segs[seg.ID].last, o.w.Start(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := c.replicas(s, v.ID)[seg.ID]; r.State != wire.ReplicaSealed {
@@ -235,7 +235,7 @@ func TestAPermitMeansOneReplica(t *testing.T) {
 		s := im.o.segs[seg.ID]
 		from := im.o.readFrom(s)
 		to, _ := im.o.env.Stores.Store(gone.id)
-		im.o.copyTo(s, from, to)
+		im.o.copyTo(s, from, to, dangerNone)
 	})
 	eventually(t, "it is there again", func() bool { return c.replicas(gone, v.ID)[seg.ID].State == wire.ReplicaSealed })
 	made := c.replicas(gone, v.ID)[seg.ID].Made
@@ -306,7 +306,7 @@ func TestStraysGo(t *testing.T) {
 		from := im.o.readFrom(s)
 		for _, x := range c.seats[2:] {
 			if s.holder(x.id) == nil {
-				im.o.copyTo(s, from, x)
+				im.o.copyTo(s, from, x, dangerNone)
 			}
 		}
 	})

@@ -142,13 +142,13 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 	for _, e := range state.Ensembles {
 		ensembles = append(ensembles, e.Stores)
 		for _, s := range e.Stores {
-			if !slices.Contains(ids, s) {
+			if !slices.Contains(ids, s) && !o.env.about(s).Lost { // what a lost one may say counts for nothing
 				ids = append(ids, s)
 			}
 		}
 	}
 	answers, far := fenceAnswers{}, fenceAnswers{}
-	if len(ids) == 0 {
+	if len(ensembles) == 0 {
 		return answers, journal.Recover(ensembles, answers), nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -223,7 +223,11 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, ctx.Err())
 		}
 		rec := journal.Recover(ensembles, answers)
-		if !rec.Enough {
+		forced := !rec.Enough && o.allButLost(state.Ensembles, rec.Missing)
+		if forced {
+			rec.EndKnown = false // R2: never proven, and other sites may know more
+		}
+		if !rec.Enough && !forced {
 			if time.Since(begun) > 2*time.Second && time.Since(complained) > 10*time.Second {
 				complained = time.Now()
 				o.log.Warn("takeover waits for stores", "missing", fmt.Sprint(rec.Missing))
@@ -265,6 +269,26 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 	}
 }
 
+// allButLost reports that an operator's word takes the place of answers: of each ensemble of which too few have answered, all
+// have that were not declared lost (R2).
+func (o *Owner) allButLost(ensembles []control.Ensemble, missing []ident.StoreID) bool {
+	for _, e := range ensembles {
+		lost, silent := 0, 0
+		for _, s := range e.Stores {
+			switch {
+			case o.env.about(s).Lost:
+				lost++
+			case slices.Contains(missing, s):
+				silent++
+			}
+		}
+		if len(e.Stores)-lost-silent < max(1, len(e.Stores)-1) && (lost == 0 || silent > 0) {
+			return false
+		}
+	}
+	return true
+}
+
 // chooseMembers takes the newest ensemble, or records a new one where there is none at this site. It is in
 // the control store before anything is appended (R3).
 func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
@@ -274,10 +298,11 @@ func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
 	}
 	deadline := time.Now().Add(membersPatience)
 	var stores []ident.StoreID
+	want := o.env.homeWanted() // more can not be waited for
 	for {
 		var home int
-		stores, home = ChooseEnsemble(o.env.Stores, o.env.Site, o.journalID, o.state.Sites)
-		if home >= 2 || len(stores) >= 2 && (time.Now().After(deadline) || len(o.env.Stores.Core(o.env.Site)) == 0) {
+		stores, home = o.env.chooseEnsemble(o.journalID, o.state.Sites)
+		if home >= min(2, want) && len(stores) >= 2 || len(stores) >= 2 && time.Now().After(deadline) {
 			break
 		}
 		if time.Now().After(deadline.Add(30 * time.Second)) {
@@ -312,22 +337,22 @@ func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
 // if the site has so many. The ensemble of another site may list one of this (R3); over that one and another of that
 // site every write would cross the distance.
 func (o *Owner) usable(stores []ident.StoreID) bool {
-	home := 0
-	var hosts []string
-	for _, s := range o.env.Stores.Core(o.env.Site) {
-		if h := o.env.Stores.Host(s); !slices.Contains(hosts, h) {
-			hosts = append(hosts, h)
-		}
-	}
+	home, leaving := 0, false
 	for _, s := range stores {
 		if _, ok := o.env.Stores.Store(s); !ok || o.env.Health.isGone(s, o.env.Stores.Up(s)) {
 			return false
 		}
+		leaving = leaving || !o.env.placeable(s)
 		if o.env.Stores.Site(s) == o.env.Site {
 			home++
 		}
 	}
-	return home >= min(2, len(hosts))
+	if leaving || home < o.env.homeUp() {
+		if list, _ := o.env.chooseEnsemble(o.journalID, o.state.Sites); len(list) >= control.EnsembleMin {
+			return false // there is a better one: without a store that is to go, or with one more at home
+		}
+	}
+	return home >= min(2, o.env.homeWanted())
 }
 
 func (o *Owner) setMembers(stores []ident.StoreID) {
@@ -336,43 +361,6 @@ func (o *Owner) setMembers(stores []ident.StoreID) {
 		o.members = append(o.members, journal.Member{Store: s, Home: o.env.Stores.Site(s) == o.env.Site})
 		o.stores = append(o.stores, st)
 	}
-}
-
-// ChooseEnsemble picks the stores for a journal whose owner is at site: three of different hosts at home where
-// there are so many, else two and a third at another site, which is used only while fewer than two at home
-// answer (R3). A site without core servers takes those of the first of the copy sites that has some.
-// Stores that are down are taken only if there are no others. home is how many of them are of the site and up.
-func ChooseEnsemble(dir Stores, site ident.SiteID, journal ident.JournalID, sites []ident.SiteID) (stores []ident.StoreID, home int) {
-	var hosts []string
-	take := func(from ident.SiteID, most int, up bool) {
-		list := dir.Core(from)
-		slices.SortFunc(list, func(a, b ident.StoreID) int {
-			if dir.Local(a) != dir.Local(b) {
-				if dir.Local(a) {
-					return -1
-				}
-				return 1
-			}
-			return rendezvous(journal, a, b)
-		})
-		for _, s := range list {
-			if len(stores) < most && dir.Up(s) == up && !slices.Contains(hosts, dir.Host(s)) {
-				stores = append(stores, s)
-				hosts = append(hosts, dir.Host(s))
-			}
-		}
-	}
-	take(site, 3, true)
-	home = len(stores)
-	if home < 2 {
-		take(site, 2, false)
-	}
-	for _, other := range sites {
-		if other != site {
-			take(other, 3, true)
-		}
-	}
-	return stores, home
 }
 
 // rendezvous orders stores for a journal: everybody comes to the same order, and different journals to

@@ -18,6 +18,7 @@ type View struct {
 	Members  []journal.Member
 	MapBytes int64
 	Repairs  int
+	Blocks   wire.JournalBlocks
 	Ships    []string // states, in the order of Sites
 }
 
@@ -94,7 +95,8 @@ func (o *Owner) publish() {
 	v.Checkpoint = o.w.Point().At
 	v.Mapped = o.m.Mapped()
 	v.Segments = uint32(len(o.order))
-	v.Degraded, v.DegradedBytes = uint32(o.repair.wanting), o.repair.wantingBytes
+	v.Blocks = o.repair.JournalBlocks
+	v.Degraded, v.DegradedBytes = v.Blocks.Degraded, v.Blocks.DegradedBytes
 	v.Unproven, v.Lost = !o.proven, o.lost
 	v.Attached, v.Barred, v.Ports = uint32(len(o.ports.order)), uint32(o.ports.barred), o.ports.barredPorts()
 	for _, f := range o.forks.at {

@@ -55,6 +55,7 @@ var errorTable = []errorClass{
 	{control.ErrExists, connect.CodeAlreadyExists, "EXISTS"},
 	{control.ErrInvalid, connect.CodeInvalidArgument, "INVALID"},
 	{control.ErrInUse, connect.CodeFailedPrecondition, "IN_USE"},
+	{control.ErrLost, connect.CodeFailedPrecondition, "LOST"},
 	{control.ErrNewerFormat, connect.CodeFailedPrecondition, "NEWER_FORMAT"},
 	{control.ErrNoCluster, connect.CodeUnavailable, "NO_CLUSTER"},
 	{control.ErrUnheard, connect.CodeUnavailable, "CONTROL_UNSETTLED"},

@@ -76,6 +76,9 @@ type Store struct {
 	Reserve Size `yaml:"reserve,omitempty"`
 	// Capacity bounds what the store uses; 0: the whole file system less Reserve.
 	Capacity Size `yaml:"capacity,omitempty"`
+	// Throttle slows the store down to so many bytes a second, read and written together: for measurements on one
+	// machine. 0: not at all.
+	Throttle Size `yaml:"throttle,omitempty"`
 	// Spare bounds the files of dropped replicas that are kept for new segments; nil: 2 GiB. 0: none is kept.
 	Spare *Size `yaml:"spare,omitempty"`
 }
@@ -135,7 +138,7 @@ type Limits struct {
 	Connections int  `yaml:"connections,omitempty"`  // client connections of the node
 	Unsynced    Size `yaml:"unsynced,omitempty"`     // acknowledged and not yet stable, per journal (R8)
 	SegmentSize Size `yaml:"segment_size,omitempty"` // a segment is sealed at this size
-	RepairRate  Size `yaml:"repair_rate,omitempty"`  // bytes a second that repair may read or write; 0: no limit
+	RepairRate  Size `yaml:"repair_rate,omitempty"`  // bytes a second that this node's owners copy to repair, to empty stores and to even their use out; 0: no limit
 }
 
 // Timeouts are the times that decide when something counts as gone.
@@ -144,6 +147,7 @@ type Timeouts struct {
 	Append       Duration `yaml:"append,omitempty"`        // an append that takes longer is treated as failed
 	SyncInterval Duration `yaml:"sync_interval,omitempty"` // unsynced writes are synced at least this often
 	RepairGrace  Duration `yaml:"repair_grace,omitempty"`  // a node may be away so long before its replicas are made anew
+	ScrubPeriod  Duration `yaml:"scrub_period,omitempty"`  // everything that a store has is read and verified once in it
 	IdleSeal     Duration `yaml:"idle_seal,omitempty"`     // R4: an idle tail is sealed
 	Follow       Duration `yaml:"follow"`                  // writes from elsewhere only for so long: the owner hands over; 0: never
 	Control      Duration `yaml:"control,omitempty"`       // an operation of the control store

@@ -30,12 +30,14 @@ func Default() *Config {
 			Connections: 1024,
 			Unsynced:    64 << 20, // R8
 			SegmentSize: 32 << 20,
+			RepairRate:  128 << 20, // a guess: what one disk reads beside its clients
 		},
 		Timeouts: Timeouts{
 			Lease:        Duration(time.Second),
 			Append:       Duration(800 * time.Millisecond),
 			SyncInterval: Duration(time.Second),
 			RepairGrace:  Duration(10 * time.Minute),
+			ScrubPeriod:  Duration(14 * 24 * time.Hour),
 			IdleSeal:     Duration(time.Minute),
 			Follow:       Duration(2 * time.Second),
 			Control:      Duration(10 * time.Second),

@@ -183,6 +183,9 @@ func (c *Config) checkStores(p *problems) {
 		if s.Spare != nil && *s.Spare < 0 {
 			p.add("stores[%d].spare: %s is below 0", i, *s.Spare)
 		}
+		if s.Throttle < 0 {
+			p.add("stores[%d].throttle: %s is below 0", i, s.Throttle)
+		}
 		if s.Capacity != 0 && s.Capacity <= s.Reserve {
 			p.add("stores[%d]: capacity %s leaves nothing above reserve %s", i, s.Capacity, s.Reserve)
 		}
@@ -290,7 +293,7 @@ func (c *Config) checkTimeouts(p *problems) {
 	for _, x := range []struct {
 		key   string
 		value Duration
-	}{{"append", t.Append}, {"sync_interval", t.SyncInterval}, {"repair_grace", t.RepairGrace}, {"idle_seal", t.IdleSeal}, {"control", t.Control}, {"shutdown", t.Shutdown}} {
+	}{{"append", t.Append}, {"sync_interval", t.SyncInterval}, {"repair_grace", t.RepairGrace}, {"scrub_period", t.ScrubPeriod}, {"idle_seal", t.IdleSeal}, {"control", t.Control}, {"shutdown", t.Shutdown}} {
 		if x.value <= 0 {
 			p.add("timeouts.%s: %s: want a positive time", x.key, x.value)
 		}

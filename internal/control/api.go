@@ -37,12 +37,22 @@ type Store interface {
 	// NodeOfStore says which node has the store.
 	NodeOfStore(id ident.StoreID) (Node, bool)
 	// RegisterNode writes the node's entry, giving it a TPGT at the first time and keeping it from then on.
-	// A store that another node has registered is ErrInUse; so is a change of a node's site or host while it has
+	// A store that was declared lost is ErrLost. One that another node has registered is ErrInUse; so is a change of a node's site or host while it has
 	// stores.
 	RegisterNode(ctx context.Context, n Node) (Node, error)
 	RemoveNode(ctx context.Context, name ident.NodeName) error
 	// SetDraining has a node hand over what it owns and take nothing, or ends that.
 	SetDraining(ctx context.Context, name ident.NodeName, yes bool) (Node, error)
+	// SetLeaving says that a node is to be removed: it drains, and its stores are emptied; or ends that.
+	SetLeaving(ctx context.Context, name ident.NodeName, yes bool) (Node, error)
+	// SetStoreLeaving has a store emptied, or ends that.
+	SetStoreLeaving(ctx context.Context, id ident.StoreID, yes bool) (Node, error)
+	// StoreLost reports that an operator has declared the store lost; LostStores lists those, by ID.
+	StoreLost(id ident.StoreID) bool
+	LostStores() []LostStore
+	// LoseStore records an operator's word that a store will not come back. It can not be taken back: from then on
+	// others may be let go that would be needed if it counted.
+	LoseStore(ctx context.Context, id ident.StoreID) (LostStore, error)
 	// Announce keeps a leased key for the node until the store is closed, so that others see it as alive within
 	// Options.AliveTTL. It is for display and for choosing where to place, never for safety.
 	Announce(name ident.NodeName) error

@@ -39,6 +39,7 @@ type content struct {
 	volumes  map[ident.JournalID]entry[VolumeSpec]
 	journals map[ident.JournalID]entry[JournalState]
 	alive    map[ident.NodeName]bool
+	lost     map[ident.StoreID]LostStore
 	revoked  map[string]pki.Revocation
 	joins    map[string]pki.JoinTokenRecord
 	tokens   map[string]pki.APITokenRecord // by name
@@ -53,7 +54,7 @@ func newContent() content {
 	return content{
 		sites: make(map[ident.SiteID]entry[Site]), nodes: make(map[ident.NodeName]entry[Node]), hosts: make(map[string]entry[Host]),
 		volumes: make(map[ident.JournalID]entry[VolumeSpec]), journals: make(map[ident.JournalID]entry[JournalState]),
-		alive: make(map[ident.NodeName]bool), revoked: make(map[string]pki.Revocation), joins: make(map[string]pki.JoinTokenRecord),
+		alive: make(map[ident.NodeName]bool), lost: make(map[ident.StoreID]LostStore), revoked: make(map[string]pki.Revocation), joins: make(map[string]pki.JoinTokenRecord),
 		tokens: make(map[string]pki.APITokenRecord), volumeByName: make(map[string]ident.JournalID), hostByIQN: make(map[string]string),
 		nodeByStore: make(map[ident.StoreID]ident.NodeName), tokenByHash: make(map[string]string),
 	}
@@ -257,6 +258,12 @@ func (t *content) put(p pair) error {
 		}
 	case dirAlive:
 		t.alive[ident.NodeName(rest)] = true
+	case dirLost:
+		v, _, err := decode[LostStore](p.key, p.value)
+		if err = misplaced(p.key, keyLost(v.ID), err); err != nil {
+			return err
+		}
+		t.lost[v.ID] = v
 	case dirRevoked:
 		v, _, err := decode[pki.Revocation](p.key, p.value)
 		if err = misplaced(p.key, keyRevoked(v.Serial), err); err != nil {
@@ -332,6 +339,10 @@ func (t *content) drop(key string) {
 		}
 	case dirAlive:
 		delete(t.alive, ident.NodeName(rest))
+	case dirLost:
+		if id, err := ident.ParseStoreID(rest); err == nil {
+			delete(t.lost, id)
+		}
 	case dirRevoked:
 		delete(t.revoked, rest)
 	case dirJoin:
@@ -384,6 +395,12 @@ func (t *content) keepFrom(old content, key string) {
 		if id, err := journalOfKey(dirJournals, key); err == nil {
 			if e, ok := old.journals[id]; ok {
 				t.journals[id] = e
+			}
+		}
+	case dirLost:
+		if id, err := ident.ParseStoreID(rest); err == nil {
+			if v, ok := old.lost[id]; ok {
+				t.lost[id] = v
 			}
 		}
 	case dirRevoked:

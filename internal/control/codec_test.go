@@ -39,7 +39,7 @@ func golden() []struct {
 		{keyNode("n1"), Node{Name: "n1", Site: 2, HostID: "h", Roles: []Role{RoleCore, RoleAccess}, Version: "v1", TPGT: 3, Voter: true,
 			Addrs: Addrs{Portals: []Portal{{netip.MustParseAddrPort("10.2.0.1:3260"), 3}}, Cluster: netip.MustParseAddrPort("10.2.0.1:7071"),
 				Wan: netip.MustParseAddrPort("[fd00::1]:7071"), Management: netip.MustParseAddrPort("10.2.0.1:7070"), ControlURL: "https://10.2.0.1:7072"},
-			Stores: []StoreSpec{{s1, "nvme0", 1 << 40}}}},
+			Stores: []StoreSpec{{s1, "nvme0", 1 << 40, false}}}},
 		{keyHost("t", "h"), Host{Tenant: "t", Name: "h", InitiatorNames: []string{"iqn.2026-01.com.example:h"}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 			CHAP: CHAP{"u", NewSecret("abcdefghijkl"), "t", NewSecret("mnopqrstuvwx")}, Created: at}},
 		{keyVolume(id), VolumeSpec{ID: id, Tenant: "t", Name: "v", SizeBytes: 1 << 30, BlockSize: 512, Sites: 2, AtSite: 2, Durability: Sync, Partition: PartitionStop,

@@ -21,6 +21,8 @@ var (
 	ErrInvalid = errors.New("invalid")
 	// ErrInUse: the object can not be removed while others refer to it.
 	ErrInUse = errors.New("in use")
+	// ErrLost: the store was declared lost by an operator, for good.
+	ErrLost = errors.New("declared lost")
 	// ErrNewerFormat: what is stored was written by a newer dozo than this one can read.
 	ErrNewerFormat = errors.New("written by a newer dozo")
 	// ErrNoCluster: the control store has not been initialised.

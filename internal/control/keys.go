@@ -23,6 +23,7 @@ import (
 //	names/volume/<tenant>/<name>    index: journal ID
 //	names/initiator/<iqn>           index: tenant/host
 //	stores/<store>                  index: node
+//	lost/<store>                    LostStore
 //	alive/<node>                    leased; there while the node announces itself
 //	revoked/<serial>                pki.Revocation
 //	jointokens/<hash>               pki.JoinTokenRecord
@@ -46,6 +47,7 @@ const (
 	dirJournals = "journals/"
 	dirNames    = "names/"
 	dirStores   = "stores/"
+	dirLost     = "lost/"
 	dirAlive    = "alive/"
 	dirRevoked  = "revoked/"
 	dirJoin     = "jointokens/"
@@ -61,6 +63,7 @@ func keySite(id ident.SiteID) string           { return fmt.Sprintf("%s%05d", di
 func keySiteName(name string) string           { return dirNames + "site/" + name }
 func keyNode(name ident.NodeName) string       { return dirNodes + string(name) }
 func keyStore(id ident.StoreID) string         { return dirStores + id.String() }
+func keyLost(id ident.StoreID) string          { return dirLost + id.String() }
 func keyHost(tenant, name string) string       { return dirHosts + tenant + "/" + name }
 func keyInitiator(iqn string) string           { return dirNames + "initiator/" + iqn }
 func keyVolume(id ident.JournalID) string      { return dirVolumes + id.String() }

@@ -50,7 +50,13 @@ func (c *Client) RegisterNode(ctx context.Context, n Node) (Node, error) {
 		}
 		t := txn{conds: []cond{{key: keyNode(n.Name), rev: rev}}}
 		next := n
-		next.TPGT, next.Draining = old.TPGT, old.Draining
+		next.TPGT, next.Draining, next.Leaving = old.TPGT, old.Draining, old.Leaving
+		next.Stores = slices.Clone(n.Stores)
+		for i := range next.Stores {
+			if j := slices.IndexFunc(old.Stores, func(s StoreSpec) bool { return s.ID == next.Stores[i].ID }); j >= 0 {
+				next.Stores[i].Leaving = old.Stores[j].Leaving
+			}
+		}
 		if isNew {
 			last, seqRev, err := c.counter(ctx, keySeqTPGT)
 			if err != nil {
@@ -102,6 +108,14 @@ func (c *Client) storeIndex(ctx context.Context, t *txn, old, next Node) error {
 		return slices.ContainsFunc(n.Stores, func(s StoreSpec) bool { return s.ID == id })
 	}
 	for _, s := range next.Stores {
+		lost, err := c.pair(ctx, keyLost(s.ID))
+		if err != nil {
+			return err
+		}
+		if lost.mod != 0 {
+			return fmt.Errorf("store %s: %w; it stays out: move its directory away, and the node makes a new store there", s.ID, ErrLost)
+		}
+		t.conds = append(t.conds, cond{key: keyLost(s.ID), rev: lost.mod})
 		owner, rev, err := read[ident.NodeName](ctx, c, keyStore(s.ID))
 		switch {
 		case errors.Is(err, ErrNotFound):
@@ -136,6 +150,8 @@ func (c *Client) SetDraining(ctx context.Context, name ident.NodeName, yes bool)
 		next, action := old, "node.undrain"
 		if next.Draining = yes; yes {
 			action = "node.drain"
+		} else {
+			next.Leaving = false
 		}
 		t := txn{conds: []cond{{key: keyNode(name), rev: rev}}, ops: []op{{key: keyNode(name), value: encode(next, "")}}}
 		_, err = c.commit(ctx, t, audit{action, "node/" + string(name), old, next})

@@ -60,6 +60,7 @@ type Node struct {
 	Voter   bool           `json:"voter"`   // runs an embedded voter of the control store
 
 	Draining bool `json:"draining,omitempty"` // it hands over what it owns and takes nothing: an operator's word (SetDraining)
+	Leaving  bool `json:"leaving,omitempty"`  // it is to be removed: its stores are emptied too (SetLeaving)
 }
 
 // Has reports whether the node has the role.
@@ -93,6 +94,17 @@ type StoreSpec struct {
 	ID            ident.StoreID `json:"id"`
 	Label         string        `json:"label,omitempty"`
 	CapacityBytes int64         `json:"capacity_bytes"`
+	Leaving       bool          `json:"leaving,omitempty"` // it is to be replaced: it is emptied, an operator's word (SetStoreLeaving)
+}
+
+// LostStore is a store that an operator has declared lost: what it held counts for nothing any more, wherever it may be,
+// and it is never registered again (R3, R13).
+type LostStore struct {
+	ID   ident.StoreID  `json:"id"`
+	Node ident.NodeName `json:"node,omitempty"` // that had it
+	Site ident.SiteID   `json:"site,omitempty"`
+	Time time.Time      `json:"time"`
+	By   string         `json:"by,omitempty"`
 }
 
 // Host is a machine that uses volumes, with the names and secrets by which it is known. (Tenant, Name) names

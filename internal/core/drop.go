@@ -54,7 +54,7 @@ func (s *Store) dropped(r *replica, m *wire.Drop) error {
 	switch {
 	case m.Replace:
 		to = stateLost
-	case r.mu.state == wire.ReplicaDamaged || r.mu.state == stateAside:
+	case r.mu.state == wire.ReplicaDamaged || r.mu.state == stateAside || s.isDamaged(r):
 		to = stateAside
 	}
 	return s.discardLocked(r, to)

@@ -48,7 +48,7 @@ func (s *Store) Status(ctx context.Context, m *wire.StoreStatus) (reply wire.Sto
 		return reply, err
 	}
 	defer s.end()
-	u, err := s.fs.Usage(s.dir)
+	u, err := s.usage()
 	if err != nil {
 		return reply, ioError("free space", err)
 	}

@@ -16,6 +16,9 @@ type metrics struct {
 	slowSyncs     prometheus.Counter
 	corrupt       prometheus.Counter
 	scrubbed      prometheus.Counter
+	scrubPassed   prometheus.Gauge
+	damaged       prometheus.Counter
+	healed        prometheus.Counter
 	failed        prometheus.Gauge
 	used          prometheus.GaugeFunc
 	replicas      prometheus.GaugeFunc
@@ -47,6 +50,9 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		slowSyncs:     counter("dozo_core_slow_syncs_total", "fdatasyncs that took longer than the limit of a flush."),
 		corrupt:       counter("dozo_core_corrupt_total", "Checksum mismatches and unreadable places found."),
 		scrubbed:      counter("dozo_core_scrub_bytes_total", "Bytes verified by the scrubber."),
+		damaged:       counter("dozo_core_damaged_total", "Replicas in which a bad place was found, by whoever read it."),
+		healed:        counter("dozo_core_healed_total", "Damaged replicas that were made again, here or elsewhere."),
+		scrubPassed:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "dozo_core_scrub_passed_timestamp_seconds", Help: "When the last full pass of the scrubber ended; 0: none has.", ConstLabels: labels}),
 		recycled:      counter("dozo_core_recycled_total", "Segments written over the file of a dropped replica."),
 		failed:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "dozo_core_store_failed", Help: "1 if the store takes no appends any more.", ConstLabels: labels}),
 	}
@@ -62,10 +68,13 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		func() float64 { return float64(s.aside.Load()) })
 	m.spares = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "dozo_core_spare_bytes", Help: "Bytes in files of dropped replicas that are kept for new segments.", ConstLabels: labels},
 		func() float64 { return float64(s.spares.bytes()) })
+	if at := s.scrub.mu.Passed; !at.IsZero() {
+		m.scrubPassed.Set(float64(at.Unix()))
+	}
 	if reg != nil {
 		m.reg = reg
 		for _, c := range []prometheus.Collector{m.appendSeconds, m.appendRecords, m.readSeconds, m.readBytes, m.syncSeconds,
-			m.slowSyncs, m.corrupt, m.scrubbed, m.failed, m.used, m.replicas, m.aside, m.spares, m.recycled} {
+			m.slowSyncs, m.corrupt, m.scrubbed, m.scrubPassed, m.damaged, m.healed, m.failed, m.used, m.replicas, m.aside, m.spares, m.recycled} {
 			if err := reg.Register(c); err != nil {
 				s.log.Error("metric not registered", "err", err)
 				continue

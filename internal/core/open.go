@@ -169,7 +169,7 @@ func (s *Store) makeRoom(capacity int64) error {
 	}
 	taken := s.reserved.Add(capacity)
 	for {
-		u, err := s.fs.Usage(s.dir)
+		u, err := s.usage()
 		if err != nil {
 			s.reserved.Add(-capacity)
 			return ioError("free space", err)

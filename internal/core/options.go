@@ -37,15 +37,16 @@ type Options struct {
 	Leases   *Leases               // of the node; nil: this store grants none
 	LeaseMax time.Duration         // no grant is longer; the longest ever configured is remembered
 
-	ReserveBytes uint64 // kept free by OpenSegment, so that what is open can be sealed
-	NotesSize    int64
-	OpenFiles    int
-	SpareBytes   int64  // at most that much in files of dropped replicas, to write new segments over; below 0: none
-	SpareLeast   uint32 // smaller files are not kept
-	SyncAfter    time.Duration
-	UnsyncedMax  int64
-	SyncTimeout  time.Duration
-	FailMarkDir  string // where a failed fdatasync is marked until the host reboots: a tmpfs; /run/dozo if empty
+	CapacityBytes uint64 // the most that the store may use; 0: what there is
+	ReserveBytes  uint64 // kept free by OpenSegment, so that what is open can be sealed
+	NotesSize     int64
+	OpenFiles     int
+	SpareBytes    int64  // at most that much in files of dropped replicas, to write new segments over; below 0: none
+	SpareLeast    uint32 // smaller files are not kept
+	SyncAfter     time.Duration
+	UnsyncedMax   int64
+	SyncTimeout   time.Duration
+	FailMarkDir   string // where a failed fdatasync is marked until the host reboots: a tmpfs; /run/dozo if empty
 
 	// Peers finds the store that a Push goes to.
 	Peers func(ident.StoreID) (journal.Store, error)

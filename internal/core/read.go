@@ -308,6 +308,9 @@ func (s *Store) foundCorrupt(r *replica, offset uint32, err error) error {
 	}
 	s.corrupt.Add(1)
 	s.metrics.corrupt.Inc()
+	if r.note.Load().State == wire.ReplicaSealed {
+		s.damagedReplica(r)
+	}
 	s.log.Warn("corrupt bytes", "segment", r.id.String(), "offset", offset, "err", err)
 	if s.opts.OnCorrupt != nil {
 		s.opts.OnCorrupt(r.id, offset, err)

@@ -46,6 +46,7 @@ type Store struct {
 		dirty    map[*replica]struct{} // with unsynced bytes
 	}
 	spares   spares
+	scrub    scrubber
 	reserved atomic.Int64 // capacity that OpenSegment calls under way will take
 	used     atomic.Int64
 	corrupt  atomic.Uint64
@@ -139,6 +140,7 @@ func (s *Store) open() error {
 	if err := s.restart(fresh); err != nil {
 		return fmt.Errorf("store %s: %w", s.dir, err)
 	}
+	s.loadScrub()
 	s.metrics = newMetrics(s, s.opts.Metrics)
 	if s.Failed() != "" {
 		s.metrics.failed.Set(1)
@@ -237,6 +239,14 @@ func (s *Store) Failed() string {
 
 // Aside is how many files of damaged replicas have been set aside and were there at the last start, or since.
 func (s *Store) Aside() uint64 { return s.aside.Load() }
+
+// GiveUp ends appends and fences for good, though the disk may be well: an operator has declared the store lost.
+func (s *Store) GiveUp(why string) {
+	if s.failure.CompareAndSwap(nil, &why) {
+		s.metrics.failed.Set(1)
+		s.log.Error("store is given up", "err", why)
+	}
+}
 
 // fail ends appends for good. A failed fdatasync also leaves a mark that outlives the process (R8): the
 // kernel reports it once, and what it dropped looks written.

@@ -70,25 +70,7 @@ func writeSuper(fsys vfs.FS, dir string, s superblock) error {
 	if err != nil {
 		return err
 	}
-	tmp := dir + "/" + superName + ".new"
-	if err := fsys.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := fsys.Create(tmp)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(append(b, '\n'), 0)
-	if err == nil {
-		err = f.SyncData()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := fsys.Rename(tmp, dir+"/"+superName); err != nil {
-		return err
-	}
-	return fsys.SyncDir(dir)
+	return writeWhole(fsys, dir, superName, append(b, '\n'))
 }
 
 func readWhole(fsys vfs.FS, name string, most int64) ([]byte, error) {

@@ -242,6 +242,10 @@ func (w *Writer) askOthers() {
 	}
 }
 
+// Crowded says whether a member's store has much less room than others: as long as there are two at home that are not
+// crowded, new segments go there.
+func (w *Writer) Crowded(member int, yes bool) { w.members[member].crowded = yes }
+
 // CanSpare reports that there are two members without this one, so that it need not be waited for.
 func (w *Writer) CanSpare(member int) bool {
 	up := 0

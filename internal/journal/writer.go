@@ -147,6 +147,7 @@ type memberState struct {
 	Member
 	up       bool
 	full     bool // had no room for a segment when it was last asked
+	crowded  bool // has less room than others
 	slow     bool // late with an answer: the next segment goes elsewhere if it can
 	boot     ident.BootID
 	syncing  bool
@@ -463,8 +464,8 @@ func (w *Writer) open() {
 	w.act(Action{Kind: ActOpen, Member: b, Segment: s})
 }
 
-// pair chooses two members: home ones in turn; one of another site only when fewer than two at home are up; a slow
-// one only when there are no others.
+// pair chooses two members: home ones in turn, those with room before those without; one of another site only when fewer
+// than two at home are up; a slow one only when there are no others.
 func (w *Writer) pair() (a, b int, ok bool) {
 	if a, b, ok = w.pairOf(false); !ok {
 		a, b, ok = w.pairOf(true)
@@ -473,17 +474,22 @@ func (w *Writer) pair() (a, b int, ok bool) {
 }
 
 func (w *Writer) pairOf(slow bool) (a, b int, ok bool) {
-	var home, away []int
+	var home, roomy, away []int
 	for i, m := range w.members {
 		switch {
 		case m.full || m.slow && !slow:
 		case m.up && m.Home:
 			home = append(home, i)
+			if !m.crowded {
+				roomy = append(roomy, i)
+			}
 		case m.up:
 			away = append(away, i)
 		}
 	}
 	switch {
+	case len(roomy) >= 2:
+		return roomy[w.turn%len(roomy)], roomy[(w.turn+1)%len(roomy)], true
 	case len(home) >= 2:
 		return home[w.turn%len(home)], home[(w.turn+1)%len(home)], true
 	case len(home)+len(away) >= 2:

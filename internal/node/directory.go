@@ -165,3 +165,7 @@ func (h handler) OwnerStatus(ctx context.Context, _ *peer.From, m *wire.OwnerSta
 	}
 	return h.n.access.OwnerStatus(ctx, m)
 }
+
+func (h handler) Blocks(ctx context.Context, _ *peer.From, m *wire.Blocks) (wire.BlocksReply, error) {
+	return h.n.blocks(ctx, m), nil
+}

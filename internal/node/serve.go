@@ -34,6 +34,7 @@ import (
 	"dozo/internal/peer"
 	"dozo/internal/pki"
 	"dozo/internal/version"
+	"dozo/internal/vfs"
 	"dozo/internal/wire"
 )
 
@@ -51,6 +52,7 @@ type Node struct {
 	ctl    atomic.Pointer[control.Client]
 	self   atomic.Pointer[control.Node]
 	stores map[ident.StoreID]*core.Store
+	known  knownStores // of all nodes
 	leases *core.Leases
 	pool   *peer.Pool
 	frames *peer.Server
@@ -164,6 +166,7 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 	if len(n.stores) > 0 {
 		n.wg.Go(func() { n.buryDeleted(ctx) })
 	}
+	n.startBlocks(ctx)
 	n.wg.Go(func() { n.keepCertificate(ctx) })
 	n.setState("ready")
 	n.log.Info("dozo is ready", "took", time.Since(n.started).Round(time.Millisecond))
@@ -229,7 +232,11 @@ func (n *Node) openStores(onClose func(func())) error {
 	most := 2 * time.Duration(n.cfg.Timeouts.Lease)
 	n.leases = core.NewLeases(clock, most, n.boot)
 	for _, s := range n.cfg.Stores {
-		st, err := core.Open(core.Options{Dir: s.Path, Create: true, Cluster: n.id.ClusterID(), Boot: n.boot, Clock: clock,
+		fsys := vfs.Default
+		if s.Throttle > 0 {
+			fsys = vfs.Throttled(fsys, int64(s.Throttle))
+		}
+		st, err := core.Open(core.Options{FS: fsys, CapacityBytes: uint64(s.Capacity), Dir: s.Path, Create: true, Cluster: n.id.ClusterID(), Boot: n.boot, Clock: clock,
 			Logger: n.log.With("store", s.Path), Metrics: n.reg, Leases: n.leases, LeaseMax: most,
 			ReserveBytes: uint64(s.Reserve), SpareBytes: s.SpareBytes(), SyncAfter: time.Duration(n.cfg.Timeouts.SyncInterval), UnsyncedMax: int64(n.cfg.Limits.Unsynced),
 			Peers: n.storeOf, FailMarkDir: markDir(n.cfg.StateDir),
@@ -448,6 +455,11 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 	for i, s := range n.cfg.Stores {
 		for _, st := range n.stores {
 			if st.Dir() == s.Path {
+				if ctl.StoreLost(st.ID()) {
+					n.log.Error("store was declared lost and is not used: move its directory away, and a new one is made there at the next start", "store", s.Path, "id", st.ID().String())
+					st.GiveUp("it was declared lost: it is not used any more")
+					continue
+				}
 				status, err := st.Status(ctx, &wire.StoreStatus{})
 				if err != nil {
 					return fmt.Errorf("store %s: %w", s.Path, err)
@@ -550,7 +562,7 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 	onClose(n.keeper.Close)
 	// The access role is made before frames are served, though it works only later: requests for it may come.
 	if n.cfg.Has(config.RoleAccess) {
-		env := access.Env{Health: access.NewHealth(Clock, n.storeHealth), Node: n.cfg.Node, Site: n.self.Load().Site, Stores: n, Leases: n.keeper, Control: n.control(), Clock: Clock, Log: n.log,
+		env := access.Env{About: n.about, Copies: access.NewCopies(Clock, int64(n.cfg.Limits.RepairRate)), Health: access.NewHealth(Clock, n.storeHealth), Node: n.cfg.Node, Site: n.self.Load().Site, Stores: n, Leases: n.keeper, Control: n.control(), Clock: Clock, Log: n.log,
 			Metrics: access.NewMetrics(n.reg), Far: access.NewFarCache(int64(n.cfg.Limits.CacheMemory)), Limits: access.Limits{SegmentBytes: uint32(n.cfg.Limits.SegmentSize),
 				AppendTimeout: time.Duration(n.cfg.Timeouts.Append), RepairGrace: time.Duration(n.cfg.Timeouts.RepairGrace),
 				MapBudgetBytes: int64(n.cfg.Limits.MapMemory), FollowAfter: followAfter(n.cfg.Timeouts.Follow)},

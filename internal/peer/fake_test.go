@@ -209,6 +209,10 @@ func (n *fakeNode) Tick(_ context.Context, _ *From, m *wire.Tick) (r wire.TickRe
 	return r, nil
 }
 
+func (n *fakeNode) Blocks(context.Context, *From, *wire.Blocks) (wire.BlocksReply, error) {
+	return wire.BlocksReply{}, nil
+}
+
 func (n *fakeNode) HandOver(context.Context, *From, *wire.HandOver) (wire.HandOverReply, error) {
 	return wire.HandOverReply{}, nil
 }

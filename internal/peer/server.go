@@ -34,6 +34,7 @@ type Handler interface {
 	OwnerStatus(ctx context.Context, from *From, m *wire.OwnerStatus) (wire.OwnerStatusReply, error)
 	Unit(ctx context.Context, from *From, m *wire.Unit) (wire.UnitReply, error)
 	HandOver(ctx context.Context, from *From, m *wire.HandOver) (wire.HandOverReply, error)
+	Blocks(ctx context.Context, from *From, m *wire.Blocks) (wire.BlocksReply, error)
 }
 
 // Server answers other nodes.

@@ -305,6 +305,8 @@ func (s *session) run1(r *request, m wire.Message) {
 		reply, err = got(h.Unit(ctx, &s.from, m))
 	case *wire.HandOver:
 		reply, err = got(h.HandOver(ctx, &s.from, m))
+	case *wire.Blocks:
+		reply, err = got(h.Blocks(ctx, &s.from, m))
 	default:
 		store := s.store(r)
 		if store == nil {

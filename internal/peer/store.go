@@ -227,6 +227,11 @@ func (p *Peer) Unit(ctx context.Context, m *wire.Unit) (wire.UnitReply, error) {
 	return askNode[wire.UnitReply](ctx, p, m)
 }
 
+// Blocks asks the node for its part of the block manager.
+func (p *Peer) Blocks(ctx context.Context, m *wire.Blocks) (wire.BlocksReply, error) {
+	return askNode[wire.BlocksReply](ctx, p, m)
+}
+
 // HandOver does a step of a hand-over.
 func (p *Peer) HandOver(ctx context.Context, m *wire.HandOver) (wire.HandOverReply, error) {
 	return askNode[wire.HandOverReply](ctx, p, m)

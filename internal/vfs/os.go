@@ -102,7 +102,11 @@ func (osFS) Usage(dir string) (Usage, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return Usage{}, fmt.Errorf("statfs %s: %w", dir, err)
 	}
-	return Usage{Total: st.Blocks * uint64(st.Bsize), Free: st.Bavail * uint64(st.Bsize)}, nil
+	var at unix.Stat_t
+	if err := unix.Stat(dir, &at); err != nil {
+		return Usage{}, fmt.Errorf("stat %s: %w", dir, err)
+	}
+	return Usage{ID: at.Dev, Total: st.Blocks * uint64(st.Bsize), Free: st.Bavail * uint64(st.Bsize)}, nil
 }
 
 // osFile keeps the descriptor beside the os.File: the raw calls below cost no poller and no allocation. The

@@ -45,6 +45,7 @@ type FS interface {
 
 // Usage is the space of a file system in bytes.
 type Usage struct {
+	ID    uint64 // tells the file systems of a host apart
 	Total uint64
 	Free  uint64 // for this process
 }

@@ -29,7 +29,8 @@ const (
 	TypeOwnerStatus Type = 52
 	TypeUnit        Type = 53
 	TypeHandOver    Type = 54
-	typeMax         Type = 54
+	TypeBlocks      Type = 55
+	typeMax         Type = 55
 )
 
 // Kind is what the table knows of a type.
@@ -71,6 +72,7 @@ var kinds = [typeMax + 1]Kind{
 	TypeOwnerStatus: {"owner status", ClassControl, false, fresh[OwnerStatus], fresh[OwnerStatusReply]},
 	TypeUnit:        {"unit", ClassControl, false, fresh[Unit], fresh[UnitReply]},
 	TypeHandOver:    {"hand over", ClassControl, false, fresh[HandOver], fresh[HandOverReply]},
+	TypeBlocks:      {"blocks", ClassControl, false, fresh[Blocks], fresh[BlocksReply]},
 }
 
 // KindOf looks a type up; ok is false for one that this build doesn't know.
