@@ -203,10 +203,17 @@ func TestALeavingStoreIsEmptied(t *testing.T) {
 				deaths++
 				im.again(c) // the owner dies, wherever it is
 			}
+			// It does not end itself while it is written to: the model has no retries.
+			var ended bool
+			var since time.Duration
+			im.o.ask(func() { ended, since, im.o.servedAt = im.o.stopErr != nil, im.o.servedAt, im.o.servedAt+time.Hour })
+			if ended {
+				return false
+			}
 			for range 3 {
 				im.change(t)
 			}
-			im.o.ask(func() { im.o.cp.last = 0 })
+			im.o.ask(func() { im.o.cp.last, im.o.servedAt = 0, since })
 			state, _, _ := c.ctl.Journal(im.o.journalID)
 			for _, s := range leaving {
 				if c.holds(s, im.o.journalID) > 0 {
