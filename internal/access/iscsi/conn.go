@@ -31,6 +31,7 @@ type conn struct {
 	requests  uint64 // commands so far, for RequestID.Seq
 	scratch   []byte
 	loggedOut bool
+	lets      bool          // it has logged itself out for recovery
 	cid       uint16        // set during login, before anybody else sees the connection
 	quit      chan struct{} // closed when the reader is done
 	endsAll   bool          // it has logged the session out
@@ -73,6 +74,11 @@ type conn struct {
 	pool      []*task
 
 	left        bool      // under Session.mu: it doesn't count as one of the session's connections any more
+	parked      bool      // lost, but its tasks are kept for reassignment
+	freed       bool      // logged out for recovery, or reinstated: they may be reassigned
+	expired     bool      // they are not kept any more
+	keepUntil   time.Time // of a parked connection
+	unpark      chan struct{}
 	recovery    *recovery // recovery level 1 and above
 	keep        bool      // the next PDU has used its StatSN up
 	acks        []ackWait // who waits for the initiator's acknowledgement
@@ -83,7 +89,7 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, nc: nc, raw: newRawWriter(nc), id: randomID(), wake: make(chan struct{}, 1), quit: make(chan struct{}),
+	c := &conn{srv: s, nc: nc, raw: newRawWriter(nc), id: randomID(), wake: make(chan struct{}, 1), quit: make(chan struct{}), unpark: make(chan struct{}, 1),
 		statSN: 1, params: defaultParams(), out: new(batch), spare: new(batch)}
 	c.room.L = &c.mu
 	c.peer = Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr()), Group: s.cfg.Group}
@@ -144,8 +150,12 @@ func (c *conn) run() {
 		err = c.serve()
 	}
 	c.kill(err)
+	parked := c.park()
 	close(c.quit)
 	c.report()
+	if parked {
+		c.waitParked()
+	}
 	c.end()
 	close(c.wake)
 	wg.Wait()
@@ -186,6 +196,7 @@ func (c *conn) end() {
 		sess.leave(c)
 	}
 	c.mu.Lock()
+	c.expired = true
 	c.acknowledgedLocked() // nobody will
 	c.filling = nil        // the reader has returned, perhaps in the middle of a task's data
 	for _, t := range c.slots {
@@ -431,7 +442,7 @@ func (c *conn) serve() error {
 			c.flushWait()
 			return err
 		}
-		if c.loggedOut {
+		if c.loggedOut || c.lets {
 			c.flushWait()
 			if c.endsAll {
 				c.sess.kill(errLoggedOut)

@@ -30,7 +30,7 @@ func (c *conn) open(ctx context.Context, l *login, cmdSN uint32) (*Session, erro
 // of the same nexus, and waits until their commands are barred.
 func (c *conn) lead(ctx context.Context, l *login, cmdSN uint32) (*Session, error) {
 	x := &Session{srv: c.srv, id: c.id, discovery: l.discovery, alias: l.alias, auth: l.used(), targetName: l.target,
-		params: l.ops.result(), peer: c.peer, opened: time.Now()}
+		params: l.ops.result(), peer: c.peer, opened: time.Now(), ended: make(chan struct{})}
 	x.initiator = &scsi.Initiator{
 		Nexus:  reserve.NexusID{Initiator: c.peer.Initiator, ISID: l.isid, Port: c.peer.Group},
 		Remote: c.peer.Remote.String(),
@@ -84,8 +84,12 @@ func (c *conn) join(ctx context.Context, l *login) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	end := (*conn).terminate
+	if x.keepsTasks() {
+		end = (*conn).free // RFC 7143 6.3.4: at recovery level 2 its tasks may be reassigned
+	}
 	for _, o := range old {
-		if err := o.terminate(ctx, errReinstated); err != nil {
+		if err := end(o, ctx, errReinstated); err != nil {
 			x.leave(c)
 			x.detach(c)
 			return nil, err
@@ -110,7 +114,9 @@ func (c *conn) terminate(ctx context.Context, cause error) error {
 		return nil // its login had not been answered
 	}
 	x.leave(c)
-	return x.barTasks(ctx, c.abandon())
+	err := x.barTasks(ctx, c.abandon())
+	c.expire()
+	return err
 }
 
 // abandon aborts all tasks of a connection, and gives the IDs of those that run.
@@ -158,13 +164,22 @@ func (x *Session) attach(c *conn) (old []*conn, err error) {
 		return nil, &loginError{statusNoSession, "the session has ended"}
 	}
 	others := 0
+	var parked []*conn
 	for _, o := range x.mu.conns {
+		lost := o.isParked()
+		if lost {
+			parked = append(parked, o)
+		}
 		switch {
 		case o.cid == c.cid:
 			old = append(old, o)
-		case !o.left:
+		case !o.left && !lost:
 			others++
 		}
+	}
+	for len(parked) > int(x.params.MaxConnections) {
+		parked[0].expire() // a connection that comes and goes doesn't pile up tasks
+		parked = parked[1:]
 	}
 	if others >= int(x.params.MaxConnections) {
 		return nil, &loginError{statusTooManyConnections, "more connections than MaxConnections"}
@@ -181,7 +196,9 @@ func (x *Session) leave(c *conn) (last bool) {
 	if !c.left {
 		c.left = true
 		last = x.live.Add(-1) == 0
-		x.mu.closed = x.mu.closed || last
+		if last {
+			x.closeLocked()
+		}
 	}
 	closed := x.mu.closed
 	x.mu.Unlock()

@@ -218,6 +218,10 @@ func (l *login) answer(pairs []pair) ([]byte, loginReply) {
 		l.ops.seen[groupSent] = true
 		b = appendPair(b, "TargetPortalGroupTag", strconv.Itoa(int(l.peer.Group)))
 	}
+	// What DefaultTime2Retain is answered with depends on the level of recovery.
+	slices.SortStableFunc(pairs, func(a, b pair) int {
+		return int(boolNumber(b.key == "ErrorRecoveryLevel")) - int(boolNumber(a.key == "ErrorRecoveryLevel"))
+	})
 	exchange := map[string]string{}
 	for _, p := range pairs {
 		switch {

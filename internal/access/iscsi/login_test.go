@@ -32,7 +32,7 @@ func TestNegotiation(t *testing.T) {
 		{"MaxOutstandingR2T=3", "3"},
 		{"DataPDUInOrder=No", "Yes"},
 		{"DataSequenceInOrder=No", "Yes"},
-		{"ErrorRecoveryLevel=2", "1"},
+		{"ErrorRecoveryLevel=2", "2"},
 		{"TaskReporting=FastAbort,RFC3720", "FastAbort"},
 		{"TaskReporting=X-unknown,ResponseFence", "ResponseFence"},
 		{"iSCSIProtocolLevel=2", "1"},

@@ -44,8 +44,12 @@ func (c *conn) logout(h *header) error {
 		c.farewell(ctx)
 	case logoutConnection:
 		r[2] = c.logoutOne(ctx, binary.BigEndian.Uint16(h[20:]))
+	case logoutRecovery:
+		r[2] = c.logoutForRecovery(ctx, binary.BigEndian.Uint16(h[20:]))
 	default:
-		r[2] = logoutNoRecovery
+		c.reject(h, rejectInvalidField)
+		c.ended(h.immediate())
+		return nil
 	}
 	r.put32(16, h.itt())
 	binary.BigEndian.PutUint16(r[40:], uint16(c.params.DefaultTime2Wait))
@@ -74,6 +78,7 @@ func (c *conn) logoutOne(ctx context.Context, cid uint16) (response byte) {
 		c.beginGather()
 		return logoutDone
 	}
+	response = logoutNoConnection
 	for _, o := range x.connections() {
 		if o.cid != cid {
 			continue
@@ -82,9 +87,38 @@ func (c *conn) logoutOne(ctx context.Context, cid uint16) (response byte) {
 			c.log.Warn("logout of another connection", "cid", cid, "err", err)
 			return logoutFailed
 		}
+		response = logoutDone
+	}
+	return response
+}
+
+// logoutForRecovery closes a connection whose tasks are to go on by another one (RFC 7143 11.14.1, reason 2).
+func (c *conn) logoutForRecovery(ctx context.Context, cid uint16) (response byte) {
+	if !c.keepsTasks() {
+		if c.sess.params.ErrorRecoveryLevel < 2 {
+			return logoutNoRecovery
+		}
+		return c.logoutOne(ctx, cid) // DefaultTime2Retain is 0: there is nothing to go on with
+	}
+	if cid == c.cid {
+		c.lets = true
+		c.mu.Lock()
+		c.freed = true
+		c.mu.Unlock()
 		return logoutDone
 	}
-	return logoutNoConnection
+	response = logoutNoConnection
+	for _, o := range c.sess.connections() {
+		if o.cid != cid {
+			continue
+		}
+		if err := o.free(ctx, errLoggedOut); err != nil {
+			c.log.Warn("logout of another connection", "cid", cid, "err", err)
+			return logoutFailed
+		}
+		response = logoutDone
+	}
+	return response
 }
 
 // farewell tells what is behind the target that the session ends by the initiator's wish.

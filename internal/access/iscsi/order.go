@@ -30,6 +30,7 @@ type ordering struct {
 type held struct {
 	task *task
 	call func()
+	conn *conn // of call
 }
 
 // early is an immediate task management request: it concerns everything numbered before it.
@@ -135,7 +136,7 @@ func (o *ordering) dueLocked() func() {
 		case h.task != nil:
 			o.outstanding++
 			o.fence = h.task.ordered
-			return func() { h.task.c.deliver(h.task) }
+			return h.task.deliver
 		case h.call != nil:
 			return h.call
 		}
@@ -173,6 +174,11 @@ func (x *Session) watchGap(now time.Time, limit time.Duration) {
 		x.mu.gapped = time.Time{}
 	case x.mu.gapped.IsZero() || x.mu.gap != exp:
 		x.mu.gap, x.mu.gapped = exp, now
+	}
+	if x.allParkedLocked() {
+		x.mu.gapped = time.Time{} // nobody can send it
+		x.mu.Unlock()
+		return
 	}
 	late := waits && now.Sub(x.mu.gapped) > limit
 	x.mu.Unlock()

@@ -47,6 +47,7 @@ type Offers struct {
 	InitialR2T         bool
 	MaxConnections     uint32   // of a session
 	ErrorRecoveryLevel uint32   // at most
+	Time2Retain        uint32   // seconds for which the tasks of a lost connection are kept, at recovery level 2
 	HeaderDigest       []string // in order of preference; empty means both, None first
 	DataDigest         []string
 }
@@ -56,7 +57,7 @@ type Offers struct {
 func DefaultOffers() Offers {
 	return Offers{
 		MaxRecvDataSegment: 1 << 20, MaxBurstLength: 16<<20 - 512, FirstBurstLength: 256 << 10, MaxOutstandingR2T: 16,
-		ImmediateData: true, MaxConnections: 8, ErrorRecoveryLevel: 1,
+		ImmediateData: true, MaxConnections: 8, ErrorRecoveryLevel: 2, Time2Retain: 20,
 	}
 }
 
@@ -104,11 +105,11 @@ var operationalKeys = map[string]keyRule{
 	"MaxBurstLength":      {kind: kindMin, low: 512, top: 16777215, normalOnly: true, ours: func(o *Offers) uint64 { return uint64(o.MaxBurstLength) }, apply: func(p *Params, n uint64, _ string) { p.MaxBurstLength = uint32(n) }},
 	"FirstBurstLength":    {kind: kindMin, low: 512, top: 16777215, normalOnly: true, ours: func(o *Offers) uint64 { return uint64(o.FirstBurstLength) }, apply: func(p *Params, n uint64, _ string) { p.FirstBurstLength = uint32(n) }},
 	"DefaultTime2Wait":    {kind: kindMax, top: 3600, ours: func(*Offers) uint64 { return 0 }, apply: func(p *Params, n uint64, _ string) { p.DefaultTime2Wait = uint32(n) }},
-	"DefaultTime2Retain":  {kind: kindMin, top: 3600, ours: func(*Offers) uint64 { return 0 }, apply: func(p *Params, n uint64, _ string) { p.DefaultTime2Retain = uint32(n) }},
+	"DefaultTime2Retain":  {kind: kindMin, top: 3600, ours: func(o *Offers) uint64 { return uint64(o.Time2Retain) }, apply: func(p *Params, n uint64, _ string) { p.DefaultTime2Retain = uint32(n) }},
 	"MaxOutstandingR2T":   {kind: kindMin, low: 1, top: 65535, normalOnly: true, ours: func(o *Offers) uint64 { return uint64(o.MaxOutstandingR2T) }, apply: func(p *Params, n uint64, _ string) { p.MaxOutstandingR2T = uint32(n) }},
 	"DataPDUInOrder":      {kind: kindOr, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.DataPDUInOrder = n == 1 }},
 	"DataSequenceInOrder": {kind: kindOr, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.DataSequenceInOrder = n == 1 }},
-	"ErrorRecoveryLevel":  {kind: kindMin, top: 2, ours: func(o *Offers) uint64 { return uint64(min(o.ErrorRecoveryLevel, 1)) }, apply: func(p *Params, n uint64, _ string) { p.ErrorRecoveryLevel = uint32(n) }},
+	"ErrorRecoveryLevel":  {kind: kindMin, top: 2, ours: func(o *Offers) uint64 { return uint64(min(o.ErrorRecoveryLevel, 2)) }, apply: func(p *Params, n uint64, _ string) { p.ErrorRecoveryLevel = uint32(n) }},
 	"TaskReporting":       {kind: kindList, normalOnly: true, known: []string{reportRFC3720, "ResponseFence", reportFastAbort}, apply: func(p *Params, _ uint64, s string) { p.TaskReporting = s }},
 	"iSCSIProtocolLevel":  {kind: kindMin, top: 31, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.ProtocolLevel = uint32(n) }},
 }
@@ -209,7 +210,9 @@ func (n *negotiator) answer(b []byte, p pair) ([]byte, error) {
 	}
 	switch rule.kind {
 	case kindMin:
-		v = min(v, rule.ours(&n.offers))
+		if v = min(v, rule.ours(&n.offers)); p.key == "DefaultTime2Retain" && n.params.ErrorRecoveryLevel < 2 {
+			v = 0 // nothing is kept of a connection that is lost
+		}
 	case kindMax:
 		v = max(v, rule.ours(&n.offers))
 	}

@@ -35,8 +35,9 @@ type recovery struct {
 
 // keptStatus is a PDU that has used a StatSN up.
 type keptStatus struct {
-	h    header
-	data []byte
+	h     header
+	data  []byte
+	reads bool // data-in went before it
 }
 
 // sentData is the data-in of a task that has ended.
@@ -45,8 +46,11 @@ type sentData struct {
 	lun            uint64
 	n              int
 	segment, burst int // as it was cut
-	in             [][]byte
-	reads          []scsi.ReadResult
+	// What was received before the task was reassigned: so many pieces and bytes. Numbers go on from there.
+	pieces uint32
+	bytes  int
+	in     [][]byte
+	reads  []scsi.ReadResult
 }
 
 func (d *sentData) release() {
@@ -58,7 +62,7 @@ func (d *sentData) release() {
 
 // keepStatus keeps a PDU; the oldest make room.
 func (r *recovery) keepStatus(h *header, data []byte) {
-	r.statuses = append(r.statuses, keptStatus{*h, append([]byte(nil), data...)})
+	r.statuses = append(r.statuses, keptStatus{h: *h, data: append([]byte(nil), data...)})
 	r.statusBytes += len(data)
 	for len(r.statuses) > keptStatusMax || r.statusBytes > keptStatusBytes {
 		r.dropStatus()
@@ -199,13 +203,28 @@ func (c *conn) sendKeptLocked(t *task, n int, flags byte, residual uint32) {
 	c.appendPDULocked(&h, nil)
 	d.statSN = c.statSN - 1
 	c.recovery.keepData(d)
+	c.recovery.markReads(d.statSN, true)
+}
+
+// markReads notes that the newest response has data.
+func (r *recovery) markReads(statSN uint32, reads bool) {
+	if n := len(r.statuses); n > 0 && r.statuses[n-1].h.u32(24) == statSN {
+		r.statuses[n-1].reads = reads
+	}
 }
 
 // sendPiecesLocked sends the Data-Ins with DataSNs from a number up to another one, which is excluded. It gives how
 // many the task has altogether. The data are copied: they may be forgotten before the socket has taken them.
 func (c *conn) sendPiecesLocked(d *sentData, from, to uint32) (count uint32) {
-	piece, at, inBurst := 0, 0, 0
-	for off := 0; off < d.n; count++ {
+	piece, at, inBurst := 0, d.bytes, 0
+	for piece < len(d.in) && at >= len(d.in[piece]) {
+		piece, at = piece+1, at-len(d.in[piece])
+	}
+	if d.burst > 0 {
+		inBurst = d.bytes % d.burst
+	}
+	count = d.pieces
+	for off := d.bytes; off < d.n; count++ {
 		m := min(d.segment, d.n-off, d.burst-inBurst)
 		inBurst += m
 		send := !before(count, from) && count < to
@@ -278,7 +297,7 @@ func (c *conn) recoverData(t *task, h *header, n int, ttt uint32) error {
 	} else {
 		*dataSN++
 		got, segment, segmentOff, stash := t.got, t.segment, t.segmentOff, len(t.stash)
-		if err = c.receive(t, h, n); err == errDataDigest {
+		if err = c.receive(t, h, n); err != nil { // damaged, or the connection was lost in the middle
 			t.got, t.segment, t.segmentOff, t.stash, t.lost = got, segment, segmentOff, t.stash[:stash], true
 		}
 	}

@@ -2,6 +2,7 @@ package iscsi
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,9 @@ type Session struct {
 	order     ordering
 	prepare   sync.Mutex   // held around Nexus.Prepare if unordered
 	live      atomic.Int32 // connections that have not left
+	// reassigning is held around a reassignment, so that nobody else locks two connections at a time.
+	reassigning sync.Mutex
+	ended       chan struct{} // closed with mu.closed
 
 	readCommands, writeCommands, otherCommands atomic.Uint64
 	readBytes, writtenBytes                    atomic.Uint64
@@ -80,7 +84,9 @@ func (x *Session) Info() SessionInfo {
 	}
 	for _, c := range x.connections() {
 		c.mu.Lock()
-		i.Connections++
+		if !c.parked {
+			i.Connections++
+		}
 		i.Outstanding += c.tasks
 		c.mu.Unlock()
 	}
@@ -127,12 +133,24 @@ func (x *Session) Logout(within time.Duration) {
 func (x *Session) close() []*conn {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.mu.closed = true
+	x.closeLocked()
 	return append([]*conn(nil), x.mu.conns...)
+}
+
+func (x *Session) closeLocked() {
+	if !x.mu.closed {
+		x.mu.closed = true
+		close(x.ended)
+	}
 }
 
 func (x *Session) connections() []*conn {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return append([]*conn(nil), x.mu.conns...)
+}
+
+// allParkedLocked says that all connections were lost, and their tasks are kept.
+func (x *Session) allParkedLocked() bool {
+	return !slices.ContainsFunc(x.mu.conns, func(c *conn) bool { return !c.isParked() })
 }

@@ -1,20 +1,23 @@
 package iscsi
 
 import (
+	"sync/atomic"
+
 	"dozo/internal/access/scsi"
 )
 
-// task is a SCSI command of a connection, from its PDU to its response. Its fields are under conn.mu, except
-// that memory for data-out belongs to the reader while conn.filling names the task, and to the device server
+// task is a SCSI command of a connection, from its PDU to its response. Its fields are under the mu of its
+// connection, which changes by reassignment only (allegiance.go), except that memory for data-out belongs to the reader while conn.filling names the task, and to the device server
 // while it runs.
 //
 //	(held ──>) waiting ──> receiving ──> running ──> gone
 //	  └───────────┴────────────┴─ aborted ─┴──────────^
+//	                                       └──> done ──^   (its connection was lost, at recovery level 2)
 //
 // held is for sessions where commands may arrive out of order (order.go).
 type task struct {
 	scsi.Command
-	c         *conn
+	home      atomic.Pointer[conn] // the connection that it is allegiant to
 	slot      uint16
 	gen       uint16 // counts the slot's uses, so that a late Data-Out doesn't find its successor
 	itt       uint32
@@ -62,6 +65,7 @@ const (
 	phaseAdmitting
 	phaseReceiving
 	phaseRunning
+	phaseDone // finished while its connection was lost: the outcome waits for a reassignment
 )
 
 // r2t is an outstanding R2T.
@@ -81,9 +85,16 @@ func (c *conn) newTaskLocked() *task {
 		t = c.pool[n-1]
 		c.pool = c.pool[:n-1]
 	} else {
-		t = &task{c: c}
-		t.Command.Finish = func(*scsi.Command) { t.c.complete(t) }
+		t = new(task)
+		t.home.Store(c)
+		t.Command.Finish = func(*scsi.Command) { t.complete() }
 	}
+	c.seatLocked(t)
+	return t
+}
+
+// seatLocked gives a task a slot.
+func (c *conn) seatLocked(t *task) {
 	if n := len(c.freeSlots); n > 0 {
 		t.slot = c.freeSlots[n-1]
 		c.freeSlots = c.freeSlots[:n-1]
@@ -94,23 +105,40 @@ func (c *conn) newTaskLocked() *task {
 	t.gen++
 	c.slots[t.slot] = t
 	c.tasks++
-	return t
+}
+
+// lock locks the connection that a task is allegiant to.
+func (t *task) lock() *conn {
+	for {
+		c := t.home.Load()
+		c.mu.Lock()
+		if t.home.Load() == c {
+			return c
+		}
+		c.mu.Unlock()
+	}
 }
 
 // dropLocked ends a task: its slot is free, the window opens, its memory is accounted back. The caller gives
 // the task to recycle afterwards, without the lock.
 func (c *conn) dropLocked(t *task) {
-	c.slots[t.slot] = nil
-	c.freeSlots = append(c.freeSlots, t.slot)
-	c.tasks--
-	switch {
-	case t.immediate:
-		c.immediate--
-	case !t.uncounted:
+	c.unseatLocked(t)
+	if !t.immediate && !t.uncounted {
 		c.sess.maxCmdSN.Add(1)
 	}
 	if t.delivered {
 		c.sess.taskEnded(t)
+	}
+	c.room.Broadcast()
+}
+
+// unseatLocked takes a task out of a connection's accounts.
+func (c *conn) unseatLocked(t *task) {
+	c.slots[t.slot] = nil
+	c.freeSlots = append(c.freeSlots, t.slot)
+	c.tasks--
+	if t.immediate {
+		c.immediate--
 	}
 	if t.phase > phaseWaiting && !t.preparing {
 		c.running--
@@ -120,7 +148,16 @@ func (c *conn) dropLocked(t *task) {
 	if t.ordered && t.phase > phaseWaiting && !t.preparing {
 		c.ordered = false
 	}
-	c.room.Broadcast()
+}
+
+// unqueueLocked takes a task out of those that wait.
+func (c *conn) unqueueLocked(t *task) {
+	for i, w := range c.waiting {
+		if w == t {
+			c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
+			return
+		}
+	}
 }
 
 // recycleLocked gives a task's memory back and the task to the pool.
@@ -270,10 +307,11 @@ func (c *conn) hold(t *task, h *header, n int) error {
 
 // damaged drops a command whose immediate data were damaged: as if it had not come (RFC 7143 7.8). It has been
 // rejected, and the initiator sends it again.
+// So is one whose connection was lost in the middle of them.
 func (c *conn) damaged(t *task, err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != errDataDigest || c.recovery == nil {
+	if c.recovery == nil || err != errDataDigest && !c.keepsTasks() {
 		return err
 	}
 	c.filling = nil
@@ -287,8 +325,8 @@ func (c *conn) damaged(t *task, err error) error {
 }
 
 // deliver carries on a task that was held, when its turn has come.
-func (c *conn) deliver(t *task) {
-	c.mu.Lock()
+func (t *task) deliver() {
+	c := t.lock()
 	defer c.mu.Unlock()
 	t.delivered = true
 	if t == c.filling {
@@ -548,12 +586,7 @@ func (c *conn) abortLocked(t *task) {
 		return // on its way to deliver
 	}
 	if t.phase == phaseWaiting {
-		for i, w := range c.waiting {
-			if w == t {
-				c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
-				break
-			}
-		}
+		c.unqueueLocked(t)
 	}
 	c.forgetLocked(t)
 }
@@ -569,15 +602,20 @@ func isAttention(sense []byte) bool {
 }
 
 // complete is Finish of every task: it answers.
-func (c *conn) complete(t *task) {
+func (t *task) complete() {
+	c := t.home.Load()
 	if len(t.Sense) > 0 && !t.fenced && c.sess.live.Load() > 1 && isAttention(t.Sense) && c.sess.params.TaskReporting != reportRFC3720 {
 		// What it reports may have aborted tasks: their responses come first (RFC 7143 4.2.2.3.3).
 		t.fenced = true
-		c.fence(nil, func() { c.complete(t) })
+		c.fence(nil, t.complete)
 		return
 	}
-	c.mu.Lock()
+	c = t.lock()
 	defer c.mu.Unlock()
+	if c.dead && !t.aborted && c.keepsTasks() && !c.expired {
+		c.doneLocked(t)
+		return
+	}
 	c.dropLocked(t)
 	if !t.aborted && !c.dead {
 		c.respondLocked(t)

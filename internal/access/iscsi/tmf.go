@@ -1,6 +1,9 @@
 package iscsi
 
-import "dozo/internal/access/reserve"
+import (
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+)
 
 // Task management functions and responses (RFC 7143 11.5.1, 11.6.1).
 const (
@@ -16,6 +19,7 @@ const (
 	tmrComplete     = 0
 	tmrNoTask       = 1
 	tmrNoLUN        = 2
+	tmrAllegiant    = 3
 	tmrNoReassign   = 4
 	tmrNotSupported = 5
 	tmrRejected     = 255
@@ -27,7 +31,7 @@ func (c *conn) taskManagement(h *header) error {
 	if err := c.skipData(h); err != nil {
 		return err
 	}
-	_, ok, err := c.number(h)
+	at, ok, err := c.number(h)
 	if err != nil || !ok {
 		return err
 	}
@@ -44,12 +48,12 @@ func (c *conn) taskManagement(h *header) error {
 		}
 	}
 	x, own := c.sess, *h
-	run := func() { c.manageTasks(&own) }
+	run := func() { c.manageTasks(&own, at) }
 	switch function := h[1] & 0x7f; {
 	case !x.unordered:
 		run()
 	case !h.immediate():
-		x.receive(h.cmdSN(), held{call: run})
+		x.receive(h.cmdSN(), held{call: run, conn: c})
 	case ofTaskSet(function):
 		x.afterAll(h.cmdSN(), run)
 	default:
@@ -87,7 +91,7 @@ func (c *conn) fence(others []*conn, then func()) {
 
 // manageTasks carries out a task management function. What it aborts on this server has no effect on the
 // initiator from now on; the answer waits until the target's owner says the same.
-func (c *conn) manageTasks(h *header) {
+func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 	function, itt, immediate := h[1]&0x7f, h.itt(), h.immediate()
 	c.mu.Lock()
 	if c.dead {
@@ -97,9 +101,7 @@ func (c *conn) manageTasks(h *header) {
 	}
 	c.tasks++ // the connection isn't done before the answer is
 	c.mu.Unlock()
-	send := func(response byte) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
+	sendLocked := func(response byte) {
 		c.tasks--
 		if c.ended(immediate); immediate {
 			c.functions--
@@ -117,6 +119,11 @@ func (c *conn) manageTasks(h *header) {
 		if function == tmfColdReset && response == tmrComplete {
 			c.srv.wg.Go(func() { c.srv.dropTarget(c.sess.targetName) })
 		}
+	}
+	send := func(response byte) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		sendLocked(response)
 	}
 	var others []*conn // of other sessions that lost tasks
 	answer := func(response byte) {
@@ -173,7 +180,7 @@ func (c *conn) manageTasks(h *header) {
 			target.ResetLUN(nexus, u.LUN, wait.done)
 		}
 	case tmfReassign:
-		answer(tmrNoReassign)
+		c.reassign(h, at, sendLocked)
 	case tmfClearACA:
 		answer(tmrNotSupported)
 	default:

@@ -268,7 +268,7 @@ func (o *copyOp) on(d Disk) Request {
 		r.Stamp = Stamp{} // too old for anything
 	}
 	if o.mu.began == nil {
-		o.mu.began = map[Disk]Stamp{o.unit.disk: o.request.Stamp}
+		o.mu.began = map[Disk]Stamp{o.unit.disk: o.request.began()}
 	}
 	began, known := o.mu.began[d]
 	if !known {

@@ -58,12 +58,21 @@ type Request struct {
 	ID        RequestID
 	Stamp     Stamp
 	// Began is the stamp of the command, where Stamp is a newer one: calls that a command makes late, because it
-	// takes its time. They are held to refusals by Began, and by Stamp to the age of the call itself. The first
-	// call of every command goes by the command's own stamp.
+	// takes its time, and commands that were reassigned to another connection before they began. They are held to
+	// refusals by Began, and by Stamp to the age of the call itself. Otherwise the first call of every command goes by
+	// the command's own stamp.
 	Began Stamp
 	// Session is what the owner knows the session by, where ID.Conn isn't it: the leading connection of the command
 	// that a call is part of; else 0.
 	Session uint64
+}
+
+// began is the stamp of the command itself.
+func (r *Request) began() Stamp {
+	if r.Began != (Stamp{}) {
+		return r.Began
+	}
+	return r.Stamp
 }
 
 // SessionID is what the owner knows the session of the request by.

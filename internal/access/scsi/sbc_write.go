@@ -262,7 +262,7 @@ func (u *Unit) writeSameRecord(c *Command, at int64) {
 	}
 	req := c.part(int(at / RecordMax))
 	if at > 0 {
-		req.Began, req.Stamp = req.Stamp, u.disk.Stamp()
+		req.Began, req.Stamp = req.began(), u.disk.Stamp()
 		if time.Since(c.stepped) > longGap {
 			w.Release()
 			c.fail(ErrBusy)
