@@ -93,7 +93,9 @@ func TestReassignRunning(t *testing.T) {
 		t.Fatalf("response %d", r.bhs[2])
 	}
 	release()
-	d.Wait()
+	for d.Pending() > 0 {
+		time.Sleep(time.Millisecond)
+	}
 	b.wantReassign(itt, 0, 0)
 	if r := b.good(b.finish(itt, nil)); !bytes.Equal(r.data, want) {
 		t.Errorf("%d bytes", len(r.data))
@@ -254,7 +256,9 @@ func TestLostConnectionsBounded(t *testing.T) {
 	}
 	_ = b.nc.Close()
 	release()
-	d.Wait()
+	for d.Pending() > 0 {
+		time.Sleep(time.Millisecond)
+	}
 	x := portal.Server.Sessions()[0]
 	for deadline := time.Now().Add(5 * time.Second); x.Info().Outstanding > 4; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -72,7 +72,7 @@ func TestAttentionFence(t *testing.T) {
 
 // TestNotices: asynchronous messages 3 and 2, before what they announce (RFC 7143 11.9.1).
 func TestNotices(t *testing.T) {
-	portal, _ := serve(t, func(c *iscsi.Config) { c.PingEvery, c.PingTimeout = 5*time.Millisecond, 50*time.Millisecond },
+	portal, _ := serve(t, func(c *iscsi.Config) { c.PingEvery, c.PingTimeout = 5*time.Millisecond, 500*time.Millisecond },
 		func(p *iscsitest.Provider) { p.Alias = "memory" })
 	a := dial(t, portal).login("MaxConnections=2").ready()
 	if a.keys["TargetAlias"] != "memory" {

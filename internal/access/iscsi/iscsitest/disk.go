@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dozo/internal/access/reserve"
@@ -27,6 +28,7 @@ type Disk struct {
 	delay    time.Duration
 	flushes  int
 	inFlight sync.WaitGroup
+	pending  atomic.Int32 // held or delayed
 	unit     *reserve.Snapshot
 	observer func(*reserve.Snapshot, []reserve.Event)
 	calls    uint64
@@ -274,6 +276,9 @@ func (d *Disk) Flushes() int {
 	return d.flushes
 }
 
+// Pending says how many calls are held or delayed.
+func (d *Disk) Pending() int { return int(d.pending.Load()) }
+
 // Wait returns when no call is in flight.
 func (d *Disk) Wait() { d.inFlight.Wait() }
 
@@ -286,7 +291,9 @@ func (d *Disk) later(f func()) {
 		f()
 		return
 	}
+	d.pending.Add(1)
 	d.inFlight.Go(func() {
+		defer d.pending.Add(-1)
 		if hold != nil {
 			<-hold
 		}
