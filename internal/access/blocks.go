@@ -547,6 +547,9 @@ func (o *Owner) copyTo(s *segment, from, dest journal.Store, d danger) {
 				if o.stopErr == nil {
 					o.log.Warn("replica not made again", "segment", id, "store", dest.ID(), "err", err)
 				}
+				if errors.Is(err, wire.ErrMismatch) && s.holder(dest.ID()) == nil { // what it has of the segment is not this
+					o.goBackground(func() { o.askWhatIsThere(dest.ID()) })
+				}
 				if errors.Is(err, wire.ErrConflict) && s.holder(dest.ID()) == nil { // a fork has the segment's name there
 					s.holders = append(s.holders, holder{store: dest.ID(), bad: true, fork: true})
 				}

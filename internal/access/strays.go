@@ -125,6 +125,17 @@ func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica) {
 	o.learnEnd(s, r)
 	same := r.State == wire.ReplicaSealed && r.End == s.end && r.Last == s.last
 	switch {
+	case r.State == wire.ReplicaSealed && r.End > s.end && o.followed(r.Last):
+		// Its store was told that more was committed than the takeover heard of: the rest of it is in a segment behind
+		// this one. It is made again, shorter: replicas of a segment are the same everywhere.
+		if o.repair.busy[s.id] {
+			return
+		}
+		if h == nil {
+			s.holders = append(s.holders, holder{store: store, bad: true, made: r.Made})
+		} else if !h.going {
+			h.bad, h.fork, h.stable, h.made = true, false, false, r.Made
+		}
 	case r.State == wire.ReplicaFork || r.State == wire.ReplicaSealed && !same:
 		if h != nil {
 			h.bad, h.fork = true, true
@@ -148,6 +159,20 @@ func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica) {
 		h.made = r.Made
 		h.stable, h.going = h.stable && same, false
 	}
+}
+
+// followed reports that a record of a former epoch is in the history that this one follows, as far as the epoch-starts
+// in between are known.
+func (o *Owner) followed(last ident.Position) bool {
+	start := o.w.Start()
+	for last.Epoch.Less(start.Before.Epoch) {
+		next, known := o.strays.starts[start.Before.Epoch]
+		if !known || !next.At.Epoch.Less(start.At.Epoch) {
+			return false
+		}
+		start = next
+	}
+	return last.Epoch == start.Before.Epoch && last.Seq <= start.Before.Seq
 }
 
 // reportedPart deals with a part of a segment at a store that is not known to have any.

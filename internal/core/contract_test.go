@@ -432,6 +432,27 @@ func TestSealRules(t *testing.T) {
 			s = openStore(t, s.opts)
 		}
 	})
+	t.Run("a sealed one with no more than a later epoch has elsewhere", func(t *testing.T) {
+		s, a := setup(t)
+		if _, err := s.Seal(ctx, a.sealMessage(3)); err != nil {
+			t.Fatal(err)
+		}
+		refused := func(e uint64, st wire.EpochStart) {
+			t.Helper()
+			m := a.sealMessage(2)
+			m.Epoch, m.Start = epoch(e), st
+			_, err := s.Seal(ctx, m)
+			wantCode(t, err, wire.CodeMismatch)
+			if r := state(s, a); r.State != wire.ReplicaSealed || r.Last != a.at {
+				t.Fatalf("%+v", r)
+			}
+		}
+		// Epoch 3 follows the third record, and has it in a segment of its own; epoch 4 follows epoch 3.
+		three := start(3, a.pos[2], true)
+		refused(3, three)
+		putStart(t, s, a.pos[2], true)
+		refused(4, start(4, three.At, false))
+	})
 	t.Run("empty ones go", func(t *testing.T) {
 		s := openStore(t, testOptions(vfs.NewMem(0), boot1))
 		a := newOwner(t, segment(jA, 2, 1))

@@ -175,8 +175,13 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
 		if end == m.End && r.mu.last == m.Last {
 			return -1, nil
 		}
-		// What was sealed was committed then; who wants less follows another history. Of that a later epoch's owner
-		// is the judge: the replica is kept, as a fork, and counts for nothing any more (R14).
+		// What was sealed was committed then. The next owner may not have heard of that, and have put the last records
+		// into a segment of its own: then they are part of its history, and this replica may be made again, shorter.
+		// Who wants less otherwise follows another history. Of that a later epoch's owner is the judge: the replica is
+		// kept, as a fork, and counts for nothing any more (R14).
+		if m.Epoch != r.id.Epoch && followed(r.mu.last, m, s.starts(r)) {
+			return 0, wire.Errorf(wire.CodeMismatch, "seal of %s at %d after %s, it is sealed at %d after %s, with nothing that epoch %s does not have", r.id, m.End, m.Last, end, r.mu.last, m.Epoch)
+		}
 		if m.Epoch != r.id.Epoch {
 			s.setAsideLocked(r, r.note.Load().Length)
 		}
@@ -243,12 +248,10 @@ func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
 	if start.At.Epoch != m.Epoch || start.At.Seq == 0 {
 		return false
 	}
-	if last := r.mu.last; last.Epoch == start.Before.Epoch && last.Seq <= start.Before.Seq {
-		// Within an epoch a seq names one record, so all of the tail is what the start follows: its owner has it
-		// stable on two servers in segments of its own. Nothing is discarded, proven or not.
+	starts := s.starts(r)
+	if followed(r.mu.last, m, starts) {
 		return true
 	}
-	starts := s.starts(r)
 	for {
 		if !start.Proven {
 			return false
@@ -262,6 +265,24 @@ func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
 		}
 		start = next
 	}
+}
+
+// followed reports that a record is part of the history that the sealer's epoch-start follows, as far as the starts
+// before it are known. Within an epoch a seq names one record, and an owner has what it follows stable on two servers,
+// in segments of its own if need be: so nothing is lost with another copy, proven or not.
+func followed(last ident.Position, m *wire.Seal, starts map[ident.Epoch]wire.EpochStart) bool {
+	start := m.Start
+	if start.At.Epoch != m.Epoch || start.At.Seq == 0 {
+		return false
+	}
+	for last.Epoch.Less(start.Before.Epoch) {
+		next, known := starts[start.Before.Epoch]
+		if !known || !next.At.Epoch.Less(start.At.Epoch) {
+			return false
+		}
+		start = next
+	}
+	return last.Epoch == start.Before.Epoch && last.Seq <= start.Before.Seq
 }
 
 // starts gives the epoch-starts that replicas of the journal here carry. r's own is read without its lock,
