@@ -8,6 +8,7 @@ import (
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 )
 
 // Changes of the list of ensembles (R3). A member that is gone for good is replaced at a takeover: chooseMembers
@@ -96,7 +97,8 @@ func (o *Owner) replaceMember(now time.Duration) {
 // the newest, or covered by a checkpoint that is. This epoch's start is committed, since the owner serves.
 func (o *Owner) dropEnsembles() {
 	e := &o.ensemble
-	if e.changing || o.stopErr != nil || len(o.state.Ensembles) < 2 || !o.w.Serving() || !o.proven && !o.allHeard() || len(o.unsettled) > 0 || !o.onNewest() {
+	if e.changing || o.stopErr != nil || len(o.state.Ensembles) < 2 || !o.w.Serving() || !o.proven && !o.allHeard() && !mutant.On(mutant.R3Proven) ||
+		(len(o.unsettled) > 0 || !o.onNewest()) && !mutant.On(mutant.R3Newest) {
 		return
 	}
 	e.changing = true

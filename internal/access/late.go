@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -79,14 +80,16 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 		since = b.here(since)
 	}
 	switch {
+	case mutant.On(mutant.R9Epoch) && s.Epoch != epoch:
+		return nil
 	case s.Epoch != epoch:
 		return wire.Errorf(wire.CodeStale, "stamp of epoch %s, the owner's is %s", s.Epoch, epoch)
-	case s.Tick+stampAgeMax < now:
+	case s.Tick+stampAgeMax < now && !mutant.On(mutant.R9Age):
 		return wire.Errorf(wire.CodeStale, "stamp %d ms old", now-s.Tick)
 	case since <= l.resetTick && l.resetTick != 0:
 		return wire.Errorf(wire.CodeStale, "older than a reset")
 	}
-	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && since <= b.tick {
+	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && since <= b.tick && !mutant.On(mutant.R9Login) {
 		return wire.Errorf(wire.CodeStale, "older than a newer login of its nexus")
 	}
 	if _, ok := l.aborted[op.Request]; ok && op.Request.Number != 0 {
@@ -98,6 +101,9 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 		l.sessions[op.Nexus.Initiator] = i
 	}
 	i.sessions[op.Session] = now
+	if mutant.On(mutant.R9Acks) {
+		return nil
+	}
 	if a := i.newest; writes(op.Kind) && a.tick != 0 && a.session != op.Session && s.Tick <= a.tick {
 		return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
 	}

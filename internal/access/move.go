@@ -11,6 +11,7 @@ import (
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -307,7 +308,7 @@ func (h *handing) run(ctx context.Context) error {
 	}
 	// A third site's copy is enough for R10, but the taker would read the rest from there, which takes longer than a
 	// little patience.
-	for h.copies && !o.stableAt(h.to.Site, at.Seq) && (time.Since(begun) < thirdPatience || !o.stableAt(0, at.Seq)) {
+	for h.copies && !mutant.On(mutant.R10Stable) && !o.stableAt(h.to.Site, at.Seq) && (time.Since(begun) < thirdPatience || !o.stableAt(0, at.Seq)) {
 		if err := o.Err(); err != nil {
 			return err
 		}

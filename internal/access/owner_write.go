@@ -7,6 +7,7 @@ import (
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -25,7 +26,7 @@ func (o *Owner) admit(op *Op) {
 		return
 	}
 	if !op.barred {
-		if op.Forward && recorded(op.Kind) && o.answered(op) {
+		if op.Forward && recorded(op.Kind) && !mutant.On(mutant.R9Request) && o.answered(op) {
 			o.dropBuf(op)
 			return
 		}
@@ -165,7 +166,7 @@ func (o *Owner) answered(op *Op) bool {
 // overlapping commands that are being decided, and for those that wait already (so that none is overtaken
 // for ever).
 func (o *Owner) mustWait(op *Op, decides bool) bool {
-	if decides {
+	if decides && !mutant.On(mutant.R7Overlap) {
 		for _, u := range o.uncommitted {
 			if u.overlaps(op) {
 				return true
@@ -494,7 +495,7 @@ func (o *Owner) retryWaiting() {
 
 // awaitStable answers op once everything up to op.seq is stable (R8).
 func (o *Owner) awaitStable(op *Op) {
-	if op.seq <= o.w.Stable().Seq {
+	if op.seq <= o.w.Stable().Seq || mutant.On(mutant.R8Flush) {
 		o.finish(op, nil)
 		return
 	}

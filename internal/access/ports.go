@@ -7,6 +7,7 @@ import (
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -71,7 +72,7 @@ func (p *ports) load(b []byte) error {
 // refuses reports that a command gets R11's error. The common case is two comparisons. What is shared beside the
 // data, reservations and the like, is as the records have it and can be asked for and changed.
 func (p *ports) refuses(op *Op) bool {
-	if p.barred == 0 && !p.strict || op.Nexus == nil || op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState {
+	if mutant.On(mutant.R11Ports) || p.barred == 0 && !p.strict || op.Nexus == nil || op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState {
 		return false
 	}
 	a := p.list[portOf(op.Nexus)]

@@ -8,6 +8,7 @@ import (
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -97,7 +98,7 @@ func (o *Owner) permit(permits []journal.Permit) {
 // mayDrop says which local replica of a segment may go. Those of checkpoints both stay: a takeover needs them first, and
 // they are small.
 func (o *Owner) mayDrop(s *segment, remote []ident.SiteID) (p journal.Permit, ok bool) {
-	if len(remote) == 0 || o.env.Limits.KeepBothLocal || s.id.IsCheckpoint() || !o.covered(s) {
+	if len(remote) == 0 || o.env.Limits.KeepBothLocal || s.id.IsCheckpoint() || !o.covered(s) && !(mutant.On(mutant.R5Checkpoint) && s.sealed) {
 		return p, false
 	}
 	for _, site := range remote {
@@ -190,7 +191,7 @@ func (o *Owner) sendDrops() {
 		switch {
 		case p.seq == 0 || !o.env.Stores.Up(p.Store):
 			continue
-		case p.Replace && p.seq > own || !p.Replace && p.seq > stable:
+		case p.Replace && p.seq > own || !p.Replace && p.seq > stable && !mutant.On(mutant.R13Stable):
 			continue // what is bad counts for nothing anyhow, and what is unstable may wait for it to be made again
 		}
 		o.drop(p.Store, &wire.Drop{Segment: p.Segment, Permit: p.seq, Made: p.Made, Replace: p.Replace}, func() {
@@ -259,7 +260,7 @@ func (o *Owner) retireSome() {
 			}
 		}
 	}
-	if complete && len(o.ships) == len(remote) {
+	if (complete || mutant.On(mutant.R12Complete)) && len(o.ships) == len(remote) {
 		for _, d := range o.m.DeadSegments() {
 			s := o.segs[d.Segment]
 			if d.At.Seq <= covered && s != nil && s.last.Seq <= covered && len(retire) < permitsMax {

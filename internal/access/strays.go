@@ -287,6 +287,11 @@ func (o *Owner) strayMayGo(r *stray) bool {
 	switch {
 	case r.State == wire.ReplicaFork || o.epoch.Less(id.Epoch) || o.epoch.Conflicts(id.Epoch):
 		return false
+	case r.End == 0 && id.Epoch.Less(o.epoch):
+		// Opened, and nothing of it is left, if ever there was anything. This owner has said where the history ends, and
+		// once it has everything on two stores that is the word which R4 wants: with the replica goes the doubt, which
+		// would else make no takeover proven any more.
+		return len(o.unsettled) == 0
 	case o.gaveUp(id.Epoch, r.Last.Seq):
 		return false // it may be part of a fork
 	case id.Epoch == o.epoch:

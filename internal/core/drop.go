@@ -8,6 +8,7 @@ import (
 	"path"
 
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -36,10 +37,13 @@ func (s *Store) dropped(r *replica, m *wire.Drop) error {
 	// owner may count on what it reads.
 	r.j.mu.Lock()
 	err := checkEpoch(r.j.mu.fence, m.Epoch)
+	if mutant.On(mutant.R13Fence) {
+		err = nil
+	}
 	r.j.mu.Unlock()
 	switch {
 	case err != nil:
-	case m.Made != 0 && m.Made != r.note.Load().Made:
+	case m.Made != 0 && m.Made != r.note.Load().Made && !mutant.On(mutant.R13Made):
 		r.mu.Unlock()
 		return nil // what was permitted to go has gone
 	case r.mu.state == stateLost && m.Replace:

@@ -14,6 +14,7 @@ import (
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -33,7 +34,7 @@ func (s *Store) restart(fresh bool) error {
 	boot := image.store.Boot
 	s.made.Store((image.store.Starts + 1) << 32) // more than a start can make
 	s.opts.LeaseMax = max(s.opts.LeaseMax, image.store.LeaseMax)
-	if !fresh {
+	if !fresh && !mutant.On(mutant.R6Restart) {
 		s.fenceFrom = s.now() + longer(s.opts.LeaseMax)
 	}
 	for id, n := range image.journals {
@@ -221,7 +222,7 @@ func (s *Store) rescan(r *replica) error {
 		return nil
 	case n.State == wire.ReplicaFork:
 		r.mu.closing = true
-	case !known && n.State != wire.ReplicaCopy: // the end of a copy was never known
+	case !known && n.State != wire.ReplicaCopy && !mutant.On(mutant.R4Short): // the end of a copy was never known
 		r.mu.state = wire.ReplicaShort
 	}
 	r.mu.stable = sc.stable

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -92,7 +93,7 @@ func (r *Recovery) count(ensembles [][]ident.StoreID, answers map[ident.StoreID]
 				r.Missing = append(r.Missing, s)
 			}
 		}
-		if n < max(1, len(stores)-1) {
+		if n < max(1, len(stores)-1) && !(mutant.On(mutant.R2AllButOne) && n > 0) {
 			r.Enough = false
 		}
 	}
@@ -211,7 +212,7 @@ func newUnsure(ensembles [][]ident.StoreID, answers map[ident.StoreID]*wire.Fenc
 
 func (u *unsure) of(id ident.SegmentID) bool {
 	short := u.short[id]
-	if len(short) == 0 || u.known[id] {
+	if len(short) == 0 || u.known[id] || mutant.On(mutant.R4End) {
 		return false
 	}
 	for _, stores := range u.ensembles {
@@ -289,6 +290,9 @@ func (r *Recovery) chain(c *collected, unsure *unsure) {
 			r.Start = s
 		}
 	}
+	if mutant.On(mutant.R1Highest) {
+		r.Start = longest(groups, starts, r.Start)
+	}
 	if r.Start.At.Seq == 0 {
 		return // nothing was ever begun
 	}
@@ -343,6 +347,17 @@ func (r *Recovery) chain(c *collected, unsure *unsure) {
 		return 1
 	})
 	r.Past = past
+}
+
+// longest is a mutant's choice: the epoch whose records go furthest, instead of the highest.
+func longest(groups []*group, starts map[ident.Epoch]wire.EpochStart, start wire.EpochStart) wire.EpochStart {
+	var to ident.Seq
+	for _, g := range groups {
+		if s, known := starts[g.Segment.Epoch]; known && g.To > to {
+			start, to = s, g.To
+		}
+	}
+	return start
 }
 
 // Hole gives the end of the history in front of the first gap behind from, and whether there is one up to the

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -147,13 +148,13 @@ func (w *Writer) restable() {
 			stable = s.entries[n-1].pos
 		}
 		s.entries = append(s.entries[:0], s.entries[n:]...)
-		if end < s.end || !s.closed {
+		if (end < s.end || !s.closed) && !mutant.On(mutant.R8Prefix) {
 			break
 		}
 	}
 	w.stable = stable
 	w.settle()
-	if !w.serving && w.stopped == nil && w.stable.Seq >= w.start.At.Seq {
+	if !w.serving && w.stopped == nil && (w.stable.Seq >= w.start.At.Seq || mutant.On(mutant.R1StartStable) && w.held.Seq >= w.start.At.Seq) {
 		w.serving = true
 		w.commit = w.held
 		w.act(Action{Kind: ActServing})

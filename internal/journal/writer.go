@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -232,7 +233,7 @@ func (w *Writer) Commit() ident.Position { return w.commit }
 
 // Stable is the stable point; until the epoch-start is stable itself, the one that was heard (R1).
 func (w *Writer) Stable() ident.Position {
-	if !w.serving || w.cfg.PastUnstable {
+	if !w.serving || w.cfg.PastUnstable && !mutant.On(mutant.R8Past) {
 		return w.cfg.HeardStable
 	}
 	return w.stable
@@ -341,7 +342,7 @@ func (w *Writer) Pump() {
 		return
 	}
 	for len(w.queue) > 0 && w.maySend() {
-		if w.queue[0].Kind == KindEpochStart && w.sent != w.held {
+		if w.queue[0].Kind == KindEpochStart && w.sent != w.held && !mutant.On(mutant.R1TailFirst) {
 			return // R1: the start is appended once everything before it is on two servers
 		}
 		if !w.roomFor(w.queue[0]) {

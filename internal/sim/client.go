@@ -31,6 +31,9 @@ type client struct {
 	value   uint32
 	number  uint64
 	answers int
+
+	attached uint64 // the first epoch that has answered this port
+	told     uint64 // up to which epoch this port has got its error, or need not
 }
 
 // session is one login of a client by one path, as both sides know it.
@@ -335,6 +338,7 @@ func (c *client) do(in opIn) bool {
 				c.seen[in.block] = out.read
 			}
 			w.hist.done(in, out, call)
+			c.checkPort(s, a.epoch.Number)
 			w.trace.add(w.now(), "ack", uint64(c.id), uint64(in.value), uint64(call))
 			return true
 		}
@@ -347,6 +351,7 @@ func (c *client) do(in opIn) bool {
 			c.at = (c.at + 1) % len(c.paths)
 		case errors.Is(a.err, wire.ErrUnproven):
 			w.stats.add("client: R11 errors", 1)
+			c.told = max(c.told, a.epoch.Number)
 			c.rest(time.Second)
 			c.accept(s)
 		case errors.Is(a.err, wire.ErrStale):
@@ -362,6 +367,23 @@ func (c *client) do(in opIn) bool {
 	}
 }
 
+// checkPort is R11: a port that was attached before a takeover that was not proven has no command answered after it,
+// until it was told.
+func (c *client) checkPort(s *session, epoch uint64) {
+	if epoch == 0 || c.told >= epoch {
+		return
+	}
+	for e := c.told + 1; e <= epoch; e++ {
+		if c.attached != 0 && c.attached < e && c.w.chain.isUnproven(e) {
+			c.w.fail("client %d was attached in epoch %d and got no error after epoch %d, which is not proven (R11): an answer of epoch %d by %s", c.id, c.attached, e, epoch, s.node.name)
+		}
+	}
+	c.told = epoch
+	if c.attached == 0 {
+		c.attached = epoch
+	}
+}
+
 // accept is the operator's word that ports may go on.
 func (c *client) accept(s *session) {
 	ctx, cancel := context.WithTimeout(context.Background(), loginMax)
@@ -371,7 +393,9 @@ func (c *client) accept(s *session) {
 		return
 	}
 	if vol, ok := p.srv.Volume(c.w.vol.ID); ok {
-		_ = vol.Bar(ctx, &wire.Bar{Kind: wire.BarAccept, Nexus: wire.Nexus{Initiator: s.nexus.Initiator}})
+		if vol.Bar(ctx, &wire.Bar{Kind: wire.BarAccept, Nexus: wire.Nexus{Initiator: s.nexus.Initiator}}) == nil {
+			c.told = max(c.told, vol.Stamp().Epoch.Number) // the word is about all takeovers so far
+		}
 	}
 }
 

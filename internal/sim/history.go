@@ -23,7 +23,7 @@ type chain struct {
 	at     map[ident.Seq]ident.Position
 	starts map[uint64]wire.EpochStart // by epoch, as first appended
 	splits []split
-	first  map[uint64]ident.NodeName // who began an epoch
+	begun  []Epoch
 }
 
 // split is a pair of commit points that exclude each other.
@@ -33,7 +33,7 @@ type split struct {
 }
 
 func (c *chain) init(w *World) {
-	c.w, c.at, c.starts, c.first = w, map[ident.Seq]ident.Position{}, map[uint64]wire.EpochStart{}, map[uint64]ident.NodeName{}
+	c.w, c.at, c.starts = w, map[ident.Seq]ident.Position{}, map[uint64]wire.EpochStart{}
 }
 
 // saw takes a commit point.
@@ -91,7 +91,8 @@ func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
 	c.mu.Lock()
 	_, known := c.starts[e.Number]
 	if !known {
-		c.starts[e.Number], c.first[e.Number] = s, n.name
+		c.starts[e.Number] = s
+		c.begun = append(c.begun, Epoch{e.Number, c.w.now(), n.name, s.Proven})
 	}
 	c.mu.Unlock()
 	if known {
@@ -115,6 +116,14 @@ func (c *chain) unprovenBetween(a, b ident.Epoch) bool {
 		}
 	}
 	return false
+}
+
+// isUnproven reports that an epoch's start says so.
+func (c *chain) isUnproven(epoch uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, known := c.starts[epoch]
+	return known && epoch > 1 && !s.Proven
 }
 
 // check is §2.2: one history.

@@ -63,8 +63,17 @@ type Result struct {
 	Seed   uint64
 	Broken []string // what is wrong; the first says most
 	Hash   uint64   // of the trace
-	Stats  Stats
+	Stats  *Stats
 	Time   time.Duration // simulated
+	Epochs []Epoch       // that began
+}
+
+// Epoch is how one began.
+type Epoch struct {
+	Number uint64
+	At     time.Duration
+	Node   ident.NodeName
+	Proven bool
 }
 
 // Run simulates a plan. Where out is not nil, the trace is written to it.
@@ -89,15 +98,7 @@ func Run(t *testing.T, plan Plan, out io.Writer) Result {
 		w.fail("%s", s)
 	}
 	w.chain.check()
-	return Result{Seed: plan.Seed, Broken: w.failed(), Hash: w.trace.sum, Stats: *w.stats.copy(), Time: took}
-}
-
-func (s *Stats) copy() *Stats {
-	c := &Stats{Messages: s.Messages}
-	for k, n := range s.Count {
-		c.add(k, n)
-	}
-	return c
+	return Result{Seed: plan.Seed, Broken: w.failed(), Hash: w.trace.sum, Stats: w.stats, Time: took, Epochs: w.chain.begun}
 }
 
 // live is the world's life.

@@ -34,9 +34,9 @@ var allowed = []struct {
 	// The words between nodes, the rules of the history, the state machine on top, the disk below. Journal knows
 	// stores by an interface, volume knows the journal's records and nothing of who keeps them.
 	{"wire", []string{"ident"}},
-	{"journal", []string{"ident", "wire"}},
+	{"journal", []string{"ident", "mutant", "wire"}},
 	{"volume", []string{"ident", "journal"}},
-	{"core", []string{"ident", "journal", "vfs", "wire"}},
+	{"core", []string{"ident", "journal", "mutant", "vfs", "wire"}},
 	{"peer", []string{"ident", "journal", "nowait", "wire"}},
 	{"control", []string{"ident", "pki"}},
 	// Protocols: reserve knows no protocol, scsi no network and no iSCSI, iscsi nothing of what is behind a target.
@@ -44,7 +44,7 @@ var allowed = []struct {
 	{"access/scsi", []string{"access/reserve", "ident"}},
 	{"access/iscsi", []string{"access/reserve", "access/scsi", "nowait"}},
 	{"access/iscsi/iscsitest", []string{"access/iscsi", "access/reserve", "access/scsi", "ident"}},
-	{"access", []string{"access/reserve", "control", "ident", "journal", "volume", "wire"}},
+	{"access", []string{"access/reserve", "control", "ident", "journal", "mutant", "volume", "wire"}},
 	{"access/export", []string{"access", "access/iscsi", "access/reserve", "access/scsi", "control", "ident", "journal", "wire"}},
 	// The initiator shares no code with the target: see its doc.go.
 	{"initiator", nil},
