@@ -145,8 +145,10 @@ func (v *Volume) later(op *Op, until time.Time, err error) {
 		v.answer(op, wire.Errorf(wire.CodeShutdown, "the node is closing"))
 		return
 	}
+	v.held.Add(1)
 	go func() {
 		defer v.srv.wg.Done()
+		defer v.held.Add(-1)
 		if time.Now().After(until) {
 			v.answer(op, wire.Errorf(wire.CodeBusy, "no owner answers: %v", err))
 			return

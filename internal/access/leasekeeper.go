@@ -45,10 +45,17 @@ type leasePair struct {
 }
 
 type enrollment struct {
+	left bool // it is not enrolled any more
 	wire.JournalEpoch
 	grant   *Grant
 	known   bool // the other side has confirmed it
 	deposed func(ident.Epoch)
+}
+
+// journalAt is a journal at a store.
+type journalAt struct {
+	store   ident.StoreID
+	journal ident.JournalID
 }
 
 // NewLeaseKeeper makes a keeper; find says which node has a store.
@@ -86,7 +93,7 @@ func (k *LeaseKeeper) Enroll(journal ident.JournalID, epoch ident.Epoch, stores 
 			k.mu.pairs[name] = p
 			k.wg.Go(func() { k.renew(p) })
 		}
-		p.enrolled = append(p.enrolled, &enrollment{wire.JournalEpoch{Store: s, Journal: journal, Epoch: epoch}, g, false, tell})
+		p.enrolled = append(p.enrolled, &enrollment{JournalEpoch: wire.JournalEpoch{Store: s, Journal: journal, Epoch: epoch}, grant: g, deposed: tell})
 		p.wake()
 	}
 	return grants
@@ -108,6 +115,7 @@ func (k *LeaseKeeper) Leave(journal ident.JournalID, epoch ident.Epoch) {
 			if e.Journal != journal || e.Epoch != epoch {
 				return false
 			}
+			e.left = true
 			e.grant.Set(0) // before the other side hears of it
 			p.leave = append(p.leave, e.JournalEpoch)
 			return true
@@ -168,13 +176,21 @@ func (k *LeaseKeeper) ask(p *leasePair, every time.Duration) {
 		epoch ident.Epoch
 	}
 	var removed []removal
+	gone := make(map[journalAt]ident.Epoch, len(r.Removed))
+	for _, x := range r.Removed {
+		gone[journalAt{x.Store, x.Journal}] = x.Epoch
+	}
 	k.mu.Lock()
 	p.leave = p.leave[len(m.Leave):]
 	if p.instance != r.Instance {
 		// Another process than the one that knew what is enrolled: only what this request enrolled is granted.
 		p.instance = r.Instance
+		fresh := make(map[wire.JournalEpoch]bool, len(m.Enroll))
+		for _, e := range m.Enroll {
+			fresh[e] = true
+		}
 		for _, e := range p.enrolled {
-			e.known = slices.Contains(m.Enroll, e.JournalEpoch)
+			e.known = fresh[e.JournalEpoch]
 			if !e.known {
 				e.grant.Set(0)
 			}
@@ -183,24 +199,29 @@ func (k *LeaseKeeper) ask(p *leasePair, every time.Duration) {
 		p.wake()
 	}
 	for _, e := range asked {
-		i := slices.IndexFunc(r.Removed, func(x wire.JournalEpoch) bool { return x.Store == e.Store && x.Journal == e.Journal })
-		if i >= 0 {
+		if epoch, out := gone[journalAt{e.Store, e.Journal}]; out {
 			e.grant.Set(0)
 			e.known = false
-			if e.Epoch.Less(r.Removed[i].Epoch) {
-				removed = append(removed, removal{e, r.Removed[i].Epoch})
+			if e.Epoch.Less(epoch) {
+				removed = append(removed, removal{e, epoch})
 			}
 			continue
 		}
-		if slices.Contains(p.enrolled, e) {
+		if !e.left {
 			e.known = true
 			e.grant.Set(until)
 		}
 	}
-	for _, x := range r.Removed {
-		// Told until it is left out: an enrollment of a former epoch that nobody here keeps any more.
-		if !slices.ContainsFunc(p.enrolled, func(e *enrollment) bool { return e.Store == x.Store && e.Journal == x.Journal }) {
-			p.leave = append(p.leave, x)
+	if len(r.Removed) > 0 {
+		kept := make(map[journalAt]bool, len(p.enrolled))
+		for _, e := range p.enrolled {
+			kept[journalAt{e.Store, e.Journal}] = true
+		}
+		for _, x := range r.Removed {
+			// Told until it is left out: an enrollment of a former epoch that nobody here keeps any more.
+			if !kept[journalAt{x.Store, x.Journal}] {
+				p.leave = append(p.leave, x)
+			}
 		}
 	}
 	k.mu.Unlock()

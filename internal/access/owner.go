@@ -80,6 +80,7 @@ type Owner struct {
 	turn        atomic.Uint64
 	lastSeg     *segment // that the last committed record is in
 	lastAppend  time.Duration
+	doze        doze
 	full        bool  // the last segment could not be opened for want of space
 	refused     []*Op // scratch of refuseForSpace
 	split       []*Op // partial trims whose parts are under way
@@ -119,10 +120,14 @@ const (
 	evMerged
 	evAppended
 	evCall
+	evTick // evCall by the clock: nothing has happened
 )
 
 // post adds an event and, if nobody runs the loop, runs it.
 func (o *Owner) post(ev event) {
+	if ev.kind != evTick {
+		o.doze.rouse()
+	}
 	o.q.Lock()
 	o.q.events = append(o.q.events, ev)
 	run := !o.q.running
@@ -179,7 +184,7 @@ func (o *Owner) handle(ev *event) {
 		o.merged(ev.op, ev.err)
 	case evAppended:
 		o.appended(ev)
-	case evCall:
+	case evCall, evTick:
 		ev.fn()
 	}
 }
@@ -413,18 +418,44 @@ func (o *Owner) Close() error {
 
 var errClosed = errors.New("the node is closing")
 
+// The owner's clock ticks fast while there is something to do, and slower the longer there is nothing: thousands of
+// idle volumes must not wake their nodes fifty times a second each. Whatever happens wakes it at once.
+const (
+	tickFast   = 20 * time.Millisecond
+	tickSecond = time.Second
+	tickIdle   = 5 * time.Second
+	// Well above what anything under way may take before it is given up.
+	dozeAfter  = 10 * time.Second
+	sleepAfter = 2 * time.Minute
+)
+
 // timers runs the owner's clockwork.
 func (o *Owner) timers() {
 	defer o.wg.Done()
-	fast := time.NewTicker(20 * time.Millisecond)
-	defer fast.Stop()
+	timer := time.NewTimer(tickFast)
+	defer timer.Stop()
+	active := time.Now()
+	var second time.Time
+	seconds := 0
 	for n := 0; ; n++ {
 		select {
 		case <-o.ctx.Done():
 			return
-		case <-fast.C:
+		case <-timer.C:
+		case <-o.doze.wake:
 		}
-		o.call(func() {
+		now := time.Now()
+		if o.doze.happened.Swap(false) {
+			active = now
+		}
+		wait := tickFast
+		switch quiet := now.Sub(active); {
+		case quiet > sleepAfter:
+			wait = tickIdle
+		case quiet > dozeAfter:
+			wait = tickSecond
+		}
+		o.post(event{kind: evTick, fn: func() {
 			if o.stopErr != nil {
 				return
 			}
@@ -436,13 +467,36 @@ func (o *Owner) timers() {
 			if n%5 == 0 && len(o.unsettled) > 0 {
 				o.settlePast()
 			}
-			if n%50 == 0 {
+			if now.Sub(second) >= tickSecond-tickFast/2 {
+				second = now
 				o.everySecond()
+				if seconds++; seconds%farHotForget == 0 {
+					o.far.cool()
+				}
 			}
-			if n%(50*farHotForget) == 0 {
-				o.far.cool()
-			}
-		})
+		}})
+		o.doze.asleep.Store(wait > tickFast)
+		timer.Reset(wait)
+	}
+}
+
+// doze is what wakes the owner's clock.
+type doze struct {
+	happened atomic.Bool // something, since the last tick
+	asleep   atomic.Bool // the next tick is far away
+	wake     chan struct{}
+}
+
+// rouse is called for all that happens but ticks.
+func (d *doze) rouse() {
+	if !d.happened.Load() {
+		d.happened.Store(true)
+	}
+	if d.asleep.Load() && d.asleep.CompareAndSwap(true, false) {
+		select {
+		case d.wake <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -174,7 +174,7 @@ func (o *Owner) open(a journal.Action) {
 		late := time.AfterFunc(o.env.Limits.SyncPatience, func() {
 			o.letDown(store.ID(), wire.Errorf(wire.CodeUnreached, "no answer to the opening of a segment within %v", o.env.Limits.SyncPatience))
 		})
-		r, err := store.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: a.Segment.ID, Capacity: o.env.Limits.SegmentBytes})
+		r, err := store.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: a.Segment.ID, Capacity: journal.CapacityOf(a.Segment.ID, o.env.Limits.SegmentBytes)})
 		late.Stop()
 		o.call(func() {
 			if err != nil && o.stopErr == nil {

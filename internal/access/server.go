@@ -20,7 +20,8 @@ type Server struct {
 	ctx   context.Context
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
-	slots chan struct{} // takeovers under way
+	slots *turns // takeovers that recover a journal
+	claim *turns // takeovers that have changed, or are about to change, the journal's key
 
 	away     map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
 	followed time.Time                    // when follow looked last; Run's own
@@ -35,7 +36,8 @@ type Server struct {
 }
 
 const (
-	takeoversMax    = 8 // at a time: 10,000 volumes after a power cut are no storm
+	takeoversMax    = 16  // at a time: 10,000 volumes after a power cut are no storm
+	claimsMax       = 100 // so many keys may share a transaction (R3)
 	takeoverRetry   = time.Second
 	ownerAwayAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
 	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nobody listens there any more
@@ -51,7 +53,7 @@ func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 	if env.Health == nil {
 		env.Health = NewHealth(env.Clock, nil)
 	}
-	s := &Server{env: env, peers: peers, slots: make(chan struct{}, takeoversMax)}
+	s := &Server{env: env, peers: peers, slots: newTurns(takeoversMax), claim: newTurns(claimsMax)}
 	if s.env.Copies == nil {
 		s.env.Copies = NewCopies(env.Clock, 0)
 	}
@@ -348,17 +350,23 @@ func (s *Server) takeOver(v *Volume, hand *handed) {
 	if hand != nil { // clients wait for nothing else: it waits for no other takeover
 		o, err = takeAt(s.ctx, env, *v.spec.Load(), hand)
 	} else {
-		select {
-		case s.slots <- struct{}{}:
-			defer func() { <-s.slots }()
-		case <-s.ctx.Done():
+		if !s.claim.take(s.ctx, v.urgency) {
 			return
 		}
-		env.Patience = func() func() {
-			<-s.slots
-			return func() { s.slots <- struct{}{} }
+		defer s.claim.give()
+		hand, err = claimJournal(s.ctx, env, v.id, false)
+		if err == nil {
+			if !s.slots.take(s.ctx, v.urgency) {
+				return
+			}
+			defer s.slots.give()
+			env.Patience = func() func() {
+				s.slots.give()
+				return func() { s.slots.take(context.Background(), v.urgency) } // whoever resumes gives it back
+			}
+			o, err = takeAt(s.ctx, env, *v.spec.Load(), hand)
 		}
-		o, err = TakeOver(s.ctx, env, *v.spec.Load())
+		hand = nil
 	}
 	if err != nil {
 		if s.ctx.Err() == nil {

@@ -33,6 +33,8 @@ const (
 type siteShip struct {
 	site ident.SiteID
 	wake chan struct{}
+	// nothing counts looks in a row that found nothing to do; only the ship's loop has it.
+	nothing int
 
 	mu struct {
 		sync.Mutex
@@ -215,7 +217,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			return wire.Errorf(wire.CodeUnreached, "no store of site %d is up", s.site)
 		}
 		if !opened[id] && from == 0 {
-			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: o.env.Limits.SegmentBytes, Copy: true}); err != nil {
+			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: journal.CapacityOf(id, o.env.Limits.SegmentBytes), Copy: true}); err != nil {
 				return fmt.Errorf("open %s at %s: %w", id, dest.ID(), err)
 			}
 			opened[id] = true
@@ -545,12 +547,21 @@ func wholeRecords(b []byte, offset uint32) int {
 	}
 }
 
+// patience is how long to wait before a look that nothing has asked for: longer after each that found nothing to do.
+func (s *siteShip) patience(first, most time.Duration) time.Duration {
+	if s.nothing < 16 {
+		s.nothing++
+	}
+	return min(first<<(s.nothing/4), most)
+}
+
 // shipWait waits for more to ship.
 func (o *Owner) shipWait(ctx context.Context, s *siteShip, failed chan error) error {
 	select {
 	case <-s.wake:
+		s.nothing = 0
 		return nil
-	case <-time.After(200 * time.Millisecond):
+	case <-time.After(s.patience(200*time.Millisecond, 5*time.Second)):
 		return nil
 	case err := <-failed:
 		return err
@@ -575,6 +586,7 @@ func (s *siteShip) wakeUp() {
 
 // shipCheckpoints copies sealed checkpoint segments to the site, so that it can recover from them (R12).
 func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journal.Store) error {
+	var quiet time.Duration
 	for {
 		var todo []*segment
 		o.ask(func() {
@@ -604,8 +616,13 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			}
 			o.call(func() { seg.confirm(to.ID(), made) })
 		}
+		if len(todo) > 0 {
+			quiet = 0
+		} else if quiet < 8*time.Second {
+			quiet += time.Second / 2 // nobody waits for it, and there may be thousands of idle volumes
+		}
 		select {
-		case <-time.After(time.Second):
+		case <-time.After(time.Second + quiet):
 		case <-ctx.Done():
 			return nil
 		}

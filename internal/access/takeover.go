@@ -31,15 +31,34 @@ const (
 // It returns once the last step is under way; Owner.Serving tells when it is done. Errors leave nothing
 // behind but the higher epoch.
 func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, error) {
-	_, rev, err := env.Control.JournalNow(ctx, spec.ID)
+	hand, err := claimJournal(ctx, env, spec.ID, true)
 	if err != nil {
-		return nil, fmt.Errorf("journal %s: %w", spec.ID, err)
+		return nil, err
 	}
-	state, rev, err := env.Control.TakeJournal(ctx, spec.ID, rev, env.Node)
-	if err != nil {
-		return nil, fmt.Errorf("take journal %s: %w", spec.ID, err)
+	return takeAt(ctx, env, spec, hand)
+}
+
+// claimJournal makes this node the owner in the control store. What is known of the key is tried first: a revision that
+// is old takes no effect. Where somebody else has become the owner meanwhile, it is taken from that one only if insist.
+func claimJournal(ctx context.Context, env Env, id ident.JournalID, insist bool) (*handed, error) {
+	was, rev, known := env.Control.Journal(id)
+	for {
+		if !known {
+			var err error
+			if _, rev, err = env.Control.JournalNow(ctx, id); err != nil {
+				return nil, fmt.Errorf("journal %s: %w", id, err)
+			}
+		}
+		state, rev, err := env.Control.TakeJournal(ctx, id, rev, env.Node)
+		if known && errors.Is(err, control.ErrConflict) && (insist || state.Owner == was.Owner || state.Owner == env.Node) {
+			known = false
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("take journal %s: %w", id, err)
+		}
+		return &handed{state: state, rev: rev}, nil
 	}
-	return takeAt(ctx, env, spec, &handed{state: state, rev: rev})
 }
 
 // takeAt is TakeOver behind the control store: state names this node the owner. What a former owner that handed the
@@ -57,6 +76,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 		permits: map[permitKey]pendingPermit{},
 		serving: make(chan struct{}), stopped: make(chan struct{})}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
+	o.doze.wake = make(chan struct{}, 1)
 	o.spec.Store(&spec)
 	o.late.before = hand.late
 	var err error

@@ -20,6 +20,7 @@ type Volume struct {
 	stamp  atomic.Pointer[wire.Stamp]
 	unit   volumeUnit
 	users  atomic.Int32 // sessions: their stamps are kept fresh
+	held   atomic.Int32 // commands that wait for an owner
 	wanted time.Time    // Server.mu: since when the owner's node is away
 	taking bool         // Server.mu
 	since  time.Time    // Server.mu: since when this node tries to serve it; zero where it serves or need not
@@ -54,6 +55,17 @@ func (v *Volume) changed() <-chan struct{} {
 	v.gate.Lock()
 	defer v.gate.Unlock()
 	return v.gate.changed
+}
+
+// urgency says how much a takeover is needed: first where commands wait, then where there are sessions.
+func (v *Volume) urgency() int {
+	switch {
+	case v.held.Load() > 0:
+		return 2
+	case v.users.Load() > 0:
+		return 1
+	}
+	return 0
 }
 
 // ID of the volume's journal.

@@ -69,6 +69,8 @@ type Client struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
+	combiner combiner
+
 	closeOnce sync.Once
 	closeErr  error
 

@@ -130,7 +130,7 @@ func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev
 		}
 		next.Ensembles = append(next.Ensembles, e)
 	}
-	res := c.commitJournals(ctx, []journalChange{{id, expect, newChangeID(), next, raw}})[0]
+	res := c.commitOne(ctx, journalChange{id, expect, newChangeID(), next, raw})
 	return res.State, res.Rev, res.Err
 }
 
@@ -169,6 +169,10 @@ func (c *Client) ChangeEnsembles(ctx context.Context, changes []EnsembleChange) 
 		}
 		todo = append(todo, journalChange{ch.Journal, ch.Rev, newChangeID(), next.Clone(), raw})
 		at = append(at, i)
+	}
+	if len(todo) == 1 {
+		results[at[0]] = c.commitOne(ctx, todo[0])
+		return results
 	}
 	for from := 0; from < len(todo); from += changesPerTxn {
 		to := min(from+changesPerTxn, len(todo))

@@ -25,6 +25,26 @@ const SegmentCapacityMax = 64 << 20
 // small enough to copy in a blink.
 const SegmentCapacityGoal = 32 << 20
 
+// The first segments of an epoch are smaller: room is set aside for all of an open segment, and most of thousands of
+// volumes that were just taken over, or just made, are not written to. Both have room for the largest record.
+const (
+	capacityFirst  = 4 << 20
+	capacitySecond = 16 << 20
+)
+
+// CapacityOf is how large a segment of the history becomes where most are as large as goal.
+func CapacityOf(id ident.SegmentID, goal uint32) uint32 {
+	switch {
+	case id.IsCheckpoint():
+		return goal
+	case id.Number == 0:
+		return min(goal, capacityFirst)
+	case id.Number == 1:
+		return min(goal, capacitySecond)
+	}
+	return goal
+}
+
 // JournalKind says which state machine a journal drives.
 type JournalKind uint8
 

@@ -364,7 +364,7 @@ func (w *Writer) maySend() bool {
 // roomFor makes cur a segment that can take e, if there is one.
 func (w *Writer) roomFor(e *Entry) bool {
 	if s := w.cur; s != nil {
-		if int(max(s.end, SegmentHeaderSize))+len(e.Bytes)+IndexSize(s.records+1) <= int(w.cfg.Capacity) {
+		if int(max(s.end, SegmentHeaderSize))+len(e.Bytes)+IndexSize(s.records+1) <= int(w.capacity(s)) {
 			return true
 		}
 		w.close(s)
@@ -407,7 +407,7 @@ func (w *Writer) sendBatch() {
 	n := 0
 	for _, e := range w.queue {
 		if n > 0 && (e.Kind == KindEpochStart || b.bytes+len(e.Bytes) > batchBytesMax ||
-			int(s.end)+len(e.Bytes)+IndexSize(s.records+1) > int(w.cfg.Capacity)) {
+			int(s.end)+len(e.Bytes)+IndexSize(s.records+1) > int(w.capacity(s))) {
 			break
 		}
 		e.Segment, e.Offset = s.ID, s.end
@@ -442,9 +442,11 @@ func (w *Writer) newBatch() *Batch {
 	return &Batch{}
 }
 
+func (w *Writer) capacity(s *Segment) uint32 { return CapacityOf(s.ID, w.cfg.Capacity) }
+
 // openAhead opens the next segment when the current one is half full.
 func (w *Writer) openAhead() {
-	if w.next == nil && w.stopped == nil && (w.cur == nil && len(w.queue) > 0 || w.cur != nil && w.cur.end > w.cfg.Capacity/2) {
+	if w.next == nil && w.stopped == nil && (w.cur == nil && len(w.queue) > 0 || w.cur != nil && w.cur.end > w.capacity(w.cur)/2) {
 		w.open()
 	}
 }

@@ -1,0 +1,153 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+)
+
+// usage is what processes have used: processor time and memory.
+type usage struct {
+	cpu time.Duration
+	rss uint64
+}
+
+func (s *system) usage() (u usage) {
+	s.t.Helper()
+	for _, name := range s.names() {
+		pid := s.pid(name)
+		if pid == 0 {
+			continue
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		f := strings.Fields(rest)
+		user, _ := strconv.ParseUint(f[11], 10, 64)
+		sys, _ := strconv.ParseUint(f[12], 10, 64)
+		pages, _ := strconv.ParseUint(f[21], 10, 64)
+		u.cpu += time.Duration(user+sys) * 10 * time.Millisecond
+		u.rss += pages * uint64(os.Getpagesize())
+	}
+	return u
+}
+
+// TestManyVolumes: many volumes on a small cluster are no storm: the control store is nearly still while nothing happens, an
+// idle volume costs little, and when a node dies its volumes go to the others in few transactions. E2E_VOLUMES is how many.
+func TestManyVolumes(t *testing.T) {
+	n := 300
+	if long() {
+		n = 10_000
+	}
+	if v := os.Getenv("E2E_VOLUMES"); v != "" {
+		var err error
+		if n, err = strconv.Atoi(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := start(t, 1, 3)
+	c, err := api.Dial(api.ClientOptions{Endpoints: []string{"unix://" + filepath.Join(s.dir, "nodes", "s1n1", "api.sock")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := context.Background()
+	empty := s.usage()
+	begun := time.Now()
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range 16 {
+		wg.Go(func() {
+			for {
+				i := next.Add(1)
+				if i > int64(n) {
+					return
+				}
+				if _, err := c.Volumes.Create(ctx, &dozov1.CreateVolumeRequest{Name: fmt.Sprintf("v%05d", i), SizeBytes: 1 << 30}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	made := time.Since(begun)
+	owners := func(at *api.Client) (owned map[string]int, none int) {
+		r, err := at.Volumes.List(ctx, &dozov1.ListVolumesRequest{})
+		if err != nil {
+			return nil, n
+		}
+		owned = map[string]int{}
+		for _, v := range r.GetVolumes() {
+			if v.GetOwner() == "" {
+				none++
+			} else {
+				owned[v.GetOwner()]++
+			}
+		}
+		return owned, none + n - len(r.GetVolumes())
+	}
+	until(t, "all volumes have an owner", 10*time.Minute, func() (bool, string) {
+		_, none := owners(c)
+		return none == 0, fmt.Sprintf("%d have none", none)
+	})
+	t.Logf("%d volumes: made in %v, owned after %v", n, made.Round(time.Millisecond), time.Since(begun).Round(time.Millisecond))
+	revision := func(at *api.Client) int64 {
+		r, err := at.Control.Status(ctx, &dozov1.ControlStoreStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetRevision()
+	}
+	// Until the owners' clocks have slowed down and old ensembles are off the lists.
+	time.Sleep(15 * time.Second)
+	const watch = 10 * time.Second
+	rev, was := revision(c), s.usage()
+	time.Sleep(watch)
+	now := s.usage()
+	idle := revision(c) - rev
+	cpu := float64(now.cpu-was.cpu) / float64(watch)
+	t.Logf("idle: %d writes to the control store in %v; %.2f processors for %d processes; %d KiB a volume", idle, watch, cpu, len(s.names()), (now.rss-min(now.rss, empty.rss))/uint64(n)/1024)
+	if idle > 20 {
+		t.Errorf("%d writes to the control store while nothing happens", idle)
+	}
+
+	// A node dies.
+	owned, _ := owners(c)
+	victim := "s1n3"
+	other, err := api.Dial(api.ClientOptions{Endpoints: []string{"unix://" + filepath.Join(s.dir, "nodes", "s1n1", "api.sock")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	rev = revision(other)
+	begun = time.Now()
+	s.kill(victim)
+	until(t, "the volumes of "+victim+" are owned by others", 10*time.Minute, func() (bool, string) {
+		left, none := owners(other)
+		return none == 0 && left[victim] == 0, fmt.Sprintf("%d are left, %d have none", left[victim], none)
+	})
+	took := time.Since(begun)
+	txns := revision(other) - rev
+	t.Logf("%s died and had %d of %d volumes: all are owned by others after %v, with %d transactions", victim, owned[victim], n, took.Round(time.Millisecond), txns)
+	if owned[victim] > 0 && txns > int64(owned[victim])/2+30 {
+		t.Errorf("%d keys changed in %d transactions", owned[victim], txns)
+	}
+}
