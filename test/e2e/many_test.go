@@ -49,9 +49,9 @@ func (s *system) usage() (u usage) {
 // TestManyVolumes: many volumes on a small cluster are no storm: the control store is nearly still while nothing happens, an
 // idle volume costs little, and when a node dies its volumes go to the others in few transactions. E2E_VOLUMES is how many.
 func TestManyVolumes(t *testing.T) {
-	n := 300
+	n := 100
 	if long() {
-		n = 10_000
+		n = 2000
 	}
 	if v := os.Getenv("E2E_VOLUMES"); v != "" {
 		var err error
