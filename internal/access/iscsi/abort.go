@@ -111,13 +111,16 @@ func (s *Server) dropTarget(name string) {
 
 // drop ends a session by our own will, telling the initiator (asynchronous message 3).
 func (x *Session) drop(cause error) {
+	const lastWords = time.Second // for an initiator that reads slowly
 	const dropsAll = 3
 	for _, c := range x.close() {
 		c.mu.Lock()
 		if !c.dead && c.fullFeature {
+			_ = c.nc.SetWriteDeadline(time.Now().Add(lastWords))
 			c.asyncLocked(dropsAll, 0, 0, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))
 		}
 		c.mu.Unlock()
+		c.flushWait()
 		c.kill(cause)
 	}
 }

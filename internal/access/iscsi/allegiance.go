@@ -302,7 +302,7 @@ func (c *conn) adopt(o *conn, t *task, itt, exp uint32, at scsi.Stamp, sendLocke
 		t.restamp(at)
 	}
 	if t.phase == phaseWaiting {
-		c.waiting = append(c.waiting, t)
+		c.queueLocked(t)
 	}
 	gen, slot := t.gen, t.slot
 	sendLocked(tmrComplete) // before it becomes effective; it may let go of the lock meanwhile

@@ -139,6 +139,7 @@ func (c *conn) respondLocked(t *task) {
 	var h header
 	h[0], h[1] = opResponse, finalBit|flags
 	h[3] = byte(t.Status)
+	c.qualify(&h, t.Status)
 	h.put32(16, t.itt)
 	c.numberLocked(&h, true)
 	h.put32(36, t.r2tSN)

@@ -47,6 +47,9 @@ func (c *conn) lead(ctx context.Context, l *login, cmdSN uint32) (*Session, erro
 		}
 		x.target = target
 		x.nexus = scsi.NewNexus(x.initiator, l.target, target.Units()...)
+		if x.params.ProtocolLevel >= 2 {
+			x.nexus.AllowQueries()
+		}
 	}
 	fail := func(err error) (*Session, error) {
 		if x.target != nil {

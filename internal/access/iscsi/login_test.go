@@ -35,7 +35,7 @@ func TestNegotiation(t *testing.T) {
 		{"ErrorRecoveryLevel=2", "2"},
 		{"TaskReporting=FastAbort,RFC3720", "FastAbort"},
 		{"TaskReporting=X-unknown,ResponseFence", "ResponseFence"},
-		{"iSCSIProtocolLevel=2", "1"},
+		{"iSCSIProtocolLevel=2", "2"},
 		{"IFMarker=Yes", "No"},
 		{"OFMarkInt=2048~8192", "Reject"},
 		{"X-com.example.key=1", "NotUnderstood"},

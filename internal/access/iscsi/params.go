@@ -111,7 +111,7 @@ var operationalKeys = map[string]keyRule{
 	"DataSequenceInOrder": {kind: kindOr, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.DataSequenceInOrder = n == 1 }},
 	"ErrorRecoveryLevel":  {kind: kindMin, top: 2, ours: func(o *Offers) uint64 { return uint64(min(o.ErrorRecoveryLevel, 2)) }, apply: func(p *Params, n uint64, _ string) { p.ErrorRecoveryLevel = uint32(n) }},
 	"TaskReporting":       {kind: kindList, normalOnly: true, known: []string{reportRFC3720, "ResponseFence", reportFastAbort}, apply: func(p *Params, _ uint64, s string) { p.TaskReporting = s }},
-	"iSCSIProtocolLevel":  {kind: kindMin, top: 31, normalOnly: true, ours: func(*Offers) uint64 { return 1 }, apply: func(p *Params, n uint64, _ string) { p.ProtocolLevel = uint32(n) }},
+	"iSCSIProtocolLevel":  {kind: kindMin, top: 31, normalOnly: true, ours: func(*Offers) uint64 { return protocolLevel }, apply: func(p *Params, n uint64, _ string) { p.ProtocolLevel = uint32(n) }},
 }
 
 // Values of TaskReporting (RFC 7143 13.23) that make a difference: with both others responses are fenced, with the

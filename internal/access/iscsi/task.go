@@ -27,14 +27,15 @@ type task struct {
 	cmdSN     uint32
 	immediate bool
 	ordered   bool
-	delivered bool // counted by the session's ordering
-	preparing bool // Prepare runs, before it waits for admission
-	due       bool // its turn came while the reader was writing into it
-	fenced    bool // its response has waited for acknowledgements
-	barred    bool // its ID is being barred at the owner
-	refused   bool // its frame asks for what we don't do
-	uncounted bool // its number belongs to another copy of the command
-	aborted   bool // no response any more
+	priority  uint8 // 1 first, 15 last
+	delivered bool  // counted by the session's ordering
+	preparing bool  // Prepare runs, before it waits for admission
+	due       bool  // its turn came while the reader was writing into it
+	fenced    bool  // its response has waited for acknowledgements
+	barred    bool  // its ID is being barred at the owner
+	refused   bool  // its frame asks for what we don't do
+	uncounted bool  // its number belongs to another copy of the command
+	aborted   bool  // no response any more
 	phase     phase
 	lun       uint16
 
@@ -231,6 +232,7 @@ func (c *conn) command(h *header, ahs []byte) error {
 	t.itt, t.expected, t.isRead, t.isWrite = h.itt(), expected, read, write
 	t.unsolicited = write && !h.final()
 	t.ordered = h[1]&7 == attrOrdered
+	t.priority = c.sess.priorityOf(h)
 	t.LUN = h.lun()
 	t.lun, _ = scsi.LUNNumber(t.LUN)
 	copy(t.CDB[:], h[32:48])
@@ -353,7 +355,7 @@ func (c *conn) startLocked(t *task) {
 		return
 	}
 	t.phase, t.preparing = phaseWaiting, false
-	c.waiting = append(c.waiting, t)
+	c.queueLocked(t)
 	c.admitLocked()
 }
 
@@ -406,7 +408,7 @@ func (c *conn) place(t *task) {
 	c.mu.Lock()
 	if len(c.waiting) > 0 || !c.mayStartLocked(t) {
 		t.phase = phaseWaiting
-		c.waiting = append(c.waiting, t)
+		c.queueLocked(t)
 		c.mu.Unlock()
 		return
 	}

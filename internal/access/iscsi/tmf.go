@@ -65,7 +65,7 @@ func (c *conn) taskManagement(h *header) error {
 // ofTaskSet reports the functions that concern more than one task.
 func ofTaskSet(function byte) bool {
 	switch function {
-	case tmfAbortTaskSet, tmfClearTaskSet, tmfLUNReset, tmfWarmReset, tmfColdReset:
+	case tmfAbortTaskSet, tmfClearTaskSet, tmfLUNReset, tmfWarmReset, tmfColdReset, tmfNexusReset, tmfQueryTaskSet:
 		return true
 	}
 	return false
@@ -101,6 +101,7 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 	}
 	c.tasks++ // the connection isn't done before the answer is
 	c.mu.Unlock()
+	var info [3]byte // additional response information (RFC 7144)
 	sendLocked := func(response byte) {
 		c.tasks--
 		if c.ended(immediate); immediate {
@@ -112,6 +113,7 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 		}
 		var r header
 		r[0], r[1], r[2] = opTaskMgmtR, finalBit, response
+		copy(r[8:], info[:])
 		r.put32(16, itt)
 		c.numberLocked(&r, true)
 		c.appendPDULocked(&r, nil)
@@ -181,6 +183,8 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 		}
 	case tmfReassign:
 		c.reassign(h, at, sendLocked)
+	case tmfQueryTask, tmfQueryTaskSet, tmfQueryEvent, tmfNexusReset:
+		c.manageLevel2(h, answer, func(response byte, event [3]byte) { info = event; send(response) }, done)
 	case tmfClearACA:
 		answer(tmrNotSupported)
 	default:

@@ -90,3 +90,13 @@ func (q *Attentions) Discard(a Attention) {
 	q.mu.queue = slices.DeleteFunc(q.mu.queue, func(w Attention) bool { return w == a })
 	q.waiting.Store(int32(len(q.mu.queue)))
 }
+
+// Peek gives the oldest condition without taking it, and how many there are.
+func (q *Attentions) Peek() (a Attention, count int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.mu.queue) > 0 {
+		a = q.mu.queue[0]
+	}
+	return a, len(q.mu.queue)
+}

@@ -20,6 +20,7 @@ type Nexus struct {
 	target    string // SCSI name of the target device, for VPD page 83h
 	units     []*Unit
 	absent    Unit // answers for LUNs that aren't there
+	queries   bool // the transport has the task management functions of query.go
 }
 
 // Unit is the device server of one logical unit for one nexus (the I_T_L nexus).

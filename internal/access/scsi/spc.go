@@ -173,9 +173,14 @@ func (o *opcode) appendOne(b []byte, timeouts bool) []byte {
 func (u *Unit) reportTaskManagement(c *Command) {
 	const (
 		abortTask, abortTaskSet, clearTaskSet, logicalUnitReset = 0x80, 0x40, 0x10, 0x08
-		targetReset                                             = 0x02
+		targetReset, queryTask                                  = 0x02, 0x04
+		queryEvent, queryTaskSet, nexusReset                    = 0x04, 0x02, 0x01 // of the second byte
 	)
 	b := append(c.inBuf[:0], abortTask|abortTaskSet|clearTaskSet|logicalUnitReset|targetReset, 0, 0, 0)
+	if u.nexus.queries {
+		b[0] |= queryTask
+		b[1] |= queryEvent | queryTaskSet | nexusReset
+	}
 	if c.CDB[2]&0x80 != 0 {
 		b = append(b, make([]byte, 12)...)
 		b[3] = 12
