@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -61,6 +62,11 @@ func (a *app) statusTables(s *dozov1.StatusResponse) error {
 		"Space", fmt.Sprintf("%s of %s used", size.Format(s.GetUsedBytes()), size.Format(s.GetCapacityBytes()))); err != nil {
 		return err
 	}
+	if line := blocksLine(s.GetBlocks()); line != "" {
+		if err := view.Facts(a.out, "Copies", line); err != nil {
+			return err
+		}
+	}
 	if len(s.GetProblems()) > 0 {
 		g := view.NewGrid("PROBLEM", "OBJECT", "SEVERITY", "SINCE", "WHAT")
 		for _, p := range s.GetProblems() {
@@ -89,4 +95,27 @@ func (a *app) statusTables(s *dozov1.StatusResponse) error {
 	}
 	fmt.Fprintln(a.out)
 	return g.Write(a.out)
+}
+
+// blocksLine says what the block manager has to do, empty where that is nothing.
+func blocksLine(b *dozov1.BlocksStatus) string {
+	var parts []string
+	add := func(bytes uint64, format string, args ...any) {
+		if bytes > 0 {
+			parts = append(parts, fmt.Sprintf(format, args...))
+		}
+	}
+	add(b.GetMissingBytes(), "%s to be made again", size.Format(b.GetMissingBytes()))
+	add(b.GetEmptyingBytes(), "%s at stores that are emptied", size.Format(b.GetEmptyingBytes()))
+	add(b.GetMovingBytes(), "%s to be moved to stores with room", size.Format(b.GetMovingBytes()))
+	add(b.GetSegmentsSingle(), "%d segments with one copy left", b.GetSegmentsSingle())
+	add(b.GetSegmentsStuck(), "%d segments can not be copied now", b.GetSegmentsStuck())
+	if len(parts) == 0 {
+		return ""
+	}
+	add(b.GetRateBps(), "%s/s", size.Format(b.GetRateBps()))
+	if b.GetEta() != nil {
+		parts = append(parts, "about "+b.GetEta().AsDuration().String())
+	}
+	return strings.Join(parts, ", ")
 }

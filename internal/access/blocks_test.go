@@ -478,3 +478,45 @@ func TestLostStoresDoNotHinderATakeover(t *testing.T) {
 	im.check(t)
 	im.o.Close()
 }
+
+// Large reads go to the replica whose store has less to do, small ones stay at this node.
+func TestLargeReadsAreSpread(t *testing.T) {
+	c := newCluster(t, 1, 3)
+	im := c.filled(1, 10)
+	defer func() { im.o.Close() }()
+	own, other := c.local, c.seats[1].id
+	im.o.ask(func() {
+		s := &segment{holders: []holder{{store: own, stable: true}, {store: other, stable: true}}}
+		at := func(last *seat) ident.StoreID {
+			if last != nil {
+				return im.o.readSpread(s, last).ID()
+			}
+			return im.o.readSpread(s, nil).ID()
+		}
+		if at(nil) != own {
+			t.Error("idle stores: this node's own is nearer")
+		}
+		h := im.o.env.Health
+		h.reading(own).Add(1 << 20)
+		if at(nil) != other || im.o.readFrom(s).ID() != own {
+			t.Error("the own store is busy: the other one reads what is large")
+		}
+		if at(c.seat(own)) != own {
+			t.Error("one request became two")
+		}
+		h.reading(other).Add(1 << 20)
+		if at(nil) != own {
+			t.Error("both are as busy: this node's own is nearer")
+		}
+		h.reading(own).Add(-1 << 20)
+		h.reading(other).Add(-1 << 20)
+	})
+	im.check(t)
+	im.o.ask(func() {
+		for _, s := range c.seats {
+			if n := im.o.env.Health.reading(s.id).Load(); n != 0 {
+				t.Errorf("%d bytes are still counted", n)
+			}
+		}
+	})
+}

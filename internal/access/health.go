@@ -32,6 +32,17 @@ type Health struct {
 		sync.Mutex
 		stores map[ident.StoreID]*ailing
 	}
+
+	reads sync.Map // by ident.StoreID, *atomic.Int64: bytes of large reads that each store is asked for
+}
+
+// reading counts the bytes of large reads that this node's owners have asked a store for.
+func (h *Health) reading(id ident.StoreID) *atomic.Int64 {
+	if n, ok := h.reads.Load(id); ok {
+		return n.(*atomic.Int64)
+	}
+	n, _ := h.reads.LoadOrStore(id, new(atomic.Int64))
+	return n.(*atomic.Int64)
 }
 
 // ailing is what is known of a store that has failed. Guarded by Health.mu.

@@ -55,7 +55,7 @@ func (o *Owner) read(op *Op) {
 	op.read.Pieces = op.read.Pieces[:0]
 	o.far.noteRead(op.first)
 	var store journal.Store
-	single, far := true, false
+	single, far, large := true, false, op.Length >= spreadFrom
 	holes := 0
 	for i := range pieces {
 		p := &pieces[i]
@@ -63,7 +63,12 @@ func (o *Owner) read(op *Op) {
 			holes++
 			continue
 		}
-		s := o.readFrom(o.segs[p.Segment])
+		var s journal.Store
+		if large {
+			s = o.readSpread(o.segs[p.Segment], store)
+		} else {
+			s = o.readFrom(o.segs[p.Segment])
+		}
 		if s == nil {
 			o.readSlow(op)
 			return
@@ -91,6 +96,10 @@ func (o *Owner) read(op *Op) {
 		return
 	}
 	t := newReadTry(o, op, store.ID())
+	if large {
+		t.load, t.bytes = o.env.Health.reading(store.ID()), op.Length
+		t.load.Add(t.bytes)
+	}
 	store.Read(&op.read, t.answer)
 	if t.state.Load() == tryWaiting {
 		o.reading = append(o.reading, t)
@@ -109,6 +118,9 @@ type readTry struct {
 	state  atomic.Int32
 	refs   atomic.Int32 // the loop's and the store's: the last one puts it back
 	answer func(wire.ReadReply, error)
+
+	load  *atomic.Int64 // of the store, which the read is counted in; nil: it is not
+	bytes int64
 }
 
 const (
@@ -125,7 +137,7 @@ func newReadTry(o *Owner, op *Op, store ident.StoreID) *readTry {
 		t = &readTry{}
 		t.answer = t.answered
 	}
-	t.o, t.op, t.store, t.since = o, op, store, o.tick()
+	t.o, t.op, t.store, t.since, t.load = o, op, store, o.tick(), nil
 	t.state.Store(tryWaiting)
 	t.refs.Store(2)
 	return t
@@ -140,6 +152,9 @@ func (t *readTry) unref() {
 
 func (t *readTry) answered(r wire.ReadReply, err error) {
 	defer t.unref()
+	if t.load != nil {
+		t.load.Add(-t.bytes)
+	}
 	if !t.state.CompareAndSwap(tryWaiting, tryAnswered) {
 		release(r)
 		return
@@ -255,6 +270,44 @@ func (o *Owner) readFrom(s *segment) journal.Store {
 		}
 	}
 	return best
+}
+
+// Large reads are spread over the replicas of the site, so that one disk is no bottleneck; small ones stay local.
+const (
+	spreadFrom   = 128 << 10
+	spreadRemote = 256 << 10 // by so many bytes a store of another node must have less to do
+)
+
+// readSpread chooses the replica of the site whose store has the least to read for this node now. last, if it has the
+// segment, is taken again: a command that is one request costs less than two.
+func (o *Owner) readSpread(s *segment, last journal.Store) journal.Store {
+	if s == nil {
+		return nil
+	}
+	var best ident.StoreID
+	least, found := int64(0), false
+	for i := range s.holders {
+		h := &s.holders[i]
+		if h.going || h.bad || o.env.Stores.Site(h.store) != o.env.Site || !o.fit(h.store) {
+			continue
+		}
+		if last != nil && h.store == last.ID() {
+			return last
+		}
+		n := o.env.Health.reading(h.store).Load()
+		if !o.env.Stores.Local(h.store) {
+			n += spreadRemote
+		}
+		if !found || n < least {
+			best, least, found = h.store, n, true
+		}
+	}
+	if found {
+		if st, ok := o.env.Stores.Store(best); ok {
+			return st
+		}
+	}
+	return o.readFrom(s)
 }
 
 func holdersIn(s *segment) []holder {

@@ -18,6 +18,7 @@ type Backend interface {
 	Hosts
 	Sessions
 	Nodes
+	Stores
 	Sites
 	Cluster
 	Control
@@ -84,7 +85,18 @@ type Nodes interface {
 	RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest) error
 	// DrainNode calls progress once and, with Wait, whenever something changed until Done.
 	DrainNode(ctx context.Context, req *dozov1.DrainNodeRequest, progress func(*dozov1.DrainNodeResponse) error) error
+	// DecommissionNode calls progress when something changed, and a last time with Done set.
+	DecommissionNode(ctx context.Context, req *dozov1.DecommissionNodeRequest, progress func(*dozov1.EmptyProgress) error) error
 	UndrainNode(ctx context.Context, req *dozov1.UndrainNodeRequest) error
+}
+
+// Stores is behind StoreService.
+type Stores interface {
+	ListStores(ctx context.Context, req *dozov1.ListStoresRequest) ([]*dozov1.Store, error)
+	// ReplaceStore and ScrubStore call progress when something changed, and a last time with Done set unless NoWait is.
+	ReplaceStore(ctx context.Context, req *dozov1.ReplaceStoreRequest, progress func(*dozov1.EmptyProgress) error) error
+	KeepStore(ctx context.Context, req *dozov1.KeepStoreRequest) error
+	ScrubStore(ctx context.Context, req *dozov1.ScrubStoreRequest, progress func(*dozov1.ScrubProgress) error) error
 }
 
 // Sites is behind SiteService.

@@ -45,6 +45,7 @@ type Client struct {
 	Hosts    dozov1connect.HostServiceClient
 	Sessions dozov1connect.SessionServiceClient
 	Nodes    dozov1connect.NodeServiceClient
+	Stores   dozov1connect.StoreServiceClient
 	Sites    dozov1connect.SiteServiceClient
 	Cluster  dozov1connect.ClusterServiceClient
 	Control  dozov1connect.ControlServiceClient
@@ -114,6 +115,7 @@ func Dial(o ClientOptions) (*Client, error) {
 	c.Hosts = dozov1connect.NewHostServiceClient(hc, base, opts...)
 	c.Sessions = dozov1connect.NewSessionServiceClient(hc, base, opts...)
 	c.Nodes = dozov1connect.NewNodeServiceClient(hc, base, opts...)
+	c.Stores = dozov1connect.NewStoreServiceClient(hc, base, opts...)
 	c.Sites = dozov1connect.NewSiteServiceClient(hc, base, opts...)
 	c.Cluster = dozov1connect.NewClusterServiceClient(hc, base, opts...)
 	c.Control = dozov1connect.NewControlServiceClient(hc, base, opts...)

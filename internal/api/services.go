@@ -123,6 +123,17 @@ func (s nodeService) Undrain(ctx context.Context, req *dozov1.UndrainNodeRequest
 	return &dozov1.UndrainNodeResponse{}, s.b.UndrainNode(ctx, req)
 }
 
+type storeService struct{ b Backend }
+
+func (s storeService) List(ctx context.Context, req *dozov1.ListStoresRequest) (*dozov1.ListStoresResponse, error) {
+	l, err := s.b.ListStores(ctx, req)
+	return &dozov1.ListStoresResponse{Stores: l}, err
+}
+
+func (s storeService) Keep(ctx context.Context, req *dozov1.KeepStoreRequest) (*dozov1.KeepStoreResponse, error) {
+	return &dozov1.KeepStoreResponse{}, s.b.KeepStore(ctx, req)
+}
+
 type siteService struct{ b Backend }
 
 func (s siteService) List(ctx context.Context, req *dozov1.ListSitesRequest) (*dozov1.ListSitesResponse, error) {

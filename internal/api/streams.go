@@ -32,6 +32,30 @@ func (s nodeService) Drain(ctx context.Context, req *dozov1.DrainNodeRequest, st
 	return s.b.DrainNode(ctx, req, stream.Send)
 }
 
+// Decommission passes on how far the emptying is.
+func (s nodeService) Decommission(ctx context.Context, req *dozov1.DecommissionNodeRequest, stream *connect.ServerStream[dozov1.EmptyProgress]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.DecommissionNode(ctx, req, stream.Send)
+}
+
+// Replace passes on how far the emptying is.
+func (s storeService) Replace(ctx context.Context, req *dozov1.ReplaceStoreRequest, stream *connect.ServerStream[dozov1.EmptyProgress]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.ReplaceStore(ctx, req, stream.Send)
+}
+
+// Scrub passes on how far the pass is.
+func (s storeService) Scrub(ctx context.Context, req *dozov1.ScrubStoreRequest, stream *connect.ServerStream[dozov1.ScrubProgress]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.ScrubStore(ctx, req, stream.Send)
+}
+
 // Events passes on the audit log.
 func (c clusterService) Events(ctx context.Context, req *dozov1.EventsRequest, stream *connect.ServerStream[dozov1.Event]) error {
 	if err := validate(req); err != nil {

@@ -99,6 +99,16 @@ func validate(msg proto.Message) error {
 		return checkName("node", m.GetNode())
 	case *dozov1.UndrainNodeRequest:
 		return checkName("node", m.GetNode())
+	case *dozov1.DecommissionNodeRequest:
+		return checkName("node", m.GetNode())
+	case *dozov1.ListStoresRequest:
+		return checkOptional("node", m.GetNode())
+	case *dozov1.ReplaceStoreRequest:
+		return checkText("store", m.GetStore())
+	case *dozov1.KeepStoreRequest:
+		return checkText("store", m.GetStore())
+	case *dozov1.ScrubStoreRequest:
+		return checkText("store", m.GetStore())
 	case *dozov1.CreateSiteRequest:
 		return errors.Join(checkName("name", m.GetName()), checkCIDRs(m.GetCidrs()))
 	case *dozov1.EventsRequest:
@@ -404,6 +414,8 @@ func auditObject(msg proto.Message) string {
 		return "node/" + m.GetNode()
 	case interface{ GetNode() string }:
 		return "node/" + m.GetNode()
+	case interface{ GetStore() string }:
+		return "store/" + m.GetStore()
 	case *dozov1.CreateSiteRequest:
 		return "site/" + m.GetName()
 	case interface{ GetName() string }:

@@ -36,7 +36,7 @@ func (s *Store) Blocks(ctx context.Context) (wire.StoreBlocks, error) {
 		return uint64(t.UnixNano())
 	}
 	x := s.Scrubbing()
-	b := wire.StoreBlocks{Store: s.id, FileSystem: u.ID, Capacity: st.Capacity, Free: st.Free - min(st.Free, s.opts.ReserveBytes), Used: st.Used, Replicas: st.Replicas,
+	b := wire.StoreBlocks{Store: s.id, FileSystem: u.ID, FileSystemBytes: u.Total, Capacity: st.Capacity, Free: st.Free - min(st.Free, s.opts.ReserveBytes), Used: st.Used, Replicas: st.Replicas,
 		Corrupt: st.Corrupt, Aside: st.Aside, Failed: st.Failed, ScrubPassed: nanos(x.Passed), ScrubBegan: nanos(x.Began), ScrubDone: x.Done, ScrubTotal: x.Total,
 		ScrubFound: x.Found, ScrubHealed: x.Healed, ScrubNow: x.Now}
 	for _, d := range s.Damaged() {

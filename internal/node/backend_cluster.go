@@ -31,6 +31,7 @@ const (
 	problemVolumeFailed   = "VOLUME_FAILED"
 	problemStoreFailed    = "STORE_FAILED"
 	problemStoreFull      = "STORE_FULL"
+	problemDataDamaged    = "DATA_DAMAGED"
 	problemControlAway    = "CONTROL_AWAY"
 
 	problemControlUnsettled = "CONTROL_UNSETTLED"
@@ -86,6 +87,9 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 	var unheard []string
 	var wg sync.WaitGroup
 	wg.Go(func() { views, unheard = b.ownerStatus(ctx) })
+	var blocks []wire.BlocksReply
+	var facts map[ident.StoreID]storeFacts
+	wg.Go(func() { blocks, facts = b.heardBlocks(ctx, true) })
 	nodes, err := b.ListNodes(ctx, &dozov1.ListNodesRequest{})
 	wg.Wait()
 	if err != nil {
@@ -101,7 +105,12 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 	if p := restorationProblem(c); p != nil {
 		out.Problems = append(out.Problems, p)
 	}
-	addNodes(out, nodes)
+	addNodes(out, nodes, newSpaces(facts))
+	out.Blocks = blocksStatus(blocks)
+	if n := out.Blocks.DamagedNow; n > 0 {
+		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemDataDamaged, Object: "cluster",
+			Message: fmt.Sprintf("%d replicas have a bad place: they are made again from good ones", n)})
+	}
 	for _, v := range c.Volumes() {
 		state, _, _ := c.Journal(v.ID)
 		st, ok := views[v.ID]
@@ -131,7 +140,7 @@ func healthOf(list []*dozov1.Problem) string {
 }
 
 // addNodes fills in what the nodes say, and what is wrong with them.
-func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node) {
+func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node, room *spaces) {
 	add := func(severity, reason, object, format string, args ...any) {
 		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severity, Reason: reason, Object: object, Message: fmt.Sprintf(format, args...)})
 	}
@@ -159,7 +168,7 @@ func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node) {
 			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node does not answer")
 		}
 		for _, s := range x.Stores {
-			out.CapacityBytes += s.CapacityBytes
+			out.CapacityBytes += room.add(s.Id, s.CapacityBytes)
 			out.UsedBytes += s.UsedBytes
 			switch s.State {
 			case storeFailed:

@@ -40,7 +40,7 @@ const (
 func (b *backend) nodeMessage(x control.Node) *dozov1.Node {
 	out := &dozov1.Node{Name: string(x.Name), Site: b.siteName(x.Site), State: nodeUnknown, Version: x.Version, HostId: x.HostID,
 		ClusterAddress: addrText(x.Addrs.Cluster), WanAddress: addrText(x.Addrs.Wan), ManagementAddress: addrText(x.Addrs.Management),
-		Voter: x.Voter, Tpgt: uint32(x.TPGT), Draining: x.Draining}
+		Voter: x.Voter, Tpgt: uint32(x.TPGT), Draining: x.Draining, Leaving: x.Leaving}
 	if c := b.n.control(); c != nil {
 		out.Volumes = owned(c, x.Name)
 	}
@@ -254,20 +254,16 @@ func (b *backend) RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest)
 		return fmt.Errorf("stores of node %s may hold replicas of %d volumes, such as %s; with force they are declared lost, and made anew from the other copies: %w",
 			x.Name, n, name, control.ErrInUse)
 	}
-	serials, err := b.serialsOf(ctx, c, x.Name)
-	if err != nil {
-		return err
-	}
-	if x.Voter && !b.n.cfg.Control.External {
-		if err := b.removeVoter(ctx, x.Name); err != nil {
+	// An operator's word: from now on nobody waits for them, and they are never taken back (R3, R13).
+	for _, s := range x.Stores {
+		if !req.Force {
+			break
+		}
+		if _, err := c.LoseStore(ctx, s.ID); err != nil {
 			return err
 		}
 	}
-	if err := c.RemoveNode(ctx, x.Name); err != nil {
-		return err
-	}
-	// Whoever has the host of a removed node must not come back as it.
-	return b.revoke(ctx, c, serials, "node was removed")
+	return b.takeOut(ctx, c, x)
 }
 
 // neededOf counts the journals of which a node's stores may hold replicas: those that list one of its stores,

@@ -20,6 +20,8 @@ func (b *backend) ListSites(ctx context.Context, _ *dozov1.ListSitesRequest) ([]
 	if err != nil {
 		return nil, err
 	}
+	_, facts := b.heardBlocks(ctx, false)
+	room := map[string]*spaces{}
 	var out []*dozov1.Site
 	byName := map[string]*dozov1.Site{}
 	for _, s := range c.Sites() {
@@ -35,8 +37,11 @@ func (b *backend) ListSites(ctx context.Context, _ *dozov1.ListSitesRequest) ([]
 		if x.State == nodeUp {
 			s.NodesUp++
 		}
+		if room[x.Site] == nil {
+			room[x.Site] = newSpaces(facts)
+		}
 		for _, st := range x.Stores {
-			s.CapacityBytes += st.CapacityBytes
+			s.CapacityBytes += room[x.Site].add(st.Id, st.CapacityBytes)
 			s.UsedBytes += st.UsedBytes
 		}
 	}

@@ -410,7 +410,7 @@ func TestProblems(t *testing.T) {
 	}
 	out := &dozov1.StatusResponse{Control: &dozov1.ControlStatus{}}
 	addNodes(out, []*dozov1.Node{{Name: "a1", Site: "a", State: nodeUp, Voter: true, Stores: []*dozov1.NodeStore{{State: storeFailed, CapacityBytes: 5, UsedBytes: 1}, {State: storeFull, CapacityBytes: 5, UsedBytes: 5}}},
-		{Name: "b1", Site: "b", State: nodeDown}, {Name: "b2", Site: "b", State: nodeUnknown}, {Name: "w", State: nodeStarting}})
+		{Name: "b1", Site: "b", State: nodeDown}, {Name: "b2", Site: "b", State: nodeUnknown}, {Name: "w", State: nodeStarting}}, newSpaces(nil))
 	var reasons []string
 	for _, p := range out.Problems {
 		reasons = append(reasons, p.Reason)
@@ -464,5 +464,35 @@ func TestExternal(t *testing.T) {
 	c.CAFile, c.CertFile, c.KeyFile = "", filepath.Join(dir, "none"), filepath.Join(dir, "none")
 	if _, err := externalTLS(c); err == nil {
 		t.Error("certificate files that are not there were taken")
+	}
+}
+
+// Stores that share a file system have its space once; those with a limit of their own, no more than that.
+func TestSharedSpaceCountsOnce(t *testing.T) {
+	facts := map[ident.StoreID]storeFacts{}
+	store := func(boot byte, fs, total uint64) string {
+		id := ident.NewStoreID()
+		facts[id] = storeFacts{StoreBlocks: wire.StoreBlocks{FileSystem: fs, FileSystemBytes: total}, boot: ident.BootID{boot}}
+		return id.String()
+	}
+	for _, c := range []struct {
+		what string
+		adds [][2]any // store, capacity
+		want uint64
+	}{
+		{"one file system", [][2]any{{store(1, 7, 100), 100}, {store(1, 7, 100), 100}, {store(1, 7, 100), 100}}, 100},
+		{"two of one host", [][2]any{{store(1, 7, 100), 100}, {store(1, 8, 50), 50}}, 150},
+		{"the same number at two hosts", [][2]any{{store(1, 7, 100), 100}, {store(2, 7, 100), 100}}, 200},
+		{"limits of their own", [][2]any{{store(1, 7, 100), 30}, {store(1, 7, 100), 30}}, 60},
+		{"limits that are more than there is", [][2]any{{store(1, 7, 100), 80}, {store(1, 7, 100), 80}}, 100},
+		{"nothing is known", [][2]any{{ident.NewStoreID().String(), 10}, {ident.NewStoreID().String(), 10}}, 20},
+	} {
+		s, sum := newSpaces(facts), uint64(0)
+		for _, a := range c.adds {
+			sum += s.add(a[0].(string), uint64(a[1].(int)))
+		}
+		if sum != c.want {
+			t.Errorf("%s: %d, want %d", c.what, sum, c.want)
+		}
 	}
 }

@@ -112,7 +112,7 @@ func (n *Node) askBlocks(ctx context.Context, m *wire.Blocks) []reply[wire.Block
 }
 
 // keepBlocks follows what stores say until ctx ends, and has this node's own obey an operator's word.
-func (n *Node) keepBlocks(ctx context.Context) {
+func (n *Node) keepBlocks(ctx context.Context, fatal chan<- error) {
 	changed, cancel := n.control().Subscribe()
 	defer cancel()
 	for {
@@ -123,6 +123,14 @@ func (n *Node) keepBlocks(ctx context.Context) {
 		}
 		timer := time.NewTimer(blocksEvery)
 		for again := false; !again; {
+			if _, member := n.control().Node(n.cfg.Node); !member && n.takenOut(ctx) {
+				select {
+				case fatal <- fmt.Errorf("node %s was taken out of the cluster", n.cfg.Node):
+				case <-ctx.Done():
+				}
+				timer.Stop()
+				return
+			}
 			for id, st := range n.stores {
 				if n.control().StoreLost(id) && st.Failed() == "" {
 					st.GiveUp("it was declared lost: it is not used any more")
@@ -140,10 +148,22 @@ func (n *Node) keepBlocks(ctx context.Context) {
 	}
 }
 
+// takenOut makes sure that this node is out of the cluster: the cache may be about to be filled.
+func (n *Node) takenOut(ctx context.Context) bool {
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+		return false
+	}
+	_, member := n.control().Node(n.cfg.Node)
+	connected, _ := n.control().Connected()
+	return !member && connected
+}
+
 // startBlocks begins what the block manager does by itself.
-func (n *Node) startBlocks(ctx context.Context) {
+func (n *Node) startBlocks(ctx context.Context, fatal chan<- error) {
 	if n.pool != nil {
-		n.wg.Go(func() { n.keepBlocks(ctx) })
+		n.wg.Go(func() { n.keepBlocks(ctx, fatal) })
 	}
 	for _, st := range n.stores {
 		n.wg.Go(func() { st.KeepScrubbed(ctx, time.Duration(n.cfg.Timeouts.ScrubPeriod)) })

@@ -166,7 +166,7 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 	if len(n.stores) > 0 {
 		n.wg.Go(func() { n.buryDeleted(ctx) })
 	}
-	n.startBlocks(ctx)
+	n.startBlocks(ctx, fatal)
 	n.wg.Go(func() { n.keepCertificate(ctx) })
 	n.setState("ready")
 	n.log.Info("dozo is ready", "took", time.Since(n.started).Round(time.Millisecond))

@@ -24,13 +24,15 @@ type BlocksReply struct {
 type StoreBlocks struct {
 	Store      ident.StoreID
 	FileSystem uint64 // tells the file systems of a host apart: stores that share one have its space only once
-	Capacity   uint64 // bytes that the store may have
-	Free       uint64 // bytes of them
-	Used       uint64 // bytes in replicas
-	Replicas   uint64
-	Corrupt    uint64 // replicas found damaged since the process began
-	Aside      uint64
-	Failed     string // not empty: it takes no appends any more, and why
+	// Bytes of the file system; Capacity may be less.
+	FileSystemBytes uint64
+	Capacity        uint64 // bytes that the store may have
+	Free            uint64 // bytes of them
+	Used            uint64 // bytes in replicas
+	Replicas        uint64
+	Corrupt         uint64 // replicas found damaged since the process began
+	Aside           uint64
+	Failed          string // not empty: it takes no appends any more, and why
 
 	// The scrubber.
 	ScrubPassed uint64 // when the last full pass ended, nanoseconds since 1970; 0: none has
@@ -81,9 +83,9 @@ func (m *BlocksReply) walk(c *coder) {
 	c.u64(&m.RateBps)
 	c.u64(&m.LimitBps)
 	c.u64(&m.Copied)
-	list(c, &m.Stores, 16+13*8+2+1+4, func(c *coder, s *StoreBlocks) {
+	list(c, &m.Stores, 16+14*8+2+1+4, func(c *coder, s *StoreBlocks) {
 		c.store(&s.Store)
-		for _, n := range []*uint64{&s.FileSystem, &s.Capacity, &s.Free, &s.Used, &s.Replicas, &s.Corrupt, &s.Aside} {
+		for _, n := range []*uint64{&s.FileSystem, &s.FileSystemBytes, &s.Capacity, &s.Free, &s.Used, &s.Replicas, &s.Corrupt, &s.Aside} {
 			c.u64(n)
 		}
 		c.text(&s.Failed, detailMax)

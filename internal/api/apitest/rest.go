@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"dozo/internal/api"
@@ -192,6 +194,106 @@ func (b *Backend) RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest)
 	b.nodes = slices.Delete(b.nodes, i, i+1)
 	b.eventLocked(ctx, "node.remove", "node/"+req.GetNode())
 	return nil
+}
+
+// DecommissionNode implements api.Nodes.
+func (b *Backend) DecommissionNode(ctx context.Context, req *dozov1.DecommissionNodeRequest, progress func(*dozov1.EmptyProgress) error) error {
+	if err := b.enter("DecommissionNode"); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	i := slices.IndexFunc(b.nodes, func(n *dozov1.Node) bool { return n.GetName() == req.GetNode() })
+	b.mu.Unlock()
+	if i < 0 {
+		return fmt.Errorf("node %s: %w", req.GetNode(), control.ErrNotFound)
+	}
+	p := &dozov1.EmptyProgress{Phase: "planned", Volumes: 1, Replicas: 12, LeftBytes: 384 << 20, Ensembles: 1, Done: true}
+	if req.GetDryRun() {
+		return progress(p)
+	}
+	p.Phase, p.Done, p.RateBps, p.Eta = "copying", false, 128<<20, durationpb.New(3*time.Second)
+	if err := progress(p); err != nil || req.GetNoWait() {
+		return err
+	}
+	b.mu.Lock()
+	b.nodes = slices.Delete(b.nodes, i, i+1)
+	b.eventLocked(ctx, "node.remove", "node/"+req.GetNode())
+	b.mu.Unlock()
+	return progress(&dozov1.EmptyProgress{Phase: "removed", Done: true})
+}
+
+// stores lists the stores of all nodes.
+func (b *Backend) stores() (out []*dozov1.Store) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, n := range b.nodes {
+		for _, s := range n.GetStores() {
+			out = append(out, &dozov1.Store{Id: s.GetId(), Node: n.GetName(), Site: n.GetSite(), Label: "disk0", Path: s.GetPath(), State: s.GetState(), CapacityBytes: s.GetCapacityBytes(),
+				UsedBytes: s.GetUsedBytes(), FreeBytes: s.GetCapacityBytes() - s.GetUsedBytes(), Replicas: 16, ScrubPassed: timestamppb.New(Epoch)})
+		}
+	}
+	return out
+}
+
+func (b *Backend) store(method, name string) (*dozov1.Store, error) {
+	if err := b.enter(method); err != nil {
+		return nil, err
+	}
+	for _, s := range b.stores() {
+		if s.GetId() == name || s.GetNode()+"/"+s.GetLabel() == name || s.GetNode() == name {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("store %s: %w", name, control.ErrNotFound)
+}
+
+// ListStores implements api.Stores.
+func (b *Backend) ListStores(_ context.Context, req *dozov1.ListStoresRequest) ([]*dozov1.Store, error) {
+	if err := b.enter("ListStores"); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(b.stores(), func(s *dozov1.Store) bool { return req.GetNode() != "" && s.GetNode() != req.GetNode() }), nil
+}
+
+// ReplaceStore implements api.Stores.
+func (b *Backend) ReplaceStore(ctx context.Context, req *dozov1.ReplaceStoreRequest, progress func(*dozov1.EmptyProgress) error) error {
+	s, err := b.store("ReplaceStore", req.GetStore())
+	if err != nil {
+		return err
+	}
+	phase, action := "empty", "store.leave"
+	switch {
+	case req.GetDryRun():
+		return progress(&dozov1.EmptyProgress{Phase: "planned", Replicas: 16, LeftBytes: 1 << 29, Done: true})
+	case req.GetLost():
+		phase, action = "lost", "store.lost"
+	}
+	b.mu.Lock()
+	b.eventLocked(ctx, action, "store/"+s.GetId())
+	b.mu.Unlock()
+	return progress(&dozov1.EmptyProgress{Phase: phase, Done: true})
+}
+
+// KeepStore implements api.Stores.
+func (b *Backend) KeepStore(ctx context.Context, req *dozov1.KeepStoreRequest) error {
+	s, err := b.store("KeepStore", req.GetStore())
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.eventLocked(ctx, "store.stay", "store/"+s.GetId())
+	return nil
+}
+
+// ScrubStore implements api.Stores.
+func (b *Backend) ScrubStore(_ context.Context, req *dozov1.ScrubStoreRequest, progress func(*dozov1.ScrubProgress) error) error {
+	s, err := b.store("ScrubStore", req.GetStore())
+	if err != nil {
+		return err
+	}
+	s.ScrubTotalBytes, s.ScrubDoneBytes = s.GetUsedBytes(), s.GetUsedBytes()
+	return progress(&dozov1.ScrubProgress{Store: s, Done: !req.GetNoWait()})
 }
 
 // DrainNode implements api.Nodes.

@@ -381,6 +381,189 @@ func (x *ControlStatus) GetExternal() bool {
 	return false
 }
 
+// BlocksStatus is what the block manager has to do, all volumes together.
+type BlocksStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Segments with fewer copies that can be reached than asked for, and their bytes.
+	SegmentsDegraded uint64 `protobuf:"varint,1,opt,name=segments_degraded,json=segmentsDegraded,proto3" json:"segments_degraded,omitempty"`
+	DegradedBytes    uint64 `protobuf:"varint,2,opt,name=degraded_bytes,json=degradedBytes,proto3" json:"degraded_bytes,omitempty"`
+	// Of them, those with one copy left, or none.
+	SegmentsSingle uint64 `protobuf:"varint,3,opt,name=segments_single,json=segmentsSingle,proto3" json:"segments_single,omitempty"`
+	// Bytes that have to be copied now; less than degraded_bytes while a server that is away is waited for.
+	MissingBytes uint64 `protobuf:"varint,4,opt,name=missing_bytes,json=missingBytes,proto3" json:"missing_bytes,omitempty"`
+	// At stores that are being emptied.
+	SegmentsEmptying uint64 `protobuf:"varint,5,opt,name=segments_emptying,json=segmentsEmptying,proto3" json:"segments_emptying,omitempty"`
+	EmptyingBytes    uint64 `protobuf:"varint,6,opt,name=emptying_bytes,json=emptyingBytes,proto3" json:"emptying_bytes,omitempty"`
+	// That would even the use of stores out.
+	SegmentsMoving uint64 `protobuf:"varint,7,opt,name=segments_moving,json=segmentsMoving,proto3" json:"segments_moving,omitempty"`
+	MovingBytes    uint64 `protobuf:"varint,8,opt,name=moving_bytes,json=movingBytes,proto3" json:"moving_bytes,omitempty"`
+	// Being copied, and those that can not be: no copy can be reached, or no store can take one.
+	SegmentsRunning uint64 `protobuf:"varint,9,opt,name=segments_running,json=segmentsRunning,proto3" json:"segments_running,omitempty"`
+	SegmentsStuck   uint64 `protobuf:"varint,10,opt,name=segments_stuck,json=segmentsStuck,proto3" json:"segments_stuck,omitempty"`
+	// Bytes a second that were copied lately, and that may be; 0: without a limit.
+	RateBps  uint64 `protobuf:"varint,11,opt,name=rate_bps,json=rateBps,proto3" json:"rate_bps,omitempty"`
+	LimitBps uint64 `protobuf:"varint,12,opt,name=limit_bps,json=limitBps,proto3" json:"limit_bps,omitempty"`
+	// How long what is missing and what is to be emptied takes at that rate; unset: not known, or nothing to do.
+	Eta *durationpb.Duration `protobuf:"bytes,13,opt,name=eta,proto3" json:"eta,omitempty"`
+	// When the store whose last full scrub is the oldest was done; unset: one has had none yet.
+	ScrubPassed *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=scrub_passed,json=scrubPassed,proto3" json:"scrub_passed,omitempty"`
+	// Replicas in which a bad place was found, how many are good again, and how many are bad now.
+	DamagedFound  uint64 `protobuf:"varint,15,opt,name=damaged_found,json=damagedFound,proto3" json:"damaged_found,omitempty"`
+	DamagedHealed uint64 `protobuf:"varint,16,opt,name=damaged_healed,json=damagedHealed,proto3" json:"damaged_healed,omitempty"`
+	DamagedNow    uint64 `protobuf:"varint,17,opt,name=damaged_now,json=damagedNow,proto3" json:"damaged_now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlocksStatus) Reset() {
+	*x = BlocksStatus{}
+	mi := &file_dozo_v1_cluster_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlocksStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlocksStatus) ProtoMessage() {}
+
+func (x *BlocksStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_cluster_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlocksStatus.ProtoReflect.Descriptor instead.
+func (*BlocksStatus) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BlocksStatus) GetSegmentsDegraded() uint64 {
+	if x != nil {
+		return x.SegmentsDegraded
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetDegradedBytes() uint64 {
+	if x != nil {
+		return x.DegradedBytes
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetSegmentsSingle() uint64 {
+	if x != nil {
+		return x.SegmentsSingle
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetMissingBytes() uint64 {
+	if x != nil {
+		return x.MissingBytes
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetSegmentsEmptying() uint64 {
+	if x != nil {
+		return x.SegmentsEmptying
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetEmptyingBytes() uint64 {
+	if x != nil {
+		return x.EmptyingBytes
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetSegmentsMoving() uint64 {
+	if x != nil {
+		return x.SegmentsMoving
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetMovingBytes() uint64 {
+	if x != nil {
+		return x.MovingBytes
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetSegmentsRunning() uint64 {
+	if x != nil {
+		return x.SegmentsRunning
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetSegmentsStuck() uint64 {
+	if x != nil {
+		return x.SegmentsStuck
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetRateBps() uint64 {
+	if x != nil {
+		return x.RateBps
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetLimitBps() uint64 {
+	if x != nil {
+		return x.LimitBps
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetEta() *durationpb.Duration {
+	if x != nil {
+		return x.Eta
+	}
+	return nil
+}
+
+func (x *BlocksStatus) GetScrubPassed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ScrubPassed
+	}
+	return nil
+}
+
+func (x *BlocksStatus) GetDamagedFound() uint64 {
+	if x != nil {
+		return x.DamagedFound
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetDamagedHealed() uint64 {
+	if x != nil {
+		return x.DamagedHealed
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetDamagedNow() uint64 {
+	if x != nil {
+		return x.DamagedNow
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -389,7 +572,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[3]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +584,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[3]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +597,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{3}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 type StatusResponse struct {
@@ -432,15 +615,17 @@ type StatusResponse struct {
 	CapacityBytes uint64          `protobuf:"varint,10,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
 	UsedBytes     uint64          `protobuf:"varint,11,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
 	// The node that answered.
-	Node          string                 `protobuf:"bytes,12,opt,name=node,proto3" json:"node,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=time,proto3" json:"time,omitempty"`
+	Node string                 `protobuf:"bytes,12,opt,name=node,proto3" json:"node,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=time,proto3" json:"time,omitempty"`
+	// What is to be copied, with a forecast.
+	Blocks        *BlocksStatus `protobuf:"bytes,14,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[4]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +637,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[4]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +650,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{4}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -559,6 +744,13 @@ func (x *StatusResponse) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StatusResponse) GetBlocks() *BlocksStatus {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
 type EventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only events after this revision; 0: from the oldest that is kept.
@@ -575,7 +767,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[5]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +779,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[5]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +792,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EventsRequest) GetAfterRevision() int64 {
@@ -653,7 +845,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[6]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +857,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[6]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +870,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Event) GetRevision() int64 {
@@ -745,7 +937,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[7]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +949,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[7]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +962,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 type VersionResponse struct {
@@ -789,7 +981,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[8]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +993,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[8]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +1006,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -869,7 +1061,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[9]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1073,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[9]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1086,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Token) GetName() string {
@@ -944,7 +1136,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[10]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1148,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[10]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1161,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateTokenRequest) GetName() string {
@@ -1004,7 +1196,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[11]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1208,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[11]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1221,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateTokenResponse) GetToken() *Token {
@@ -1054,7 +1246,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[12]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1258,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[12]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1271,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 type ListTokensResponse struct {
@@ -1091,7 +1283,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[13]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1295,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[13]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1308,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1135,7 +1327,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[14]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1339,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[14]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1352,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeTokenRequest) GetName() string {
@@ -1178,7 +1370,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_dozo_v1_cluster_proto_msgTypes[15]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1382,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_cluster_proto_msgTypes[15]
+	mi := &file_dozo_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1395,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_dozo_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 var File_dozo_v1_cluster_proto protoreflect.FileDescriptor
@@ -1249,8 +1441,28 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06voters\x18\x03 \x03(\tR\x06voters\x12\x1a\n" +
-	"\bexternal\x18\x04 \x01(\bR\bexternal\"\x0f\n" +
-	"\rStatusRequest\"\xcc\x03\n" +
+	"\bexternal\x18\x04 \x01(\bR\bexternal\"\xb3\x05\n" +
+	"\fBlocksStatus\x12+\n" +
+	"\x11segments_degraded\x18\x01 \x01(\x04R\x10segmentsDegraded\x12%\n" +
+	"\x0edegraded_bytes\x18\x02 \x01(\x04R\rdegradedBytes\x12'\n" +
+	"\x0fsegments_single\x18\x03 \x01(\x04R\x0esegmentsSingle\x12#\n" +
+	"\rmissing_bytes\x18\x04 \x01(\x04R\fmissingBytes\x12+\n" +
+	"\x11segments_emptying\x18\x05 \x01(\x04R\x10segmentsEmptying\x12%\n" +
+	"\x0eemptying_bytes\x18\x06 \x01(\x04R\remptyingBytes\x12'\n" +
+	"\x0fsegments_moving\x18\a \x01(\x04R\x0esegmentsMoving\x12!\n" +
+	"\fmoving_bytes\x18\b \x01(\x04R\vmovingBytes\x12)\n" +
+	"\x10segments_running\x18\t \x01(\x04R\x0fsegmentsRunning\x12%\n" +
+	"\x0esegments_stuck\x18\n" +
+	" \x01(\x04R\rsegmentsStuck\x12\x19\n" +
+	"\brate_bps\x18\v \x01(\x04R\arateBps\x12\x1b\n" +
+	"\tlimit_bps\x18\f \x01(\x04R\blimitBps\x12+\n" +
+	"\x03eta\x18\r \x01(\v2\x19.google.protobuf.DurationR\x03eta\x12=\n" +
+	"\fscrub_passed\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\vscrubPassed\x12#\n" +
+	"\rdamaged_found\x18\x0f \x01(\x04R\fdamagedFound\x12%\n" +
+	"\x0edamaged_healed\x18\x10 \x01(\x04R\rdamagedHealed\x12\x1f\n" +
+	"\vdamaged_now\x18\x11 \x01(\x04R\n" +
+	"damagedNow\"\x0f\n" +
+	"\rStatusRequest\"\xfb\x03\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -1267,7 +1479,8 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"used_bytes\x18\v \x01(\x04R\tusedBytes\x12\x12\n" +
 	"\x04node\x18\f \x01(\tR\x04node\x12.\n" +
-	"\x04time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x96\x01\n" +
+	"\x04time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12-\n" +
+	"\x06blocks\x18\x0e \x01(\v2\x15.dozo.v1.BlocksStatusR\x06blocks\"\x96\x01\n" +
 	"\rEventsRequest\x12%\n" +
 	"\x0eafter_revision\x18\x01 \x01(\x03R\rafterRevision\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
@@ -1331,62 +1544,66 @@ func file_dozo_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_cluster_proto_rawDescData
 }
 
-var file_dozo_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_dozo_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_dozo_v1_cluster_proto_goTypes = []any{
 	(*Problem)(nil),               // 0: dozo.v1.Problem
 	(*VolumeStatus)(nil),          // 1: dozo.v1.VolumeStatus
 	(*ControlStatus)(nil),         // 2: dozo.v1.ControlStatus
-	(*StatusRequest)(nil),         // 3: dozo.v1.StatusRequest
-	(*StatusResponse)(nil),        // 4: dozo.v1.StatusResponse
-	(*EventsRequest)(nil),         // 5: dozo.v1.EventsRequest
-	(*Event)(nil),                 // 6: dozo.v1.Event
-	(*VersionRequest)(nil),        // 7: dozo.v1.VersionRequest
-	(*VersionResponse)(nil),       // 8: dozo.v1.VersionResponse
-	(*Token)(nil),                 // 9: dozo.v1.Token
-	(*CreateTokenRequest)(nil),    // 10: dozo.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 11: dozo.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),     // 12: dozo.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 13: dozo.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 14: dozo.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 15: dozo.v1.RevokeTokenResponse
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*SiteCopy)(nil),              // 17: dozo.v1.SiteCopy
-	(*Port)(nil),                  // 18: dozo.v1.Port
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*BlocksStatus)(nil),          // 3: dozo.v1.BlocksStatus
+	(*StatusRequest)(nil),         // 4: dozo.v1.StatusRequest
+	(*StatusResponse)(nil),        // 5: dozo.v1.StatusResponse
+	(*EventsRequest)(nil),         // 6: dozo.v1.EventsRequest
+	(*Event)(nil),                 // 7: dozo.v1.Event
+	(*VersionRequest)(nil),        // 8: dozo.v1.VersionRequest
+	(*VersionResponse)(nil),       // 9: dozo.v1.VersionResponse
+	(*Token)(nil),                 // 10: dozo.v1.Token
+	(*CreateTokenRequest)(nil),    // 11: dozo.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 12: dozo.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),     // 13: dozo.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 14: dozo.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),    // 15: dozo.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),   // 16: dozo.v1.RevokeTokenResponse
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*SiteCopy)(nil),              // 18: dozo.v1.SiteCopy
+	(*Port)(nil),                  // 19: dozo.v1.Port
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 }
 var file_dozo_v1_cluster_proto_depIdxs = []int32{
-	16, // 0: dozo.v1.Problem.since:type_name -> google.protobuf.Timestamp
-	17, // 1: dozo.v1.VolumeStatus.copies:type_name -> dozo.v1.SiteCopy
-	18, // 2: dozo.v1.VolumeStatus.refused:type_name -> dozo.v1.Port
-	16, // 3: dozo.v1.ControlStatus.since:type_name -> google.protobuf.Timestamp
-	0,  // 4: dozo.v1.StatusResponse.problems:type_name -> dozo.v1.Problem
-	2,  // 5: dozo.v1.StatusResponse.control:type_name -> dozo.v1.ControlStatus
-	1,  // 6: dozo.v1.StatusResponse.volumes:type_name -> dozo.v1.VolumeStatus
-	16, // 7: dozo.v1.StatusResponse.time:type_name -> google.protobuf.Timestamp
-	16, // 8: dozo.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
-	16, // 9: dozo.v1.Event.time:type_name -> google.protobuf.Timestamp
-	16, // 10: dozo.v1.Token.created:type_name -> google.protobuf.Timestamp
-	16, // 11: dozo.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	19, // 12: dozo.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	9,  // 13: dozo.v1.CreateTokenResponse.token:type_name -> dozo.v1.Token
-	9,  // 14: dozo.v1.ListTokensResponse.tokens:type_name -> dozo.v1.Token
-	3,  // 15: dozo.v1.ClusterService.Status:input_type -> dozo.v1.StatusRequest
-	5,  // 16: dozo.v1.ClusterService.Events:input_type -> dozo.v1.EventsRequest
-	7,  // 17: dozo.v1.ClusterService.Version:input_type -> dozo.v1.VersionRequest
-	10, // 18: dozo.v1.ClusterService.CreateToken:input_type -> dozo.v1.CreateTokenRequest
-	12, // 19: dozo.v1.ClusterService.ListTokens:input_type -> dozo.v1.ListTokensRequest
-	14, // 20: dozo.v1.ClusterService.RevokeToken:input_type -> dozo.v1.RevokeTokenRequest
-	4,  // 21: dozo.v1.ClusterService.Status:output_type -> dozo.v1.StatusResponse
-	6,  // 22: dozo.v1.ClusterService.Events:output_type -> dozo.v1.Event
-	8,  // 23: dozo.v1.ClusterService.Version:output_type -> dozo.v1.VersionResponse
-	11, // 24: dozo.v1.ClusterService.CreateToken:output_type -> dozo.v1.CreateTokenResponse
-	13, // 25: dozo.v1.ClusterService.ListTokens:output_type -> dozo.v1.ListTokensResponse
-	15, // 26: dozo.v1.ClusterService.RevokeToken:output_type -> dozo.v1.RevokeTokenResponse
-	21, // [21:27] is the sub-list for method output_type
-	15, // [15:21] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	17, // 0: dozo.v1.Problem.since:type_name -> google.protobuf.Timestamp
+	18, // 1: dozo.v1.VolumeStatus.copies:type_name -> dozo.v1.SiteCopy
+	19, // 2: dozo.v1.VolumeStatus.refused:type_name -> dozo.v1.Port
+	17, // 3: dozo.v1.ControlStatus.since:type_name -> google.protobuf.Timestamp
+	20, // 4: dozo.v1.BlocksStatus.eta:type_name -> google.protobuf.Duration
+	17, // 5: dozo.v1.BlocksStatus.scrub_passed:type_name -> google.protobuf.Timestamp
+	0,  // 6: dozo.v1.StatusResponse.problems:type_name -> dozo.v1.Problem
+	2,  // 7: dozo.v1.StatusResponse.control:type_name -> dozo.v1.ControlStatus
+	1,  // 8: dozo.v1.StatusResponse.volumes:type_name -> dozo.v1.VolumeStatus
+	17, // 9: dozo.v1.StatusResponse.time:type_name -> google.protobuf.Timestamp
+	3,  // 10: dozo.v1.StatusResponse.blocks:type_name -> dozo.v1.BlocksStatus
+	17, // 11: dozo.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
+	17, // 12: dozo.v1.Event.time:type_name -> google.protobuf.Timestamp
+	17, // 13: dozo.v1.Token.created:type_name -> google.protobuf.Timestamp
+	17, // 14: dozo.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	20, // 15: dozo.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	10, // 16: dozo.v1.CreateTokenResponse.token:type_name -> dozo.v1.Token
+	10, // 17: dozo.v1.ListTokensResponse.tokens:type_name -> dozo.v1.Token
+	4,  // 18: dozo.v1.ClusterService.Status:input_type -> dozo.v1.StatusRequest
+	6,  // 19: dozo.v1.ClusterService.Events:input_type -> dozo.v1.EventsRequest
+	8,  // 20: dozo.v1.ClusterService.Version:input_type -> dozo.v1.VersionRequest
+	11, // 21: dozo.v1.ClusterService.CreateToken:input_type -> dozo.v1.CreateTokenRequest
+	13, // 22: dozo.v1.ClusterService.ListTokens:input_type -> dozo.v1.ListTokensRequest
+	15, // 23: dozo.v1.ClusterService.RevokeToken:input_type -> dozo.v1.RevokeTokenRequest
+	5,  // 24: dozo.v1.ClusterService.Status:output_type -> dozo.v1.StatusResponse
+	7,  // 25: dozo.v1.ClusterService.Events:output_type -> dozo.v1.Event
+	9,  // 26: dozo.v1.ClusterService.Version:output_type -> dozo.v1.VersionResponse
+	12, // 27: dozo.v1.ClusterService.CreateToken:output_type -> dozo.v1.CreateTokenResponse
+	14, // 28: dozo.v1.ClusterService.ListTokens:output_type -> dozo.v1.ListTokensResponse
+	16, // 29: dozo.v1.ClusterService.RevokeToken:output_type -> dozo.v1.RevokeTokenResponse
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_cluster_proto_init() }
@@ -1401,7 +1618,7 @@ func file_dozo_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_cluster_proto_rawDesc), len(file_dozo_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -53,7 +53,9 @@ type Node struct {
 	// It hands over what it owns and takes nothing.
 	Draining bool `protobuf:"varint,17,opt,name=draining,proto3" json:"draining,omitempty"`
 	// Volumes that it owns.
-	Volumes       uint32 `protobuf:"varint,18,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	Volumes uint32 `protobuf:"varint,18,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	// It is being emptied, to be removed.
+	Leaving       bool `protobuf:"varint,19,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -212,6 +214,13 @@ func (x *Node) GetVolumes() uint32 {
 		return x.Volumes
 	}
 	return 0
+}
+
+func (x *Node) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 // NodeStore is a data directory of a node.
@@ -984,6 +993,68 @@ func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
 	return file_dozo_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
+type DecommissionNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Only say what would be done.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Begin it, and do not wait: the node is emptied, and stays a member until it is asked for again.
+	NoWait        bool `protobuf:"varint,3,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecommissionNodeRequest) Reset() {
+	*x = DecommissionNodeRequest{}
+	mi := &file_dozo_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecommissionNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecommissionNodeRequest) ProtoMessage() {}
+
+func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecommissionNodeRequest.ProtoReflect.Descriptor instead.
+func (*DecommissionNodeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DecommissionNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DecommissionNodeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *DecommissionNodeRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type DrainNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -995,7 +1066,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_dozo_v1_node_proto_msgTypes[14]
+	mi := &file_dozo_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1078,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_node_proto_msgTypes[14]
+	mi := &file_dozo_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1091,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -1051,7 +1122,7 @@ type DrainNodeResponse struct {
 
 func (x *DrainNodeResponse) Reset() {
 	*x = DrainNodeResponse{}
-	mi := &file_dozo_v1_node_proto_msgTypes[15]
+	mi := &file_dozo_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1134,7 @@ func (x *DrainNodeResponse) String() string {
 func (*DrainNodeResponse) ProtoMessage() {}
 
 func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_node_proto_msgTypes[15]
+	mi := &file_dozo_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1147,7 @@ func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
 func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DrainNodeResponse) GetDone() bool {
@@ -1109,7 +1180,7 @@ type UndrainNodeRequest struct {
 
 func (x *UndrainNodeRequest) Reset() {
 	*x = UndrainNodeRequest{}
-	mi := &file_dozo_v1_node_proto_msgTypes[16]
+	mi := &file_dozo_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1192,7 @@ func (x *UndrainNodeRequest) String() string {
 func (*UndrainNodeRequest) ProtoMessage() {}
 
 func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_node_proto_msgTypes[16]
+	mi := &file_dozo_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1205,7 @@ func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UndrainNodeRequest) GetNode() string {
@@ -1152,7 +1223,7 @@ type UndrainNodeResponse struct {
 
 func (x *UndrainNodeResponse) Reset() {
 	*x = UndrainNodeResponse{}
-	mi := &file_dozo_v1_node_proto_msgTypes[17]
+	mi := &file_dozo_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1235,7 @@ func (x *UndrainNodeResponse) String() string {
 func (*UndrainNodeResponse) ProtoMessage() {}
 
 func (x *UndrainNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_node_proto_msgTypes[17]
+	mi := &file_dozo_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,14 +1248,14 @@ func (x *UndrainNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainNodeResponse.ProtoReflect.Descriptor instead.
 func (*UndrainNodeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_dozo_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 var File_dozo_v1_node_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x12dozo/v1/node.proto\x12\adozo.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x04\n" +
+	"\x12dozo/v1/node.proto\x12\adozo.v1\x1a\x13dozo/v1/store.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -1205,7 +1276,8 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\astarted\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12*\n" +
 	"\x06stores\x18\x10 \x03(\v2\x12.dozo.v1.NodeStoreR\x06stores\x12\x1a\n" +
 	"\bdraining\x18\x11 \x01(\bR\bdraining\x12\x18\n" +
-	"\avolumes\x18\x12 \x01(\rR\avolumes\"\xa1\x01\n" +
+	"\avolumes\x18\x12 \x01(\rR\avolumes\x12\x18\n" +
+	"\aleaving\x18\x13 \x01(\bR\aleaving\"\xa1\x01\n" +
 	"\tNodeStore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x12\n" +
@@ -1256,7 +1328,11 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x14\n" +
-	"\x12RemoveNodeResponse\":\n" +
+	"\x12RemoveNodeResponse\"_\n" +
+	"\x17DecommissionNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x17\n" +
+	"\ano_wait\x18\x03 \x01(\bR\x06noWait\":\n" +
 	"\x10DrainNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\bR\x04wait\"W\n" +
@@ -1266,14 +1342,15 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x05stuck\x18\x03 \x01(\bR\x05stuck\"(\n" +
 	"\x12UndrainNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x15\n" +
-	"\x13UndrainNodeResponse2\xa4\x04\n" +
+	"\x13UndrainNodeResponse2\xf2\x04\n" +
 	"\vNodeService\x12B\n" +
 	"\x04List\x12\x19.dozo.v1.ListNodesRequest\x1a\x1a.dozo.v1.ListNodesResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\vCreateToken\x12\x1f.dozo.v1.CreateJoinTokenRequest\x1a .dozo.v1.CreateJoinTokenResponse\"\x00\x125\n" +
 	"\x04Join\x12\x14.dozo.v1.JoinRequest\x1a\x15.dozo.v1.JoinResponse\"\x00\x128\n" +
 	"\x05Renew\x12\x15.dozo.v1.RenewRequest\x1a\x16.dozo.v1.RenewResponse\"\x00\x12;\n" +
 	"\x06Revoke\x12\x16.dozo.v1.RevokeRequest\x1a\x17.dozo.v1.RevokeResponse\"\x00\x12C\n" +
-	"\x06Remove\x12\x1a.dozo.v1.RemoveNodeRequest\x1a\x1b.dozo.v1.RemoveNodeResponse\"\x00\x12B\n" +
+	"\x06Remove\x12\x1a.dozo.v1.RemoveNodeRequest\x1a\x1b.dozo.v1.RemoveNodeResponse\"\x00\x12L\n" +
+	"\fDecommission\x12 .dozo.v1.DecommissionNodeRequest\x1a\x16.dozo.v1.EmptyProgress\"\x000\x01\x12B\n" +
 	"\x05Drain\x12\x19.dozo.v1.DrainNodeRequest\x1a\x1a.dozo.v1.DrainNodeResponse\"\x000\x01\x12F\n" +
 	"\aUndrain\x12\x1b.dozo.v1.UndrainNodeRequest\x1a\x1c.dozo.v1.UndrainNodeResponse\"\x00B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
@@ -1289,7 +1366,7 @@ func file_dozo_v1_node_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_node_proto_rawDescData
 }
 
-var file_dozo_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_dozo_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_dozo_v1_node_proto_goTypes = []any{
 	(*Node)(nil),                    // 0: dozo.v1.Node
 	(*NodeStore)(nil),               // 1: dozo.v1.NodeStore
@@ -1305,38 +1382,42 @@ var file_dozo_v1_node_proto_goTypes = []any{
 	(*RevokeResponse)(nil),          // 11: dozo.v1.RevokeResponse
 	(*RemoveNodeRequest)(nil),       // 12: dozo.v1.RemoveNodeRequest
 	(*RemoveNodeResponse)(nil),      // 13: dozo.v1.RemoveNodeResponse
-	(*DrainNodeRequest)(nil),        // 14: dozo.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),       // 15: dozo.v1.DrainNodeResponse
-	(*UndrainNodeRequest)(nil),      // 16: dozo.v1.UndrainNodeRequest
-	(*UndrainNodeResponse)(nil),     // 17: dozo.v1.UndrainNodeResponse
-	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 19: google.protobuf.Duration
+	(*DecommissionNodeRequest)(nil), // 14: dozo.v1.DecommissionNodeRequest
+	(*DrainNodeRequest)(nil),        // 15: dozo.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),       // 16: dozo.v1.DrainNodeResponse
+	(*UndrainNodeRequest)(nil),      // 17: dozo.v1.UndrainNodeRequest
+	(*UndrainNodeResponse)(nil),     // 18: dozo.v1.UndrainNodeResponse
+	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 20: google.protobuf.Duration
+	(*EmptyProgress)(nil),           // 21: dozo.v1.EmptyProgress
 }
 var file_dozo_v1_node_proto_depIdxs = []int32{
-	18, // 0: dozo.v1.Node.started:type_name -> google.protobuf.Timestamp
+	19, // 0: dozo.v1.Node.started:type_name -> google.protobuf.Timestamp
 	1,  // 1: dozo.v1.Node.stores:type_name -> dozo.v1.NodeStore
 	0,  // 2: dozo.v1.ListNodesResponse.nodes:type_name -> dozo.v1.Node
-	19, // 3: dozo.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	18, // 4: dozo.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	18, // 5: dozo.v1.RenewResponse.expires:type_name -> google.protobuf.Timestamp
+	20, // 3: dozo.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	19, // 4: dozo.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	19, // 5: dozo.v1.RenewResponse.expires:type_name -> google.protobuf.Timestamp
 	2,  // 6: dozo.v1.NodeService.List:input_type -> dozo.v1.ListNodesRequest
 	4,  // 7: dozo.v1.NodeService.CreateToken:input_type -> dozo.v1.CreateJoinTokenRequest
 	6,  // 8: dozo.v1.NodeService.Join:input_type -> dozo.v1.JoinRequest
 	8,  // 9: dozo.v1.NodeService.Renew:input_type -> dozo.v1.RenewRequest
 	10, // 10: dozo.v1.NodeService.Revoke:input_type -> dozo.v1.RevokeRequest
 	12, // 11: dozo.v1.NodeService.Remove:input_type -> dozo.v1.RemoveNodeRequest
-	14, // 12: dozo.v1.NodeService.Drain:input_type -> dozo.v1.DrainNodeRequest
-	16, // 13: dozo.v1.NodeService.Undrain:input_type -> dozo.v1.UndrainNodeRequest
-	3,  // 14: dozo.v1.NodeService.List:output_type -> dozo.v1.ListNodesResponse
-	5,  // 15: dozo.v1.NodeService.CreateToken:output_type -> dozo.v1.CreateJoinTokenResponse
-	7,  // 16: dozo.v1.NodeService.Join:output_type -> dozo.v1.JoinResponse
-	9,  // 17: dozo.v1.NodeService.Renew:output_type -> dozo.v1.RenewResponse
-	11, // 18: dozo.v1.NodeService.Revoke:output_type -> dozo.v1.RevokeResponse
-	13, // 19: dozo.v1.NodeService.Remove:output_type -> dozo.v1.RemoveNodeResponse
-	15, // 20: dozo.v1.NodeService.Drain:output_type -> dozo.v1.DrainNodeResponse
-	17, // 21: dozo.v1.NodeService.Undrain:output_type -> dozo.v1.UndrainNodeResponse
-	14, // [14:22] is the sub-list for method output_type
-	6,  // [6:14] is the sub-list for method input_type
+	14, // 12: dozo.v1.NodeService.Decommission:input_type -> dozo.v1.DecommissionNodeRequest
+	15, // 13: dozo.v1.NodeService.Drain:input_type -> dozo.v1.DrainNodeRequest
+	17, // 14: dozo.v1.NodeService.Undrain:input_type -> dozo.v1.UndrainNodeRequest
+	3,  // 15: dozo.v1.NodeService.List:output_type -> dozo.v1.ListNodesResponse
+	5,  // 16: dozo.v1.NodeService.CreateToken:output_type -> dozo.v1.CreateJoinTokenResponse
+	7,  // 17: dozo.v1.NodeService.Join:output_type -> dozo.v1.JoinResponse
+	9,  // 18: dozo.v1.NodeService.Renew:output_type -> dozo.v1.RenewResponse
+	11, // 19: dozo.v1.NodeService.Revoke:output_type -> dozo.v1.RevokeResponse
+	13, // 20: dozo.v1.NodeService.Remove:output_type -> dozo.v1.RemoveNodeResponse
+	21, // 21: dozo.v1.NodeService.Decommission:output_type -> dozo.v1.EmptyProgress
+	16, // 22: dozo.v1.NodeService.Drain:output_type -> dozo.v1.DrainNodeResponse
+	18, // 23: dozo.v1.NodeService.Undrain:output_type -> dozo.v1.UndrainNodeResponse
+	15, // [15:24] is the sub-list for method output_type
+	6,  // [6:15] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1347,13 +1428,14 @@ func file_dozo_v1_node_proto_init() {
 	if File_dozo_v1_node_proto != nil {
 		return
 	}
+	file_dozo_v1_store_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_node_proto_rawDesc), len(file_dozo_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -45,6 +45,9 @@ const (
 	NodeServiceRevokeProcedure = "/dozo.v1.NodeService/Revoke"
 	// NodeServiceRemoveProcedure is the fully-qualified name of the NodeService's Remove RPC.
 	NodeServiceRemoveProcedure = "/dozo.v1.NodeService/Remove"
+	// NodeServiceDecommissionProcedure is the fully-qualified name of the NodeService's Decommission
+	// RPC.
+	NodeServiceDecommissionProcedure = "/dozo.v1.NodeService/Decommission"
 	// NodeServiceDrainProcedure is the fully-qualified name of the NodeService's Drain RPC.
 	NodeServiceDrainProcedure = "/dozo.v1.NodeService/Drain"
 	// NodeServiceUndrainProcedure is the fully-qualified name of the NodeService's Undrain RPC.
@@ -68,6 +71,10 @@ type NodeServiceClient interface {
 	// Remove takes a node out of the cluster. IN_USE while its stores hold replicas that are needed, unless force
 	// is set, which declares them lost. Needs role admin.
 	Remove(context.Context, *dozov1.RemoveNodeRequest) (*dozov1.RemoveNodeResponse, error)
+	// Decommission empties a node and takes it out of the cluster: it owns nothing more, takes no replicas, those that it
+	// has are made elsewhere and let go, then it leaves. It reports until it is out; asked again it goes on. Undrain
+	// ends it. Needs role admin.
+	Decommission(context.Context, *dozov1.DecommissionNodeRequest) (*connect.ServerStreamForClient[dozov1.EmptyProgress], error)
 	// Drain has a node hand over the volumes that it owns to others of its site and take no more, until Undrain. It
 	// reports how many are left; with wait until there are none, which the last message says by done. Needs role
 	// operator.
@@ -124,6 +131,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		decommission: connect.NewClient[dozov1.DecommissionNodeRequest, dozov1.EmptyProgress](
+			httpClient,
+			baseURL+NodeServiceDecommissionProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Decommission")),
+			connect.WithClientOptions(opts...),
+		),
 		drain: connect.NewClient[dozov1.DrainNodeRequest, dozov1.DrainNodeResponse](
 			httpClient,
 			baseURL+NodeServiceDrainProcedure,
@@ -141,14 +154,15 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	list        *connect.Client[dozov1.ListNodesRequest, dozov1.ListNodesResponse]
-	createToken *connect.Client[dozov1.CreateJoinTokenRequest, dozov1.CreateJoinTokenResponse]
-	join        *connect.Client[dozov1.JoinRequest, dozov1.JoinResponse]
-	renew       *connect.Client[dozov1.RenewRequest, dozov1.RenewResponse]
-	revoke      *connect.Client[dozov1.RevokeRequest, dozov1.RevokeResponse]
-	remove      *connect.Client[dozov1.RemoveNodeRequest, dozov1.RemoveNodeResponse]
-	drain       *connect.Client[dozov1.DrainNodeRequest, dozov1.DrainNodeResponse]
-	undrain     *connect.Client[dozov1.UndrainNodeRequest, dozov1.UndrainNodeResponse]
+	list         *connect.Client[dozov1.ListNodesRequest, dozov1.ListNodesResponse]
+	createToken  *connect.Client[dozov1.CreateJoinTokenRequest, dozov1.CreateJoinTokenResponse]
+	join         *connect.Client[dozov1.JoinRequest, dozov1.JoinResponse]
+	renew        *connect.Client[dozov1.RenewRequest, dozov1.RenewResponse]
+	revoke       *connect.Client[dozov1.RevokeRequest, dozov1.RevokeResponse]
+	remove       *connect.Client[dozov1.RemoveNodeRequest, dozov1.RemoveNodeResponse]
+	decommission *connect.Client[dozov1.DecommissionNodeRequest, dozov1.EmptyProgress]
+	drain        *connect.Client[dozov1.DrainNodeRequest, dozov1.DrainNodeResponse]
+	undrain      *connect.Client[dozov1.UndrainNodeRequest, dozov1.UndrainNodeResponse]
 }
 
 // List calls dozo.v1.NodeService.List.
@@ -205,6 +219,11 @@ func (c *nodeServiceClient) Remove(ctx context.Context, req *dozov1.RemoveNodeRe
 	return nil, err
 }
 
+// Decommission calls dozo.v1.NodeService.Decommission.
+func (c *nodeServiceClient) Decommission(ctx context.Context, req *dozov1.DecommissionNodeRequest) (*connect.ServerStreamForClient[dozov1.EmptyProgress], error) {
+	return c.decommission.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // Drain calls dozo.v1.NodeService.Drain.
 func (c *nodeServiceClient) Drain(ctx context.Context, req *dozov1.DrainNodeRequest) (*connect.ServerStreamForClient[dozov1.DrainNodeResponse], error) {
 	return c.drain.CallServerStream(ctx, connect.NewRequest(req))
@@ -236,6 +255,10 @@ type NodeServiceHandler interface {
 	// Remove takes a node out of the cluster. IN_USE while its stores hold replicas that are needed, unless force
 	// is set, which declares them lost. Needs role admin.
 	Remove(context.Context, *dozov1.RemoveNodeRequest) (*dozov1.RemoveNodeResponse, error)
+	// Decommission empties a node and takes it out of the cluster: it owns nothing more, takes no replicas, those that it
+	// has are made elsewhere and let go, then it leaves. It reports until it is out; asked again it goes on. Undrain
+	// ends it. Needs role admin.
+	Decommission(context.Context, *dozov1.DecommissionNodeRequest, *connect.ServerStream[dozov1.EmptyProgress]) error
 	// Drain has a node hand over the volumes that it owns to others of its site and take no more, until Undrain. It
 	// reports how many are left; with wait until there are none, which the last message says by done. Needs role
 	// operator.
@@ -288,6 +311,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceDecommissionHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceDecommissionProcedure,
+		svc.Decommission,
+		connect.WithSchema(nodeServiceMethods.ByName("Decommission")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceDrainHandler := connect.NewServerStreamHandlerSimple(
 		NodeServiceDrainProcedure,
 		svc.Drain,
@@ -314,6 +343,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceRevokeHandler.ServeHTTP(w, r)
 		case NodeServiceRemoveProcedure:
 			nodeServiceRemoveHandler.ServeHTTP(w, r)
+		case NodeServiceDecommissionProcedure:
+			nodeServiceDecommissionHandler.ServeHTTP(w, r)
 		case NodeServiceDrainProcedure:
 			nodeServiceDrainHandler.ServeHTTP(w, r)
 		case NodeServiceUndrainProcedure:
@@ -349,6 +380,10 @@ func (UnimplementedNodeServiceHandler) Revoke(context.Context, *dozov1.RevokeReq
 
 func (UnimplementedNodeServiceHandler) Remove(context.Context, *dozov1.RemoveNodeRequest) (*dozov1.RemoveNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.NodeService.Remove is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Decommission(context.Context, *dozov1.DecommissionNodeRequest, *connect.ServerStream[dozov1.EmptyProgress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.NodeService.Decommission is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Drain(context.Context, *dozov1.DrainNodeRequest, *connect.ServerStream[dozov1.DrainNodeResponse]) error {
