@@ -26,6 +26,9 @@ type Config struct {
 	ManagementAddr Endpoint   `yaml:"management_address,omitempty"`
 	Socket         string     `yaml:"socket,omitempty"` // unix socket of the local API
 
+	Discovery Discovery `yaml:"discovery,omitempty"`
+	ISNS      ISNS      `yaml:"isns,omitempty"`
+
 	Stores    []Store  `yaml:"stores,omitempty"`
 	Control   Control  `yaml:"control"`
 	TLS       TLS      `yaml:"tls,omitempty"`

@@ -149,6 +149,11 @@ func (c *Config) fill(dir string) {
 	for i := range c.Portals {
 		c.Portals[i] = c.Portals[i].orPort(PortISCSI)
 	}
+	abs(&c.Discovery.SecretFile, dir)
+	abs(&c.Discovery.TargetSecretFile, dir)
+	for i := range c.ISNS.Servers {
+		c.ISNS.Servers[i] = c.ISNS.Servers[i].orPort(PortISNS)
+	}
 	ctl := &c.Control
 	if ctl.Embedded {
 		ctl.PeerAddress = ctl.PeerAddress.or(c.Address.Addr, PortControlPeer)

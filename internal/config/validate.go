@@ -43,6 +43,7 @@ func (c *Config) Validate() error {
 	var p problems
 	c.checkNames(&p)
 	c.checkAddresses(&p)
+	c.checkDiscovery(&p)
 	c.checkStores(&p)
 	c.checkControl(&p)
 	c.checkLimits(&p)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -114,5 +115,20 @@ func TestOwnTargetCHAP(t *testing.T) {
 		} else if !errors.Is(err, initiator.ErrAuthentication) {
 			t.Logf("%+v: %v", tc.chap, err)
 		}
+	}
+}
+
+// TestOwnTargetManyTargets: SendTargets over many text responses (RFC 7143 appendix C, 11.10.2).
+func TestOwnTargetManyTargets(t *testing.T) {
+	portal := serveMemory(t, func(p *iscsitest.Provider, _ *iscsi.Config) {
+		for i := range 700 {
+			p.Disks[fmt.Sprintf("iqn.2026-01.example.dozo:more-%03d-with-a-name-that-is-longer", i)] = nil
+		}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	found, err := initiator.Discover(ctx, initiator.Config{Portal: portal.Address})
+	if err != nil || len(found) != 701 || len(found[500].Addresses) != 1 {
+		t.Fatalf("%d targets, %v", len(found), err)
 	}
 }

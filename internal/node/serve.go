@@ -628,6 +628,12 @@ func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan
 	n.wg.Go(func() { n.access.Run(ctx) })
 	onClose(n.access.Close)
 	n.export = export.New(n.access, n.control(), n.cfg.Node)
+	in, out, err := n.cfg.Discovery.Secrets()
+	if err != nil {
+		return err
+	}
+	n.export.Discovery = iscsi.Credentials{Required: in != "", In: iscsi.Secret{Name: n.cfg.Discovery.User, Secret: in},
+		Out: iscsi.Secret{Name: n.cfg.Discovery.TargetUser, Secret: out}}
 	n.iscsi = iscsi.New(iscsi.Config{Provider: n.export, Log: n.log, Group: n.self.Load().TPGT, ConnectionsMax: n.cfg.Limits.Connections,
 		WriteMemory: int(n.cfg.Limits.Connection), ReadMemory: int(n.cfg.Limits.Connection)})
 	onClose(func() { _ = n.iscsi.Close() })

@@ -47,6 +47,9 @@ func ParseIQN(name string) (ident.JournalID, bool) {
 
 // Exports implements iscsi.Provider for one node.
 type Exports struct {
+	// Discovery is what has to be proved for discovery where no host's credentials hold; set before use.
+	Discovery iscsi.Credentials
+
 	srv   *access.Server
 	ctl   control.Store
 	node  ident.NodeName
@@ -140,6 +143,9 @@ func (e *Exports) Targets(_ context.Context, p iscsi.Peer) (list []iscsi.TargetI
 // Credentials implements iscsi.Provider: an initiator that belongs to a host with a secret has to prove it.
 func (e *Exports) Credentials(_ context.Context, p iscsi.Peer, target string) (c iscsi.Credentials, err error) {
 	h, known := e.ctl.HostByInitiator(p.Initiator)
+	if target == "" && e.Discovery.Required && h.CHAP.InSecret.IsZero() && h.CHAP.InUser == "" {
+		return e.Discovery, nil // the same for initiators that are known and those that are not
+	}
 	if !known {
 		if id, ok := ParseIQN(target); ok {
 			if v, ok := e.ctl.Volume(id); ok && len(v.Hosts) > 0 && e.anySecret(v) && !e.allowed(p, v) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -146,6 +147,7 @@ func (c *conn) run() {
 	var wg sync.WaitGroup
 	wg.Go(c.writer)
 	err := c.login()
+	c.srv.sources.leave(c.peer.Remote.Addr())
 	if err == nil {
 		err = c.serve()
 	}
@@ -174,10 +176,12 @@ func (c *conn) report() {
 		log = log.With("target", sess.targetName, "tsih", sess.tsih)
 	}
 	switch {
-	case cause == nil || c.loggedOut || errors.Is(cause, io.EOF) || errors.Is(cause, errLoggedOut) || errors.Is(cause, ErrServerClosed):
+	case cause == nil || c.loggedOut || errors.Is(cause, io.EOF) || errors.Is(cause, errLoggedOut) || sess != nil && sess.discovery && errors.Is(cause, os.ErrDeadlineExceeded) || errors.Is(cause, ErrServerClosed):
 		log.Debug("connection closed", "err", cause)
 	case errors.Is(cause, errReplaced), errors.Is(cause, errReinstated), errors.Is(cause, errKilled):
 		log.Info("connection closed", "err", cause)
+	case sess == nil:
+		c.srv.notice("login failed", "peer", c.peer.Remote, "initiator", c.peer.Initiator, "err", cause)
 	default:
 		log.Warn("connection ended", "err", cause)
 	}
@@ -425,6 +429,9 @@ func (c *conn) serve() error {
 	for {
 		if err := c.waitRoom(); err != nil {
 			return err
+		}
+		if c.sess.discovery { // it is not pinged
+			_ = c.nc.SetDeadline(time.Now().Add(c.srv.cfg.DiscoveryIdle))
 		}
 		var h header
 		if err := c.readHeader(&h); err != nil {

@@ -32,6 +32,9 @@ type Config struct {
 	// come on top, at most QueueDepth times FirstBurstLength.
 	WriteMemory, ReadMemory int
 	ConnectionsMax          int // connections at a time, beyond which new ones are closed
+	LoginsPerSource         int // of them, from one address and not through their login yet
+	// DiscoveryIdle ends a discovery session in which nothing is asked for so long.
+	DiscoveryIdle time.Duration
 }
 
 // Defaults, chosen by us.
@@ -69,6 +72,8 @@ func (c *Config) fill() {
 	set(&c.WriteMemory, defaultMemory)
 	set(&c.ReadMemory, defaultMemory)
 	set(&c.ConnectionsMax, defaultConnections)
+	set(&c.LoginsPerSource, defaultLoginsPerSource)
+	set(&c.DiscoveryIdle, defaultDiscoveryIdle)
 }
 
 func set[T comparable](p *T, v T) {
@@ -84,6 +89,9 @@ type Server struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	sources sources // of logins under way
+	notices notices
 
 	mu struct {
 		sync.Mutex
@@ -153,8 +161,14 @@ func (s *Server) start(nc net.Conn) {
 	if s.mu.closed || full {
 		s.mu.Unlock()
 		if full {
-			s.cfg.Log.Warn("connection refused: too many", "peer", nc.RemoteAddr())
+			s.notice("connection refused: too many", "peer", nc.RemoteAddr())
 		}
+		_ = nc.Close()
+		return
+	}
+	if !s.sources.enter(c.peer.Remote.Addr(), s.cfg.LoginsPerSource) {
+		s.mu.Unlock()
+		s.notice("connection refused: too many logins from its address", "peer", nc.RemoteAddr(), "max", s.cfg.LoginsPerSource)
 		_ = nc.Close()
 		return
 	}

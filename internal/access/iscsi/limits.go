@@ -1,0 +1,85 @@
+package iscsi
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Bounds against initiators that come in floods. A connection that is not through its login yet counts against its source;
+// LoginTimeout ends it. What such connections have to say is logged, but not without limit.
+
+const (
+	// defaultLoginsPerSource is above what a host with hundreds of volumes starts at once after a portal has come back,
+	// and far below ConnectionsMax, so that no source keeps the others out.
+	defaultLoginsPerSource = 512
+	// noticesMax of connections that never became sessions are logged in noticesEvery.
+	noticesMax   = 20
+	noticesEvery = 10 * time.Second
+	// defaultDiscoveryIdle ends discovery sessions that ask for nothing more.
+	defaultDiscoveryIdle = time.Minute
+)
+
+// sources counts logins under way by address.
+type sources struct {
+	mu    sync.Mutex
+	count map[netip.Addr]int
+}
+
+// enter counts one more, unless there are max.
+func (s *sources) enter(a netip.Addr, max int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.count[a] >= max {
+		return false
+	}
+	if s.count == nil {
+		s.count = map[netip.Addr]int{}
+	}
+	s.count[a]++
+	return true
+}
+
+func (s *sources) leave(a netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.count[a]--; s.count[a] <= 0 {
+		delete(s.count, a)
+	}
+}
+
+// notices is a throttle.
+type notices struct {
+	mu      sync.Mutex
+	since   time.Time
+	said    int
+	omitted int
+}
+
+// allow says whether something may be logged now, and how much was not before it.
+func (n *notices) allow(now time.Time) (ok bool, omitted int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if now.Sub(n.since) > noticesEvery {
+		omitted = n.omitted
+		n.since, n.said, n.omitted = now, 0, 0
+	}
+	if n.said == noticesMax {
+		n.omitted++
+		return false, 0
+	}
+	n.said++
+	return true, omitted
+}
+
+// notice logs what happened to a connection that never became a session.
+func (s *Server) notice(msg string, args ...any) {
+	ok, omitted := s.notices.allow(time.Now())
+	if !ok {
+		return
+	}
+	if omitted > 0 {
+		args = append(args, "omitted", omitted)
+	}
+	s.cfg.Log.Warn(msg, args...)
+}

@@ -1,0 +1,47 @@
+package iscsi
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func TestSources(t *testing.T) {
+	var s sources
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	for i := range 3 {
+		if ok := s.enter(a, 2); ok != (i < 2) {
+			t.Errorf("%d: %v", i, ok)
+		}
+	}
+	if !s.enter(b, 2) {
+		t.Error("one source keeps another out")
+	}
+	s.leave(a)
+	if !s.enter(a, 2) {
+		t.Error("a place that was given back is not free")
+	}
+	s.leave(a)
+	s.leave(a)
+	s.leave(b)
+	if len(s.count) != 0 {
+		t.Errorf("%d sources are remembered", len(s.count))
+	}
+}
+
+func TestNotices(t *testing.T) {
+	var n notices
+	now := time.Unix(1000, 0)
+	said := 0
+	for range 3 * noticesMax {
+		if ok, _ := n.allow(now); ok {
+			said++
+		}
+	}
+	if said != noticesMax {
+		t.Errorf("%d notices", said)
+	}
+	if ok, omitted := n.allow(now.Add(2 * noticesEvery)); !ok || omitted != 2*noticesMax {
+		t.Errorf("%v, %d omitted", ok, omitted)
+	}
+}
