@@ -178,6 +178,48 @@ func handOverUnderLoad(t *testing.T, seed uint64, sites int, rec *blockHistory) 
 	n.stopAll()
 }
 
+// The ensemble of a site of two nodes lists a store of another site (R3). Moved to that one, the volume gets an ensemble
+// of its own there: its writes would cross the distance otherwise. The old owner fences the stores of its site for it.
+func TestAHandOverToASiteOfWhichTheEnsembleHasAStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 3, 2, time.Second)
+		v := n.volume(1<<20, 3, control.Replicated)
+		x := n.served(t, v)
+		if _, err := through(x, v, wire.OpWrite, 0, bytes.Repeat([]byte{1}, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+		state, _, _ := n.ctl.Journal(v.ID)
+		third := n.Site(state.Ensembles[0].Stores[2])
+		if third == x.home.site {
+			t.Fatalf("the ensemble is %+v: no store of another site", state.Ensembles)
+		}
+		fences := -1
+		n.onHandOver = func(_ *node, m *wire.HandOver, done bool) {
+			if m.Step == wire.HandTake && !done {
+				fences = len(m.Fences)
+			}
+		}
+		if _, err := x.moveTo(v, "", third); err != nil {
+			t.Fatal(err)
+		}
+		if fences != 2 {
+			t.Errorf("%d stores were fenced by the old owner, want the two of its site", fences)
+		}
+		y := n.owner(v.ID, nil)
+		state, _, _ = n.ctl.Journal(v.ID)
+		newest, _ := state.Newest()
+		for _, s := range newest.Stores[:2] {
+			if y.home.site != third || n.Site(s) != third {
+				t.Errorf("owned at site %d by the ensemble %+v, want that of site %d", y.home.site, newest, third)
+			}
+		}
+		if got, err := through(y, v, wire.OpRead, 0, nil, 4096); err != nil || got[0] != 1 {
+			t.Errorf("what was written before: %v", err)
+		}
+		n.stopAll()
+	})
+}
+
 // What can't be is refused, with the reason.
 func TestAHandOverThatCanNotBe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
