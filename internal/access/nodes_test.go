@@ -44,6 +44,7 @@ type node struct {
 	end    func()
 	starts uint64
 	far    map[ident.StoreID]*seat
+	thin   map[ident.StoreID]*thinLink // stores that are reached by a link of a rate
 }
 
 func newNodes(t *testing.T, sites, count int, lease time.Duration) *nodes {
@@ -133,6 +134,9 @@ type nodeStores struct {
 
 func (v nodeStores) Store(id ident.StoreID) (journal.Store, bool) {
 	s := v.x.far[id]
+	if l := v.x.thin[id]; l != nil {
+		return l, true
+	}
 	return s, s != nil
 }
 func (v nodeStores) Local(id ident.StoreID) bool { return id == v.x.home.id }

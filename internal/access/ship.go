@@ -409,7 +409,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 					lastSent = last
 					syncing.Add(1)
 					syncs.Go(func() {
-						err := o.shipStable(ctx, s, seg, before, dest, last)
+						more, err := o.shipStable(ctx, s, seg, before, dest, last)
 						syncing.Add(-1)
 						if err != nil {
 							select {
@@ -417,7 +417,9 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 							default:
 							}
 						}
-						s.wakeUp()
+						if more { // there may be more to make stable; if it made none, asking again at once won't either
+							s.wakeUp()
+						}
 					})
 				}
 			}
@@ -493,16 +495,17 @@ func (o *Owner) unstable(s *siteShip, seg *segment, sent uint32, last bool) bool
 // shipStable has what a site holds of an open segment made stable once nothing more is to be shipped, so that
 // "the site holds it" is true after its power cut too. At the end of a hand-over it does not wait for the answers to the
 // appends: it asks right behind them, on the same connection, and what it is told to be stable is held, too.
-func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, before ident.Seq, dest journal.Store, last bool) error {
+func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, before ident.Seq, dest journal.Store, last bool) (progress bool, err error) {
 	sctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
 	defer cancel()
 	r, err := dest.Sync(sctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: []ident.SegmentID{seg.id}})
 	if err != nil {
-		return fmt.Errorf("sync %s at %s: %w", seg.id, dest.ID(), err)
+		return false, fmt.Errorf("sync %s at %s: %w", seg.id, dest.ID(), err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.confirmed = time.Now()
+	was := s.mu.stable
 	for _, x := range r.Synced {
 		// Earlier segments of the site are sealed, or their seal is under way and will move the mark itself.
 		if x.Segment != seg.id {
@@ -515,7 +518,7 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 			s.mu.stable = max(s.mu.stable, min(x.Stable.Seq, s.mu.mark.Seq))
 		}
 	}
-	return nil
+	return s.mu.stable > was, nil
 }
 
 // shipFailed makes a mismatch loud: it is never shipped over (§2.3).
