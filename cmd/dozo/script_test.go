@@ -102,7 +102,8 @@ func startServer(env *testscript.Env) error {
 }
 
 // backendCommand changes the backend under a script: backend lag N, backend down NODE, backend session VOLUME,
-// backend secret HOST TEXT (the secret that arrived must be TEXT).
+// backend secret HOST TEXT (the secret that arrived must be TEXT),
+// backend site-down SITE, backend fork VOLUME.
 func backendCommand(ts *testscript.TestScript, neg bool, args []string) {
 	b, _ := ts.Value(backendKey{}).(*apitest.Backend)
 	if neg || len(args) < 2 {
@@ -115,6 +116,10 @@ func backendCommand(ts *testscript.TestScript, neg bool, args []string) {
 		b.Lag = n
 	case "down":
 		b.SetNodeState(args[1], "down")
+	case "site-down":
+		b.SetSiteDown(args[1], true)
+	case "fork":
+		b.AddFork(args[1])
 	case "session":
 		b.AddSession(&dozov1.Session{Id: "s1n1-7", Node: "s1n1", Site: "site-1", Volume: args[1], Tenant: "default", InitiatorName: "iqn.1993-08.org.debian:01:abc", Auth: "chap", Peers: []string{"127.0.0.1:5000"}, ReadBytes: 5 << 20})
 	case "secret":

@@ -10,8 +10,8 @@ import (
 )
 
 func newSite(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "site", Short: "Show and make sites"}
-	c.AddCommand(newSiteList(a), newSiteCreate(a))
+	c := &cobra.Command{Use: "site", Short: "Show and make sites, fail over and back"}
+	c.AddCommand(newSiteList(a), newSiteCreate(a), newSiteFailover(a), newSiteFailback(a))
 	return c
 }
 

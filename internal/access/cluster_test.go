@@ -156,6 +156,7 @@ type cluster struct {
 	t     testing.TB
 	seats []*seat
 	ctl   *control.Client
+	mem   *control.Mem
 	local ident.StoreID
 	site  ident.SiteID
 	log   *slog.Logger
@@ -303,7 +304,8 @@ func newClusterOf(t testing.TB, sites, nodes int, with func(*seat)) *cluster {
 		}
 	}
 	c.local = c.seats[0].id
-	ctl, err := control.NewMem().Open(context.Background(), control.Options{})
+	c.mem = control.NewMem()
+	ctl, err := c.mem.Open(context.Background(), control.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

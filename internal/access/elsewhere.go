@@ -32,7 +32,7 @@ const (
 // ReadPart implements volume.PartReader for the takeover: what no store of the fence has is sought elsewhere.
 func (rd *rebuilder) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
 	rec, body, err := rd.o.readRecord(id, offset)
-	if err == nil || !seekable(err) {
+	if err == nil || !seekable(err) || rd.o.viewing {
 		return rec, body, err
 	}
 	until := time.Now().Add(seekPatience)
@@ -73,6 +73,9 @@ func seekable(err error) bool {
 // segments by adopt, once the map says where they end.
 func (rd *rebuilder) seek(ids []ident.SegmentID) error {
 	o := rd.o
+	if o.viewing {
+		return nil // all have been asked, and nobody is fenced
+	}
 	var ask []ident.StoreID
 	add := func(id ident.StoreID) {
 		if rd.answers[id] == nil && o.env.Stores.Up(id) && !slices.Contains(ask, id) {
@@ -253,4 +256,87 @@ func (o *Owner) awaited() {
 	if o.repair.awaited = n; unknown {
 		o.strays.due = 0
 	}
+}
+
+// fallsBack reports that the takeover may be at a site that has a prefix of the history, and so the announcement of a
+// checkpoint, but not all of the checkpoint: R12.
+func (o *Owner) fallsBack() bool { return o.state.Forced != nil || o.viewing }
+
+// newestComplete gives the newest announced checkpoint of which everything is there, or the zero point: all is replayed.
+// One that would leave a hole is none.
+func (rd *rebuilder) newestComplete(rec *journal.Recovery, newest journal.CheckpointPoint) (p journal.CheckpointPoint, err error) {
+	if newest.At.Seq == 0 || rd.complete(newest) {
+		return newest, nil
+	}
+	list, err := rd.announcements(rec)
+	if err != nil {
+		return p, err
+	}
+	for _, p := range append(list, journal.CheckpointPoint{}) {
+		if p.At.Seq >= newest.At.Seq {
+			continue
+		}
+		if _, hole := rec.Hole(p.At.Seq); hole {
+			break
+		}
+		if p.At.Seq == 0 || rd.complete(p) {
+			rd.o.log.Warn("the newest checkpoint is not all here: an older one is taken", "newest", newest.At.Seq, "seq", p.At.Seq)
+			return p, nil
+		}
+	}
+	return newest, nil // the takeover waits for the stores that have it
+}
+
+// announcements lists the checkpoints that the history up to the commit point speaks of, newest first.
+func (rd *rebuilder) announcements(rec *journal.Recovery) (list []journal.CheckpointPoint, err error) {
+	add := func(p journal.CheckpointPoint) {
+		if p.At.Seq != 0 && !slices.ContainsFunc(list, func(x journal.CheckpointPoint) bool { return x.At == p.At }) {
+			list = append(list, p)
+		}
+	}
+	for i := range rec.Past {
+		r := &rec.Past[i]
+		p, err := rd.headerPoint(r)
+		if err != nil {
+			return nil, err
+		}
+		add(p)
+		x, err := rd.index(r)
+		if err != nil {
+			return nil, err
+		}
+		for j := range min(len(x.Entries), int(r.To-r.Before.Seq)) {
+			if x.Entries[j].Kind != journal.KindCheckpoint {
+				continue
+			}
+			_, body, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[j].Offset)
+			if err != nil {
+				return nil, fmt.Errorf("checkpoint announcement: %w", err)
+			}
+			if p, err = journal.DecodeCheckpoint(body); err != nil {
+				return nil, err
+			}
+			add(p)
+		}
+	}
+	slices.SortFunc(list, func(a, b journal.CheckpointPoint) int { return cmp.Compare(b.At.Seq, a.At.Seq) })
+	return list, nil
+}
+
+// complete reports that the root of a checkpoint can be read, and that each segment with a part of it is sealed at a store
+// that has answered.
+func (rd *rebuilder) complete(p journal.CheckpointPoint) bool {
+	m, err := volume.Load(rd.o.journalID, p, rd.o.partReader())
+	if err != nil {
+		return false
+	}
+	for _, seg := range m.Segments() {
+		if !seg.ID.IsCheckpoint() || seg.Retired || seg.Live == 0 {
+			continue
+		}
+		if s := rd.o.segs[seg.ID]; s == nil || len(s.holders) == 0 {
+			return false
+		}
+	}
+	return true
 }

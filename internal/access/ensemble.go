@@ -97,7 +97,7 @@ func (o *Owner) replaceMember(now time.Duration) {
 // the newest, or covered by a checkpoint that is. This epoch's start is committed, since the owner serves.
 func (o *Owner) dropEnsembles() {
 	e := &o.ensemble
-	if e.changing || o.stopErr != nil || len(o.state.Ensembles) < 2 || !o.w.Serving() || !o.proven && !o.allHeard() && !mutant.On(mutant.R3Proven) ||
+	if e.changing || o.stopErr != nil || len(o.state.Ensembles) < 2 || !o.w.Serving() || !o.proven && o.state.Forced == nil && !o.allHeard() && !mutant.On(mutant.R3Proven) ||
 		(len(o.unsettled) > 0 || !o.onNewest()) && !mutant.On(mutant.R3Newest) {
 		return
 	}
@@ -119,7 +119,7 @@ func (o *Owner) dropEnsembles() {
 				// Done or not, the next look at the key tells. Nothing depends on it: what is listed is asked.
 				o.log.Info("older ensembles stay listed", "err", err)
 			} else if len(r.State.Ensembles) > 0 {
-				o.state.Ensembles = r.State.Ensembles
+				o.state.Ensembles, o.state.Forced = r.State.Ensembles, r.State.Forced
 				o.log.Info("older ensembles are off the list", "left", len(r.State.Ensembles))
 			} else if state.Epoch == epoch {
 				o.state.Ensembles = state.Ensembles // an earlier attempt had succeeded

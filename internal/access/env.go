@@ -51,6 +51,8 @@ type Env struct {
 	// they have ended one way or the other. It must not block.
 	Followed func(v control.VolumeSpec, to ident.NodeName, pause time.Duration, err error)
 
+	Hold *controlHold // the node's lease of the control store; nil: owners need none
+
 	// Patience, if set, is called by a takeover that begins to wait for who may know more (R4); what it gives is called
 	// when the wait is over. Other takeovers have their turn meanwhile.
 	Patience func() (resume func())

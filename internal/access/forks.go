@@ -17,15 +17,23 @@ import (
 // not answer then. When such a store is heard again, what it holds beyond this history is set aside as a fork:
 // kept, shown, and never shipped over or dropped.
 
+// A cut is a pin (R13): while one is open, nothing of the history before it is retired, so that what a fork goes on from
+// can be read. It is closed by a record: when every store has been looked at and none has a fork, or when an operator gives
+// the fork up.
+
 // Kinds of state that owners keep in checkpoints; docs/format.md.
 const (
 	stateCuts uint16 = 1
+	statePins uint16 = 3
 )
 
 // forks is what the owner's loop knows of them.
 type forks struct {
-	cuts []wire.EpochStart // the starts of this history that were not proven, oldest first
-	at   map[ident.StoreID]forkAt
+	cuts      []wire.EpochStart // the starts of this history that were not proven, oldest first
+	forgotten []ident.Epoch     // of those, the ones whose forks were given up, or that have left none
+	at        map[ident.StoreID]forkAt
+	looked    map[ident.StoreID]bool // stores that this owner has looked at
+	closing   bool                   // a record that closes cuts is under way
 }
 
 // forkAt is what one store has set aside.
@@ -37,7 +45,13 @@ type forkAt struct {
 // beginForks gathers the cuts of the history: from the checkpoint, from what was recovered, and this epoch's own.
 func (o *Owner) beginForks() {
 	f := &o.forks
-	f.at = map[ident.StoreID]forkAt{}
+	f.at, f.looked = map[ident.StoreID]forkAt{}, map[ident.StoreID]bool{}
+	if b := o.m.State(statePins); b != nil {
+		if err := o.applyPins(b); err != nil {
+			o.stop(fmt.Errorf("the checkpoint's list of pins: %w", err))
+			return
+		}
+	}
 	if b := o.m.State(stateCuts); b != nil {
 		cuts, err := journal.DecodeCuts(b)
 		if err != nil {
@@ -86,6 +100,7 @@ func (o *Owner) forkLoop() {
 			return
 		}
 		there := map[ident.SegmentID][]have{}
+		var stores []journal.Store
 		ids := o.env.Stores.Core(o.env.Site)
 		for _, e := range o.fenced {
 			for _, id := range e.Stores {
@@ -112,11 +127,14 @@ func (o *Owner) forkLoop() {
 				there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made})
 			}
 			looked[id] = true
+			stores = append(stores, st)
 			o.noteForks(id, list)
 		}
 		if err := o.findForks(o.ctx, o.env.Site, there); err != nil {
 			clear(looked)
 			o.log.Debug("forks", "err", err)
+		} else {
+			o.lookedAt(stores)
 		}
 	}
 }
@@ -140,14 +158,29 @@ func (o *Owner) inventory(st journal.Store) (list []wire.Replica, err error) {
 
 // noteForks remembers for the status what a store has set aside.
 func (o *Owner) noteForks(store ident.StoreID, list []wire.Replica) {
-	var f forkAt
-	for _, x := range list {
-		if x.State == wire.ReplicaFork {
+	f := forksIn(list)
+	o.call(func() { o.forks.at[store] = f })
+}
+
+func forksIn(list []wire.Replica) (f forkAt) {
+	for i := range list {
+		if list[i].State == wire.ReplicaFork {
 			f.segments++
-			f.bytes += uint64(x.End)
+			f.bytes += uint64(list[i].End)
 		}
 	}
-	o.call(func() { o.forks.at[store] = f })
+	return f
+}
+
+// lookedAt notes that whatever forks the stores have are known.
+func (o *Owner) lookedAt(stores []journal.Store) {
+	o.call(func() {
+		for _, st := range stores {
+			if o.forks.looked != nil {
+				o.forks.looked[st.ID()] = true
+			}
+		}
+	})
 }
 
 // beyond is a replica that goes on behind the end of its segment in this history, or whose segment is not in it.
@@ -168,7 +201,7 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 		}
 		start = o.w.Start()
 		for id, replicas := range there {
-			if id.IsCheckpoint() || !id.Epoch.Less(o.epoch) {
+			if id.IsCheckpoint() || id.IsFork() || !id.Epoch.Less(o.epoch) {
 				continue
 			}
 			s := o.segs[id]
@@ -185,37 +218,115 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 		}
 	})
 	slices.SortFunc(list, func(a, b beyond) int { return a.id.Compare(b.id) })
-	segments, records, size := 0, uint64(0), uint64(0)
+	seen := map[ident.SegmentID]bool{}
+	var sum forkSum
 	for _, b := range list {
 		sctx, cancel := context.WithTimeout(ctx, 4*o.env.Limits.SyncTimeout)
-		_, err := b.h.store.Seal(sctx, &wire.Seal{Epoch: o.epoch, Segment: b.id, End: b.end, Last: b.last, Start: start})
+		r, forked, err := sealOrSetAside(sctx, b.h.store, &wire.Seal{Epoch: o.epoch, Segment: b.id, End: b.end, Last: b.last, Start: start})
 		cancel()
+		if forked {
+			from, end := b.h.last.Seq, b.h.end
+			o.call(func() {
+				f := o.forks.at[b.h.store.ID()]
+				o.forks.at[b.h.store.ID()] = forkAt{f.segments + 1, f.bytes + uint64(end)}
+			})
+			if !seen[b.id] {
+				seen[b.id] = true
+				sum.segments++
+				o.measureFork(ctx, b.h.store, b.id, max(b.last.Seq, o.cutBefore(b.id.Epoch, from)), &sum)
+			}
+			o.log.Error("records that are not of this history are kept as a fork", "segment", b.id, "store", b.h.store.ID(), "site", site, "to", from)
+		}
 		switch {
 		case err == nil: // it held nothing that this history does not have, and ends where it should now
-			b.h.state, b.h.end, b.h.last = wire.ReplicaSealed, b.end, b.last
+			b.h.state, b.h.end, b.h.last, b.h.made = wire.ReplicaSealed, b.end, b.last, r.Made
 			if b.end == 0 {
 				b.h.state = 0 // gone
 			}
-		case errors.Is(err, wire.ErrFork):
+		case errors.Is(err, wire.ErrFork): // all of it: the store could not tell the two apart
 			b.h.state = wire.ReplicaFork
-			o.call(func() {
-				f := o.forks.at[b.h.store.ID()]
-				o.forks.at[b.h.store.ID()] = forkAt{f.segments + 1, f.bytes + uint64(b.h.end)}
-			})
-			segments++
-			records += uint64(b.h.last.Seq - max(b.last.Seq, o.cutBefore(b.id.Epoch, b.h.last.Seq)))
-			size += uint64(b.h.end - b.end)
-			o.log.Error("records that are not of this history are kept as a fork", "segment", b.id, "store", b.h.store.ID(), "site", site,
-				"to", b.h.last.Seq, "err", err)
 		default:
 			return fmt.Errorf("set %s aside at %s: %w", b.id, b.h.store.ID(), err)
 		}
 	}
-	if segments > 0 {
-		o.report("volume.fork", fmt.Sprintf("site %d keeps at most %d records, %d bytes in %d segments that are not of the history which is served: a fork; nothing of it is overwritten or deleted",
-			site, records, size, segments))
+	if sum.segments > 0 {
+		o.env.Metrics.Forks.Inc()
+		o.report("volume.fork", fmt.Sprintf("site %d keeps %s in %d segments that are not of the history which is served: a fork; nothing of it is overwritten or deleted; dozo fork list shows it",
+			site, sum, sum.segments))
 	}
 	return nil
+}
+
+// sealOrSetAside has a replica end where this history says. What the store has to set aside for that is a fork: it says
+// so once, and then the replica ends there.
+func sealOrSetAside(ctx context.Context, st journal.Store, m *wire.Seal) (r wire.SealReply, forked bool, err error) {
+	if r, err = st.Seal(ctx, m); errors.Is(err, wire.ErrFork) {
+		forked = true
+		r, err = st.Seal(ctx, m)
+	}
+	return r, forked, err
+}
+
+// forkSum is how much is in a fork.
+type forkSum struct {
+	segments        int
+	writes, records uint64
+	bytes           uint64 // of records
+	first, last     int64  // when the records got their places
+}
+
+func (f forkSum) String() string {
+	text := fmt.Sprintf("%d writes, %d bytes", f.writes, f.bytes)
+	if f.first != 0 && f.last != 0 {
+		text += fmt.Sprintf(", of %.1f s until %s,", time.Duration(f.last-f.first).Seconds(), time.Unix(0, f.last).UTC().Format(time.RFC3339))
+	}
+	return text
+}
+
+// measureFork adds what a replica that was set aside has behind a record.
+func (o *Owner) measureFork(ctx context.Context, st journal.Store, id ident.SegmentID, after ident.Seq, sum *forkSum) {
+	at := id.Fork()
+	x, err := readIndex(ctx, st, at)
+	if err != nil {
+		at = id
+		x, err = readIndex(ctx, st, at)
+	}
+	if err != nil {
+		o.log.Warn("what a fork has can not be counted", "segment", id, "store", st.ID(), "err", err)
+		return
+	}
+	sum.add(x, after, func(offset uint32) int64 {
+		rec, _, err := o.readOne(st, at, offset)
+		if err != nil {
+			return 0
+		}
+		return rec.Time
+	})
+}
+
+// add counts the records of a segment behind one.
+func (f *forkSum) add(x *journal.Index, after ident.Seq, when func(offset uint32) int64) {
+	from := 0
+	if after > x.Before.Seq {
+		from = int(after - x.Before.Seq)
+	}
+	if from >= len(x.Entries) {
+		return
+	}
+	for i := range x.Entries[from:] {
+		e := &x.Entries[from+i]
+		f.records++
+		if e.Kind == journal.KindWrite || e.Kind == journal.KindTrim {
+			f.writes++
+		}
+		f.bytes += uint64(journal.RecordSize(e.StoredLen))
+	}
+	if t := when(x.Entries[from].Offset); t != 0 && (f.first == 0 || t < f.first) {
+		f.first = t
+	}
+	if t := when(x.Entries[len(x.Entries)-1].Offset); t > f.last {
+		f.last = t
+	}
 }
 
 // cutBefore is where this history left an epoch whose records up to seq it does not have.
@@ -233,17 +344,141 @@ func (o *Owner) cutBefore(epoch ident.Epoch, seq ident.Seq) (least ident.Seq) {
 
 // reportUnproven says what a takeover lost, as far as that is known.
 func (o *Owner) reportUnproven(rec *journal.Recovery) {
-	lost := uint64(0)
-	if rec.Lost && rec.Seen.Seq > rec.Last.Seq {
-		lost = uint64(rec.Seen.Seq - rec.Last.Seq)
+	last := rec.Last.Seq
+	if lost := uint64(rec.Seen.Seq - min(rec.Seen.Seq, last)); rec.Lost && lost > o.loss.records {
+		o.loss.records = lost
 	}
-	o.lost = lost
-	note := fmt.Sprintf("epoch %s begins after seq %d and is not proven: the end of the history was not known", o.epoch, rec.Last.Seq)
-	if lost > 0 {
-		o.log.Error("records at or below the commit point are lost", "records", lost, "last", rec.Last.Seq, "seen", rec.Seen.Seq, "stable", rec.Stable.Seq)
-		note += fmt.Sprintf("; %d records are lost that were acknowledged: the commit point had been %d", lost, rec.Seen.Seq)
+	note := fmt.Sprintf("epoch %s begins after seq %d and is not proven: the end of the history was not known", o.epoch, last)
+	if o.forced {
+		note = fmt.Sprintf("epoch %s begins after seq %d without stores that were given up", o.epoch, last)
+	}
+	if !o.loss.at.IsZero() {
+		note += "; the last record that is there is of " + o.loss.at.UTC().Format(time.RFC3339Nano)
+	}
+	if o.loss.records > 0 {
+		o.log.Error("records at or below the commit point are lost", "records", o.loss.records, "last", last, "seen", rec.Seen.Seq, "stable", rec.Stable.Seq)
+		note += fmt.Sprintf("; lost at least: %s; the commit point had been %d", o.loss, uint64(last)+o.loss.records)
 	}
 	o.report("volume.unproven", note)
+}
+
+// open lists the cuts that pin what is before them.
+func (f *forks) open() (list []wire.EpochStart) {
+	for _, c := range f.cuts {
+		if !slices.Contains(f.forgotten, c.At.Epoch) {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// pinned reports that a checkpoint's segment is of before an open cut.
+func (o *Owner) pinned(id ident.SegmentID) bool {
+	return id.IsCheckpoint() && slices.ContainsFunc(o.forks.open(), func(c wire.EpochStart) bool { return id.Epoch.Less(c.At.Epoch) })
+}
+
+// pinnedSegment reports that a fork may need a segment.
+func (o *Owner) pinnedSegment(s *segment) bool {
+	if s.id.IsCheckpoint() {
+		return o.pinned(s.id)
+	}
+	return slices.ContainsFunc(o.forks.open(), func(c wire.EpochStart) bool { return s.before.Seq < c.Before.Seq })
+}
+
+// forgotten reports that every cut which left a fork's records behind has been closed.
+func (o *Owner) forgotten(epoch ident.Epoch, last ident.Seq) bool {
+	some := false
+	for _, c := range o.forks.cuts {
+		if epoch.Less(c.At.Epoch) && last > c.Before.Seq {
+			if some = true; !slices.Contains(o.forks.forgotten, c.At.Epoch) {
+				return false
+			}
+		}
+	}
+	return some
+}
+
+// applyPins takes a committed record about pins, or the checkpoint's list of them.
+func (o *Owner) applyPins(body []byte) error {
+	list, err := journal.DecodePins(body)
+	if err != nil {
+		return err
+	}
+	for _, p := range list {
+		if p.Op == journal.PinForget && !slices.Contains(o.forks.forgotten, p.Epoch) {
+			o.forks.forgotten = append(o.forks.forgotten, p.Epoch)
+		}
+	}
+	list = list[:0]
+	for _, e := range o.forks.forgotten {
+		list = append(list, journal.PinChange{Op: journal.PinForget, Epoch: e})
+	}
+	return o.m.SetState(statePins, journal.AppendPins(nil, list))
+}
+
+// releaseCuts closes the cuts once every store has been looked at and there is no fork.
+func (o *Owner) releaseCuts() {
+	f := &o.forks
+	open := f.open()
+	if len(open) == 0 || f.closing || o.stopErr != nil || !o.w.Serving() {
+		return
+	}
+	for _, at := range f.at {
+		if at.segments > 0 {
+			return
+		}
+	}
+	for _, id := range o.everywhere(nil) {
+		if !f.looked[id] && !o.env.about(id).Lost {
+			return
+		}
+	}
+	var list []ident.Epoch
+	for _, c := range open {
+		list = append(list, c.At.Epoch)
+	}
+	o.closeCuts(list, func(error) {})
+}
+
+// closeCuts records that cuts pin nothing any more and that what they left behind may go; then is called, in the loop, once
+// that is stable.
+func (o *Owner) closeCuts(list []ident.Epoch, then func(error)) {
+	var changes []journal.PinChange
+	for _, e := range list {
+		changes = append(changes, journal.PinChange{Op: journal.PinForget, Epoch: e})
+	}
+	o.forks.closing = true
+	op := NewOp()
+	op.Kind = wire.OpFlush
+	op.Done = func(op *Op, err error) {
+		op.Release()
+		o.call(func() {
+			o.forks.closing = false
+			then(err)
+		})
+	}
+	o.queueOwn(journal.KindPin, journal.AppendPins(nil, changes), func(seq ident.Seq) {
+		op.seq = seq
+		o.awaitStable(op)
+	})
+}
+
+// forget gives up what a cut left behind; then is called in the loop.
+func (o *Owner) forget(epoch ident.Epoch, then func(error)) {
+	if !slices.ContainsFunc(o.forks.cuts, func(c wire.EpochStart) bool { return c.At.Epoch == epoch }) {
+		then(wire.Errorf(wire.CodeAbsent, "no fork was left by epoch %s", epoch))
+		return
+	}
+	o.log.Warn("a fork is given up", "left by", epoch.String())
+	o.closeCuts([]ident.Epoch{epoch}, func(err error) {
+		if err == nil && o.stopErr == nil {
+			o.publish()
+			for _, id := range o.everywhere(nil) { // what they report is permitted to go
+				o.goBackground(func() { o.askWhatIsThere(id) })
+			}
+		}
+		then(err)
+	})
 }
 
 // report puts an event into the log of the cluster, which the operator reads. It never holds anything up.

@@ -27,6 +27,8 @@ type nodes struct {
 	*cluster
 	list []*node
 
+	away atomic.Int32 // a site that is cut off from the others
+
 	onHandOver func(to *node, m *wire.HandOver, done bool) // not nil: sees each step, before and after
 }
 
@@ -91,12 +93,21 @@ func (x *node) reaches(s *seat) bool {
 	if s == x.home {
 		return true
 	}
+	if x.n.apart(x.home.site, s.site) {
+		return false
+	}
 	for _, o := range x.n.list {
 		if o.home == s && o.cut.Load() {
 			return false
 		}
 	}
 	return !x.cut.Load()
+}
+
+// apart reports that a site is cut off from another.
+func (n *nodes) apart(a, b ident.SiteID) bool {
+	away := ident.SiteID(n.away.Load())
+	return away != 0 && a != b && (a == away || b == away)
 }
 
 func (x *node) newKeeper(lease time.Duration) *LeaseKeeper {
@@ -189,7 +200,7 @@ func (x *node) own(v control.VolumeSpec) *Owner {
 type link struct{ from, to *node }
 
 func (l link) Up() bool {
-	return l.to.srv.Load() != nil && !l.from.cut.Load() && !l.to.cut.Load()
+	return !l.from.n.apart(l.from.home.site, l.to.home.site) && l.to.srv.Load() != nil && !l.from.cut.Load() && !l.to.cut.Load()
 }
 
 func (l link) down() error { return wire.Errorf(wire.CodeUnreached, "node %s", l.to.name) }

@@ -62,11 +62,14 @@ type Owner struct {
 	recovered   *journal.Recovery
 	fenced      []control.Ensemble // those asked at the takeover
 	proven      bool
-	uncertain   bool         // R4 did not know the end of the history
+	uncertain   bool // R4 did not know the end of the history
+	viewing     bool // it only looks at the history: a view of a fork
+	forced      bool // it goes without stores that R2 asks for
+	partition   stopState
+	loss        loss         // what is known to be lost by that
 	farAnswers  fenceAnswers // what other sites said then
 	forks       forks
 	ports       ports
-	lost        uint64 // records that the takeover knows to be lost
 	written     uint64
 	tails       []tailStamp // when records were committed, for the lag in seconds
 	ships       []*siteShip
@@ -406,6 +409,9 @@ func (o *Owner) finish(op *Op, err error) {
 		return
 	}
 	op.over = true
+	if err == nil && o.silent() { // R11: whatever it was, nobody is told that it was done
+		err = errSilent(o)
+	}
 	o.finished = append(o.finished, finish{op, err})
 }
 
@@ -463,6 +469,8 @@ func (o *Owner) timers() {
 			o.giveUpReads()
 			o.giveUpFlights()
 			o.letSlowedIn()
+			o.w.Wall(time.Now().UnixNano())
+			o.keepJournal()
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {
 				o.settlePast()
@@ -529,6 +537,8 @@ func (o *Owner) everySecond() {
 		o.env.Metrics.Evicted.Add(float64(freed))
 	}
 	o.everySecondUnit()
+	o.tellSites()
+	o.releaseCuts()
 	o.publish()
 }
 

@@ -471,6 +471,12 @@ func (o *Owner) apply(e *journal.Entry) {
 			return
 		}
 	}
+	if e.Kind == journal.KindPin {
+		if err := o.applyPins(e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen]); err != nil {
+			o.stop(fmt.Errorf("pins at seq %d: %w", e.Seq, err))
+			return
+		}
+	}
 	s.last, s.end = e.Position(), e.Offset+uint32(len(e.Bytes))
 	o.cp.appliedAt = s.last
 	o.written += uint64(len(e.Bytes))

@@ -26,6 +26,11 @@ func (o *Owner) admit(op *Op) {
 		return
 	}
 	if !op.barred {
+		if o.silent() {
+			o.finish(op, errSilent(o))
+			o.dropBuf(op)
+			return
+		}
 		if op.Forward && recorded(op.Kind) && !mutant.On(mutant.R9Request) && o.answered(op) {
 			o.dropBuf(op)
 			return

@@ -216,6 +216,8 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 		}
 		o.log.Warn("ports may go on after a takeover that was not proven", "ports", len(changes))
 		o.queuePorts(changes, then)
+	case wire.BarForget:
+		o.forget(ident.Epoch{Number: m.First, Lineage: uint32(m.Last)}, then)
 	default:
 		then(nil)
 	}

@@ -40,13 +40,24 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		if point, err = rd.newestCheckpoint(rec); err != nil {
 			return err
 		}
+		if o.fallsBack() {
+			for store, a := range answers {
+				o.checkpointHolders(store, a.Replicas)
+			}
+			if point, err = rd.newestComplete(rec, point); err != nil {
+				return err
+			}
+		}
 		end, hole := rec.Hole(point.At.Seq)
 		if !hole {
 			break
 		}
+		if o.viewing || o.state.Forced != nil && !o.forced {
+			return wire.Errorf(wire.CodeBusy, "journal %s: no store that can be reached has what follows seq %d", o.journalID, end)
+		}
 		o.log.Error("a hole in the history: it ends there", "seq", end, "commit", rec.Commit.Seq)
 		rec.CutAt(end)
-		if rec.LostStable {
+		if rec.LostStable && !o.forced {
 			return errLostStable(o, rec)
 		}
 		if tail, err = rd.tail(rec); err != nil {
@@ -81,7 +92,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 			if err != nil {
 				return fmt.Errorf("checkpoint announcement: %w", err)
 			}
-			if found.At.Seq > point.At.Seq {
+			if found.At.Seq > point.At.Seq && (!o.fallsBack() || rd.complete(found)) {
 				point = found
 			}
 		}
@@ -416,6 +427,14 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 		_, body, err := o.readRecord(id, e.Offset)
 		if err == nil {
 			err = o.applyGoing(e.Kind, body, seq)
+		}
+		if err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
+	case journal.KindPin:
+		_, body, err := o.readRecord(id, e.Offset)
+		if err == nil {
+			err = o.applyPins(body)
 		}
 		if err != nil {
 			return fmt.Errorf("replay of seq %d: %w", seq, err)

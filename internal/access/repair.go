@@ -198,6 +198,9 @@ func (o *Owner) sendDrops() {
 			if o.permits[k].Made == p.Made {
 				delete(o.permits, k)
 			}
+			if p.Segment.IsFork() {
+				o.goBackground(func() { o.askWhatIsThere(p.Store) })
+			}
 			if s := o.segs[p.Segment]; s != nil {
 				s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.store == p.Store && h.made == p.Made })
 			}
@@ -263,7 +266,7 @@ func (o *Owner) retireSome() {
 	if (complete || mutant.On(mutant.R12Complete)) && len(o.ships) == len(remote) {
 		for _, d := range o.m.DeadSegments() {
 			s := o.segs[d.Segment]
-			if d.At.Seq <= covered && s != nil && s.last.Seq <= covered && len(retire) < permitsMax {
+			if d.At.Seq <= covered && s != nil && s.last.Seq <= covered && len(retire) < permitsMax && !o.pinnedSegment(s) {
 				retire = append(retire, d.Segment)
 			}
 		}
@@ -352,7 +355,7 @@ func (o *Owner) resealLater(s *segment, store ident.StoreID) {
 		if ok {
 			ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
 			var r wire.SealReply
-			r, err = st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+			r, _, err = sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
 			made = r.Made
 			cancel()
 		}

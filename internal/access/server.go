@@ -23,6 +23,8 @@ type Server struct {
 	slots *turns // takeovers that recover a journal
 	claim *turns // takeovers that have changed, or are about to change, the journal's key
 
+	holding bool // the lease of the control store is asked for; only reconcile's
+
 	away     map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
 	followed time.Time                    // when follow looked last; Run's own
 
@@ -56,6 +58,9 @@ func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 	s := &Server{env: env, peers: peers, slots: newTurns(takeoversMax), claim: newTurns(claimsMax)}
 	if s.env.Copies == nil {
 		s.env.Copies = NewCopies(env.Clock, 0)
+	}
+	if s.env.Hold == nil {
+		s.env.Hold = &controlHold{}
 	}
 	if s.env.Announce == nil {
 		s.env.Announce = s.announce
@@ -191,6 +196,7 @@ func (s *Server) reconcile() {
 		old := s.mu.volumes[spec.ID]
 		resized := old != nil && old.spec.Load().SizeBytes != spec.SizeBytes || old != nil && old.spec.Load().Durability != spec.Durability
 		v := s.volumeLocked(spec)
+		s.keepHold(&spec)
 		o := v.owner.Load()
 		if o != nil {
 			select {
@@ -201,6 +207,14 @@ func (s *Server) reconcile() {
 			default:
 			}
 		}
+		if o != nil && state.Owner != s.env.Node && o.epoch.Less(state.Epoch) && (v.moving == nil || v.moving.status().Done) {
+			// R3: a key with a higher epoch deposes, though no store may have heard of it.
+			deposed := o
+			v.owner.CompareAndSwap(o, nil)
+			s.wg.Go(func() { _ = deposed.depose(state.Epoch) })
+			o = nil
+			v.wakeLater()
+		}
 		if o != nil && resized {
 			o.SetSpec(spec)
 		}
@@ -209,6 +223,9 @@ func (s *Server) reconcile() {
 			v.wakeLater()
 		}
 		s.writeBack(v, o, state)
+		if o == nil && !v.taking {
+			s.lookForLost(v, state)
+		}
 		take := o == nil && !v.taking && !s.expected(v, state) && s.shouldTake(v, state)
 		if take {
 			v.taking = true

@@ -47,6 +47,7 @@ type siteShip struct {
 		// When the site last said how far it is. Only shown: nothing is decided by this clock.
 		confirmed time.Time
 		bytes     uint64 // taken by the site since the owner began
+		told      wire.Told
 	}
 }
 
@@ -70,7 +71,7 @@ func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 func (o *Owner) afterServing() {
 	o.cp.last = time.Duration(o.env.Clock())
 	o.lastAppend, o.servedAt = o.cp.last, o.cp.last
-	if o.hand.moved {
+	if o.hand.moved || o.state.Forced != nil {
 		// The first act (R10): the next look makes a checkpoint on this site's ensemble, and the other leaves the list.
 		o.cp.last -= o.env.Limits.CheckpointInterval
 	}
@@ -113,14 +114,16 @@ func (o *Owner) reseal(s *segment, store ident.StoreID, start wire.EpochStart) {
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
 		defer cancel()
-		r, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+		r, forked, err := sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+		if forked {
+			o.log.Error("a replica's tail is a fork and is kept", "segment", id, "store", store)
+		}
 		o.call(func() {
 			switch {
 			case err == nil:
 				s.confirm(store, r.Made)
 			case errors.Is(err, wire.ErrUnreached) || errors.Is(err, wire.ErrFenced) || ctx.Err() != nil:
 			case errors.Is(err, wire.ErrFork):
-				o.log.Error("a replica's tail is a fork and is kept", "segment", id, "store", store)
 				o.markBad(id, store, err)
 			default:
 				o.log.Warn("replica of a former epoch can't be sealed", "segment", id, "store", store, "err", err)
@@ -166,6 +169,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	if err := o.findForks(ctx, s.site, there); err != nil {
 		return err
 	}
+	o.lookedAt(stores)
 	s.mu.Lock()
 	s.mu.mark, s.mu.stable, s.mu.sealed = ident.Position{}, 0, map[ident.Seq]ident.Seq{} // watermarks are computed from what is readable now (R12)
 	s.mu.Unlock()
@@ -344,7 +348,7 @@ func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (jour
 	}
 	stores = o.env.roomyFirst(stores, int(seg.id.Number))
 	for _, st := range stores {
-		taken := slices.ContainsFunc(there, func(h have) bool { return h.store == st })
+		taken := slices.ContainsFunc(there, func(h have) bool { return h.store == st && h.state != 0 })
 		if !taken && o.env.Stores.Up(st.ID()) {
 			return st, 0
 		}

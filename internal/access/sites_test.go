@@ -100,8 +100,8 @@ func TestBothHoldersLoseTheirPowerAndTheOtherSiteHasAll(t *testing.T) {
 					t.Errorf("round %d: proven", round)
 				}
 				n.check(t, o, acked, fmt.Sprint("round ", round))
-				if o.lost != 0 {
-					t.Errorf("round %d: %d records are said to be lost", round, o.lost)
+				if o.loss.records != 0 {
+					t.Errorf("round %d: %d records are said to be lost", round, o.loss.records)
 				}
 				// And they are on two servers of the home site again, whatever becomes of the other one.
 				c.killSite(2)

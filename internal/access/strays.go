@@ -99,6 +99,9 @@ func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica) {
 			delete(x.found, k)
 		}
 	}
+	if o.forks.at != nil {
+		o.forks.at[store] = forksIn(replicas)
+	}
 	for i := range replicas {
 		r := &replicas[i]
 		if r.Start.At.Seq != 0 {
@@ -285,7 +288,9 @@ func (o *Owner) permitStrays(permits []journal.Permit) []journal.Permit {
 func (o *Owner) strayMayGo(r *stray) bool {
 	id := r.Segment
 	switch {
-	case r.State == wire.ReplicaFork || o.epoch.Less(id.Epoch) || o.epoch.Conflicts(id.Epoch):
+	case r.State == wire.ReplicaFork:
+		return o.forgotten(id.Epoch, r.Last.Seq)
+	case o.epoch.Less(id.Epoch) || o.epoch.Conflicts(id.Epoch) || o.pinned(id):
 		return false
 	case r.End == 0 && id.Epoch.Less(o.epoch):
 		// Opened, and nothing of it is left, if ever there was anything. This owner has said where the history ends, and

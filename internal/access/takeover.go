@@ -91,7 +91,11 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	if slices.ContainsFunc(state.Ensembles, func(e control.Ensemble) bool { return e.Unproven }) {
 		o.uncertain = true
 	}
-	if err == nil && !rec.EndKnown {
+	switch {
+	case err != nil:
+	case state.Forced != nil:
+		o.uncertain = o.uncertain || !rec.Proven()
+	case !rec.EndKnown:
 		o.uncertain = true
 		answers, rec, err = o.fetchFromSites(ctx, answers, o.farAnswers)
 	}
@@ -102,14 +106,15 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	if len(state.Ensembles) > 0 {
 		log.Info("history found", "what", rec.Describe())
 	}
-	if rec.LostStable {
+	if rec.LostStable && !o.forced {
 		return fail(errLostStable(o, rec))
 	}
 	if err := o.chooseMembers(ctx, rev); err != nil {
 		return fail(err)
 	}
 	cfg := journal.WriterConfig{Journal: spec.ID, Kind: journal.JournalVolume, Site: env.Site, Epoch: state.Epoch, Members: o.members,
-		Capacity: env.Limits.SegmentBytes, Heard: rec.Commit, HeardStable: rec.Stable, Proven: rec.Proven()}
+		Capacity: env.Limits.SegmentBytes, Heard: rec.Commit, HeardStable: rec.Stable, Proven: rec.Proven(),
+		Wall: time.Now().UnixNano()}
 	if err := o.rebuild(ctx, answers, rec, &cfg); err != nil {
 		return fail(err)
 	}
@@ -120,6 +125,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	o.cp.lastSeq = cfg.Point.At.Seq
 	o.strays.answers = answers
 	if !o.proven {
+		o.loss = o.measureLoss(ctx, answers, rec)
 		o.reportUnproven(rec)
 	}
 	// Checkpoints are announced once what they cover is stable; the rest has to be made so before a flush may
@@ -221,6 +227,11 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		}
 	}
 	var sites map[ident.SiteID][]ident.StoreID // asked as well, once the end turns out not to be known
+	if state.Forced != nil {
+		for _, id := range o.everywhere(ids) {
+			ask(id)
+		}
+	}
 	var enoughSince, complained time.Time
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -241,6 +252,21 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		case <-told:
 		case <-ctx.Done():
 			return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, ctx.Err())
+		}
+		if state.Forced != nil {
+			if heard, rec := o.forcedEnough(state, answers, far); rec != nil {
+				if enoughSince.IsZero() {
+					enoughSince = time.Now()
+				}
+				if waited := time.Since(enoughSince); waited > fencePatience && (waited > o.env.Limits.UncertainWait || !o.more(o.everywhere(nil), heard)) {
+					return heard, rec, nil
+				}
+			}
+			if enoughSince.IsZero() && time.Since(begun) > 2*time.Second && time.Since(complained) > 10*time.Second {
+				complained = time.Now()
+				o.log.Warn("takeover waits for stores that were not given up", "lost", fmt.Sprint(state.Forced.Lost))
+			}
+			continue
 		}
 		rec := journal.Recover(ensembles, answers)
 		forced := !rec.Enough && o.allButLost(state.Ensembles, rec.Missing)
@@ -312,7 +338,7 @@ func (o *Owner) allButLost(ensembles []control.Ensemble, missing []ident.StoreID
 // chooseMembers takes the newest ensemble, or records a new one where there is none at this site. It is in
 // the control store before anything is appended (R3).
 func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
-	if e, ok := o.state.Newest(); ok && !e.Wide && o.usable(e.Stores) {
+	if e, ok := o.state.Newest(); ok && !e.Wide && !slices.ContainsFunc(e.Stores, o.state.Lost) && o.usable(e.Stores) {
 		o.setMembers(e.Stores)
 		return nil
 	}

@@ -97,8 +97,12 @@ func (o *Owner) publish() {
 	v.Segments = uint32(len(o.order))
 	v.Blocks = o.repair.JournalBlocks
 	v.Degraded, v.DegradedBytes = v.Blocks.Degraded, v.Blocks.DegradedBytes
-	v.Unproven, v.Lost = !o.proven, o.lost
+	v.Unproven, v.Lost = !o.proven, o.loss.records
+	v.LostBytes, v.LostNanos = o.loss.bytes, uint64(o.loss.span)
 	v.Attached, v.Barred, v.Ports = uint32(len(o.ports.order)), uint32(o.ports.barred), o.ports.barredPorts()
+	for _, c := range o.forks.cuts {
+		v.Cuts = append(v.Cuts, wire.Cut{At: c.At, Before: c.Before, Forgotten: slices.Contains(o.forks.forgotten, c.At.Epoch)})
+	}
 	for _, f := range o.forks.at {
 		v.Forks += uint32(f.segments)
 		v.ForkBytes += f.bytes

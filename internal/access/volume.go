@@ -35,6 +35,10 @@ type Volume struct {
 	writes ioCount     // while the owner is here
 	follow followState // Server.mu
 
+	forcing    bool      // Server.mu: a takeover from a site that is lost is being decided
+	lostSince  time.Time // Server.mu: since when the owner's site seems lost
+	forceTried time.Time // Server.mu
+
 	gate struct {
 		sync.Mutex
 		changed chan struct{} // closed when the owner may have changed

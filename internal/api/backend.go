@@ -20,6 +20,7 @@ type Backend interface {
 	Nodes
 	Stores
 	Sites
+	Forks
 	Cluster
 	Control
 	Tokens
@@ -53,6 +54,9 @@ type Volumes interface {
 	// MoveVolume calls progress when something changed, and a last time with Done set. What it began goes on when
 	// the context ends. It records the event itself.
 	MoveVolume(ctx context.Context, req *dozov1.MoveVolumeRequest, progress func(*dozov1.MoveVolumeResponse) error) error
+	// RecoverVolume calls progress when something changed, and a last time with Done set. What it began goes on when the
+	// context ends. It records the event itself.
+	RecoverVolume(ctx context.Context, req *dozov1.RecoverVolumeRequest, progress func(*dozov1.RecoverVolumeResponse) error) error
 }
 
 // Hosts is behind HostService.
@@ -103,6 +107,22 @@ type Stores interface {
 type Sites interface {
 	ListSites(ctx context.Context, req *dozov1.ListSitesRequest) ([]*dozov1.Site, error)
 	CreateSite(ctx context.Context, req *dozov1.CreateSiteRequest) (*dozov1.Site, error)
+	// FailoverSite and FailbackSite call progress when something changed, and a last time with Done set. They record their
+	// events themselves.
+	FailoverSite(ctx context.Context, req *dozov1.FailoverSiteRequest, progress func(*dozov1.FailoverSiteResponse) error) error
+	FailbackSite(ctx context.Context, req *dozov1.FailbackSiteRequest, progress func(*dozov1.FailbackSiteResponse) error) error
+}
+
+// Forks is behind ForkService. Fork in a request is the ID of one of the volume's, or its number alone, or empty where there
+// is only one.
+type Forks interface {
+	ListForks(ctx context.Context, req *dozov1.ListForksRequest) ([]*dozov1.Fork, error)
+	GetFork(ctx context.Context, req *dozov1.GetForkRequest) (*dozov1.Fork, error)
+	// The streams end with a message that has Done set, or with the error of send.
+	DiffFork(ctx context.Context, req *dozov1.DiffForkRequest, send func(*dozov1.DiffForkResponse) error) error
+	ExportFork(ctx context.Context, req *dozov1.ExportForkRequest, send func(*dozov1.ExportForkResponse) error) error
+	CloneFork(ctx context.Context, req *dozov1.CloneForkRequest, send func(*dozov1.CloneForkResponse) error) error
+	DeleteFork(ctx context.Context, req *dozov1.DeleteForkRequest) (*dozov1.Fork, error)
 }
 
 // Cluster is behind ClusterService, but for tokens.

@@ -47,6 +47,7 @@ type Client struct {
 	Nodes    dozov1connect.NodeServiceClient
 	Stores   dozov1connect.StoreServiceClient
 	Sites    dozov1connect.SiteServiceClient
+	Forks    dozov1connect.ForkServiceClient
 	Cluster  dozov1connect.ClusterServiceClient
 	Control  dozov1connect.ControlServiceClient
 
@@ -117,6 +118,7 @@ func Dial(o ClientOptions) (*Client, error) {
 	c.Nodes = dozov1connect.NewNodeServiceClient(hc, base, opts...)
 	c.Stores = dozov1connect.NewStoreServiceClient(hc, base, opts...)
 	c.Sites = dozov1connect.NewSiteServiceClient(hc, base, opts...)
+	c.Forks = dozov1connect.NewForkServiceClient(hc, base, opts...)
 	c.Cluster = dozov1connect.NewClusterServiceClient(hc, base, opts...)
 	c.Control = dozov1connect.NewControlServiceClient(hc, base, opts...)
 	return c, nil

@@ -30,6 +30,15 @@ var methods = map[string]permission{
 	dozov1connect.VolumeServiceWaitProcedure:    {need: pki.RoleViewer},
 	dozov1connect.VolumeServiceMoveProcedure:    {need: pki.RoleOperator, action: "volume.move"},
 
+	dozov1connect.VolumeServiceRecoverProcedure: {need: pki.RoleOperator, action: "volume.recover"},
+
+	dozov1connect.ForkServiceListProcedure:   {need: pki.RoleViewer},
+	dozov1connect.ForkServiceGetProcedure:    {need: pki.RoleViewer},
+	dozov1connect.ForkServiceDiffProcedure:   {need: pki.RoleViewer},
+	dozov1connect.ForkServiceExportProcedure: {need: pki.RoleOperator, action: "fork.export"},
+	dozov1connect.ForkServiceCloneProcedure:  {need: pki.RoleOperator, action: "fork.clone"},
+	dozov1connect.ForkServiceDeleteProcedure: {need: pki.RoleOperator, action: "fork.delete"},
+
 	dozov1connect.HostServiceAddProcedure:     {need: pki.RoleOperator, action: "host.add"},
 	dozov1connect.HostServiceListProcedure:    {need: pki.RoleViewer},
 	dozov1connect.HostServiceSetChapProcedure: {need: pki.RoleOperator, action: "host.set-chap"},
@@ -54,8 +63,10 @@ var methods = map[string]permission{
 	dozov1connect.StoreServiceKeepProcedure:    {need: pki.RoleAdmin, action: "store.keep"},
 	dozov1connect.StoreServiceScrubProcedure:   {need: pki.RoleOperator, action: "store.scrub"},
 
-	dozov1connect.SiteServiceListProcedure:   {need: pki.RoleViewer},
-	dozov1connect.SiteServiceCreateProcedure: {need: pki.RoleAdmin, action: "site.create"},
+	dozov1connect.SiteServiceListProcedure:     {need: pki.RoleViewer},
+	dozov1connect.SiteServiceCreateProcedure:   {need: pki.RoleAdmin, action: "site.create"},
+	dozov1connect.SiteServiceFailoverProcedure: {need: pki.RoleOperator, action: "site.failover"},
+	dozov1connect.SiteServiceFailbackProcedure: {need: pki.RoleOperator, action: "site.failback"},
 
 	dozov1connect.ClusterServiceStatusProcedure:      {need: pki.RoleViewer},
 	dozov1connect.ClusterServiceEventsProcedure:      {need: pki.RoleViewer},

@@ -100,6 +100,7 @@ func NewServer(o Options) *Server {
 	mount(dozov1connect.NewNodeServiceHandler(nodeService{o.Backend}, opts...))
 	mount(dozov1connect.NewStoreServiceHandler(storeService{o.Backend}, opts...))
 	mount(dozov1connect.NewSiteServiceHandler(siteService{o.Backend}, opts...))
+	mount(dozov1connect.NewForkServiceHandler(forkService{o.Backend}, opts...))
 	mount(dozov1connect.NewClusterServiceHandler(clusterService{s}, opts...))
 	mount(dozov1connect.NewControlServiceHandler(controlService{o.Backend}, opts...))
 	mux.HandleFunc("GET /healthz", s.serveHealth)

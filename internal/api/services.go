@@ -146,6 +146,23 @@ func (s siteService) Create(ctx context.Context, req *dozov1.CreateSiteRequest) 
 	return &dozov1.CreateSiteResponse{Site: c}, err
 }
 
+type forkService struct{ b Backend }
+
+func (s forkService) List(ctx context.Context, req *dozov1.ListForksRequest) (*dozov1.ListForksResponse, error) {
+	l, err := s.b.ListForks(ctx, req)
+	return &dozov1.ListForksResponse{Forks: l}, err
+}
+
+func (s forkService) Get(ctx context.Context, req *dozov1.GetForkRequest) (*dozov1.GetForkResponse, error) {
+	f, err := s.b.GetFork(ctx, req)
+	return &dozov1.GetForkResponse{Fork: f}, err
+}
+
+func (s forkService) Delete(ctx context.Context, req *dozov1.DeleteForkRequest) (*dozov1.DeleteForkResponse, error) {
+	f, err := s.b.DeleteFork(ctx, req)
+	return &dozov1.DeleteForkResponse{Fork: f}, err
+}
+
 type clusterService struct{ s *Server }
 
 func (c clusterService) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov1.StatusResponse, error) {

@@ -24,6 +24,54 @@ func (s volumeService) Move(ctx context.Context, req *dozov1.MoveVolumeRequest, 
 	return s.b.MoveVolume(ctx, req, stream.Send)
 }
 
+// Recover passes on how a forced takeover goes.
+func (s volumeService) Recover(ctx context.Context, req *dozov1.RecoverVolumeRequest, stream *connect.ServerStream[dozov1.RecoverVolumeResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.RecoverVolume(ctx, req, stream.Send)
+}
+
+// Failover passes on how the takeovers go.
+func (s siteService) Failover(ctx context.Context, req *dozov1.FailoverSiteRequest, stream *connect.ServerStream[dozov1.FailoverSiteResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.FailoverSite(ctx, req, stream.Send)
+}
+
+// Failback passes on how the hand-overs go.
+func (s siteService) Failback(ctx context.Context, req *dozov1.FailbackSiteRequest, stream *connect.ServerStream[dozov1.FailbackSiteResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.FailbackSite(ctx, req, stream.Send)
+}
+
+// Diff passes on the ranges.
+func (s forkService) Diff(ctx context.Context, req *dozov1.DiffForkRequest, stream *connect.ServerStream[dozov1.DiffForkResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.DiffFork(ctx, req, stream.Send)
+}
+
+// Export passes on the content.
+func (s forkService) Export(ctx context.Context, req *dozov1.ExportForkRequest, stream *connect.ServerStream[dozov1.ExportForkResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.ExportFork(ctx, req, stream.Send)
+}
+
+// Clone passes on how much has been copied.
+func (s forkService) Clone(ctx context.Context, req *dozov1.CloneForkRequest, stream *connect.ServerStream[dozov1.CloneForkResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.CloneFork(ctx, req, stream.Send)
+}
+
 // Drain passes on how many volumes are left.
 func (s nodeService) Drain(ctx context.Context, req *dozov1.DrainNodeRequest, stream *connect.ServerStream[dozov1.DrainNodeResponse]) error {
 	if err := validate(req); err != nil {

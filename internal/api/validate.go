@@ -31,6 +31,8 @@ const (
 	joinTTL      = time.Hour
 	joinTTLMax   = 30 * 24 * time.Hour
 	conditionRep = "replicated"
+	againstHead  = "head"
+	againstBase  = "base"
 )
 
 // initiatorForm is the iSCSI name formats of RFC 7143 4.2.7: iqn., eui. and naa. names.
@@ -111,6 +113,33 @@ func validate(msg proto.Message) error {
 		return checkText("store", m.GetStore())
 	case *dozov1.CreateSiteRequest:
 		return errors.Join(checkName("name", m.GetName()), checkCIDRs(m.GetCidrs()))
+	case *dozov1.FailoverSiteRequest:
+		return errors.Join(checkName("site", m.GetSite()), checkOptional("to", m.GetTo()))
+	case *dozov1.FailbackSiteRequest:
+		return checkName("site", m.GetSite())
+	case *dozov1.RecoverVolumeRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("to", m.GetTo()))
+	case *dozov1.ListForksRequest:
+		if m.GetVolume() == "" {
+			return checkOptional("tenant", m.GetTenant())
+		}
+		return volumeRef(m.GetVolume(), &m.Tenant)
+	case *dozov1.GetForkRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("fork", m.GetFork()))
+	case *dozov1.DiffForkRequest:
+		if m.Against == "" {
+			m.Against = againstHead
+		}
+		if a := m.GetAgainst(); a != againstHead && a != againstBase {
+			return invalid("against %q: want %s or %s", a, againstBase, againstHead)
+		}
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("fork", m.GetFork()))
+	case *dozov1.ExportForkRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("fork", m.GetFork()))
+	case *dozov1.CloneForkRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("fork", m.GetFork()), checkVolumeName("name", m.GetName()))
+	case *dozov1.DeleteForkRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkName("fork", m.GetFork()))
 	case *dozov1.EventsRequest:
 		return validateEvents(m)
 	case *dozov1.CreateTokenRequest:
@@ -418,6 +447,8 @@ func auditObject(msg proto.Message) string {
 		return "store/" + m.GetStore()
 	case *dozov1.CreateSiteRequest:
 		return "site/" + m.GetName()
+	case interface{ GetSite() string }:
+		return "site/" + m.GetSite()
 	case interface{ GetName() string }:
 		return "token/" + m.GetName()
 	}

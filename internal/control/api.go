@@ -59,6 +59,14 @@ type Store interface {
 	// Alive reports whether the node's announcement stands. While the control store is away, the last known.
 	Alive(name ident.NodeName) bool
 
+	// Hold keeps a leased key for the node until the store is closed: what the owner of a volume needs that stops when it
+	// is cut off (R11). renewed is called after each renewal with the moment, by clock, at which it was asked for: the
+	// key is there for HoldTTL from then on at least. anew says that it had not been there all the time since the
+	// renewal before. Holding twice changes nothing.
+	Hold(name ident.NodeName, clock func() int64, renewed func(asked int64, anew bool)) error
+	// Held reports whether a node's hold stands, as last seen. It decides nothing: ForceJournal does.
+	Held(name ident.NodeName) bool
+
 	Hosts() []Host // by tenant and name
 	Host(tenant, name string) (Host, bool)
 	HostByInitiator(initiatorName string) (Host, bool)
@@ -98,6 +106,10 @@ type Store interface {
 	// HandJournal is TakeJournal in the name of another node, to which an owner hands its journal over (R10). stores,
 	// if there are any, are the new owner's ensemble, which the same transaction lists.
 	HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error)
+	// ForceJournal names a new owner at the next epoch without waiting for the stores in lost, members of listed
+	// ensembles (R2, R11): takeovers from then on go without them, and are not proven. unheld, if it is not empty, is a
+	// node that must not be holding (Hold); ErrInUse if it is.
+	ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName) (JournalState, Rev, error)
 	// ChangeEnsembles replaces lists of ensembles, each if its key is still at its revision: up to 100 in a
 	// transaction, and one that conflicts doesn't hinder the others. The answer has one result per change.
 	ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult

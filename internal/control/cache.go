@@ -40,6 +40,7 @@ type content struct {
 	journals map[ident.JournalID]entry[JournalState]
 	alive    map[ident.NodeName]bool
 	lost     map[ident.StoreID]LostStore
+	held     map[ident.NodeName]bool
 	revoked  map[string]pki.Revocation
 	joins    map[string]pki.JoinTokenRecord
 	tokens   map[string]pki.APITokenRecord // by name
@@ -54,7 +55,7 @@ func newContent() content {
 	return content{
 		sites: make(map[ident.SiteID]entry[Site]), nodes: make(map[ident.NodeName]entry[Node]), hosts: make(map[string]entry[Host]),
 		volumes: make(map[ident.JournalID]entry[VolumeSpec]), journals: make(map[ident.JournalID]entry[JournalState]),
-		alive: make(map[ident.NodeName]bool), lost: make(map[ident.StoreID]LostStore), revoked: make(map[string]pki.Revocation), joins: make(map[string]pki.JoinTokenRecord),
+		alive: make(map[ident.NodeName]bool), held: make(map[ident.NodeName]bool), lost: make(map[ident.StoreID]LostStore), revoked: make(map[string]pki.Revocation), joins: make(map[string]pki.JoinTokenRecord),
 		tokens: make(map[string]pki.APITokenRecord), volumeByName: make(map[string]ident.JournalID), hostByIQN: make(map[string]string),
 		nodeByStore: make(map[ident.StoreID]ident.NodeName), tokenByHash: make(map[string]string),
 	}
@@ -264,6 +265,8 @@ func (t *content) put(p pair) error {
 			return err
 		}
 		t.lost[v.ID] = v
+	case dirHolds:
+		t.held[ident.NodeName(rest)] = true
 	case dirRevoked:
 		v, _, err := decode[pki.Revocation](p.key, p.value)
 		if err = misplaced(p.key, keyRevoked(v.Serial), err); err != nil {
@@ -343,6 +346,8 @@ func (t *content) drop(key string) {
 		if id, err := ident.ParseStoreID(rest); err == nil {
 			delete(t.lost, id)
 		}
+	case dirHolds:
+		delete(t.held, ident.NodeName(rest))
 	case dirRevoked:
 		delete(t.revoked, rest)
 	case dirJoin:

@@ -80,6 +80,7 @@ type Client struct {
 		appended  int // events, for trimming now and then
 		announced map[ident.NodeName]bool
 		watching  context.CancelFunc // ends the watch that feeds the cache
+		holding   map[ident.NodeName]bool
 		connected bool
 		since     time.Time
 	}
@@ -92,7 +93,7 @@ var _ Store = (*Client)(nil)
 func open(ctx context.Context, k kv, o Options) (*Client, error) {
 	c := &Client{kv: k, o: o.withDefaults(), cache: newCache()}
 	c.life, c.stop = context.WithCancel(context.Background())
-	c.mu.announced = make(map[ident.NodeName]bool)
+	c.mu.announced, c.mu.holding = make(map[ident.NodeName]bool), make(map[ident.NodeName]bool)
 	rev, err := retry(ctx, c, "list", func(ctx context.Context) (Rev, error) { return c.refill(ctx, true) })
 	if err != nil {
 		c.stop()

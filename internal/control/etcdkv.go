@@ -286,6 +286,47 @@ func (k *etcdKV) keepOnce(ctx context.Context, key string, value []byte, ttl tim
 	return errors.New("lease ran out")
 }
 
+func (k *etcdKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
+	asked := clock()
+	gctx, cancel := context.WithTimeout(ctx, HoldEvery)
+	defer cancel()
+	lease, err := k.cli.Grant(gctx, int64(HoldTTL/time.Second))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+		defer cancel()
+		_, _ = k.cli.Revoke(rctx, lease.ID) // it runs out anyway
+	}()
+	if _, err := k.cli.Put(gctx, k.prefix+key, string(value), clientv3.WithLease(lease.ID)); err != nil {
+		return err
+	}
+	renewed(asked, true)
+	t := time.NewTicker(HoldEvery)
+	defer t.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+		asked := clock()
+		actx, cancel := context.WithTimeout(ctx, HoldEvery)
+		r, err := k.cli.KeepAliveOnce(actx, lease.ID)
+		cancel()
+		switch {
+		case err == nil && r.TTL > 0:
+			last = time.Now()
+			renewed(asked, false)
+		case errors.Is(err, rpctypes.ErrLeaseNotFound) || err == nil:
+			return errors.New("lease ran out")
+		case time.Since(last) > 2*HoldTTL:
+			return err // perhaps it is there, perhaps not: a new one is asked for
+		}
+	}
+}
+
 // Endpoints are the URLs at which the client looks for the control store now; none for a client in memory.
 func (c *Client) Endpoints() []string {
 	if k, ok := c.kv.(*etcdKV); ok {

@@ -22,6 +22,7 @@ type journalChange struct {
 	changeID string
 	state    JournalState
 	cluster  []byte // value of the cluster's key: a control store that was started anew has another
+	absent   string // a key that must not be there; empty: none
 }
 
 // Journal implements Store.
@@ -130,7 +131,40 @@ func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev
 		}
 		next.Ensembles = append(next.Ensembles, e)
 	}
-	res := c.commitOne(ctx, journalChange{id, expect, newChangeID(), next, raw})
+	res := c.commitOne(ctx, journalChange{journal: id, expect: expect, changeID: newChangeID(), state: next.unforced(), cluster: raw})
+	return res.State, res.Rev, res.Err
+}
+
+// ForceJournal implements Store.
+func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName) (JournalState, Rev, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	if newOwner == "" {
+		return JournalState{}, 0, invalidf("journal %s: a taker without a name", id)
+	}
+	cl, raw, err := c.clusterFor(ctx)
+	if err != nil {
+		return JournalState{}, 0, err
+	}
+	base, rev, err := c.baseFor(ctx, id, expect)
+	if err != nil {
+		return base, rev, err
+	}
+	if base.Unheard {
+		return base, rev, fmt.Errorf("journal %s: %w", id, ErrUnheard)
+	}
+	next := base.Clone()
+	next.Owner = newOwner
+	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
+	next.Forced = &Forced{Epoch: next.Epoch, Lost: slices.Clone(lost)}
+	if next = next.unforced(); next.Validate() != nil {
+		return base, rev, next.Validate()
+	}
+	ch := journalChange{journal: id, expect: expect, changeID: newChangeID(), state: next, cluster: raw}
+	if unheld != "" {
+		ch.absent = keyHold(unheld)
+	}
+	res := c.commitJournals(ctx, []journalChange{ch})[0]
 	return res.State, res.Rev, res.Err
 }
 
@@ -163,11 +197,12 @@ func (c *Client) ChangeEnsembles(ctx context.Context, changes []EnsembleChange) 
 		if ch.Sites != nil {
 			next.Sites = ch.Sites
 		}
+		next = next.unforced()
 		if err := base.checkSuccessor(next); err != nil {
 			r.State, r.Err = base, fmt.Errorf("journal %s: %w", ch.Journal, err)
 			continue
 		}
-		todo = append(todo, journalChange{ch.Journal, ch.Rev, newChangeID(), next.Clone(), raw})
+		todo = append(todo, journalChange{journal: ch.Journal, expect: ch.Rev, changeID: newChangeID(), state: next.Clone(), cluster: raw})
 		at = append(at, i)
 	}
 	if len(todo) == 1 {
@@ -213,6 +248,10 @@ func (c *Client) commitJournals(ctx context.Context, changes []journalChange) []
 			t.conds = append(t.conds, cond{key: key, rev: ch.expect})
 			t.ops = append(t.ops, op{key: key, value: encode(ch.state, ch.changeID)})
 			t.reads = append(t.reads, key)
+			if ch.absent != "" {
+				t.conds = append(t.conds, cond{key: ch.absent})
+				t.reads = append(t.reads, ch.absent)
+			}
 		}
 		res, err := c.kv.commit(ctx, t)
 		switch {
@@ -263,6 +302,8 @@ func (c *Client) sortOut(changes []journalChange, left []int, res txnResult, res
 		case changeID == ch.changeID: // an earlier attempt took effect
 		case p.mod != ch.expect:
 			r.Err = fmt.Errorf("journal %s is at revision %d, epoch %s: %w", ch.journal, p.mod, r.State.Epoch, ErrConflict)
+		case ch.absent != "" && res.read(ch.absent).mod != 0:
+			r.Err = fmt.Errorf("journal %s: %w: %s is there", ch.journal, ErrInUse, ch.absent)
 		case anew:
 			r.Err = fmt.Errorf("journal %s: the control store was started anew: %w", ch.journal, ErrConflict)
 		default:

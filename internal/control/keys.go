@@ -25,6 +25,7 @@ import (
 //	stores/<store>                  index: node
 //	lost/<store>                    LostStore
 //	alive/<node>                    leased; there while the node announces itself
+//	holds/<node>                    leased; there while the node may own volumes that stop when cut off
 //	revoked/<serial>                pki.Revocation
 //	jointokens/<hash>               pki.JoinTokenRecord
 //	apitokens/<name>                pki.APITokenRecord
@@ -49,6 +50,7 @@ const (
 	dirStores   = "stores/"
 	dirLost     = "lost/"
 	dirAlive    = "alive/"
+	dirHolds    = "holds/"
 	dirRevoked  = "revoked/"
 	dirJoin     = "jointokens/"
 	dirAPI      = "apitokens/"
@@ -70,6 +72,7 @@ func keyVolume(id ident.JournalID) string      { return dirVolumes + id.String()
 func keyVolumeName(tenant, name string) string { return dirNames + "volume/" + tenant + "/" + name }
 func keyJournal(id ident.JournalID) string     { return dirJournals + id.String() }
 func keyAlive(name ident.NodeName) string      { return dirAlive + string(name) }
+func keyHold(name ident.NodeName) string       { return dirHolds + string(name) }
 func keyRevoked(serial string) string          { return dirRevoked + serial }
 func keyJoin(hash string) string               { return dirJoin + hash }
 func keyAPI(name string) string                { return dirAPI + name }

@@ -26,6 +26,9 @@ type kv interface {
 	// renew makes the seam take whatever control store answers next for the one that it speaks to. Until then get,
 	// list and watch of another one than has answered before are errRenewed.
 	renew()
+	// hold puts a leased key of HoldTTL and renews it every HoldEvery until it is lost or ctx ends; it returns why. renewed
+	// is told of each success, anew at the first.
+	hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error
 	close() error
 }
 

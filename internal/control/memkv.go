@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"dozo/internal/ident"
 )
 
 // Mem is a control store in memory, shared by the clients that Open makes: for tests and simulations of whole
@@ -23,7 +25,8 @@ type Mem struct {
 		grew       chan struct{} // closed and replaced at each change of anything here
 		down       bool
 		fault      func() Fault
-		generation int // counts Renew
+		generation int             // counts Renew
+		cut        map[string]bool // holds that can not be renewed
 	}
 }
 
@@ -301,6 +304,69 @@ func (k memKV) keep(ctx context.Context, key string, value []byte, _ time.Durati
 		m.applyLocked([]op{{key: key, delete: true}})
 	}
 	m.mu.Unlock()
+}
+
+func (k memKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
+	return k.holdOver(ctx, key, value, clock, renewed, func() bool { return true })
+}
+
+func (k wayKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
+	return k.memKV.holdOver(ctx, key, value, clock, renewed, func() bool { return k.way.Pass(ctx) == nil })
+}
+
+func (k memKV) holdOver(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool), way func() bool) error {
+	m := k.m
+	lost := errors.New("control store in memory: the hold is lost")
+	set := func(o op) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.applyLocked([]op{o})
+	}
+	reached := func() bool {
+		if !way() {
+			return false
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return !m.mu.down && !m.mu.cut[key]
+	}
+	if !reached() {
+		return errMemDown
+	}
+	asked := clock()
+	set(op{key: key, value: value})
+	renewed(asked, true)
+	t := time.NewTicker(HoldEvery)
+	defer t.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			set(op{key: key, delete: true})
+			return ctx.Err()
+		case <-t.C:
+		}
+		asked := clock()
+		switch {
+		case reached():
+			last = time.Now()
+			renewed(asked, false)
+		case time.Since(last) >= HoldTTL:
+			set(op{key: key, delete: true})
+			return lost
+		}
+	}
+}
+
+// CutOff keeps a node from renewing what it holds, and ends its announcement, as if it could not reach the control store for
+// as long as that takes; or lets it again. Only what is leased is cut off.
+func (m *Mem) CutOff(name ident.NodeName, cut bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.cut == nil {
+		m.mu.cut = map[string]bool{}
+	}
+	m.mu.cut[keyHold(name)] = cut
+	m.applyLocked([]op{{key: keyAlive(name), value: encode(time.Time{}, ""), delete: cut}})
 }
 
 func (k memKV) close() error { return nil }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"dozo/internal/ident"
 )
@@ -191,6 +192,46 @@ func (c *Client) Announce(name ident.NodeName) error {
 	return c.goOwned(func() {
 		c.kv.keep(c.life, keyAlive(name), encode(c.o.Now().UTC(), ""), c.o.AliveTTL)
 	})
+}
+
+// HoldTTL is R11's lease of the control store; HoldEvery how often it is renewed.
+const (
+	HoldTTL   = 10 * time.Second
+	HoldEvery = 2 * time.Second
+)
+
+// Hold implements Store.
+func (c *Client) Hold(name ident.NodeName, clock func() int64, renewed func(asked int64, anew bool)) error {
+	if err := checkName("node", string(name)); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.mu.holding[name] {
+		c.mu.Unlock()
+		return nil
+	}
+	c.mu.holding[name] = true
+	c.mu.Unlock()
+	return c.goOwned(func() {
+		var b backoff
+		for c.life.Err() == nil {
+			err := c.kv.hold(c.life, keyHold(name), encode(c.o.Now().UTC(), ""), clock, func(asked int64, anew bool) {
+				b.reset()
+				renewed(asked, anew)
+			})
+			if c.life.Err() != nil || !b.waitShort(c.life) {
+				return
+			}
+			c.o.Log.Warn("the lease of the control store was lost", "err", err)
+		}
+	})
+}
+
+// Held implements Store.
+func (c *Client) Held(name ident.NodeName) bool {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	return c.cache.mu.held[name]
 }
 
 // Alive implements Store.

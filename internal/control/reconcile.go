@@ -514,6 +514,6 @@ func (c *Client) WriteBack(ctx context.Context, spec VolumeSpec, state JournalSt
 	if err != nil {
 		return now, rev, err
 	}
-	res := c.commitJournals(ctx, []journalChange{{spec.ID, rev, newChangeID(), state, raw}})[0]
+	res := c.commitJournals(ctx, []journalChange{{journal: spec.ID, expect: rev, changeID: newChangeID(), state: state, cluster: raw}})[0]
 	return res.State, res.Rev, res.Err
 }

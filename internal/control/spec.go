@@ -2,6 +2,7 @@ package control
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"dozo/internal/ident"
@@ -203,9 +204,20 @@ type JournalState struct {
 	Epoch     ident.Epoch    `json:"epoch"`
 	Ensembles []Ensemble     `json:"ensembles,omitempty"`
 	Sites     []ident.SiteID `json:"sites,omitempty"` // that hold copies, home first
+	Forced    *Forced        `json:"forced,omitempty"`
 	// Unheard: the key comes from a backup, and the list does not count yet (R3). Nobody takes the journal over until
 	// every store has answered, or its running owner has written its key back.
 	Unheard bool `json:"unheard,omitempty"`
+}
+
+// Forced is in a journal's key from a takeover without the answers that R2 asks for until the ensembles that it
+// did without are off the list.
+type Forced struct {
+	// Epoch of the change. Once an epoch-start of it, or of a later one, is seen, what the lost stores may have beyond
+	// is given up: takeovers go by the ensembles without them as if those were all.
+	Epoch ident.Epoch `json:"epoch"`
+	// Lost are the members of listed ensembles that are not waited for. If they answer they are heard.
+	Lost []ident.StoreID `json:"lost"`
 }
 
 // Newest gives the newest ensemble, the only one whose grants count (R3).
@@ -228,5 +240,24 @@ func (s JournalState) Clone() JournalState {
 	if len(s.Ensembles) == 0 {
 		out.Ensembles = nil
 	}
+	if s.Forced != nil {
+		out.Forced = &Forced{Epoch: s.Forced.Epoch, Lost: append([]ident.StoreID(nil), s.Forced.Lost...)}
+	}
 	return out
+}
+
+// Lost reports that a takeover does not wait for a store: a forced one has given it up.
+func (s JournalState) Lost(id ident.StoreID) bool {
+	return s.Forced != nil && slices.Contains(s.Forced.Lost, id)
+}
+
+// unforced drops the note once no store that was given up is listed any more.
+func (s JournalState) unforced() JournalState {
+	for _, e := range s.Ensembles {
+		if slices.ContainsFunc(e.Stores, s.Lost) {
+			return s
+		}
+	}
+	s.Forced = nil
+	return s
 }

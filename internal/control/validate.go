@@ -214,6 +214,14 @@ func (s JournalState) Validate() error {
 			return invalidf("ensemble %d follows ensemble %d: numbers grow", e.Number, s.Ensembles[i-1].Number)
 		}
 	}
+	if f := s.Forced; f != nil {
+		if s.Epoch.Less(f.Epoch) {
+			return invalidf("forced at epoch %s, above the journal's %s", f.Epoch, s.Epoch)
+		}
+		if !slices.ContainsFunc(s.Ensembles, func(e Ensemble) bool { return slices.ContainsFunc(e.Stores, s.Lost) }) {
+			return invalidf("forced at epoch %s, and no listed store is lost", f.Epoch)
+		}
+	}
 	for i, id := range s.Sites {
 		if id == 0 || slices.Contains(s.Sites[:i], id) {
 			return invalidf("site %d of the copies is 0 or listed twice", id)

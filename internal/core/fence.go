@@ -94,7 +94,7 @@ func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply
 	if err := checkEpoch(j.mu.fence, m.Epoch); err != nil { // a newer taker came by meanwhile
 		return wire.FenceReply{}, err
 	}
-	reply.Was, reply.Commit, reply.Stable = j.mu.was, j.mu.commit, j.mu.stable
+	reply.Was, reply.Commit, reply.Stable, reply.Told = j.mu.was, j.mu.commit, j.mu.stable, j.mu.told
 	return reply, nil
 }
 
@@ -134,6 +134,9 @@ func (s *Store) Notice(m *wire.Notice) {
 	j.mu.Lock()
 	if j.mu.fence == m.Epoch {
 		j.hearLocked(m.Commit, m.Stable)
+		if m.Told.Time != 0 {
+			j.mu.told = m.Told
+		}
 	}
 	j.mu.Unlock()
 }

@@ -39,6 +39,16 @@ func (s *Store) Inventory(ctx context.Context, m *wire.Inventory) (reply wire.In
 			}
 		}
 	}
+	if !m.Journal.IsZero() {
+		s.mu.RLock()
+		j := s.mu.journals[m.Journal]
+		s.mu.RUnlock()
+		if j != nil {
+			j.mu.Lock()
+			reply.Commit, reply.Stable, reply.Told = j.mu.commit, j.mu.stable, j.mu.told
+			j.mu.Unlock()
+		}
+	}
 	return reply, nil
 }
 

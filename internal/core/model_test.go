@@ -142,6 +142,20 @@ func (m *model) Sync(t *rapid.T) {
 	g.synced = g.held
 }
 
+// fork sets a segment aside: all of it is stable then, and has a name of its own; its first n records stay. There is one
+// fork of a segment at most.
+func (m *model) fork(g *modelSegment, n int) {
+	for _, x := range m.segs {
+		if x.seg == g.seg.Fork() {
+			g.state = wire.ReplicaFork
+			return
+		}
+	}
+	base := *g.owner
+	m.segs = append(m.segs, &modelSegment{owner: &base, held: n, synced: n, state: wire.ReplicaSealed})
+	g.state, g.seg, g.synced = wire.ReplicaFork, g.seg.Fork(), g.held
+}
+
 func (m *model) Seal(t *rapid.T) {
 	g := m.any()
 	if g.held == 0 {
@@ -160,11 +174,11 @@ func (m *model) Seal(t *rapid.T) {
 	case n < g.held && g.state == wire.ReplicaSealed:
 		wantCode(m.tb, err, wire.CodeFork)
 		if e != g.seg.Epoch {
-			g.state = wire.ReplicaFork
+			m.fork(g, n)
 		}
 	case n < g.held && e != g.seg.Epoch:
 		wantCode(m.tb, err, wire.CodeFork)
-		g.state = wire.ReplicaFork
+		m.fork(g, n)
 	case err != nil:
 		t.Fatalf("seal after %d of %d: %v", n, g.held, err)
 	default:

@@ -381,7 +381,7 @@ func (s *Store) ReadIndex(ctx context.Context, m *wire.ReadIndex) (reply wire.Re
 	}
 	r.mu.Lock()
 	if state := r.mu.state; state != wire.ReplicaSealed && !(state == wire.ReplicaFork && r.note.Load().Length > 0) { // a fork that was sealed has its index in the file
-		x := journal.Index{Segment: r.id, Before: r.mu.before, Last: r.mu.last, End: r.end.Load(), Entries: r.mu.index}
+		x := journal.Index{Segment: r.id.Original(), Before: r.mu.before, Last: r.mu.last, End: r.end.Load(), Entries: r.mu.index}
 		b := journal.AppendIndex(nil, &x)
 		r.mu.Unlock()
 		return wire.ReadReply{Data: b}, nil
@@ -399,7 +399,7 @@ func (s *Store) ReadIndex(ctx context.Context, m *wire.ReadIndex) (reply wire.Re
 		return reply, s.readError(r, end, err)
 	}
 	x, err := journal.DecodeIndex(buf.b)
-	if err == nil && (x.Segment != r.id || x.End != end || x.Last != r.note.Load().Last) {
+	if err == nil && (x.Segment != r.id.Original() || x.End != end || x.Last != r.note.Load().Last) {
 		err = wire.Errorf(wire.CodeCorrupt, "index of %s from %s to %s ending at %d", x.Segment, x.Before, x.Last, x.End)
 	}
 	if err != nil {

@@ -147,6 +147,7 @@ type journalState struct {
 		commit  ident.Position
 		stable  ident.Position
 		noted   journalNote // as last put by noteTold
+		told    wire.Told
 	}
 }
 

@@ -40,6 +40,13 @@ func (s *Store) restart(fresh bool) error {
 	for id, n := range image.journals {
 		s.mu.journals[id] = newJournalState(n)
 	}
+	files, err := s.listFiles()
+	if err != nil {
+		return err
+	}
+	if err := s.finishForks(image.replicas, files); err != nil {
+		return err
+	}
 	var scan, dropped []*replicaNote
 	for _, n := range image.replicas {
 		switch n.State {
@@ -51,10 +58,6 @@ func (s *Store) restart(fresh bool) error {
 		default:
 			scan = append(scan, n)
 		}
-	}
-	files, err := s.listFiles()
-	if err != nil {
-		return err
 	}
 	for _, n := range dropped {
 		if err := s.finishDrop(n, files[n.Segment]); err != nil && s.Failed() == "" {
@@ -195,7 +198,7 @@ func (s *Store) rescan(r *replica) error {
 		s.damaged(r, err.Error())
 		return nil
 	}
-	sc, err := scan(f, r.id, journal.SegmentCapacityMax, n.StableEnd, nil)
+	sc, err := scan(f, r.id.Original(), journal.SegmentCapacityMax, n.StableEnd, nil)
 	if err != nil {
 		_ = f.Close()
 		s.damaged(r, err.Error())

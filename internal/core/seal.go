@@ -52,10 +52,22 @@ func (s *Store) Seal(ctx context.Context, m *wire.Seal) (reply wire.SealReply, e
 func (s *Store) seal(r *replica, m *wire.Seal) (length uint32, err error) {
 	r.sealing.Lock()
 	defer r.sealing.Unlock()
-	keep, err := s.admitSeal(r, m)
+	keep, forked, err := s.admitSeal(r, m)
 	if err != nil {
 		return 0, err
 	}
+	if forked {
+		// It ends as it was asked to; that something was set aside is what the caller has to hear. Asked again it succeeds.
+		if length, err = s.sealAt(r, m, keep); err == nil {
+			err = wire.Errorf(wire.CodeFork, "what segment %s had behind %s is set aside as a fork", r.id, m.Last)
+		}
+		return length, err
+	}
+	return s.sealAt(r, m, keep)
+}
+
+// sealAt ends a replica after keep records; r.sealing is held.
+func (s *Store) sealAt(r *replica, m *wire.Seal, keep int) (length uint32, err error) {
 	if keep < 0 { // it is sealed like this already
 		return r.note.Load().Length, nil
 	}
@@ -150,75 +162,94 @@ func (s *Store) sealFailed(r *replica, err *wire.Error) error {
 }
 
 // admitSeal decides whether the replica may end at m.End and closes it to appends if so. It gives how many
-// records stay, -1 if it is sealed like that already.
-func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, err error) {
+// records stay, -1 if it is sealed like that already, and whether those behind were set aside.
+func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, forked bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.j.mu.Lock()
 	err = checkEpoch(r.j.mu.fence, m.Epoch)
 	r.j.mu.Unlock()
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	end := r.end.Load()
 	switch r.mu.state {
 	case wire.ReplicaDamaged:
-		return 0, wire.Errorf(wire.CodeCorrupt, "replica of %s is damaged", r.id)
+		return 0, false, wire.Errorf(wire.CodeCorrupt, "replica of %s is damaged", r.id)
 	case wire.ReplicaFork:
-		return 0, wire.Errorf(wire.CodeFork, "replica of %s is set aside as a fork", r.id)
+		return 0, false, wire.Errorf(wire.CodeFork, "replica of %s is set aside as a fork", r.id)
 	case stateDropped, stateAside, stateLost:
-		return 0, absent(r.id)
+		return 0, false, absent(r.id)
 	}
 	if end < m.End {
-		return 0, wire.Errorf(wire.CodeGap, "seal of %s at %d, the end is %d", r.id, m.End, end)
+		return 0, false, wire.Errorf(wire.CodeGap, "seal of %s at %d, the end is %d", r.id, m.End, end)
 	}
 	if r.mu.state == wire.ReplicaSealed {
 		if end == m.End && r.mu.last == m.Last {
-			return -1, nil
+			return -1, false, nil
 		}
 		// What was sealed was committed then. The next owner may not have heard of that, and have put the last records
 		// into a segment of its own: then they are part of its history, and this replica may be made again, shorter.
 		// Who wants less otherwise follows another history. Of that a later epoch's owner is the judge: the replica is
 		// kept, as a fork, and counts for nothing any more (R14).
 		if m.Epoch != r.id.Epoch && followed(r.mu.last, m, s.starts(r)) {
-			return 0, wire.Errorf(wire.CodeMismatch, "seal of %s at %d after %s, it is sealed at %d after %s, with nothing that epoch %s does not have", r.id, m.End, m.Last, end, r.mu.last, m.Epoch)
+			return 0, false, wire.Errorf(wire.CodeMismatch, "seal of %s at %d after %s, it is sealed at %d after %s, with nothing that epoch %s does not have", r.id, m.End, m.Last, end, r.mu.last, m.Epoch)
 		}
-		if m.Epoch != r.id.Epoch {
-			s.setAsideLocked(r, r.note.Load().Length)
+		if m.Epoch != r.id.Epoch && s.setAsideLocked(r, m, r.note.Load().Length) {
+			if err := s.unsealLocked(r); err != nil {
+				return 0, false, err
+			}
+			forked = true
+		} else {
+			return 0, false, wire.Errorf(wire.CodeFork, "seal of %s at %d after %s, it is sealed at %d after %s", r.id, m.End, m.Last, end, r.mu.last)
 		}
-		return 0, wire.Errorf(wire.CodeFork, "seal of %s at %d after %s, it is sealed at %d after %s", r.id, m.End, m.Last, end, r.mu.last)
 	}
 	if err := s.usable(); err != nil {
-		return 0, err
+		return 0, forked, err
 	}
 	switch {
 	case m.End <= journal.SegmentHeaderSize:
 		keep = 0
 	case end == m.End:
 		if r.mu.last != m.Last {
-			return 0, wire.Errorf(wire.CodeMismatch, "seal of %s after %s, the last record is %s", r.id, m.Last, r.mu.last)
+			return 0, forked, wire.Errorf(wire.CodeMismatch, "seal of %s after %s, the last record is %s", r.id, m.Last, r.mu.last)
 		}
 		keep = len(r.mu.index)
 	default:
 		if keep, err = s.positionAtLocked(r, m.End, m.Last); err != nil {
-			return 0, err
+			return 0, forked, err
 		}
 	}
-	if end > m.End && len(r.mu.index) > keep && !s.mayCutLocked(r, m) {
-		s.setAsideLocked(r, 0)
-		return 0, wire.Errorf(wire.CodeFork, "replica of %s goes on to %s behind %s and may not be cut by the start of epoch %s", r.id, r.mu.last, m.Last, m.Start.At.Epoch)
+	if end > m.End && len(r.mu.index) > keep && !forked && !s.mayCutLocked(r, m) {
+		last := r.mu.last
+		if !s.setAsideLocked(r, m, 0) {
+			return 0, false, wire.Errorf(wire.CodeFork, "replica of %s goes on to %s behind %s and may not be cut by the start of epoch %s", r.id, last, m.Last, m.Start.At.Epoch)
+		}
+		forked = true
 	}
 	r.mu.closing = true
-	return keep, nil
+	return keep, forked, nil
 }
 
-// setAsideLocked makes a fork of a replica; length is that of the file if it was sealed.
-func (s *Store) setAsideLocked(r *replica, length uint32) {
+// setAsideLocked makes a fork of a replica; length is that of the file if it was sealed. The fork gets a name of its own.
+// Where the segment's beginning is of the history that m speaks of, it is a copy, and the replica may be cut: that is what
+// it says. Should that fail, all of the replica becomes the fork under the segment's name, and counts for nothing.
+func (s *Store) setAsideLocked(r *replica, m *wire.Seal, length uint32) (cut bool) {
+	var err error
+	if m.End > journal.SegmentHeaderSize {
+		if err = s.copyForkLocked(r, length); err == nil {
+			return true
+		}
+	} else if err = s.renameForkLocked(r, length); err == nil {
+		return false
+	}
+	s.log.Error("a fork keeps the name of its segment", "segment", r.id.String(), "err", err)
 	r.mu.state = wire.ReplicaFork
 	r.mu.closing = true
 	if err := s.noteLocked(r, wire.ReplicaFork, length).wait(s.life); err != nil {
 		s.log.Error("a fork could not be noted", "segment", r.id.String(), "err", err)
 	}
+	return false
 }
 
 // positionAtLocked holds last to be the position at the record boundary end, and counts the records before it.

@@ -260,6 +260,7 @@ func TestWhatIsNotRecycled(t *testing.T) {
 	f.epoch = epoch(2)
 	_, err := s.Seal(bg, &wire.Seal{Epoch: f.epoch, Segment: f.seg, End: f.ends[1], Last: f.pos[1]})
 	wantCode(t, err, wire.CodeFork)
+	f.seg = f.seg.Fork()
 	f.drop(s)
 	none("a fork")
 	d := newOwner(t, segment(jA, 2, 3)).filled(s, 3)

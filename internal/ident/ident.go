@@ -89,6 +89,19 @@ type SegmentID struct {
 // history.
 const CheckpointBit = 1 << 31
 
+// ForkBit marks the number under which a store keeps a replica that it has set aside as a fork (R14), so that the
+// segment itself may be had there again.
+const ForkBit = 1 << 30
+
+// IsFork reports whether the ID is that of a replica which was set aside.
+func (s SegmentID) IsFork() bool { return s.Number&ForkBit != 0 }
+
+// Fork is the ID under which a replica of the segment is set aside.
+func (s SegmentID) Fork() SegmentID { s.Number |= ForkBit; return s }
+
+// Original is the segment that a replica was of before it was set aside.
+func (s SegmentID) Original() SegmentID { s.Number &^= ForkBit; return s }
+
 // IsCheckpoint reports whether the segment holds checkpoint parts.
 func (s SegmentID) IsCheckpoint() bool { return s.Number&CheckpointBit != 0 }
 

@@ -202,3 +202,52 @@ func DecodeCuts(b []byte) ([]wire.EpochStart, error) {
 	}
 	return cuts, nil
 }
+
+// PinOp is what a record about pins does.
+type PinOp uint8
+
+// PinForget closes the cut that an epoch-start made: what it left behind pins nothing and may go (R13).
+const PinForget PinOp = 1
+
+// PinChange is one change of the pins.
+type PinChange struct {
+	Op    PinOp
+	Epoch ident.Epoch // PinForget: of the epoch-start that was not proven
+}
+
+const pinChangeSize = 1 + 8 + 4
+
+// AppendPins appends the body of a pin record.
+func AppendPins(dst []byte, list []PinChange) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, bodyVersion)
+	dst = le.AppendUint32(dst, uint32(len(list)))
+	for _, p := range list {
+		dst = append(dst, byte(p.Op))
+		dst = le.AppendUint64(dst, p.Epoch.Number)
+		dst = le.AppendUint32(dst, p.Epoch.Lineage)
+	}
+	return dst
+}
+
+// DecodePins reads the body of a pin record.
+func DecodePins(b []byte) ([]PinChange, error) {
+	b, err := body(b, "pin", 4, RecordBodyMax)
+	if err != nil {
+		return nil, err
+	}
+	le := binary.LittleEndian
+	n := le.Uint32(b)
+	if b = b[4:]; uint64(n)*pinChangeSize != uint64(len(b)) {
+		return nil, corrupt("pin record: %d changes in %d bytes", n, len(b))
+	}
+	list := make([]PinChange, n)
+	for i := range list {
+		at := b[i*pinChangeSize:]
+		list[i] = PinChange{PinOp(at[0]), ident.Epoch{Number: le.Uint64(at[1:]), Lineage: le.Uint32(at[9:])}}
+		if list[i].Op != PinForget {
+			return nil, &VersionError{"pin change", uint32(list[i].Op), uint32(PinForget)}
+		}
+	}
+	return list, nil
+}

@@ -198,7 +198,11 @@ func FuzzBodies(f *testing.F) {
 	f.Add(AppendPermits(nil, []Permit{{testSegment, ident.StoreID{1}, 7, true, []ident.StoreID{{2}}}}))
 	f.Add(AppendRetired(nil, []ident.SegmentID{testSegment}))
 	f.Add(AppendCuts(nil, []wire.EpochStart{{At: ident.Position{Seq: 9}, Before: ident.Position{Seq: 8}}}))
+	f.Add(AppendPins(nil, []PinChange{{PinForget, ident.Epoch{Number: 3, Lineage: 4}}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if pins, err := DecodePins(b); err == nil && !bytes.Equal(AppendPins(nil, pins), b) {
+			t.Error("decoded and encoded again, the bytes of a pin record differ")
+		}
 		if cuts, err := DecodeCuts(b); err == nil && !bytes.Equal(AppendCuts(nil, cuts), b) {
 			t.Error("decoded and encoded again, the bytes differ")
 		}

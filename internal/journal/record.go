@@ -91,6 +91,7 @@ type Record struct {
 	LogicalLen uint32 // bytes of the body before Codec
 	Request    RequestID
 	BodyDigest uint64 // DigestCRCs of the logical body; 0 for no body
+	Time       int64  // when the record got its place, nanoseconds since 1970 by its owner's clock; 0: not known. For people
 
 	Hash ident.Hash // the chain after this record
 }
@@ -179,7 +180,7 @@ func (r *Record) Encode(dst []byte, before ident.Hash) {
 	le.PutUint64(dst[80:], r.Request.Forwarder)
 	le.PutUint64(dst[88:], r.Request.Number)
 	le.PutUint64(dst[96:], r.BodyDigest)
-	le.PutUint64(dst[104:], 0)
+	le.PutUint64(dst[104:], uint64(r.Time))
 	r.Hash = ChainHash(before, dst)
 	copy(dst[112:128], r.Hash[:])
 	le.PutUint32(dst[4:], CRC(dst[8:RecordHeaderSize+4*CRCCount(r.StoredLen)]))
@@ -272,11 +273,11 @@ func (r *Record) Decode(b []byte) error {
 		Seq:   ident.Seq(le.Uint64(b[48:])),
 		Block: le.Uint64(b[64:]), Count: le.Uint32(b[72:]), LogicalLen: le.Uint32(b[76:]),
 		Request:    RequestID{le.Uint64(b[80:]), le.Uint64(b[88:])},
-		BodyDigest: le.Uint64(b[96:]),
+		BodyDigest: le.Uint64(b[96:]), Time: int64(le.Uint64(b[104:])),
 	}
 	copy(r.Journal[:], b[32:48])
 	copy(r.Hash[:], b[112:128])
-	return r.check(le.Uint32(b[20:]) | uint32(le.Uint16(b[26:])) | le.Uint32(b[104:]) | le.Uint32(b[108:]))
+	return r.check(le.Uint32(b[20:]) | uint32(le.Uint16(b[26:])))
 }
 
 // check holds what must be true of any valid header, whoever wrote it.

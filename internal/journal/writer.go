@@ -51,6 +51,8 @@ type WriterConfig struct {
 	// PastUnstable: records up to Heard may not be stable on two servers yet. Until SettlePast the stable point
 	// stays at HeardStable: a flush covers the whole prefix (R8).
 	PastUnstable bool
+
+	Wall int64 // the time of day; see Writer.Wall
 }
 
 // Entry is one record on its way into the history. Bytes has room for the header, the CRC array already in
@@ -193,6 +195,7 @@ type Writer struct {
 	committed []*Entry
 	spare     []*Batch
 	paused    bool // nothing more is sent: see Pause
+	wall      int64
 }
 
 // NewWriter starts the epoch: the recovered tail and then the epoch-start record are the first that it sends
@@ -202,7 +205,7 @@ func NewWriter(cfg WriterConfig, now time.Duration) *Writer {
 		cfg.Capacity = SegmentCapacityGoal
 	}
 	w := &Writer{cfg: cfg, at: cfg.Heard, sent: cfg.Heard, commit: cfg.Heard, held: cfg.Heard, stable: cfg.HeardStable,
-		told: cfg.Heard, number: cfg.Number, now: now, syncedAt: now}
+		told: cfg.Heard, number: cfg.Number, now: now, syncedAt: now, wall: cfg.Wall}
 	for _, m := range cfg.Members {
 		w.members = append(w.members, memberState{Member: m, up: true})
 	}
@@ -212,7 +215,7 @@ func NewWriter(cfg WriterConfig, now time.Duration) *Writer {
 	}
 	w.start = wire.EpochStart{Before: w.at, Proven: cfg.Proven}
 	body := AppendEpochStart(nil, w.start)
-	e := &Entry{Record: Record{Kind: KindEpochStart, Journal: cfg.Journal, Epoch: cfg.Epoch, Seq: w.at.Seq + 1}}
+	e := &Entry{Record: Record{Kind: KindEpochStart, Journal: cfg.Journal, Epoch: cfg.Epoch, Seq: w.at.Seq + 1, Time: cfg.Wall}}
 	e.Bytes = e.AppendRecord(nil, w.at.Hash, body)
 	w.at = e.Position()
 	w.start.At = w.at
@@ -264,6 +267,10 @@ func (w *Writer) AllCommitted() bool {
 // Pause keeps what is queued from now on from being sent, or lets it go again: an owner that hands its journal over
 // may add nothing behind the point at which it does (R10).
 func (w *Writer) Pause(yes bool) { w.paused = yes }
+
+// Wall tells the time of day, nanoseconds since 1970: records that get their place from now on say so. It decides
+// nothing, and may jump.
+func (w *Writer) Wall(now int64) { w.wall = now }
 
 // Queued is the number of bytes that wait to be sent.
 func (w *Writer) Queued() int { return w.queued }
@@ -323,7 +330,7 @@ func (w *Writer) Committed() []*Entry {
 
 // Queue gives e its place in the history: epoch, seq and hash. It is sent by the next Pump.
 func (w *Writer) Queue(e *Entry) {
-	e.Journal, e.Epoch, e.Seq = w.cfg.Journal, w.cfg.Epoch, w.at.Seq+1
+	e.Journal, e.Epoch, e.Seq, e.Time = w.cfg.Journal, w.cfg.Epoch, w.at.Seq+1, w.wall
 	e.Encode(e.Bytes, w.at.Hash)
 	w.at = e.Position()
 	w.push(e)

@@ -97,7 +97,7 @@ func (b *backend) Audit(ctx context.Context, rec api.AuditRecord) {
 // specAction says that the control store records the action itself, in the transaction that does it.
 func specAction(action string) bool {
 	switch action {
-	case "session.kill", "session.accept", "node.token", "node.join", "node.renew", "control.backup":
+	case "session.kill", "session.accept", "fork.export", "fork.clone", "fork.delete", "node.token", "node.join", "node.renew", "control.backup":
 		return false
 	}
 	return true

@@ -197,6 +197,7 @@ func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState,
 		for _, p := range st.Ports {
 			out.Refused = append(out.Refused, portMessage(p))
 		}
+		out.LostBytes, out.LostSeconds = st.LostBytes, time.Duration(st.LostNanos).Seconds()
 		out.Unproven, out.LostRecords, out.ForkSegments, out.ForkBytes = st.Unproven, st.Lost, uint64(st.Forks), st.ForkBytes
 		out.SegmentsDegraded, out.DegradedBytes = uint64(st.Degraded), st.DegradedBytes
 		out.Copies = b.copies(state, st)
@@ -249,7 +250,7 @@ func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []*dozo
 		}
 	}
 	if s.LostRecords > 0 {
-		add(severityWarning, problemUnproven, "%d acknowledged records are lost since the takeover at epoch %s", s.LostRecords, s.Epoch)
+		add(severityWarning, problemUnproven, "at least %d acknowledged records, %s, %.1f s, are lost since the takeover at epoch %s", s.LostRecords, size.Format(s.LostBytes), s.LostSeconds, s.Epoch)
 	}
 	if s.PortsRefused > 0 {
 		add(severityCritical, problemUnproven, "%d initiator ports get errors since a takeover that could not prove that nothing is missing: until they log out, or `dozo session accept`", s.PortsRefused)

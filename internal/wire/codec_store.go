@@ -58,6 +58,16 @@ func (m *Notice) walk(c *coder) {
 	c.journal(&m.Journal)
 	c.position(&m.Commit)
 	c.position(&m.Stable)
+	c.told(&m.Told)
+}
+
+const toldSize = positionSize + 3*8
+
+func (c *coder) told(t *Told) {
+	c.position(&t.Commit)
+	c.seq(&t.Mark)
+	c.u64(&t.Behind)
+	c.u64(&t.Time)
 }
 
 func (m *Sync) walk(c *coder) {
@@ -101,6 +111,7 @@ func (m *FenceReply) walk(c *coder) {
 	c.position(&m.Commit)
 	c.position(&m.Stable)
 	list(c, &m.Replicas, replicaSize, (*coder).replica)
+	c.told(&m.Told)
 }
 
 // fenceReplySize is that of one without replicas: the least.
@@ -129,6 +140,9 @@ func (m *InventoryReply) walk(c *coder) {
 	c.boot(&m.Boot)
 	list(c, &m.Replicas, replicaSize, (*coder).replica)
 	c.boolean(&m.More)
+	c.position(&m.Commit)
+	c.position(&m.Stable)
+	c.told(&m.Told)
 }
 
 func (m *Read) walk(c *coder) {

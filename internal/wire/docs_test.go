@@ -29,7 +29,7 @@ func TestEveryTypeAndCodeIsDocumented(t *testing.T) {
 		}
 	}
 	for what, size := range map[string]int{"epoch": epochSize, "position": positionSize, "segment": segmentSize, "epoch-start": epochStartSize,
-		"replica": replicaSize, "journal-epoch": journalEpochSize} {
+		"replica": replicaSize, "journal-epoch": journalEpochSize, "told": toldSize} {
 		if cell := fmt.Sprintf("| %s | %d |", what, size); !strings.Contains(doc, cell) {
 			t.Errorf("docs/wire.md: size of %s is %d", what, size)
 		}

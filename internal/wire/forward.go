@@ -99,7 +99,8 @@ const (
 	BarClearTaskSet BarKind = 5 // as a reset, but nothing else of the unit is reset
 	BarLogout       BarKind = 6 // Session of the nexus has logged out: its attachment ends (R11)
 	BarAccept       BarKind = 7 // an operator lets ports go on (R11): of Nexus the initiator and the ISID count, empty means any
-	barMax          BarKind = 7
+	BarForget       BarKind = 8 // an operator gives up the fork that the epoch-start of epoch First, lineage Last, left behind (R13)
+	barMax          BarKind = 8
 )
 
 // Bar makes the owner record a refusal; only after the answer may the client be told (R9).
@@ -184,11 +185,20 @@ type JournalStatus struct {
 
 	Unproven  bool       // the epoch's takeover could not prove that it knew the end of the history (R4)
 	Lost      uint64     // acknowledged records that it knows to be lost
+	LostBytes uint64     // of those, as far as it was told
+	LostNanos uint64     // from the last record that is there to the last word of the owner before
 	Attached  uint32     // ports
 	Barred    uint32     // of them, those that get R11's error
 	Ports     []PortName // the first of those
 	Forks     uint32     // segments whose replica is set aside: records that are not of this history (R14)
 	ForkBytes uint64
+	Cuts      []Cut // of this history, oldest first
+}
+
+// Cut is an epoch-start that was not proven: what went on behind Before otherwise is a fork.
+type Cut struct {
+	At, Before ident.Position
+	Forgotten  bool // nothing of it is kept any more
 }
 
 // PortName names an initiator port.

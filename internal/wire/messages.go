@@ -57,6 +57,16 @@ type Notice struct {
 	Journal ident.JournalID
 	Commit  ident.Position
 	Stable  ident.Position
+	Told    Told // to stores of other sites
+}
+
+// Told is what an owner says now and then to the other sites, so that they know what they lack should its own be lost. A
+// store keeps the last word in memory.
+type Told struct {
+	Commit ident.Position // the commit point
+	Mark   ident.Seq      // what the site had confirmed
+	Behind uint64         // bytes of records between the two
+	Time   uint64         // when that was, nanoseconds since 1970 by the owner's clock; 0: nothing was said
 }
 
 // Sync asks for fdatasync of the named replicas; those that the store doesn't have are left out of the
@@ -121,6 +131,7 @@ type FenceReply struct {
 	Commit   ident.Position
 	Stable   ident.Position // the highest points that the store has been told of
 	Replicas []Replica      // of the history and of checkpoints, ordered by ident.SegmentID.Compare
+	Told     Told
 }
 
 // ReplicaState says how much a store knows of its replica.
@@ -161,6 +172,11 @@ type InventoryReply struct {
 	Boot     ident.BootID
 	Replicas []Replica
 	More     bool
+
+	// Of the journal that was asked for: the highest points that the store has been told of.
+	Commit ident.Position
+	Stable ident.Position
+	Told   Told
 }
 
 // Read asks for blocks of records. Every block is checked against its CRC32C, every record header against

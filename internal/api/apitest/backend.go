@@ -35,6 +35,7 @@ type Backend struct {
 	sites    []*dozov1.Site
 	tokens   []pki.APITokenRecord
 	events   []*dozov1.Event
+	forks    []*dozov1.Fork
 	changed  chan struct{} // closed and replaced when an event is added
 	audit    []api.AuditRecord
 	health   api.Health

@@ -136,7 +136,11 @@ type VolumeStatus struct {
 	// Of them, those that get errors since a takeover that was not proven, until they log out or are accepted.
 	PortsRefused uint32 `protobuf:"varint,19,opt,name=ports_refused,json=portsRefused,proto3" json:"ports_refused,omitempty"`
 	// The first of those, at most 64.
-	Refused       []*Port `protobuf:"bytes,20,rep,name=refused,proto3" json:"refused,omitempty"`
+	Refused []*Port `protobuf:"bytes,20,rep,name=refused,proto3" json:"refused,omitempty"`
+	// Bytes of the lost records, and seconds from the last record that is there to the former owner's last word, as far as the
+	// takeover knows.
+	LostBytes     uint64  `protobuf:"varint,21,opt,name=lost_bytes,json=lostBytes,proto3" json:"lost_bytes,omitempty"`
+	LostSeconds   float64 `protobuf:"fixed64,22,opt,name=lost_seconds,json=lostSeconds,proto3" json:"lost_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +313,20 @@ func (x *VolumeStatus) GetRefused() []*Port {
 		return x.Refused
 	}
 	return nil
+}
+
+func (x *VolumeStatus) GetLostBytes() uint64 {
+	if x != nil {
+		return x.LostBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetLostSeconds() float64 {
+	if x != nil {
+		return x.LostSeconds
+	}
+	return 0
 }
 
 // ControlStatus is how the control store is, as the answering node sees it.
@@ -1408,7 +1426,7 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x80\x05\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xc2\x05\n" +
 	"\fVolumeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -1436,7 +1454,10 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"fork_bytes\x18\x11 \x01(\x04R\tforkBytes\x12%\n" +
 	"\x0eports_attached\x18\x12 \x01(\rR\rportsAttached\x12#\n" +
 	"\rports_refused\x18\x13 \x01(\rR\fportsRefused\x12'\n" +
-	"\arefused\x18\x14 \x03(\v2\r.dozo.v1.PortR\arefused\"\x93\x01\n" +
+	"\arefused\x18\x14 \x03(\v2\r.dozo.v1.PortR\arefused\x12\x1d\n" +
+	"\n" +
+	"lost_bytes\x18\x15 \x01(\x04R\tlostBytes\x12!\n" +
+	"\flost_seconds\x18\x16 \x01(\x01R\vlostSeconds\"\x93\x01\n" +
 	"\rControlStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +

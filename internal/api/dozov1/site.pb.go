@@ -9,6 +9,8 @@ package dozov1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -301,11 +303,609 @@ func (x *CreateSiteResponse) GetSite() *Site {
 	return nil
 }
 
+type FailoverSiteRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The site that is lost.
+	Site string `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// Where the new owners are to be; empty: for each volume the site that has most of its history.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Only say what would be done and what would be lost.
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Though the site may be alive, or a volume's takeover needs stores of other sites that do not answer.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailoverSiteRequest) Reset() {
+	*x = FailoverSiteRequest{}
+	mi := &file_dozo_v1_site_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverSiteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverSiteRequest) ProtoMessage() {}
+
+func (x *FailoverSiteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_site_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverSiteRequest.ProtoReflect.Descriptor instead.
+func (*FailoverSiteRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_site_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FailoverSiteRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *FailoverSiteRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *FailoverSiteRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *FailoverSiteRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type FailoverSiteResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last message.
+	Done bool `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	// Every volume that is concerned, as far as is known.
+	Volumes []*VolumeFailover `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Nodes of the site that can be reached or have announced themselves lately.
+	Alive         []string `protobuf:"bytes,3,rep,name=alive,proto3" json:"alive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailoverSiteResponse) Reset() {
+	*x = FailoverSiteResponse{}
+	mi := &file_dozo_v1_site_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverSiteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverSiteResponse) ProtoMessage() {}
+
+func (x *FailoverSiteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_site_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverSiteResponse.ProtoReflect.Descriptor instead.
+func (*FailoverSiteResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_site_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FailoverSiteResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *FailoverSiteResponse) GetVolumes() []*VolumeFailover {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *FailoverSiteResponse) GetAlive() []string {
+	if x != nil {
+		return x.Alive
+	}
+	return nil
+}
+
+// SiteReach is how much of a volume's history the stores of a site that answer have.
+type SiteReach struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Site  string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// Everything up to this record, as far as it is needed.
+	Seq           uint64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteReach) Reset() {
+	*x = SiteReach{}
+	mi := &file_dozo_v1_site_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteReach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteReach) ProtoMessage() {}
+
+func (x *SiteReach) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_site_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteReach.ProtoReflect.Descriptor instead.
+func (*SiteReach) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_site_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SiteReach) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *SiteReach) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+// VolumeFailover is what a forced takeover of a volume does, or would do.
+type VolumeFailover struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Volume string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	// planned, refused (see message), taking over, serving, failed.
+	State   string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// The owner so far, and its site.
+	From     string `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
+	FromSite string `protobuf:"bytes,7,opt,name=from_site,json=fromSite,proto3" json:"from_site,omitempty"`
+	// The new one.
+	Owner     string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	OwnerSite string `protobuf:"bytes,9,opt,name=owner_site,json=ownerSite,proto3" json:"owner_site,omitempty"`
+	// With state serving: generation of ownership.
+	Epoch string `protobuf:"bytes,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The last record that survives, and when its owner made it.
+	LastSeq  uint64                 `protobuf:"varint,11,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	LastTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	// Acknowledged records beyond it that survivors know of: at least so much is lost. How much exactly is known when the
+	// site returns, from its fork.
+	LostRecords uint64 `protobuf:"varint,13,opt,name=lost_records,json=lostRecords,proto3" json:"lost_records,omitempty"`
+	LostBytes   uint64 `protobuf:"varint,14,opt,name=lost_bytes,json=lostBytes,proto3" json:"lost_bytes,omitempty"`
+	// From last_time to the owner's last word.
+	LostSeconds float64 `protobuf:"fixed64,15,opt,name=lost_seconds,json=lostSeconds,proto3" json:"lost_seconds,omitempty"`
+	// Nothing may be missing: enough stores have answered.
+	Proven bool `protobuf:"varint,16,opt,name=proven,proto3" json:"proven,omitempty"`
+	// Sites that have copies and answer, the one with most first.
+	Reach []*SiteReach `protobuf:"bytes,17,rep,name=reach,proto3" json:"reach,omitempty"`
+	// Stores that a takeover would wait for, and that do not answer.
+	Missing       []string `protobuf:"bytes,18,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeFailover) Reset() {
+	*x = VolumeFailover{}
+	mi := &file_dozo_v1_site_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeFailover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeFailover) ProtoMessage() {}
+
+func (x *VolumeFailover) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_site_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeFailover.ProtoReflect.Descriptor instead.
+func (*VolumeFailover) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_site_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *VolumeFailover) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetFromSite() string {
+	if x != nil {
+		return x.FromSite
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetOwnerSite() string {
+	if x != nil {
+		return x.OwnerSite
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *VolumeFailover) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
+func (x *VolumeFailover) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+func (x *VolumeFailover) GetLostRecords() uint64 {
+	if x != nil {
+		return x.LostRecords
+	}
+	return 0
+}
+
+func (x *VolumeFailover) GetLostBytes() uint64 {
+	if x != nil {
+		return x.LostBytes
+	}
+	return 0
+}
+
+func (x *VolumeFailover) GetLostSeconds() float64 {
+	if x != nil {
+		return x.LostSeconds
+	}
+	return 0
+}
+
+func (x *VolumeFailover) GetProven() bool {
+	if x != nil {
+		return x.Proven
+	}
+	return false
+}
+
+func (x *VolumeFailover) GetReach() []*SiteReach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+func (x *VolumeFailover) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type FailbackSiteRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volumes' home.
+	Site          string `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	DryRun        bool   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailbackSiteRequest) Reset() {
+	*x = FailbackSiteRequest{}
+	mi := &file_dozo_v1_site_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailbackSiteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailbackSiteRequest) ProtoMessage() {}
+
+func (x *FailbackSiteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_site_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailbackSiteRequest.ProtoReflect.Descriptor instead.
+func (*FailbackSiteRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_site_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FailbackSiteRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *FailbackSiteRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type FailbackSiteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Done          bool                   `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	Volumes       []*VolumeFailback      `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailbackSiteResponse) Reset() {
+	*x = FailbackSiteResponse{}
+	mi := &file_dozo_v1_site_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailbackSiteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailbackSiteResponse) ProtoMessage() {}
+
+func (x *FailbackSiteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_site_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailbackSiteResponse.ProtoReflect.Descriptor instead.
+func (*FailbackSiteResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_site_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FailbackSiteResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *FailbackSiteResponse) GetVolumes() []*VolumeFailback {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+// VolumeFailback is how a volume's way home goes.
+type VolumeFailback struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Volume string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	// planned, waiting (the site lacks records), moving, home, failed.
+	State     string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Message   string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	Owner     string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
+	OwnerSite string `protobuf:"bytes,7,opt,name=owner_site,json=ownerSite,proto3" json:"owner_site,omitempty"`
+	// What the site lacks.
+	LagBytes uint64 `protobuf:"varint,8,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	// With state home: how long commands waited.
+	Pause         *durationpb.Duration `protobuf:"bytes,9,opt,name=pause,proto3" json:"pause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeFailback) Reset() {
+	*x = VolumeFailback{}
+	mi := &file_dozo_v1_site_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeFailback) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeFailback) ProtoMessage() {}
+
+func (x *VolumeFailback) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_site_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeFailback.ProtoReflect.Descriptor instead.
+func (*VolumeFailback) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_site_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *VolumeFailback) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *VolumeFailback) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VolumeFailback) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeFailback) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *VolumeFailback) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *VolumeFailback) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *VolumeFailback) GetOwnerSite() string {
+	if x != nil {
+		return x.OwnerSite
+	}
+	return ""
+}
+
+func (x *VolumeFailback) GetLagBytes() uint64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
+}
+
+func (x *VolumeFailback) GetPause() *durationpb.Duration {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
 var File_dozo_v1_site_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_site_proto_rawDesc = "" +
 	"\n" +
-	"\x12dozo/v1/site.proto\x12\adozo.v1\"\xdc\x01\n" +
+	"\x12dozo/v1/site.proto\x12\adozo.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n" +
 	"\x04Site\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -323,10 +923,63 @@ const file_dozo_v1_site_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05cidrs\x18\x02 \x03(\tR\x05cidrs\"7\n" +
 	"\x12CreateSiteResponse\x12!\n" +
-	"\x04site\x18\x01 \x01(\v2\r.dozo.v1.SiteR\x04site2\x96\x01\n" +
+	"\x04site\x18\x01 \x01(\v2\r.dozo.v1.SiteR\x04site\"h\n" +
+	"\x13FailoverSiteRequest\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"s\n" +
+	"\x14FailoverSiteResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\bR\x04done\x121\n" +
+	"\avolumes\x18\x02 \x03(\v2\x17.dozo.v1.VolumeFailoverR\avolumes\x12\x14\n" +
+	"\x05alive\x18\x03 \x03(\tR\x05alive\"1\n" +
+	"\tSiteReach\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\x91\x04\n" +
+	"\x0eVolumeFailover\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\x12\x1b\n" +
+	"\tfrom_site\x18\a \x01(\tR\bfromSite\x12\x14\n" +
+	"\x05owner\x18\b \x01(\tR\x05owner\x12\x1d\n" +
+	"\n" +
+	"owner_site\x18\t \x01(\tR\townerSite\x12\x14\n" +
+	"\x05epoch\x18\n" +
+	" \x01(\tR\x05epoch\x12\x19\n" +
+	"\blast_seq\x18\v \x01(\x04R\alastSeq\x127\n" +
+	"\tlast_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12!\n" +
+	"\flost_records\x18\r \x01(\x04R\vlostRecords\x12\x1d\n" +
+	"\n" +
+	"lost_bytes\x18\x0e \x01(\x04R\tlostBytes\x12!\n" +
+	"\flost_seconds\x18\x0f \x01(\x01R\vlostSeconds\x12\x16\n" +
+	"\x06proven\x18\x10 \x01(\bR\x06proven\x12(\n" +
+	"\x05reach\x18\x11 \x03(\v2\x12.dozo.v1.SiteReachR\x05reach\x12\x18\n" +
+	"\amissing\x18\x12 \x03(\tR\amissing\"B\n" +
+	"\x13FailbackSiteRequest\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"]\n" +
+	"\x14FailbackSiteResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\bR\x04done\x121\n" +
+	"\avolumes\x18\x02 \x03(\v2\x17.dozo.v1.VolumeFailbackR\avolumes\"\x83\x02\n" +
+	"\x0eVolumeFailback\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\x12\x1d\n" +
+	"\n" +
+	"owner_site\x18\a \x01(\tR\townerSite\x12\x1b\n" +
+	"\tlag_bytes\x18\b \x01(\x04R\blagBytes\x12/\n" +
+	"\x05pause\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05pause2\xb0\x02\n" +
 	"\vSiteService\x12B\n" +
 	"\x04List\x12\x19.dozo.v1.ListSitesRequest\x1a\x1a.dozo.v1.ListSitesResponse\"\x03\x90\x02\x01\x12C\n" +
-	"\x06Create\x12\x1a.dozo.v1.CreateSiteRequest\x1a\x1b.dozo.v1.CreateSiteResponse\"\x00B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
+	"\x06Create\x12\x1a.dozo.v1.CreateSiteRequest\x1a\x1b.dozo.v1.CreateSiteResponse\"\x00\x12K\n" +
+	"\bFailover\x12\x1c.dozo.v1.FailoverSiteRequest\x1a\x1d.dozo.v1.FailoverSiteResponse\"\x000\x01\x12K\n" +
+	"\bFailback\x12\x1c.dozo.v1.FailbackSiteRequest\x1a\x1d.dozo.v1.FailbackSiteResponse\"\x000\x01B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
 var (
 	file_dozo_v1_site_proto_rawDescOnce sync.Once
@@ -340,26 +993,44 @@ func file_dozo_v1_site_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_site_proto_rawDescData
 }
 
-var file_dozo_v1_site_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_dozo_v1_site_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_dozo_v1_site_proto_goTypes = []any{
-	(*Site)(nil),               // 0: dozo.v1.Site
-	(*ListSitesRequest)(nil),   // 1: dozo.v1.ListSitesRequest
-	(*ListSitesResponse)(nil),  // 2: dozo.v1.ListSitesResponse
-	(*CreateSiteRequest)(nil),  // 3: dozo.v1.CreateSiteRequest
-	(*CreateSiteResponse)(nil), // 4: dozo.v1.CreateSiteResponse
+	(*Site)(nil),                  // 0: dozo.v1.Site
+	(*ListSitesRequest)(nil),      // 1: dozo.v1.ListSitesRequest
+	(*ListSitesResponse)(nil),     // 2: dozo.v1.ListSitesResponse
+	(*CreateSiteRequest)(nil),     // 3: dozo.v1.CreateSiteRequest
+	(*CreateSiteResponse)(nil),    // 4: dozo.v1.CreateSiteResponse
+	(*FailoverSiteRequest)(nil),   // 5: dozo.v1.FailoverSiteRequest
+	(*FailoverSiteResponse)(nil),  // 6: dozo.v1.FailoverSiteResponse
+	(*SiteReach)(nil),             // 7: dozo.v1.SiteReach
+	(*VolumeFailover)(nil),        // 8: dozo.v1.VolumeFailover
+	(*FailbackSiteRequest)(nil),   // 9: dozo.v1.FailbackSiteRequest
+	(*FailbackSiteResponse)(nil),  // 10: dozo.v1.FailbackSiteResponse
+	(*VolumeFailback)(nil),        // 11: dozo.v1.VolumeFailback
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_dozo_v1_site_proto_depIdxs = []int32{
-	0, // 0: dozo.v1.ListSitesResponse.sites:type_name -> dozo.v1.Site
-	0, // 1: dozo.v1.CreateSiteResponse.site:type_name -> dozo.v1.Site
-	1, // 2: dozo.v1.SiteService.List:input_type -> dozo.v1.ListSitesRequest
-	3, // 3: dozo.v1.SiteService.Create:input_type -> dozo.v1.CreateSiteRequest
-	2, // 4: dozo.v1.SiteService.List:output_type -> dozo.v1.ListSitesResponse
-	4, // 5: dozo.v1.SiteService.Create:output_type -> dozo.v1.CreateSiteResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	0,  // 0: dozo.v1.ListSitesResponse.sites:type_name -> dozo.v1.Site
+	0,  // 1: dozo.v1.CreateSiteResponse.site:type_name -> dozo.v1.Site
+	8,  // 2: dozo.v1.FailoverSiteResponse.volumes:type_name -> dozo.v1.VolumeFailover
+	12, // 3: dozo.v1.VolumeFailover.last_time:type_name -> google.protobuf.Timestamp
+	7,  // 4: dozo.v1.VolumeFailover.reach:type_name -> dozo.v1.SiteReach
+	11, // 5: dozo.v1.FailbackSiteResponse.volumes:type_name -> dozo.v1.VolumeFailback
+	13, // 6: dozo.v1.VolumeFailback.pause:type_name -> google.protobuf.Duration
+	1,  // 7: dozo.v1.SiteService.List:input_type -> dozo.v1.ListSitesRequest
+	3,  // 8: dozo.v1.SiteService.Create:input_type -> dozo.v1.CreateSiteRequest
+	5,  // 9: dozo.v1.SiteService.Failover:input_type -> dozo.v1.FailoverSiteRequest
+	9,  // 10: dozo.v1.SiteService.Failback:input_type -> dozo.v1.FailbackSiteRequest
+	2,  // 11: dozo.v1.SiteService.List:output_type -> dozo.v1.ListSitesResponse
+	4,  // 12: dozo.v1.SiteService.Create:output_type -> dozo.v1.CreateSiteResponse
+	6,  // 13: dozo.v1.SiteService.Failover:output_type -> dozo.v1.FailoverSiteResponse
+	10, // 14: dozo.v1.SiteService.Failback:output_type -> dozo.v1.FailbackSiteResponse
+	11, // [11:15] is the sub-list for method output_type
+	7,  // [7:11] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_site_proto_init() }
@@ -373,7 +1044,7 @@ func file_dozo_v1_site_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_site_proto_rawDesc), len(file_dozo_v1_site_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

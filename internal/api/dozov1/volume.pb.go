@@ -2109,11 +2109,142 @@ func (x *MoveVolumeResponse) GetEpoch() string {
 	return ""
 }
 
+type RecoverVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or ID.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Only say what would be done and what would be lost.
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Force  bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	// Where the new owner is to be; empty: the owner's site while it has an access server, else the site that has most.
+	To            string `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverVolumeRequest) Reset() {
+	*x = RecoverVolumeRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverVolumeRequest) ProtoMessage() {}
+
+func (x *RecoverVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverVolumeRequest.ProtoReflect.Descriptor instead.
+func (*RecoverVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RecoverVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *RecoverVolumeRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RecoverVolumeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RecoverVolumeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *RecoverVolumeRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type RecoverVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Done          bool                   `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	Volume        *VolumeFailover        `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverVolumeResponse) Reset() {
+	*x = RecoverVolumeResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverVolumeResponse) ProtoMessage() {}
+
+func (x *RecoverVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverVolumeResponse.ProtoReflect.Descriptor instead.
+func (*RecoverVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RecoverVolumeResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *RecoverVolumeResponse) GetVolume() *VolumeFailover {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
 var File_dozo_v1_volume_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x04\n" +
+	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x12dozo/v1/site.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -2297,7 +2428,16 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1b\n" +
 	"\tlag_bytes\x18\x05 \x01(\x04R\blagBytes\x12/\n" +
 	"\x05pause\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x14\n" +
-	"\x05epoch\x18\a \x01(\tR\x05epoch2\xd7\x05\n" +
+	"\x05epoch\x18\a \x01(\tR\x05epoch\"\x85\x01\n" +
+	"\x14RecoverVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\"\\\n" +
+	"\x15RecoverVolumeResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\bR\x04done\x12/\n" +
+	"\x06volume\x18\x02 \x01(\v2\x17.dozo.v1.VolumeFailoverR\x06volume2\xa5\x06\n" +
 	"\rVolumeService\x12G\n" +
 	"\x06Create\x12\x1c.dozo.v1.CreateVolumeRequest\x1a\x1d.dozo.v1.CreateVolumeResponse\"\x00\x12F\n" +
 	"\x04List\x12\x1b.dozo.v1.ListVolumesRequest\x1a\x1c.dozo.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12A\n" +
@@ -2308,7 +2448,8 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06Delete\x12\x1c.dozo.v1.DeleteVolumeRequest\x1a\x1d.dozo.v1.DeleteVolumeResponse\"\x00\x12M\n" +
 	"\aTargets\x12\x1d.dozo.v1.VolumeTargetsRequest\x1a\x1e.dozo.v1.VolumeTargetsResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\x04Wait\x12\x1a.dozo.v1.WaitVolumeRequest\x1a\x1b.dozo.v1.WaitVolumeResponse\"\x000\x01\x12C\n" +
-	"\x04Move\x12\x1a.dozo.v1.MoveVolumeRequest\x1a\x1b.dozo.v1.MoveVolumeResponse\"\x000\x01B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
+	"\x04Move\x12\x1a.dozo.v1.MoveVolumeRequest\x1a\x1b.dozo.v1.MoveVolumeResponse\"\x000\x01\x12L\n" +
+	"\aRecover\x12\x1d.dozo.v1.RecoverVolumeRequest\x1a\x1e.dozo.v1.RecoverVolumeResponse\"\x000\x01B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
 var (
 	file_dozo_v1_volume_proto_rawDescOnce sync.Once
@@ -2322,7 +2463,7 @@ func file_dozo_v1_volume_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_volume_proto_rawDescData
 }
 
-var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_dozo_v1_volume_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: dozo.v1.Volume
 	(*StoreRef)(nil),              // 1: dozo.v1.StoreRef
@@ -2352,30 +2493,33 @@ var file_dozo_v1_volume_proto_goTypes = []any{
 	(*WaitVolumeResponse)(nil),    // 25: dozo.v1.WaitVolumeResponse
 	(*MoveVolumeRequest)(nil),     // 26: dozo.v1.MoveVolumeRequest
 	(*MoveVolumeResponse)(nil),    // 27: dozo.v1.MoveVolumeResponse
-	nil,                           // 28: dozo.v1.Volume.LabelsEntry
-	nil,                           // 29: dozo.v1.CreateVolumeRequest.LabelsEntry
-	nil,                           // 30: dozo.v1.ListVolumesRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
-	(*Position)(nil),              // 32: dozo.v1.Position
-	(*SiteCopy)(nil),              // 33: dozo.v1.SiteCopy
-	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*RecoverVolumeRequest)(nil),  // 28: dozo.v1.RecoverVolumeRequest
+	(*RecoverVolumeResponse)(nil), // 29: dozo.v1.RecoverVolumeResponse
+	nil,                           // 30: dozo.v1.Volume.LabelsEntry
+	nil,                           // 31: dozo.v1.CreateVolumeRequest.LabelsEntry
+	nil,                           // 32: dozo.v1.ListVolumesRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*Position)(nil),              // 34: dozo.v1.Position
+	(*SiteCopy)(nil),              // 35: dozo.v1.SiteCopy
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(*VolumeFailover)(nil),        // 37: dozo.v1.VolumeFailover
 }
 var file_dozo_v1_volume_proto_depIdxs = []int32{
-	28, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
-	31, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	30, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
+	33, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
 	1,  // 2: dozo.v1.Ensemble.stores:type_name -> dozo.v1.StoreRef
 	1,  // 3: dozo.v1.Replica.store:type_name -> dozo.v1.StoreRef
 	4,  // 4: dozo.v1.Segment.replicas:type_name -> dozo.v1.Replica
-	32, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
-	32, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
-	32, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
+	34, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
+	34, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
+	34, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
 	2,  // 8: dozo.v1.Placement.ensembles:type_name -> dozo.v1.Ensemble
-	33, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
+	35, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
 	3,  // 10: dozo.v1.Placement.site_replicas:type_name -> dozo.v1.SiteReplicas
 	5,  // 11: dozo.v1.Placement.segments:type_name -> dozo.v1.Segment
-	29, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
+	31, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
 	0,  // 13: dozo.v1.CreateVolumeResponse.volume:type_name -> dozo.v1.Volume
-	30, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
+	32, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
 	0,  // 15: dozo.v1.ListVolumesResponse.volumes:type_name -> dozo.v1.Volume
 	0,  // 16: dozo.v1.GetVolumeResponse.volume:type_name -> dozo.v1.Volume
 	6,  // 17: dozo.v1.GetVolumeResponse.placement:type_name -> dozo.v1.Placement
@@ -2384,33 +2528,36 @@ var file_dozo_v1_volume_proto_depIdxs = []int32{
 	0,  // 20: dozo.v1.SetVolumeResponse.volume:type_name -> dozo.v1.Volume
 	0,  // 21: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
 	22, // 22: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
-	33, // 23: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
-	34, // 24: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
-	7,  // 25: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
-	9,  // 26: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
-	11, // 27: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
-	13, // 28: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
-	15, // 29: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
-	17, // 30: dozo.v1.VolumeService.Set:input_type -> dozo.v1.SetVolumeRequest
-	19, // 31: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
-	21, // 32: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
-	24, // 33: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
-	26, // 34: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
-	8,  // 35: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
-	10, // 36: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
-	12, // 37: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
-	14, // 38: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
-	16, // 39: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
-	18, // 40: dozo.v1.VolumeService.Set:output_type -> dozo.v1.SetVolumeResponse
-	20, // 41: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
-	23, // 42: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
-	25, // 43: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
-	27, // 44: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	35, // 23: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
+	36, // 24: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
+	37, // 25: dozo.v1.RecoverVolumeResponse.volume:type_name -> dozo.v1.VolumeFailover
+	7,  // 26: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
+	9,  // 27: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
+	11, // 28: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
+	13, // 29: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
+	15, // 30: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
+	17, // 31: dozo.v1.VolumeService.Set:input_type -> dozo.v1.SetVolumeRequest
+	19, // 32: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
+	21, // 33: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
+	24, // 34: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
+	26, // 35: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
+	28, // 36: dozo.v1.VolumeService.Recover:input_type -> dozo.v1.RecoverVolumeRequest
+	8,  // 37: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
+	10, // 38: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
+	12, // 39: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
+	14, // 40: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
+	16, // 41: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
+	18, // 42: dozo.v1.VolumeService.Set:output_type -> dozo.v1.SetVolumeResponse
+	20, // 43: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
+	23, // 44: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
+	25, // 45: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
+	27, // 46: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
+	29, // 47: dozo.v1.VolumeService.Recover:output_type -> dozo.v1.RecoverVolumeResponse
+	37, // [37:48] is the sub-list for method output_type
+	26, // [26:37] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_volume_proto_init() }
@@ -2419,13 +2566,14 @@ func file_dozo_v1_volume_proto_init() {
 		return
 	}
 	file_dozo_v1_common_proto_init()
+	file_dozo_v1_site_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_volume_proto_rawDesc), len(file_dozo_v1_volume_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

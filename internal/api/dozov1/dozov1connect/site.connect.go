@@ -37,6 +37,10 @@ const (
 	SiteServiceListProcedure = "/dozo.v1.SiteService/List"
 	// SiteServiceCreateProcedure is the fully-qualified name of the SiteService's Create RPC.
 	SiteServiceCreateProcedure = "/dozo.v1.SiteService/Create"
+	// SiteServiceFailoverProcedure is the fully-qualified name of the SiteService's Failover RPC.
+	SiteServiceFailoverProcedure = "/dozo.v1.SiteService/Failover"
+	// SiteServiceFailbackProcedure is the fully-qualified name of the SiteService's Failback RPC.
+	SiteServiceFailbackProcedure = "/dozo.v1.SiteService/Failback"
 )
 
 // SiteServiceClient is a client for the dozo.v1.SiteService service.
@@ -45,6 +49,16 @@ type SiteServiceClient interface {
 	List(context.Context, *dozov1.ListSitesRequest) (*dozov1.ListSitesResponse, error)
 	// Create makes a site. EXISTS if there is one of that name. Needs role admin.
 	Create(context.Context, *dozov1.CreateSiteRequest) (*dozov1.CreateSiteResponse, error)
+	// Failover gives every volume that is owned at a site a new owner at another one: that which has most of the volume's
+	// history, with what other survivors have beyond. What no survivor has is lost to the volume; when the site returns, it is
+	// kept there as a fork. It can not be undone, only followed by Failback. REFUSED while nodes of the site can be reached or
+	// have announced themselves lately, unless force is set. With dry_run nothing changes. The answer reports progress; the
+	// last message has done set. A caller that goes away does not end the takeovers that have begun. Needs role operator.
+	Failover(context.Context, *dozov1.FailoverSiteRequest) (*connect.ServerStreamForClient[dozov1.FailoverSiteResponse], error)
+	// Failback hands the volumes whose home is a site, and that are owned elsewhere, over to it, one after the other, each
+	// once the site has everything of it. Clients see a pause, no error. A caller that goes away ends it between two volumes.
+	// Needs role operator.
+	Failback(context.Context, *dozov1.FailbackSiteRequest) (*connect.ServerStreamForClient[dozov1.FailbackSiteResponse], error)
 }
 
 // NewSiteServiceClient constructs a client for the dozo.v1.SiteService service. By default, it uses
@@ -71,13 +85,27 @@ func NewSiteServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(siteServiceMethods.ByName("Create")),
 			connect.WithClientOptions(opts...),
 		),
+		failover: connect.NewClient[dozov1.FailoverSiteRequest, dozov1.FailoverSiteResponse](
+			httpClient,
+			baseURL+SiteServiceFailoverProcedure,
+			connect.WithSchema(siteServiceMethods.ByName("Failover")),
+			connect.WithClientOptions(opts...),
+		),
+		failback: connect.NewClient[dozov1.FailbackSiteRequest, dozov1.FailbackSiteResponse](
+			httpClient,
+			baseURL+SiteServiceFailbackProcedure,
+			connect.WithSchema(siteServiceMethods.ByName("Failback")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // siteServiceClient implements SiteServiceClient.
 type siteServiceClient struct {
-	list   *connect.Client[dozov1.ListSitesRequest, dozov1.ListSitesResponse]
-	create *connect.Client[dozov1.CreateSiteRequest, dozov1.CreateSiteResponse]
+	list     *connect.Client[dozov1.ListSitesRequest, dozov1.ListSitesResponse]
+	create   *connect.Client[dozov1.CreateSiteRequest, dozov1.CreateSiteResponse]
+	failover *connect.Client[dozov1.FailoverSiteRequest, dozov1.FailoverSiteResponse]
+	failback *connect.Client[dozov1.FailbackSiteRequest, dozov1.FailbackSiteResponse]
 }
 
 // List calls dozo.v1.SiteService.List.
@@ -98,12 +126,32 @@ func (c *siteServiceClient) Create(ctx context.Context, req *dozov1.CreateSiteRe
 	return nil, err
 }
 
+// Failover calls dozo.v1.SiteService.Failover.
+func (c *siteServiceClient) Failover(ctx context.Context, req *dozov1.FailoverSiteRequest) (*connect.ServerStreamForClient[dozov1.FailoverSiteResponse], error) {
+	return c.failover.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Failback calls dozo.v1.SiteService.Failback.
+func (c *siteServiceClient) Failback(ctx context.Context, req *dozov1.FailbackSiteRequest) (*connect.ServerStreamForClient[dozov1.FailbackSiteResponse], error) {
+	return c.failback.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // SiteServiceHandler is an implementation of the dozo.v1.SiteService service.
 type SiteServiceHandler interface {
 	// List gives all sites, by name. Needs role viewer.
 	List(context.Context, *dozov1.ListSitesRequest) (*dozov1.ListSitesResponse, error)
 	// Create makes a site. EXISTS if there is one of that name. Needs role admin.
 	Create(context.Context, *dozov1.CreateSiteRequest) (*dozov1.CreateSiteResponse, error)
+	// Failover gives every volume that is owned at a site a new owner at another one: that which has most of the volume's
+	// history, with what other survivors have beyond. What no survivor has is lost to the volume; when the site returns, it is
+	// kept there as a fork. It can not be undone, only followed by Failback. REFUSED while nodes of the site can be reached or
+	// have announced themselves lately, unless force is set. With dry_run nothing changes. The answer reports progress; the
+	// last message has done set. A caller that goes away does not end the takeovers that have begun. Needs role operator.
+	Failover(context.Context, *dozov1.FailoverSiteRequest, *connect.ServerStream[dozov1.FailoverSiteResponse]) error
+	// Failback hands the volumes whose home is a site, and that are owned elsewhere, over to it, one after the other, each
+	// once the site has everything of it. Clients see a pause, no error. A caller that goes away ends it between two volumes.
+	// Needs role operator.
+	Failback(context.Context, *dozov1.FailbackSiteRequest, *connect.ServerStream[dozov1.FailbackSiteResponse]) error
 }
 
 // NewSiteServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -126,12 +174,28 @@ func NewSiteServiceHandler(svc SiteServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(siteServiceMethods.ByName("Create")),
 		connect.WithHandlerOptions(opts...),
 	)
+	siteServiceFailoverHandler := connect.NewServerStreamHandlerSimple(
+		SiteServiceFailoverProcedure,
+		svc.Failover,
+		connect.WithSchema(siteServiceMethods.ByName("Failover")),
+		connect.WithHandlerOptions(opts...),
+	)
+	siteServiceFailbackHandler := connect.NewServerStreamHandlerSimple(
+		SiteServiceFailbackProcedure,
+		svc.Failback,
+		connect.WithSchema(siteServiceMethods.ByName("Failback")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/dozo.v1.SiteService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case SiteServiceListProcedure:
 			siteServiceListHandler.ServeHTTP(w, r)
 		case SiteServiceCreateProcedure:
 			siteServiceCreateHandler.ServeHTTP(w, r)
+		case SiteServiceFailoverProcedure:
+			siteServiceFailoverHandler.ServeHTTP(w, r)
+		case SiteServiceFailbackProcedure:
+			siteServiceFailbackHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -147,4 +211,12 @@ func (UnimplementedSiteServiceHandler) List(context.Context, *dozov1.ListSitesRe
 
 func (UnimplementedSiteServiceHandler) Create(context.Context, *dozov1.CreateSiteRequest) (*dozov1.CreateSiteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.SiteService.Create is not implemented"))
+}
+
+func (UnimplementedSiteServiceHandler) Failover(context.Context, *dozov1.FailoverSiteRequest, *connect.ServerStream[dozov1.FailoverSiteResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.SiteService.Failover is not implemented"))
+}
+
+func (UnimplementedSiteServiceHandler) Failback(context.Context, *dozov1.FailbackSiteRequest, *connect.ServerStream[dozov1.FailbackSiteResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.SiteService.Failback is not implemented"))
 }

@@ -53,6 +53,8 @@ const (
 	VolumeServiceWaitProcedure = "/dozo.v1.VolumeService/Wait"
 	// VolumeServiceMoveProcedure is the fully-qualified name of the VolumeService's Move RPC.
 	VolumeServiceMoveProcedure = "/dozo.v1.VolumeService/Move"
+	// VolumeServiceRecoverProcedure is the fully-qualified name of the VolumeService's Recover RPC.
+	VolumeServiceRecoverProcedure = "/dozo.v1.VolumeService/Recover"
 )
 
 // VolumeServiceClient is a client for the dozo.v1.VolumeService service.
@@ -85,6 +87,11 @@ type VolumeServiceClient interface {
 	// message has done set. Clients see a pause, no error. It is called off, and the owner goes on, if the new owner
 	// can not be reached or its site does not catch up. A caller that goes away does not end it. Needs role operator.
 	Move(context.Context, *dozov1.MoveVolumeRequest) (*connect.ServerStreamForClient[dozov1.MoveVolumeResponse], error)
+	// Recover has a volume served whose takeover waits for stores that are lost, without them: from what the others have, as
+	// Failover of SiteService does for all volumes of a site. It can not be undone. REFUSED if the volume is served, if its
+	// takeover waits for nothing, or, unless force is set, if the stores that are missed can be reached, or records that were
+	// stable would be lost. Needs role operator.
+	Recover(context.Context, *dozov1.RecoverVolumeRequest) (*connect.ServerStreamForClient[dozov1.RecoverVolumeResponse], error)
 }
 
 // NewVolumeServiceClient constructs a client for the dozo.v1.VolumeService service. By default, it
@@ -161,6 +168,12 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("Move")),
 			connect.WithClientOptions(opts...),
 		),
+		recover: connect.NewClient[dozov1.RecoverVolumeRequest, dozov1.RecoverVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceRecoverProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("Recover")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -176,6 +189,7 @@ type volumeServiceClient struct {
 	targets *connect.Client[dozov1.VolumeTargetsRequest, dozov1.VolumeTargetsResponse]
 	wait    *connect.Client[dozov1.WaitVolumeRequest, dozov1.WaitVolumeResponse]
 	move    *connect.Client[dozov1.MoveVolumeRequest, dozov1.MoveVolumeResponse]
+	recover *connect.Client[dozov1.RecoverVolumeRequest, dozov1.RecoverVolumeResponse]
 }
 
 // Create calls dozo.v1.VolumeService.Create.
@@ -260,6 +274,11 @@ func (c *volumeServiceClient) Move(ctx context.Context, req *dozov1.MoveVolumeRe
 	return c.move.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Recover calls dozo.v1.VolumeService.Recover.
+func (c *volumeServiceClient) Recover(ctx context.Context, req *dozov1.RecoverVolumeRequest) (*connect.ServerStreamForClient[dozov1.RecoverVolumeResponse], error) {
+	return c.recover.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // VolumeServiceHandler is an implementation of the dozo.v1.VolumeService service.
 type VolumeServiceHandler interface {
 	// Create makes a volume. It is usable at every access server when the call returns. EXISTS if the tenant has
@@ -290,6 +309,11 @@ type VolumeServiceHandler interface {
 	// message has done set. Clients see a pause, no error. It is called off, and the owner goes on, if the new owner
 	// can not be reached or its site does not catch up. A caller that goes away does not end it. Needs role operator.
 	Move(context.Context, *dozov1.MoveVolumeRequest, *connect.ServerStream[dozov1.MoveVolumeResponse]) error
+	// Recover has a volume served whose takeover waits for stores that are lost, without them: from what the others have, as
+	// Failover of SiteService does for all volumes of a site. It can not be undone. REFUSED if the volume is served, if its
+	// takeover waits for nothing, or, unless force is set, if the stores that are missed can be reached, or records that were
+	// stable would be lost. Needs role operator.
+	Recover(context.Context, *dozov1.RecoverVolumeRequest, *connect.ServerStream[dozov1.RecoverVolumeResponse]) error
 }
 
 // NewVolumeServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -362,6 +386,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("Move")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceRecoverHandler := connect.NewServerStreamHandlerSimple(
+		VolumeServiceRecoverProcedure,
+		svc.Recover,
+		connect.WithSchema(volumeServiceMethods.ByName("Recover")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/dozo.v1.VolumeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VolumeServiceCreateProcedure:
@@ -384,6 +414,8 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceWaitHandler.ServeHTTP(w, r)
 		case VolumeServiceMoveProcedure:
 			volumeServiceMoveHandler.ServeHTTP(w, r)
+		case VolumeServiceRecoverProcedure:
+			volumeServiceRecoverHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -431,4 +463,8 @@ func (UnimplementedVolumeServiceHandler) Wait(context.Context, *dozov1.WaitVolum
 
 func (UnimplementedVolumeServiceHandler) Move(context.Context, *dozov1.MoveVolumeRequest, *connect.ServerStream[dozov1.MoveVolumeResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Move is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) Recover(context.Context, *dozov1.RecoverVolumeRequest, *connect.ServerStream[dozov1.RecoverVolumeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Recover is not implemented"))
 }

@@ -1,0 +1,217 @@
+package access
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// A forced takeover goes without stores that R2 asks for: an operator, or R11's site takeover, has given them up. The
+// decision is one transaction of the control store (ForceJournal), which names the new owner and the stores. The node
+// that it names then takes over as after a restart of its own, and so does whoever comes after it:
+//
+//	key: owner, epoch, lost stores ──> every store of every site that can be reached is fenced and asked
+//	──> the longest history among them, not proven ──> a new ensemble ──> checkpoint, two copies of everything there
+//	──> the ensembles with lost stores leave the list, and with them the note
+//
+// Until that last step a takeover asks all sites again, since parts of the history may be at one store of one site. Once
+// an epoch-start of the forced epoch or a later one is seen, what the lost stores may have beyond is given up for good,
+// and R2 and R4 are held to the other ensembles alone.
+
+// everywhere lists the stores of all sites that have copies, and of this one, but for those in not.
+func (o *Owner) everywhere(not []ident.StoreID) (list []ident.StoreID) {
+	for _, site := range append(o.remoteSites(), o.env.Site) {
+		for _, id := range o.env.Stores.Core(site) {
+			if !slices.Contains(not, id) && !slices.Contains(list, id) {
+				list = append(list, id)
+			}
+		}
+	}
+	return list
+}
+
+// more reports that another store may answer soon.
+func (o *Owner) more(stores []ident.StoreID, heard fenceAnswers) bool {
+	return slices.ContainsFunc(stores, func(id ident.StoreID) bool { return heard[id] == nil && o.env.Stores.Up(id) })
+}
+
+// forcedEnough says what the history is by the answers, nil if too few have answered. It notes which ensembles count.
+func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswers) (fenceAnswers, *journal.Recovery) {
+	heard := maps.Clone(members)
+	maps.Copy(heard, far)
+	settled := false // an owner that went without the lost stores has begun
+	for _, a := range heard {
+		settled = settled || slices.ContainsFunc(a.Replicas, func(r wire.Replica) bool {
+			return r.State != wire.ReplicaFork && r.Start.At.Seq != 0 && !r.Start.At.Epoch.Less(state.Forced.Epoch)
+		})
+	}
+	o.fenced = state.Ensembles
+	if settled {
+		o.fenced = slices.DeleteFunc(state.Clone().Ensembles, func(e control.Ensemble) bool { return slices.ContainsFunc(e.Stores, state.Lost) })
+	}
+	rec := journal.Recover(o.ensembles(), heard)
+	o.forced = !settled && !rec.Enough
+	if o.forced && slices.ContainsFunc(rec.Missing, func(id ident.StoreID) bool { return !state.Lost(id) && !o.spare(state, heard, id) }) {
+		return nil, nil
+	}
+	if !o.forced && !rec.Enough || rec.Start.At.Seq == 0 && len(heard) == 0 {
+		return nil, nil
+	}
+	return heard, rec
+}
+
+// spare reports that a missing store is the one that each of its ensembles may lack.
+func (o *Owner) spare(state control.JournalState, heard fenceAnswers, id ident.StoreID) bool {
+	for _, e := range state.Ensembles {
+		if !slices.Contains(e.Stores, id) {
+			continue
+		}
+		for _, s := range e.Stores {
+			if s != id && heard[s] == nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// loss is what a takeover that is not proven knows to be gone, from what survivors were told.
+type loss struct {
+	records uint64
+	bytes   uint64
+	span    time.Duration // from the last record that is there to the owner's last word
+	at      time.Time     // the last record that is there
+}
+
+// measureLoss compares where the history ends with what was last said of it.
+func (o *Owner) measureLoss(ctx context.Context, answers fenceAnswers, rec *journal.Recovery) (l loss) {
+	rd := &rebuilder{o: o, ctx: ctx, indexes: map[ident.SegmentID]*journal.Index{}, answers: answers}
+	var last ident.Seq
+	for _, r := range slices.Concat(rec.Past, rec.Tail) {
+		last = max(last, r.To)
+	}
+	seen := rec.Seen.Seq
+	var told wire.Told
+	for _, a := range answers {
+		if t := a.Told; t.Time != 0 && (told.Time == 0 || t.Commit.Seq > told.Commit.Seq || t.Commit.Seq == told.Commit.Seq && t.Mark > told.Mark) {
+			told = t
+		}
+	}
+	if told.Time != 0 && !rec.Start.At.Epoch.Less(told.Commit.Epoch) {
+		seen = max(seen, told.Commit.Seq)
+	} else if rec.Start.At.Epoch.Less(told.Commit.Epoch) {
+		seen = max(seen, told.Commit.Seq) // an epoch of which nothing is left
+	}
+	for i, r := range slices.Concat(rec.Past, rec.Tail) {
+		if r.To != last || i < 0 {
+			continue
+		}
+		if at, err := rd.timeOf(&r, last); err == nil && at != 0 {
+			l.at = time.Unix(0, at)
+		}
+	}
+	if seen <= last {
+		return l
+	}
+	l.records = uint64(seen - last)
+	if told.Commit.Seq >= seen && told.Mark <= last {
+		l.bytes = told.Behind - min(told.Behind, rd.between(rec, told.Mark, last))
+	}
+	if told.Time != 0 && !l.at.IsZero() {
+		l.span = max(0, time.Unix(0, int64(told.Time)).Sub(l.at))
+	}
+	return l
+}
+
+// timeOf reads when a record of a range got its place.
+func (rd *rebuilder) timeOf(r *journal.Range, seq ident.Seq) (int64, error) {
+	x, err := rd.index(r)
+	if err != nil {
+		return 0, err
+	}
+	i := int(seq - r.Before.Seq - 1)
+	if i < 0 || i >= len(x.Entries) {
+		return 0, wire.Errorf(wire.CodeAbsent, "segment %s has no record %d", r.Segment, seq)
+	}
+	rec, _, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[i].Offset)
+	if err != nil {
+		return 0, err
+	}
+	return rec.Time, nil
+}
+
+// between is how many bytes the records after one and up to another take, as far as they are there.
+func (rd *rebuilder) between(rec *journal.Recovery, after, to ident.Seq) (n uint64) {
+	for _, r := range slices.Concat(rec.Past, rec.Tail) {
+		if r.To <= after || r.From > to {
+			continue
+		}
+		x, err := rd.index(&r)
+		if err != nil {
+			continue
+		}
+		for i := range x.Entries {
+			if seq := r.Before.Seq + 1 + ident.Seq(i); seq > after && seq >= r.From && seq <= min(to, r.To) {
+				n += uint64(journal.RecordSize(x.Entries[i].StoredLen))
+			}
+		}
+	}
+	return n
+}
+
+// tellSites tells each of the other sites how far the history is and what it lacks, if that has changed; once a second.
+// A frame a store and second is what a volume that is written costs.
+func (o *Owner) tellSites() {
+	if o.stopErr != nil || !o.w.Serving() {
+		return
+	}
+	commit := o.w.Commit()
+	for _, s := range o.ships {
+		lag := o.lagOf(s)
+		s.mu.Lock()
+		t := wire.Told{Commit: commit, Mark: s.mu.mark.Seq, Behind: lag, Time: uint64(time.Now().UnixNano())}
+		same := s.mu.told.Commit == t.Commit && s.mu.told.Mark == t.Mark
+		if !same && t.Mark > 0 {
+			s.mu.told = t
+		}
+		s.mu.Unlock()
+		if same || t.Mark == 0 {
+			continue
+		}
+		for _, id := range o.env.Stores.Core(s.site) {
+			if st, ok := o.env.Stores.Store(id); ok && o.env.Stores.Up(id) {
+				st.Notice(&wire.Notice{Epoch: o.epoch, Journal: o.journalID, Commit: commit, Stable: o.w.Stable(), Told: t})
+			}
+		}
+	}
+}
+
+// depose ends an owner because the control store has a higher epoch.
+func (o *Owner) depose(e ident.Epoch) error {
+	o.ask(func() {
+		o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: e, Detail: "the control store names another owner"})
+	})
+	return o.Close()
+}
+
+// String says what was lost, for people.
+func (l loss) String() string {
+	if l.records == 0 {
+		return "nothing is known to be lost"
+	}
+	text := fmt.Sprintf("%d acknowledged records", l.records)
+	if l.bytes > 0 {
+		text += fmt.Sprintf(", %d bytes", l.bytes)
+	}
+	if l.span > 0 {
+		text += fmt.Sprintf(", %.1f s", l.span.Seconds())
+	}
+	return text
+}

@@ -1,0 +1,227 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// A volume with the partition policy stop (R11). Its owner needs, beside the leases of core servers, one of the control
+// store: a key of its node there for 10 s (control.Hold). 7 s after it was last asked for with success the owner is silent: it
+// answers nothing with success. Once the key is gone, a site that has the control store takes the volume over by itself, and
+// the transaction that says so has the key's absence among its conditions. So what was acknowledged at the old site was
+// acknowledged before the new one began:
+//
+//	asked for ├────────── 7 s, on the owner's clock ──────────┤ silent
+//	          ├───────────────── 10 s or more, on the control store's ─────────────────┤ key gone: may be taken over
+//
+// A node whose key was gone puts it back when it can, and that alone gives nothing back to its owners: each first asks the
+// control store whether its journal is still its own. Whoever took it over did so before the key was there again.
+//
+// With continue, the default, the owner goes on, and only an operator has another site take over.
+
+const (
+	silentAfter = 7 * time.Second
+	// lostAfter is how long a site must seem lost before it is given up: announcements and keys end at different times.
+	lostAfter = 2 * time.Second
+	lostRetry = 2 * time.Second
+)
+
+// controlHold is the node's lease of the control store as its owners see it.
+type controlHold struct {
+	until atomic.Int64  // of Env.Clock: silent from then on
+	lives atomic.Uint64 // counts how often the key was put; owners ask for their journals after each
+}
+
+func (h *controlHold) renewed(asked int64, anew bool) {
+	if anew {
+		h.lives.Add(1)
+	}
+	h.until.Store(asked + int64(silentAfter))
+}
+
+// keepHold begins to ask for the lease when there is a volume that needs one.
+func (s *Server) keepHold(spec *control.VolumeSpec) {
+	if spec.Partition != control.PartitionStop || s.holding {
+		return
+	}
+	if err := s.env.Control.Hold(s.env.Node, s.env.Clock, s.env.Hold.renewed); err != nil {
+		s.env.Log.Error("no lease of the control store is asked for", "err", err)
+		return
+	}
+	s.holding = true
+}
+
+// silent reports that the owner may not answer with success now.
+func (o *Owner) silent() bool {
+	if o.spec.Load().Partition != control.PartitionStop || o.env.Hold == nil {
+		return false
+	}
+	return o.partition.life != o.env.Hold.lives.Load() || int64(o.tick())*int64(time.Millisecond) >= o.env.Hold.until.Load()
+}
+
+// stopState is what the owner's loop keeps of it.
+type stopState struct {
+	life   uint64 // of the key in which the journal was seen to be this owner's; 0: not yet
+	asking bool
+	told   bool // that it is silent
+}
+
+func errSilent(o *Owner) error {
+	return wire.Errorf(wire.CodeBusy, "epoch %s: no lease of the control store for %v (partition policy stop)", o.epoch, silentAfter)
+}
+
+// keepJournal asks whether the journal is this owner's still, each time that the key was put anew. It runs in the loop.
+func (o *Owner) keepJournal() {
+	x := &o.partition
+	if o.stopErr != nil || o.env.Hold == nil || o.spec.Load().Partition != control.PartitionStop {
+		return
+	}
+	if silent := o.silent(); silent != x.told && o.w.Serving() {
+		x.told = silent
+		if silent {
+			o.log.Warn("silent: no lease of the control store", "epoch", o.epoch)
+		} else {
+			o.log.Info("the lease of the control store is there: commands are answered", "epoch", o.epoch)
+		}
+	}
+	life := o.env.Hold.lives.Load()
+	if x.asking || life == 0 || life == x.life {
+		return
+	}
+	x.asking = true
+	o.goBackground(func() {
+		ctx, cancel := context.WithTimeout(o.ctx, control.HoldEvery)
+		defer cancel()
+		state, _, err := o.env.Control.JournalNow(ctx, o.journalID)
+		o.call(func() {
+			x.asking = false
+			switch {
+			case err != nil:
+			case state.Epoch == o.epoch && state.Owner == o.env.Node:
+				x.life = life
+			case o.epoch.Less(state.Epoch):
+				o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: state.Epoch, Detail: "the control store names another owner"})
+			}
+		})
+	})
+}
+
+// automatic reports that sites may be given up without an operator: more than half of the control store's voters are left
+// when one site is lost.
+func (s *Server) automatic() bool {
+	sites := map[ident.SiteID]bool{}
+	for _, n := range s.env.Control.Nodes() {
+		if n.Has(control.RoleWitness) {
+			return true
+		}
+		sites[n.Site] = true
+	}
+	return len(sites) >= 3
+}
+
+// siteLost says whether a volume's owner's site is lost to the control store and to this node, and it is this node's business
+// to see whether its own site takes over. Server.mu is held.
+func (s *Server) siteLost(v *Volume, state control.JournalState) bool {
+	if v.spec.Load().Partition != control.PartitionStop || state.Owner == "" || v.forcing {
+		return false
+	}
+	owner, ok := s.env.Control.Node(state.Owner)
+	lost := ok && owner.Site != s.env.Site && !s.env.Control.Held(state.Owner) && s.env.Clock() < s.env.Hold.until.Load()
+	if lost {
+		for _, n := range s.env.Control.Nodes() {
+			if n.Site == owner.Site && (s.env.Control.Alive(n.Name) || s.reachable(n.Name)) {
+				lost = false
+			}
+		}
+	}
+	if !lost {
+		v.lostSince = time.Time{}
+		return false
+	}
+	if v.lostSince.IsZero() {
+		v.lostSince = time.Now()
+	}
+	return time.Since(v.lostSince) > lostAfter && time.Since(v.forceTried) > lostRetry && s.chosen(v.id, "") && s.automatic()
+}
+
+// takeFromLost has the control store name this node the owner of a volume whose site is lost, if its own has most of the
+// history. The takeover itself is then like any other of this node's.
+func (s *Server) takeFromLost(v *Volume) {
+	defer func() {
+		s.mu.Lock()
+		v.forcing, v.forceTried = false, time.Now()
+		s.mu.Unlock()
+	}()
+	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+	defer cancel()
+	if !s.slots.take(ctx, v.urgency) {
+		return
+	}
+	defer s.slots.give()
+	log := s.env.Log.With("volume", v.Spec().Name)
+	x, err := s.Survey(ctx, v.id)
+	if err != nil {
+		log.Warn("a volume whose site is lost", "err", err)
+		return
+	}
+	owner, ok := s.env.Control.Node(x.State.Owner)
+	if !ok || owner.Site == s.env.Site {
+		return
+	}
+	for _, r := range x.Reach {
+		if r.Site == s.env.Site {
+			break
+		}
+		if _, can := s.Taker(v.id, r.Site); can && r.Site != owner.Site {
+			return // that site has more, or comes first
+		}
+	}
+	var lost []ident.StoreID
+	var others []string
+	for _, id := range x.Missing {
+		if s.env.Stores.Site(id) == owner.Site {
+			lost = append(lost, id)
+		} else {
+			others = append(others, id.String())
+		}
+	}
+	if len(others) > 0 && !x.Enough {
+		log.Warn("a volume whose site is lost waits: stores of other sites are missing too; dozo volume recover goes without them", "missing", strings.Join(others, " "))
+		return
+	}
+	state, _, err := s.env.Control.ForceJournal(ctx, v.id, x.Rev, s.env.Node, lost, x.State.Owner)
+	var uncertain *control.UncertainError
+	if errors.As(err, &uncertain) {
+		state, _, err = s.env.Control.Settle(ctx, uncertain)
+	}
+	if err != nil {
+		log.Warn("a volume whose site is lost is not taken over", "owner", x.State.Owner, "err", err)
+		return
+	}
+	s.env.Metrics.SiteTakeovers.Inc()
+	log.Warn("a volume is taken over from a site that is lost", "owner", x.State.Owner, "site", owner.Site, "epoch", state.Epoch.String(), "seq", x.Last)
+	spec := v.Spec()
+	e := control.Event{Time: time.Now(), Actor: "node/" + string(s.env.Node), Action: "volume.failover", Object: "volume/" + spec.Tenant + "/" + spec.Name,
+		Note: fmt.Sprintf("from %s, whose site is lost, by partition policy stop; lost: %s", x.State.Owner, loss{records: x.Records, bytes: x.Bytes, span: x.Span})}
+	if err := s.env.Control.AppendEvent(ctx, e); err != nil {
+		log.Warn("event not written", "action", e.Action, "err", err)
+	}
+}
+
+// lookForLost is a part of reconcile: whether a volume of another site is to be taken over. Server.mu is held.
+func (s *Server) lookForLost(v *Volume, state control.JournalState) {
+	if !s.siteLost(v, state) || !slices.Contains(state.Sites, s.env.Site) {
+		return
+	}
+	v.forcing = true
+	s.wg.Go(func() { s.takeFromLost(v) })
+}
