@@ -23,6 +23,8 @@ want qemu-utils qemu-img qemu-io
 want qemu-block-extra '/usr/lib/*/qemu/block-iscsi.so'
 want libiscsi-bin iscsi-test-cu iscsi-inq
 want tgt tgtd tgtadm
+want open-isns-server isnsd
+want open-isns-utils isnsadm
 want e2fsprogs mke2fs
 want fdisk sfdisk
 want tshark tshark

@@ -37,7 +37,7 @@ short=
 case " $* " in
 *" -run "*) ;;
 *)
-	packages="$packages ./internal/initiator/..."
+	packages="$packages ./internal/initiator/... ./internal/access/isns"
 	if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; then
 		short="./internal/lab/... ./internal/guest/... ./test/robust"
 		DOZO_BIN=$DOZO_BIN ./test/guest-image.sh || exit 1

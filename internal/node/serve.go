@@ -649,7 +649,7 @@ func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan
 			}
 		})
 	}
-	return nil
+	return n.registerISNS(ctx)
 }
 
 // storeOf finds a store for a push.

@@ -44,6 +44,7 @@ var allowed = []struct {
 	{"access/scsi", []string{"access/reserve", "ident"}},
 	{"access/iscsi", []string{"access/reserve", "access/scsi", "nowait"}},
 	{"access/iscsi/iscsitest", []string{"access/iscsi", "access/reserve", "access/scsi", "ident"}},
+	{"access/isns", nil},
 	{"access", []string{"access/reserve", "control", "ident", "journal", "mutant", "volume", "wire"}},
 	{"access/export", []string{"access", "access/iscsi", "access/reserve", "access/scsi", "control", "ident", "journal", "wire"}},
 	// The initiator shares no code with the target: see its doc.go.
