@@ -26,7 +26,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-mutants lab-test guest-test demo-migration bench-iscsi lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ conformance: build ## iscsi-test-cu, test by test, into docs/conformance.md
 
 bench-iscsi: build ## compare with tgt: Markdown on standard output (OUT=FILE: there too)
 	./test/bench/iscsi.sh $(if $(OUT),-o '$(OUT)')
+
+bench-growth: build ## throughput of one site with 2 and 4 core servers, their disks held to 50 MB/s: Markdown (OUT=FILE: there too)
+	./test/bench/growth.sh $(if $(OUT),-o '$(OUT)')
 
 lint: ## gofmt, go vet, staticcheck (pinned in tools/go.mod), direction of imports
 	./test/lint.sh

@@ -295,7 +295,7 @@ func TestTheReplicaWithRoomStays(t *testing.T) {
 // Replicas move from crowded stores to one with room until the difference is tolerable, by copies and permits; new
 // segments go where there is room at once.
 func TestReplicasMoveToWhereThereIsRoom(t *testing.T) {
-	c := newCluster(t, 1, 4)
+	c := newCluster(t, 1, 5)
 	c.limit.SegmentBytes = 64 << 10
 	im := c.filled(1, 80)
 	defer func() { im.o.Close() }()
@@ -312,11 +312,11 @@ func TestReplicasMoveToWhereThereIsRoom(t *testing.T) {
 	if empty == nil {
 		t.Fatal("every store has something")
 	}
-	// As if a store had room for 40 replicas.
+	// As if a store had room for 30 replicas.
 	weigh := func() (least, most int) {
 		least = 100
 		for _, s := range c.seats {
-			n := min(100, 100*c.holds(s, id)/40)
+			n := min(100, 100*c.holds(s, id)/30)
 			c.tellOf(s.id, StoreInfo{Known: true, Capacity: 100, Free: uint64(100 - n)})
 			least, most = min(least, n), max(most, n)
 		}

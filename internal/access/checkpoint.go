@@ -47,7 +47,11 @@ func (o *Owner) checkpointDue(now time.Duration) bool {
 	if since >= o.env.Limits.CheckpointInterval || o.written-c.lastBytes >= o.env.Limits.CheckpointBytes {
 		return true
 	}
-	return since >= max(deadPause, deadShare*c.took) && o.m.DyingBytes() >= o.env.Limits.CheckpointDead
+	if since < max(deadPause, deadShare*c.took) {
+		return false
+	}
+	// What a store that is being emptied has may go only once a checkpoint covers it.
+	return o.repair.Emptying > 0 || o.m.DyingBytes() >= o.env.Limits.CheckpointDead
 }
 
 // maybeCheckpoint starts one when it is due (architecture §5).

@@ -13,7 +13,7 @@ import (
 // A member that stays away is replaced, what it held is made again, and the ensemble that lists it leaves the list:
 // then the next loss of one is as harmless as the first was.
 func TestAMemberThatIsGoneIsReplaced(t *testing.T) {
-	c := newCluster(t, 1, 5)
+	c := newCluster(t, 1, 6)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(1<<20, 1, control.Replicated)
 	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 8))}

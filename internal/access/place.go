@@ -125,8 +125,8 @@ func enlisted(ctl control.Store) map[ident.StoreID]int {
 	return count
 }
 
-// chooseEnsemble picks the stores for a journal whose owner is at this node's site: three of different hosts at home where
-// there are so many, else two and a third at another site, which is used only while fewer than two at home
+// chooseEnsemble picks the stores for a journal whose owner is at this node's site: up to four of different hosts at home,
+// with two of them a third at another site, which is used only while fewer than two at home
 // answer (R3). A site without core servers takes those of the first of the copy sites that has some.
 // Stores that are down are taken only if there are no others; those that are being emptied or are lost, never.
 // home is how many of them are of the site and up.
@@ -169,14 +169,15 @@ func (e *Env) chooseEnsemble(journal ident.JournalID, sites []ident.SiteID) (sto
 	}
 	for _, other := range sites {
 		if other != e.Site {
-			take(other, ensembleHome, true)
+			take(other, 3, true)
 		}
 	}
 	return stores, home
 }
 
-// ensembleHome is how many stores of its site an ensemble has where there are so many.
-const ensembleHome = 3
+// ensembleHome is how many stores of its site an ensemble has where there are so many: one volume is read and written at the
+// speed of so many disks. A takeover needs all but one of them, however many they are (R2), so there are not more.
+const ensembleHome = control.EnsembleMax
 
 // homeWanted is how many stores of different hosts an ensemble should have at home, those that are down included; homeUp,
 // how many it can have now.
