@@ -327,6 +327,11 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 			}
 			return 1
 		})
+		for i < len(o.order) && o.retiring(o.order[i]) && len(o.order[i].good()) == 0 {
+			// Retired and, but for a part that was left somewhere, gone: that part goes too, once the sites have the record
+			// of it. They would wait for ever for a whole one.
+			i++
+		}
 		if i < len(o.order) {
 			// What is missing in front of it has been retired: nothing needs it.
 			if found = o.order[i]; i > 0 {

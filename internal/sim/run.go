@@ -248,6 +248,7 @@ func (w *World) settle() {
 			for _, s := range wrong {
 				w.fail("%s", s)
 			}
+			w.traceReplicas(o)
 			w.fail("not settled %v after the clients' end: %s", settleMax, why)
 			return
 		}
@@ -282,13 +283,33 @@ func (w *World) settled() (*access.Owner, string) {
 	}
 	for i, s := range v.Sites {
 		if s.Watermark != v.Commit || s.LagBytes != 0 {
-			return nil, fmt.Sprintf("site %d has %s of %s: %s", s.Site, s.Watermark, v.Commit, v.Ships[i])
+			return o, fmt.Sprintf("site %d has %s of %s: %s", s.Site, s.Watermark, v.Commit, v.Ships[i])
 		}
 	}
 	if v.Stable != v.Commit {
 		return nil, fmt.Sprintf("stable up to %s of %s", v.Stable, v.Commit)
 	}
 	return o, ""
+}
+
+// traceReplicas writes down where all replicas are, and where the owner thinks that they are.
+func (w *World) traceReplicas(o *access.Owner) {
+	if w.trace.out == nil || o == nil {
+		return
+	}
+	for _, s := range o.Segments() {
+		for _, h := range s.Holders {
+			w.tracef("table: %s %d to %d, sealed=%v: %s stable=%v going=%v bad=%v", s.ID, s.First, s.Last, s.Sealed, w.nodeOfStore(h.Store).name, h.Stable, h.Going, h.Bad)
+		}
+	}
+	for _, n := range w.nodes {
+		if p := n.running(); p != nil {
+			r, _ := p.store.Inventory(context.Background(), &wire.Inventory{Journal: w.vol.ID})
+			for _, x := range r.Replicas {
+				w.tracef("disk: %s: %s state %d, %d to %d, end %d, made %x", n.name, x.Segment, x.State, x.Before.Seq+1, x.Last.Seq, x.End, x.Made)
+			}
+		}
+	}
 }
 
 // why says what the volume waits for, for people.

@@ -31,6 +31,14 @@ func runMutants(o *options, bin string) error {
 	if len(rows) == 0 {
 		return fmt.Errorf("no mutant is called %q", o.mutants)
 	}
+	var known sync.Map // seed -> func() bool
+	sound := func(seed uint64) bool {
+		f, _ := known.LoadOrStore(seed, sync.OnceValue(func() bool {
+			x, err := runSeed(bin, seed, "", "", o.patience)
+			return err == nil && len(x.Broken) == 0
+		}))
+		return f.(func() bool)()
+	}
 	work := make(chan *row)
 	var wg sync.WaitGroup
 	var trouble error
@@ -42,6 +50,9 @@ func runMutants(o *options, bin string) error {
 				var err error
 				for seed := o.first; seed < o.first+o.most && r.found == nil && err == nil; seed++ {
 					var x *outcome
+					if !sound(seed) {
+						continue // it would fail without the mutant too
+					}
 					if x, err = runSeed(bin, seed, r.name, "", o.patience); err == nil {
 						r.seeds++
 						if len(x.Broken) > 0 {
