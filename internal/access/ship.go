@@ -327,15 +327,21 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 			}
 			return 1
 		})
-		for i < len(o.order) && o.retiring(o.order[i]) && len(o.order[i].good()) == 0 {
-			// Retired and, but for a part that was left somewhere, gone: that part goes too, once the sites have the record
-			// of it. They would wait for ever for a whole one.
+		// Retired and, but for a part that was left somewhere, gone: that part goes too, once the sites have the record of
+		// it. They would wait for ever for a whole one.
+		gone := func(s *segment) bool { return o.retiring(s) && len(s.good()) == 0 }
+		for i < len(o.order) && gone(o.order[i]) {
 			i++
 		}
-		if i < len(o.order) {
-			// What is missing in front of it has been retired: nothing needs it.
-			if found = o.order[i]; i > 0 {
-				before = o.order[i-1].last.Seq
+		if i == len(o.order) {
+			return
+		}
+		// What is missing in front of it has been retired: nothing needs it.
+		found = o.order[i]
+		for i--; i >= 0; i-- {
+			if !gone(o.order[i]) {
+				before = o.order[i].last.Seq
+				break
 			}
 		}
 	})

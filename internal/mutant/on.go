@@ -7,7 +7,7 @@ import "os"
 var active = func() ID {
 	want := os.Getenv("DOZO_MUTANT")
 	for i, m := range names {
-		if m[0] == want {
+		if m.name == want {
 			return ID(i)
 		}
 	}

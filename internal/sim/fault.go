@@ -46,7 +46,7 @@ func (w *World) inject(f *Fault) {
 	w.tracef("fault: %s at %s for %v", f.Kind, n.name, f.For)
 	w.trace.add(w.now(), "fault", uint64(f.Kind), uint64(n.index), uint64(f.For))
 	other := w.nodes[int(f.Also*float64(len(w.nodes)))]
-	for other == n {
+	for other == n || f.Kind == FaultPartial && other.site != n.site {
 		other = w.nodes[(other.index+1)%len(w.nodes)]
 	}
 	undo := func(g func()) { w.after(f.For, g) }
@@ -89,6 +89,32 @@ func (w *World) inject(f *Fault) {
 	case FaultOneWay:
 		w.net.block(n, other)
 		undo(func() { w.net.unblock(n, other) })
+	case FaultGroups, FaultPartial:
+		// Nodes of other sites are with either group, by a bit each.
+		side := map[*Node]bool{n: true}
+		for i, x := range w.nodes {
+			switch {
+			case x == n:
+			case f.Kind == FaultPartial && x.site == n.site:
+				side[x] = false
+			default:
+				side[x] = f.Size>>i&1 == 1
+			}
+		}
+		if f.Kind == FaultPartial && other.site == n.site { // with both
+			delete(side, other)
+		}
+		var cut [][2]*Node
+		for _, a := range w.nodes {
+			for _, b := range w.nodes {
+				sa, inA := side[a]
+				sb, inB := side[b]
+				if inA && inB && sa != sb {
+					cut = append(cut, [2]*Node{a, b})
+				}
+			}
+		}
+		w.cut(cut, undo)
 	case FaultSplit:
 		var cut [][2]*Node
 		for _, a := range w.nodes {
@@ -98,14 +124,7 @@ func (w *World) inject(f *Fault) {
 				}
 			}
 		}
-		for _, x := range cut {
-			w.net.block(x[0], x[1])
-		}
-		undo(func() {
-			for _, x := range cut {
-				w.net.unblock(x[0], x[1])
-			}
-		})
+		w.cut(cut, undo)
 	case FaultClients:
 		w.cutClients(n, 1)
 		undo(func() { w.cutClients(n, -1) })
@@ -161,6 +180,18 @@ func (w *World) inject(f *Fault) {
 			}
 		}
 	}
+}
+
+// cut blocks ways, until undo is over.
+func (w *World) cut(ways [][2]*Node, undo func(func())) {
+	for _, x := range ways {
+		w.net.block(x[0], x[1])
+	}
+	undo(func() {
+		for _, x := range ways {
+			w.net.unblock(x[0], x[1])
+		}
+	})
 }
 
 // percentOf is how much of what was not synced a power cut leaves.

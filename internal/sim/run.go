@@ -282,7 +282,7 @@ func (w *World) settled() (*access.Owner, string) {
 		return nil, fmt.Sprintf("%d segments have too few replicas", v.Degraded)
 	}
 	for i, s := range v.Sites {
-		if s.Watermark != v.Commit || s.LagBytes != 0 {
+		if s.Watermark != v.Commit || s.StableWatermark != v.Commit.Seq || s.LagBytes != 0 {
 			return o, fmt.Sprintf("site %d has %s of %s: %s", s.Site, s.Watermark, v.Commit, v.Ships[i])
 		}
 	}

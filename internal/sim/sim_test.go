@@ -87,6 +87,6 @@ func TestBatch(t *testing.T) {
 // TestListMutants prints what package batch wants to know.
 func TestListMutants(t *testing.T) {
 	for _, m := range mutant.All() {
-		fmt.Printf("mutant %s\t%s\n", m.Name, m.Clause)
+		fmt.Printf("mutant %s\t%d\t%s\n", m.Name, m.Focus*FocusStep, m.Clause)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,15 +18,17 @@ func runMutants(o *options, bin string) error {
 	}
 	type row struct {
 		name, clause string
-		seeds        uint64
+		first, seeds uint64
 		found        *outcome
 		took         time.Duration
 	}
 	var rows []*row
 	for line := range strings.Lines(string(out)) {
-		name, clause, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "mutant "), "\t")
-		if ok && strings.HasPrefix(line, "mutant ") && (o.mutants == "all" || slices.Contains(strings.Split(o.mutants, ","), name)) {
-			rows = append(rows, &row{name: name, clause: clause})
+		name, rest, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "mutant "), "\t")
+		from, clause, ok := strings.Cut(rest, "\t")
+		first, err := strconv.ParseUint(from, 10, 64)
+		if ok && err == nil && strings.HasPrefix(line, "mutant ") && (o.mutants == "all" || slices.Contains(strings.Split(o.mutants, ","), name)) {
+			rows = append(rows, &row{name: name, clause: clause, first: first + o.first})
 		}
 	}
 	if len(rows) == 0 {
@@ -48,7 +51,7 @@ func runMutants(o *options, bin string) error {
 			for r := range work {
 				began := time.Now()
 				var err error
-				for seed := o.first; seed < o.first+o.most && r.found == nil && err == nil; seed++ {
+				for seed := r.first; seed < r.first+o.most && r.found == nil && err == nil; seed++ {
 					var x *outcome
 					if !sound(seed) {
 						continue // it would fail without the mutant too
