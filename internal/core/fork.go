@@ -79,6 +79,9 @@ func (s *Store) forkable(r *replica) error {
 
 // copyForkLocked makes a fork of a copy of r's file; r.mu and r.sealing are held. r stays as it is.
 func (s *Store) copyForkLocked(r *replica, length uint32) (err error) {
+	if fork := s.replica(r.id.Fork()); fork != nil && !r.id.IsFork() && fork.note.Load().End >= r.end.Load() && fork.note.Load().Before == r.mu.before {
+		return nil // made before the power failed: replicas of a segment differ in nothing but where they end
+	}
 	if err := s.forkable(r); err != nil {
 		return err
 	}

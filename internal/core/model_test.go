@@ -147,7 +147,7 @@ func (m *model) Sync(t *rapid.T) {
 func (m *model) fork(g *modelSegment, n int) {
 	for _, x := range m.segs {
 		if x.seg == g.seg.Fork() {
-			g.state = wire.ReplicaFork
+			g.state, g.held, g.synced = wire.ReplicaSealed, n, n // it has all of it
 			return
 		}
 	}

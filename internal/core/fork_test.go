@@ -1,0 +1,102 @@
+package core
+
+import (
+	"fmt"
+	"testing"
+
+	"dozo/internal/ident"
+	"dozo/internal/vfs"
+	"dozo/internal/wire"
+)
+
+// The power fails at each operation on the disk while a replica is set aside: nothing is damaged, every record is there
+// afterwards, and asked again the store comes to the same end.
+func TestPowerCutWhileAReplicaIsSetAside(t *testing.T) {
+	for _, sealed := range []bool{false, true} {
+		for _, keep := range []int{0, 2} {
+			for _, percent := range []int{0, 50, 100} {
+				t.Run(fmt.Sprintf("sealed %v, %d records stay, %d%%", sealed, keep, percent), func(t *testing.T) {
+					setAsideAndCut(t, sealed, keep, percent)
+				})
+			}
+		}
+	}
+}
+
+func setAsideAndCut(t *testing.T, sealed bool, keep, percent int) {
+	m := vfs.NewMem(0)
+	f := vfs.NewFaults(m)
+	s := openStore(t, testOptions(f, boot1))
+	a := newOwner(t, segment(jA, 2, 1))
+	a.open(s)
+	for range 3 {
+		a.write(s, 1, 1)
+	}
+	a.sync(s)
+	if sealed {
+		a.seal(s)
+	}
+	fence(t, s, jA, 4)
+	msg := &wire.Seal{Epoch: epoch(4), Segment: a.seg}
+	if keep > 0 {
+		msg.End, msg.Last = a.ends[keep-1], a.pos[keep-1]
+	}
+	var cuts []*vfs.Mem
+	remove := f.Add(func(c vfs.Call) error {
+		if c.Op != vfs.OpRead && c.Op != vfs.OpList {
+			cuts = append(cuts, powerCut(m, percent, uint64(len(cuts))))
+		}
+		return nil
+	})
+	_, err := s.Seal(bg, msg)
+	remove()
+	wantCode(t, err, wire.CodeFork)
+	s.Close()
+	if len(cuts) < 5 {
+		t.Fatalf("%d operations", len(cuts))
+	}
+	done := func(what string, s *Store) {
+		t.Helper()
+		inv := inventory(t, s, jA)
+		fork := inv[a.seg.Fork()]
+		if fork.State != wire.ReplicaFork || fork.Last != a.at || fork.End != a.ends[2] {
+			t.Fatalf("%s: the fork is %+v", what, fork)
+		}
+		b := *a
+		b.seg = a.seg.Fork()
+		b.wantRecords(s, 3)
+		switch {
+		case keep == 0 && len(inv) != 1:
+			t.Fatalf("%s: %+v", what, inv)
+		case keep > 0:
+			if r := inv[a.seg]; r.State != wire.ReplicaSealed || r.Last != a.pos[keep-1] || r.End != a.ends[keep-1] {
+				t.Fatalf("%s: the segment is %+v", what, r)
+			}
+			a.wantRecords(s, keep)
+		}
+	}
+	s = openStore(t, testOptions(m, boot1))
+	done("at the end", s)
+	s.Close()
+	for i, cut := range append(cuts, m.CrashClone(vfs.Crash{})) {
+		what := fmt.Sprintf("cut %d", i)
+		s := openStore(t, testOptions(cut, ident.BootID{99}))
+		inv := inventory(t, s, jA)
+		for id, r := range inv {
+			if r.State == wire.ReplicaDamaged {
+				t.Fatalf("%s: %s is damaged", what, id)
+			}
+		}
+		whole, fork := inv[a.seg], inv[a.seg.Fork()]
+		if whole.Last != a.at && fork.Last != a.at {
+			t.Fatalf("%s: records are gone: %+v, %+v", what, whole, fork)
+		}
+		for range 3 {
+			if _, err := s.Seal(bg, msg); err == nil {
+				break
+			}
+		}
+		done(what, s)
+		s.Close()
+	}
+}
