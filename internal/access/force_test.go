@@ -289,6 +289,39 @@ func TestAForcedTakerDiesOnTheWay(t *testing.T) {
 	}
 }
 
+// The site returns after it was given up and before the new owner has begun: its stores are heard like all others, nothing is
+// lost, and the takeover is proven.
+func TestTheSiteReturnsInTheMiddleOfAFailover(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, 2)
+	v := c.volume(1<<20, 3, control.Replicated)
+	n := &numbered{blocks: 64, done: map[int]bool{}}
+	o := c.own(v)
+	n.writes(t, o, 50)
+	c.inStep(t, o)
+	c.killSite(2)
+	c.killSite(3)
+	n.writes(t, o, 9)
+	c.killSite(1)
+	o.Close()
+	c.startSite(2)
+	c.startSite(3)
+	c.at(2)
+	c.force(t, v, 1)
+	c.startSite(1)
+	o = c.own(v)
+	if !o.proven || o.forced || o.loss.records != 0 {
+		t.Errorf("proven %v, forced %v, lost %+v", o.proven, o.forced, o.loss)
+	}
+	n.check(t, o, 59, "with the site back")
+	n.writes(t, o, 20)
+	c.inStep(t, o)
+	if forks := c.events("volume.fork"); len(forks) > 0 {
+		t.Errorf("forks: %v", forks)
+	}
+	o.Close()
+}
+
 // While parts of the history are only at stores that can not be reached, a takeover after the forced one waits for them; it
 // cuts nothing.
 func TestAfterAForcedTakeoverNothingIsCut(t *testing.T) {
