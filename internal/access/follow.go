@@ -254,6 +254,7 @@ func (s *Server) follow() {
 		}
 	}
 	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b *Volume) int { return slices.Compare(a.id[:], b.id[:]) })
 	for _, v := range list {
 		s.followOne(v, now)
 	}
