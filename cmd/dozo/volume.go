@@ -16,7 +16,8 @@ import (
 func newVolume(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "volume", Aliases: []string{"vol"}, Short: "Make, show, change and delete volumes"}
 	c.AddCommand(newVolumeCreate(a), newVolumeList(a), newVolumeShow(a), newVolumeResize(a), newVolumeRename(a), newVolumeSet(a),
-		newVolumeDelete(a), newVolumeTargets(a), newVolumeWait(a), newVolumeMove(a), newVolumeRecover(a))
+		newVolumeDelete(a), newVolumeTargets(a), newVolumeWait(a), newVolumeMove(a), newVolumeRecover(a),
+		newVolumeMap(a), newVolumeUnmap(a), newVolumeMaps(a))
 	return c
 }
 

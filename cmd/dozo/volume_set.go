@@ -14,13 +14,19 @@ type volumeSet struct{ req dozov1.SetVolumeRequest }
 func newVolumeSet(a *app) *cobra.Command {
 	var o volumeSet
 	c := &cobra.Command{
-		Use:   "set NAME --ownership follow|pin",
+		Use:   "set NAME [--ownership follow|pin] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner]",
 		Short: "Change policies of a volume",
 		Long: `Change policies of a volume, at once and without a pause.
 
 With --ownership follow the owner moves by itself to where all writes come from; with pin it stays where dozo volume move
-puts it, unless it dies.`,
-		Example: "  dozo volume set web1 --ownership pin",
+puts it, unless it dies.
+
+With --alua-remote, paths by way of access servers of other sites than the owner's are non-optimized (used when there is
+nothing better), standby (used only once the owner is near them) or unavailable.
+
+With --redirect site an initiator that logs in at an access server of another site than its own is sent to one of its own,
+for good; with owner to the owner, each time that it logs in. Neither is for hosts with several paths: leave it off there.`,
+		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --alua-remote standby",
 		Args:    names("NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume = args[0]
@@ -28,10 +34,23 @@ puts it, unless it dies.`,
 		},
 	}
 	c.Flags().StringVar(&o.req.Ownership, "ownership", "", "follow or pin")
-	_ = c.MarkFlagRequired("ownership")
+	c.Flags().StringVar(&o.req.AluaRemote, "alua-remote", "", aluaRemoteHelp)
+	c.Flags().StringVar(&o.req.Redirect, "redirect", "", redirectHelp)
+	c.MarkFlagsOneRequired("ownership", "alua-remote", "redirect")
+	completePathPolicies(c)
 	_ = c.RegisterFlagCompletionFunc("ownership", cobra.FixedCompletions([]string{"follow", "pin"}, cobra.ShellCompDirectiveNoFileComp))
 	tenantFlag(c, &o.req.Tenant)
 	return c
+}
+
+const (
+	aluaRemoteHelp = "state of the paths by way of other sites than the owner's: nonoptimized, standby or unavailable"
+	redirectHelp   = "where initiators that log in are sent: off (nowhere), site (to their own site's access servers) or owner"
+)
+
+func completePathPolicies(c *cobra.Command) {
+	_ = c.RegisterFlagCompletionFunc("alua-remote", cobra.FixedCompletions([]string{"nonoptimized", "standby", "unavailable"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("redirect", cobra.FixedCompletions([]string{"off", "site", "owner"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (o *volumeSet) run(ctx context.Context, a *app) error {

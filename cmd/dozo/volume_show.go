@@ -69,6 +69,7 @@ func (a *app) volumeFacts(v *dozov1.Volume, p *dozov1.Placement) error {
 		"Size", fmt.Sprintf("%s (%d bytes), blocks of %d", size.Format(v.GetSizeBytes()), v.GetSizeBytes(), v.GetBlockSize()),
 		"Holds", size.Format(p.GetMappedBytes()),
 		"Policy", fmt.Sprintf("%s, %s, %s when cut off, ownership %s", siteCount(v), v.GetDurability(), v.GetPartition(), v.GetOwnership()),
+		"Paths", fmt.Sprintf("%s at other sites, redirect %s", v.GetAluaRemote(), v.GetRedirect()),
 		"Hosts", strings.Join(v.GetHosts(), ", "), "Labels", strings.Join(labels, ", "), "Created", when(v.GetCreated()), "IQN", v.GetIqn(),
 		"State", v.GetState(), "Protection", v.GetProtection(), "Degraded", degraded, "Owner", owner,
 		"Committed", position(p.GetCommit()), "Stable", position(p.GetStable()), "Checkpoint", position(p.GetCheckpoint()),

@@ -87,6 +87,10 @@ func (v *Volume) unitSeen(epoch ident.Epoch, version uint64) {
 	}
 }
 
+// Go runs fn on a goroutine that Close waits for, with a context that ends with the server. It reports false if the
+// server is closed.
+func (s *Server) Go(fn func(context.Context)) bool { return s.goWork(func() { fn(s.ctx) }) }
+
 // goWork runs fn on a goroutine of the server's, unless it is closed.
 func (s *Server) goWork(fn func()) bool {
 	s.mu.Lock()

@@ -42,6 +42,10 @@ type Volumes interface {
 	ResizeVolume(ctx context.Context, req *dozov1.ResizeVolumeRequest) (*dozov1.Volume, error)
 	RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequest) (*dozov1.Volume, error)
 	SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.Volume, error)
+	// MapVolume is control.ErrInUse while the host has sessions at the volume's own target.
+	MapVolume(ctx context.Context, req *dozov1.MapVolumeRequest) (*dozov1.VolumeMap, error)
+	UnmapVolume(ctx context.Context, req *dozov1.UnmapVolumeRequest) (*dozov1.VolumeMap, error)
+	VolumeMaps(ctx context.Context, req *dozov1.VolumeMapsRequest) ([]*dozov1.VolumeMap, error)
 	// DeleteVolume is control.ErrInUse while sessions are open and Force is not set.
 	DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.Volume, error)
 	// VolumeTargets puts the targets of the site asked for first (empty: this node's), this node's before

@@ -44,6 +44,21 @@ func (s volumeService) Set(ctx context.Context, req *dozov1.SetVolumeRequest) (*
 	return &dozov1.SetVolumeResponse{Volume: v}, err
 }
 
+func (s volumeService) Map(ctx context.Context, req *dozov1.MapVolumeRequest) (*dozov1.MapVolumeResponse, error) {
+	m, err := s.b.MapVolume(ctx, req)
+	return &dozov1.MapVolumeResponse{Map: m}, err
+}
+
+func (s volumeService) Unmap(ctx context.Context, req *dozov1.UnmapVolumeRequest) (*dozov1.UnmapVolumeResponse, error) {
+	m, err := s.b.UnmapVolume(ctx, req)
+	return &dozov1.UnmapVolumeResponse{Map: m}, err
+}
+
+func (s volumeService) Maps(ctx context.Context, req *dozov1.VolumeMapsRequest) (*dozov1.VolumeMapsResponse, error) {
+	m, err := s.b.VolumeMaps(ctx, req)
+	return &dozov1.VolumeMapsResponse{Maps: m}, err
+}
+
 func (s volumeService) Delete(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {
 	v, err := s.b.DeleteVolume(ctx, req)
 	return &dozov1.DeleteVolumeResponse{Volume: v}, err

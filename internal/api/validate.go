@@ -62,7 +62,16 @@ func validate(msg proto.Message) error {
 	case *dozov1.RenameVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkVolumeName("new_name", m.GetNewName()))
 	case *dozov1.SetVolumeRequest:
-		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()))
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()))
+	case *dozov1.MapVolumeRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkName("host", m.GetHost()), checkLUN(m.GetLun()))
+	case *dozov1.UnmapVolumeRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkName("host", m.GetHost()))
+	case *dozov1.VolumeMapsRequest:
+		if m.GetVolume() == "" {
+			return errors.Join(checkOptional("tenant", m.GetTenant()), checkOptional("host", m.GetHost()))
+		}
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("host", m.GetHost()))
 	case *dozov1.DeleteVolumeRequest:
 		return volumeRef(m.GetVolume(), &m.Tenant)
 	case *dozov1.VolumeTargetsRequest:
@@ -167,6 +176,12 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if m.Ownership == "" {
 		m.Ownership = string(control.OwnershipFollow)
 	}
+	if m.AluaRemote == "" {
+		m.AluaRemote = string(control.RemoteNonOptimized)
+	}
+	if m.Redirect == "" {
+		m.Redirect = string(control.RedirectOff)
+	}
 	if m.BlockSize == 0 {
 		m.BlockSize = 512
 	}
@@ -178,7 +193,7 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if p := control.Partition(m.GetPartition()); p != control.PartitionContinue && p != control.PartitionStop {
 		errs = append(errs, invalid("partition %q: want continue or stop", p))
 	}
-	errs = append(errs, checkOwnership(m.GetOwnership()))
+	errs = append(errs, checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()))
 	if b := m.GetBlockSize(); b != 512 && b != 4096 {
 		errs = append(errs, invalid("block_size %d: want 512 or 4096", b))
 	}
@@ -194,6 +209,29 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 func checkOwnership(text string) error {
 	if o := control.Ownership(text); text != "" && o != control.OwnershipFollow && o != control.OwnershipPin {
 		return invalid("ownership %q: want follow or pin", o)
+	}
+	return nil
+}
+
+// checkPaths takes the policies of a volume's paths.
+func checkPaths(remote, redirect string) error {
+	var errs []error
+	switch control.RemoteAccess(remote) {
+	case "", control.RemoteNonOptimized, control.RemoteStandby, control.RemoteUnavailable:
+	default:
+		errs = append(errs, invalid("alua_remote %q: want nonoptimized, standby or unavailable", remote))
+	}
+	switch control.Redirect(redirect) {
+	case "", control.RedirectOff, control.RedirectSite, control.RedirectOwner:
+	default:
+		errs = append(errs, invalid("redirect %q: want off, site or owner", redirect))
+	}
+	return errors.Join(errs...)
+}
+
+func checkLUN(lun uint32) error {
+	if lun > control.LUNMax {
+		return invalid("lun %d: want 0 to %d", lun, control.LUNMax)
 	}
 	return nil
 }

@@ -72,7 +72,7 @@ type Store interface {
 	HostByInitiator(initiatorName string) (Host, bool)
 	CreateHost(ctx context.Context, h Host) (Host, error)
 	UpdateHost(ctx context.Context, tenant, name string, change func(*Host) error) (Host, error)
-	// DeleteHost is ErrInUse while a volume names the host as allowed.
+	// DeleteHost is ErrInUse while a volume names the host as allowed, or is mapped to it.
 	DeleteHost(ctx context.Context, tenant, name string) error
 
 	Volumes() []VolumeSpec // not deleted, by tenant and name
@@ -85,6 +85,10 @@ type Store interface {
 	// UpdateVolume changes size, policies, labels and hosts; ID, tenant, name, block size and tombstone are
 	// not changed by it.
 	UpdateVolume(ctx context.Context, id ident.JournalID, change func(*VolumeSpec) error) (VolumeSpec, error)
+	// MapVolume shows the volume to a host of its tenant at a LUN, a negative one meaning the lowest that is free. ErrExists
+	// if the host has the volume or the LUN is taken.
+	MapVolume(ctx context.Context, id ident.JournalID, host string, lun int, readOnly bool) (Map, error)
+	UnmapVolume(ctx context.Context, id ident.JournalID, host string) (Map, error)
 	RenameVolume(ctx context.Context, id ident.JournalID, name string) (VolumeSpec, error)
 	// DeleteVolume leaves a tombstone and frees the name. Deleting a tombstone changes nothing.
 	DeleteVolume(ctx context.Context, id ident.JournalID) (VolumeSpec, error)

@@ -149,6 +149,8 @@ func (c *Client) DeleteHost(ctx context.Context, tenant, name string) error {
 		for _, p := range volumes {
 			if v, _, err := decode[VolumeSpec](p.key, p.value); err != nil {
 				return old, err
+			} else if _, mapped := v.MapTo(name); v.Deleted == nil && v.Tenant == tenant && mapped {
+				return old, fmt.Errorf("host %s/%s: %w: volume %s is mapped to it", tenant, name, ErrInUse, v.Name)
 			} else if v.Deleted == nil && v.Tenant == tenant && slices.Contains(v.Hosts, name) {
 				// Emptying the volume's list would let every host in.
 				return old, fmt.Errorf("host %s/%s: %w by volume %s", tenant, name, ErrInUse, v.Name)

@@ -155,6 +155,27 @@ const (
 	OwnershipPin    Ownership = "pin"
 )
 
+// RemoteAccess says in which state a volume's paths are by way of access servers of other sites than the owner's.
+type RemoteAccess string
+
+// The states (SPC-4 5.15.2.4). Non-optimized paths are used when there is nothing better; standby ones only once the
+// owner is near them; unavailable ones are that and don't answer for the volume's reservations and modes either.
+const (
+	RemoteNonOptimized RemoteAccess = "nonoptimized"
+	RemoteStandby      RemoteAccess = "standby"
+	RemoteUnavailable  RemoteAccess = "unavailable"
+)
+
+// Redirect says where initiators that log in are sent.
+type Redirect string
+
+// The redirections. Whatever they say, an access server that drains sends initiators elsewhere.
+const (
+	RedirectOff   Redirect = "off"
+	RedirectSite  Redirect = "site"  // to an access server of the initiator's own site, for good
+	RedirectOwner Redirect = "owner" // to the owner, this time
+)
+
 // VolumeSpec is what an operator asked for. ID never changes; Name may, and is unique among the tenant's
 // volumes that are not deleted.
 type VolumeSpec struct {
@@ -167,9 +188,12 @@ type VolumeSpec struct {
 	AtSite     ident.SiteID      `json:"at_site"`    // home: where the first owner is
 	Durability Durability        `json:"durability"`
 	Partition  Partition         `json:"partition"`
-	Ownership  Ownership         `json:"ownership,omitempty"` // empty, of volumes that are older than it: follow
+	Ownership  Ownership         `json:"ownership,omitempty"`   // empty, of volumes that are older than it: follow
+	ALUARemote RemoteAccess      `json:"alua_remote,omitempty"` // empty: nonoptimized
+	Redirect   Redirect          `json:"redirect,omitempty"`    // empty: off
 	Labels     map[string]string `json:"labels,omitempty"`
 	Hosts      []string          `json:"hosts,omitempty"` // names of the tenant's hosts that may use it; empty: all
+	Maps       []Map             `json:"maps,omitempty"`  // LUNs of the hosts' target
 	Created    time.Time         `json:"created"`
 	// Deleted marks a tombstone (R13): the name is free, the ID stays until every store that may hold replicas
 	// has confirmed that they are gone. Confirmed lists the stores that have.

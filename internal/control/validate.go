@@ -182,6 +182,15 @@ func (v VolumeSpec) Validate() error {
 	if v.Ownership != "" && v.Ownership != OwnershipFollow && v.Ownership != OwnershipPin {
 		return invalidf("volume %s: ownership %q: want follow or pin", v.Name, v.Ownership)
 	}
+	if !slices.Contains([]RemoteAccess{"", RemoteNonOptimized, RemoteStandby, RemoteUnavailable}, v.ALUARemote) {
+		return invalidf("volume %s: ALUA state at other sites %q: want nonoptimized, standby or unavailable", v.Name, v.ALUARemote)
+	}
+	if !slices.Contains([]Redirect{"", RedirectOff, RedirectSite, RedirectOwner}, v.Redirect) {
+		return invalidf("volume %s: redirect %q: want off, site or owner", v.Name, v.Redirect)
+	}
+	if err := v.validateMaps(); err != nil {
+		return err
+	}
 	if len(v.Labels) > labelsMax {
 		return invalidf("volume %s: %d labels: want at most %d", v.Name, len(v.Labels), labelsMax)
 	}

@@ -62,6 +62,8 @@ func (c *Client) CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.S
 	v.Durability = cmp.Or(v.Durability, Replicated)
 	v.Partition = cmp.Or(v.Partition, PartitionContinue)
 	v.Ownership = cmp.Or(v.Ownership, OwnershipFollow)
+	v.ALUARemote = cmp.Or(v.ALUARemote, RemoteNonOptimized)
+	v.Redirect = cmp.Or(v.Redirect, RedirectOff)
 	if v.Created.IsZero() {
 		v.Created = c.o.Now().UTC()
 	}

@@ -44,8 +44,8 @@ func (b *backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	}
 	v, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Tenant: req.Tenant, SizeBytes: int64(req.SizeBytes), BlockSize: int(req.BlockSize),
 		Sites: len(sites), AtSite: home.ID, Durability: control.Durability(req.Durability), Partition: control.Partition(req.Partition),
-		Ownership: control.Ownership(req.Ownership),
-		Labels:    req.Labels, Hosts: req.Hosts}, sites)
+		Ownership: control.Ownership(req.Ownership), ALUARemote: control.RemoteAccess(req.AluaRemote), Redirect: control.Redirect(req.Redirect),
+		Labels: req.Labels, Hosts: req.Hosts}, sites)
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +87,9 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 	c := b.n.control()
 	out := &dozov1.Volume{Id: v.ID.String(), Tenant: v.Tenant, Name: v.Name, SizeBytes: uint64(v.SizeBytes), BlockSize: uint32(v.BlockSize),
 		Sites: uint32(v.Sites), AtSite: b.siteName(v.AtSite), Durability: string(v.Durability), Partition: string(v.Partition), Labels: v.Labels,
-		Ownership: string(cmp.Or(v.Ownership, control.OwnershipFollow)),
-		Hosts:     v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
+		Ownership: string(cmp.Or(v.Ownership, control.OwnershipFollow)), AluaRemote: string(cmp.Or(v.ALUARemote, control.RemoteNonOptimized)),
+		Redirect: string(cmp.Or(v.Redirect, control.RedirectOff)),
+		Hosts:    v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
 	state, _, _ := c.Journal(v.ID)
 	if state.Owner != "" {
 		out.Owner, out.Epoch = string(state.Owner), state.Epoch.String()
@@ -464,6 +465,8 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 	}
 	v, err = b.n.control().UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
 		v.Ownership = cmp.Or(control.Ownership(req.Ownership), v.Ownership)
+		v.ALUARemote = cmp.Or(control.RemoteAccess(req.AluaRemote), v.ALUARemote)
+		v.Redirect = cmp.Or(control.Redirect(req.Redirect), v.Redirect)
 		return nil
 	})
 	if err != nil {
@@ -480,6 +483,9 @@ func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 		return nil, err
 	}
 	if !req.Force {
+		if len(v.Maps) > 0 {
+			return nil, fmt.Errorf("volume %s is mapped to %d hosts, %s among them; unmap it, or delete with force: %w", v.Name, len(v.Maps), v.Maps[0].Host, control.ErrInUse)
+		}
 		sessions, unheard, err := b.sessionsOf(ctx, v.ID)
 		switch {
 		case err != nil:

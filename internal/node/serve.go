@@ -60,6 +60,7 @@ type Node struct {
 	access *access.Server
 	export *export.Exports
 	iscsi  *iscsi.Server
+	leave  atomic.Pointer[export.Exports] // once there may be sessions
 
 	state struct {
 		sync.Mutex
@@ -127,10 +128,23 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 	n.log.Info("dozo starts", "version", version.Get().Version, "boot", n.boot.String())
 
 	// From here on parts are running; they end in the reverse order.
-	ctx, cancel := context.WithCancel(ctx)
+	stop := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
+	leaving := make(chan struct{})
+	// What runs is told to end once initiators have been asked to go elsewhere.
+	unasked := context.AfterFunc(stop, func() {
+		defer close(leaving)
+		if e := n.leave.Load(); e != nil {
+			e.Leave()
+		}
+		cancel()
+	})
 	var closers []func()
 	defer func() {
 		n.setState("stopping")
+		if !unasked() {
+			<-leaving
+		}
 		cancel()
 		for i := len(closers) - 1; i >= 0; i-- {
 			closers[i]()
@@ -638,6 +652,8 @@ func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan
 		WriteMemory: int(n.cfg.Limits.Connection), ReadMemory: int(n.cfg.Limits.Connection)})
 	onClose(func() { _ = n.iscsi.Close() })
 	n.wg.Go(func() { n.endOrphans(ctx) })
+	n.wg.Go(func() { n.export.Run(ctx) })
+	n.leave.Store(n.export)
 	for _, p := range n.cfg.Portals {
 		l, err := net.Listen("tcp", p.String())
 		if err != nil {

@@ -3,7 +3,6 @@ package export
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"dozo/internal/access"
@@ -20,6 +19,10 @@ import (
 type disk struct {
 	v       *access.Volume
 	session *session
+	paths   *paths
+	// Of a LUN of the hosts' target:
+	readOnly bool   // it is mapped so
+	barred   *ready // nil: ready
 }
 
 // session is what the disks of one session share: the nexus in the owner's terms.
@@ -28,13 +31,22 @@ type session struct {
 	id    uint64 // the connection's
 	exp   *Exports
 	peer  iscsi.Peer
+	book  *stampBook // of a session with several volumes, else nil
+}
+
+func (s *session) disk(v *access.Volume) *disk {
+	return &disk{v: v, session: s, paths: s.exp.pathsOf(v.ID())}
 }
 
 func newNexus(n reserve.NexusID) wire.Nexus { return access.NexusOf(n) }
 
 func (d *disk) Geometry() scsi.Geometry {
 	s := d.v.Spec()
-	return scsi.Geometry{Blocks: uint64(s.SizeBytes) / uint64(s.BlockSize), BlockSize: uint32(s.BlockSize),
+	blocks := uint64(s.SizeBytes) / uint64(s.BlockSize)
+	if !d.barred.is() {
+		blocks = 0 // not ready
+	}
+	return scsi.Geometry{Blocks: blocks, BlockSize: uint32(s.BlockSize), ReadOnly: d.readOnly,
 		PhysicalBlockSize: journal.BlockSize, AlwaysDurable: s.Durability == control.Sync,
 		VolatileCache: s.Durability != control.Sync && !d.v.Unit().State.Current.CacheOff}
 }
@@ -44,8 +56,6 @@ func (d *disk) Identity() scsi.Identity { return identity(d.v.ID()) }
 func identity(id ident.JournalID) scsi.Identity {
 	return scsi.Identity{ID: id, Vendor: "DOZO", Product: "VOLUME", Revision: "1"}
 }
-
-func (d *disk) Paths() reserve.PathInfo { return d.session.exp.paths(d.v) }
 
 // buffer is a scsi.WriteBuffer.
 type buffer struct{ *access.WriteBuf }
@@ -60,15 +70,26 @@ func (d *disk) op(req scsi.Request, kind wire.ForwardOp, off, n int64) *access.O
 	op.Kind, op.Offset, op.Length = kind, off, n
 	op.Nexus, op.Session = &d.session.nexus, req.SessionID()
 	op.Request = requestID(req.ID)
-	op.Stamp = wire.Stamp{Epoch: req.Stamp.Epoch, Tick: req.Stamp.Tick}
-	if began := req.Began; began != (scsi.Stamp{}) {
-		if began.Epoch == op.Stamp.Epoch {
+	op.Stamp = d.stamp(req.Stamp)
+	if req.Began != (scsi.Stamp{}) {
+		if began := d.stamp(req.Began); began.Epoch == op.Stamp.Epoch {
 			op.Since = began.Tick
 		} else {
-			op.Stamp = wire.Stamp{Epoch: began.Epoch, Tick: began.Tick} // refusals of that epoch are not known any more
+			op.Stamp = began // refusals of that epoch are not known any more
 		}
 	}
+	if b := d.session.book; b != nil && req.ID.Part == 0 {
+		b.went(req.ID, d.v)
+	}
 	return op
+}
+
+// stamp is a stamp of the session's in the owner's terms.
+func (d *disk) stamp(s scsi.Stamp) wire.Stamp {
+	if b := d.session.book; b != nil {
+		return b.stamp(d.v, s)
+	}
+	return wire.Stamp{Epoch: s.Epoch, Tick: s.Tick}
 }
 
 // partBits is how many parts of one command have request numbers of their own.
@@ -158,11 +179,18 @@ func (d *disk) ShowUnit(_ scsi.Request, done func(*reserve.Snapshot, error)) {
 }
 
 func (d *disk) ChangeUnit(req scsi.Request, cmd *reserve.Command, done func(reserve.Outcome, error)) {
+	if !d.barred.is() {
+		done(reserve.Good, scsi.ErrNotReady)
+		return
+	}
 	cmd.Session = req.SessionID()
 	d.v.ChangeUnit(d.op(req, wire.OpUnit, 0, 0), cmd, func(o reserve.Outcome, err error) { done(o, translate(err, true)) })
 }
 
 func (d *disk) Stamp() scsi.Stamp {
+	if b := d.session.book; b != nil {
+		return b.now()
+	}
 	s := d.v.Stamp()
 	return scsi.Stamp{Epoch: s.Epoch, Tick: s.Tick}
 }
@@ -177,7 +205,11 @@ func (d *disk) NewID() scsi.RequestID {
 func (d *disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func())) {
 	e := d.session.exp
 	for _, spec := range e.ctl.Volumes() {
-		if spec.Deleted != nil || !meant(identity(spec.ID)) || !e.allowed(d.session.peer, spec) {
+		if spec.Deleted != nil || !meant(identity(spec.ID)) {
+			continue
+		}
+		m, mapped := e.mapOf(d.session.peer, &spec)
+		if !mapped && !e.allowed(d.session.peer, spec) {
 			continue
 		}
 		v, ok := e.srv.Volume(spec.ID)
@@ -185,7 +217,11 @@ func (d *disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func()
 			continue
 		}
 		v.Open()
-		other := &disk{v: v, session: d.session}
+		other := d.session.disk(v)
+		other.readOnly = mapped && m.ReadOnly
+		if d.session.book != nil {
+			d.session.book.add(v)
+		}
 		v.Ready(func() { done(other, v.Close) })
 		return
 	}
@@ -318,15 +354,4 @@ func medium(off int64, err error) error {
 		return &scsi.MediumError{Offset: off, Err: err}
 	}
 	return err
-}
-
-// pathCache keeps the PathInfo of a volume until its owner or the nodes change.
-type pathCache struct {
-	mu   sync.Mutex
-	info map[[16]byte]pathEntry
-}
-
-type pathEntry struct {
-	at   time.Time
-	info reserve.PathInfo
 }

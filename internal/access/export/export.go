@@ -32,6 +32,9 @@ import (
 // authority began, as RFC 7143 4.2.7.4 wants.
 const IQNPrefix = "iqn.2026-11.dev.dozo:"
 
+// HostsIQN is the name of the hosts' target of a cluster: the one that shows each host just its LUNs.
+func HostsIQN(cluster string) string { return IQNPrefix + "hosts-" + strings.ToLower(cluster) }
+
 // IQN is the name of a volume's target: the same at every access server, for ever.
 func IQN(id ident.JournalID) string { return IQNPrefix + id.String() }
 
@@ -50,29 +53,37 @@ type Exports struct {
 	// Discovery is what has to be proved for discovery where no host's credentials hold; set before use.
 	Discovery iscsi.Credentials
 
-	srv   *access.Server
-	ctl   control.Store
-	node  ident.NodeName
-	cache pathCache
+	srv  *access.Server
+	ctl  control.Store
+	node ident.NodeName
 	// Copies have a forwarder of their own: their calls outnumber what one command's ID can name.
 	copier uint64
 	copies atomic.Uint64
 
 	mu       sync.Mutex
 	sessions map[*iscsi.Session]struct{}
+	paths    map[ident.JournalID]*paths
+	sent     map[port]time.Time // when initiator ports were sent elsewhere
+
+	opened  chan struct{} // a session at the hosts' target was
+	leaving atomic.Bool   // the node is about to stop
 }
 
 // New makes the exports of a node's access server.
 func New(srv *access.Server, ctl control.Store, node ident.NodeName) *Exports {
-	e := &Exports{srv: srv, ctl: ctl, node: node, sessions: map[*iscsi.Session]struct{}{}, cache: pathCache{info: map[[16]byte]pathEntry{}}}
+	e := &Exports{srv: srv, ctl: ctl, node: node, sessions: map[*iscsi.Session]struct{}{}, paths: map[ident.JournalID]*paths{}, sent: map[port]time.Time{}, opened: make(chan struct{}, 1)}
 	e.copier = rand.Uint64() | 1
 	srv.ObserveUnits(e.unitChanged)
 	return e
 }
 
-// allowed says whether an initiator may use a volume: a volume that names hosts is theirs alone; one that names
+// allowed says whether an initiator may use a volume by its own target: a volume that is mapped to its host it has at the
+// hosts' target; otherwise a volume that names hosts is theirs alone; one that names
 // none is everybody's, but an initiator that is known as a host has to come from that host's addresses.
 func (e *Exports) allowed(p iscsi.Peer, v control.VolumeSpec) bool {
+	if _, mapped := e.mapOf(p, &v); mapped {
+		return false // at the hosts' target
+	}
 	h, known := e.ctl.HostByInitiator(p.Initiator)
 	if known && len(h.CIDRs) > 0 && !slices.ContainsFunc(h.CIDRs, func(c netip.Prefix) bool { return c.Contains(p.Remote.Addr().Unmap()) }) {
 		return false
@@ -132,6 +143,11 @@ func (e *Exports) Portals(site ident.SiteID) []iscsi.Portal {
 // Targets implements iscsi.Provider.
 func (e *Exports) Targets(_ context.Context, p iscsi.Peer) (list []iscsi.TargetInfo, err error) {
 	portals := e.Portals(e.siteOf(p))
+	if h, ok := e.hostOf(p); ok && len(mapsOf(e.ctl.Volumes(), h)) > 0 {
+		if c, err := e.ctl.Cluster(); err == nil {
+			list = append(list, iscsi.TargetInfo{Name: HostsIQN(c.ID), Portals: portals})
+		}
+	}
 	for _, v := range e.ctl.Volumes() {
 		if e.allowed(p, v) {
 			list = append(list, iscsi.TargetInfo{Name: IQN(v.ID), Portals: portals})
@@ -171,6 +187,9 @@ func (e *Exports) anySecret(v control.VolumeSpec) bool {
 
 // Login implements iscsi.Provider.
 func (e *Exports) Login(_ context.Context, p iscsi.Peer, target string, isid [6]byte) (iscsi.Target, error) {
+	if c, err := e.ctl.Cluster(); err == nil && strings.EqualFold(target, HostsIQN(c.ID)) {
+		return e.loginHosts(p, target, isid, c)
+	}
 	id, ok := ParseIQN(target)
 	if !ok {
 		return nil, iscsi.ErrTargetNotFound
@@ -189,6 +208,9 @@ func (e *Exports) Login(_ context.Context, p iscsi.Peer, target string, isid [6]
 	if !ok {
 		return nil, iscsi.ErrTargetNotFound
 	}
+	if r := e.redirect(p, target, isid, &spec, v.OwnerNode()); r != nil {
+		return nil, r
+	}
 	v.Open()
 	s := &session{nexus: newNexus(reserve.NexusID{Initiator: p.Initiator, ISID: isid, Port: p.Group}), exp: e, peer: p}
 	return &targetOf{v: v, session: s}, nil
@@ -199,6 +221,12 @@ func (e *Exports) Opened(s *iscsi.Session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sessions[s] = struct{}{}
+	if _, ok := s.Target().(*hostsTarget); ok {
+		select {
+		case e.opened <- struct{}{}: // maps may have changed since the login
+		default:
+		}
+	}
 }
 
 // Closed implements iscsi.Provider.
@@ -219,42 +247,6 @@ func (e *Exports) Sessions() []*iscsi.Session {
 	return list
 }
 
-// pathsFresh is how long a volume's PathInfo is kept before it is computed anew.
-const pathsFresh = time.Second
-
-// paths gives the path states of a volume: the portals of the owner's site are optimized, the others not.
-func (e *Exports) paths(v *access.Volume) reserve.PathInfo {
-	e.cache.mu.Lock()
-	defer e.cache.mu.Unlock()
-	old, ok := e.cache.info[v.ID()]
-	if ok && time.Since(old.at) < pathsFresh {
-		return old.info
-	}
-	owner, _ := e.ctl.Node(v.OwnerNode())
-	var groups []reserve.PortGroup
-	for _, n := range e.ctl.Nodes() {
-		if !n.Has(control.RoleAccess) {
-			continue
-		}
-		g := reserve.PortGroup{ID: n.TPGT, State: reserve.ActiveNonOptimized, Ports: []uint16{n.TPGT}}
-		if n.Site == owner.Site || owner.Name == "" {
-			g.State = reserve.ActiveOptimized
-			g.Preferred = n.Name == owner.Name
-		}
-		groups = append(groups, g)
-	}
-	slices.SortFunc(groups, func(a, b reserve.PortGroup) int { return int(a.ID) - int(b.ID) })
-	info := reserve.PathInfo{Generation: old.info.Generation, Groups: groups}
-	same := ok && slices.EqualFunc(groups, old.info.Groups, func(a, b reserve.PortGroup) bool {
-		return a.ID == b.ID && a.State == b.State && a.Preferred == b.Preferred
-	})
-	if !same {
-		info.Generation++
-	}
-	e.cache.info[v.ID()] = pathEntry{at: time.Now(), info: info}
-	return info
-}
-
 // targetOf is one session's target: the volume as LUN 0.
 type targetOf struct {
 	v       *access.Volume
@@ -262,7 +254,7 @@ type targetOf struct {
 }
 
 func (t *targetOf) Units() []scsi.UnitConfig {
-	return []scsi.UnitConfig{{LUN: 0, Disk: &disk{v: t.v, session: t.session}}}
+	return []scsi.UnitConfig{{LUN: 0, Disk: t.session.disk(t.v)}}
 }
 
 // Alias implements iscsi.Alias: the volume's name.
@@ -300,17 +292,22 @@ func (t *targetOf) Logout(ctx context.Context, nexus reserve.NexusID, conn uint6
 // the next larger one.
 const barTimeout = 8 * time.Second
 
-func (t *targetOf) bar(m *wire.Bar, done func(error)) {
+func bar(v *access.Volume, m *wire.Bar, done func(error)) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), barTimeout)
 		defer cancel()
-		done(t.v.Bar(ctx, m))
+		done(v.Bar(ctx, m))
 	}()
 }
 
-func (t *targetOf) AbortTask(id scsi.RequestID, done func(error)) {
+func (t *targetOf) bar(m *wire.Bar, done func(error)) { bar(t.v, m, done) }
+
+func (t *targetOf) AbortTask(id scsi.RequestID, done func(error)) { t.session.abortTask(t.v, id, done) }
+
+// abortTask has a volume's owner refuse a command of the session.
+func (s *session) abortTask(v *access.Volume, id scsi.RequestID, done func(error)) {
 	first := requestID(scsi.RequestID{Conn: id.Conn, Seq: id.Seq})
-	t.bar(&wire.Bar{Kind: wire.BarAbortTask, Nexus: t.session.nexus, Forwarder: first.Forwarder, Session: t.session.id,
+	bar(v, &wire.Bar{Kind: wire.BarAbortTask, Nexus: s.nexus, Forwarder: first.Forwarder, Session: s.id,
 		First: first.Number, Last: first.Number | 1<<partBits - 1}, done)
 }
 
@@ -328,19 +325,19 @@ func (t *targetOf) AbortTaskSet(nexus reserve.NexusID, _ uint16, done func(error
 }
 
 // Close ends the session at the unit: what it had reserved by RESERVE is free (SPC-2 5.5.1: loss of the nexus).
-func (t *targetOf) Close() {
-	v := t.v
+func (t *targetOf) Close() { t.session.end(t.v) }
+
+func (s *session) end(v *access.Volume) {
 	l := v.Unit().State.Legacy
-	if l == nil || newNexus(l.Nexus).Digest != t.session.nexus.Digest || l.Session != t.session.id {
+	if l == nil || newNexus(l.Nexus).Digest != s.nexus.Digest || l.Session != s.id {
 		v.Close()
 		return
 	}
-	d := disk{v: v, session: t.session}
-	now := v.Stamp()
-	req := scsi.Request{ID: scsi.RequestID{Conn: t.session.id, Seq: lastRequest}, Stamp: scsi.Stamp{Epoch: now.Epoch, Tick: now.Tick}}
+	d := s.disk(v)
+	req := scsi.Request{ID: scsi.RequestID{Conn: s.id, Seq: lastRequest}, Stamp: d.Stamp()}
 	d.ChangeUnit(req, &reserve.Command{Action: reserve.NexusLost, Nexus: l.Nexus}, func(_ reserve.Outcome, err error) {
 		if err != nil {
-			t.session.exp.srv.Log().Warn("RESERVE of a session that ended is still there", "volume", v.Spec().Name, "err", err)
+			s.exp.srv.Log().Warn("RESERVE of a session that ended is still there", "volume", v.Spec().Name, "err", err)
 		}
 		v.Close()
 	})
@@ -352,9 +349,8 @@ const lastRequest = 1<<(64-partBits) - 1
 // unitChanged tells the sessions of this node what happened to their unit, and aborts what is to be aborted.
 func (e *Exports) unitChanged(v *access.Volume, _ *reserve.Snapshot, events []reserve.Event, all bool) {
 	for _, x := range e.Sessions() {
-		t, ok := x.Target().(*targetOf)
-		if !ok || t.v != v {
-			continue
+		if x.Nexus() == nil {
+			continue // a discovery session
 		}
 		for _, lun := range x.Nexus().Find(func(d scsi.Disk) bool { own, ok := d.(*disk); return ok && own.v == v }) {
 			if !all {

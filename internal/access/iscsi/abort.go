@@ -2,6 +2,7 @@ package iscsi
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,7 +57,7 @@ func (c *conn) abortWhere(meant func(*task) bool) (n int) {
 // unit attention: for the nexuses that lost something to another's CLEAR TASK SET, for all after a reset. It gives
 // the connections of others that lost something.
 func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) (others []*conn) {
-	for _, x := range s.sessionsOf(by.targetName) {
+	for _, x := range s.sessionsLike(by) {
 		n := 0
 		for _, c := range x.connections() {
 			m := c.abortWhere(func(t *task) bool { return t.lun == lun })
@@ -101,10 +102,24 @@ func (x *Session) Clear(lun uint16, a reserve.Attention, ifAborted bool) {
 	}
 }
 
+// sessionsLike lists the sessions that have the same logical units as one: those of its target, as far as they are of its
+// scope.
+func (s *Server) sessionsLike(by *Session) []*Session {
+	list := s.sessionsOf(by.targetName)
+	own, ok := by.target.(Scoped)
+	if !ok {
+		return list
+	}
+	return slices.DeleteFunc(list, func(x *Session) bool {
+		other, ok := x.target.(Scoped)
+		return !ok || other.Scope() != own.Scope()
+	})
+}
+
 // dropTarget ends all sessions of a target, telling the initiators (asynchronous message 3: all connections
 // of the session will be dropped).
-func (s *Server) dropTarget(name string) {
-	for _, x := range s.sessionsOf(name) {
+func (s *Server) dropTarget(by *Session) {
+	for _, x := range s.sessionsLike(by) {
 		x.drop(errReset)
 	}
 }

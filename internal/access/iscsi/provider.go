@@ -83,6 +83,10 @@ type Target interface {
 // Alias is implemented by Targets that have a name for people; the initiator is told at login.
 type Alias interface{ Alias() string }
 
+// Scoped is implemented by Targets whose logical units are not the same for all their sessions: they are for those of one
+// scope.
+type Scoped interface{ Scope() string }
+
 // What Provider's methods fail with. Anything else is "target error" to the initiator, which tries again.
 var (
 	ErrTargetNotFound     = errors.New("target not found")

@@ -119,7 +119,7 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 		c.appendPDULocked(&r, nil)
 		c.flushLocked()
 		if function == tmfColdReset && response == tmrComplete {
-			c.srv.wg.Go(func() { c.srv.dropTarget(c.sess.targetName) })
+			c.srv.wg.Go(func() { c.srv.dropTarget(c.sess) })
 		}
 	}
 	send := func(response byte) {

@@ -58,6 +58,10 @@ type Disk interface {
 	// Paths says how this disk's paths are; it must be cheap as well.
 	Paths() reserve.PathInfo
 
+	// SetOptimized has the disk served by way of a target port group: it is active/optimized when done comes without an
+	// error. It takes no longer than initiators wait.
+	SetOptimized(req Request, group uint16, done func(error))
+
 	// NewWrite gives a buffer for a Write of n bytes at off, n at most RecordMax. It doesn't wait for other I/O.
 	NewWrite(off int64, n int) (WriteBuffer, error)
 	// Write makes b the contents at the offset it was made for and owns b from now on, also when it fails.

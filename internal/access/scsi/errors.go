@@ -19,6 +19,8 @@ var (
 	ErrTransition  = errors.New("access state transition")
 	ErrStandby     = errors.New("path is standby")
 	ErrUnavailable = errors.New("path is unavailable")
+	// ErrGroupsNotSet fails SET TARGET PORT GROUPS: the logical unit could not be handed over.
+	ErrGroupsNotSet = errors.New("target port groups not set")
 	// ErrNoSpace fails a write for want of space below; it was not done.
 	ErrNoSpace = errors.New("no space")
 	// ErrWriteProtected refuses a write to a read-only disk.
@@ -82,6 +84,7 @@ var outcomes = []struct {
 	{ErrTransition, outcome{StatusCheckCondition, NotReady, 0x040a}},
 	{ErrStandby, outcome{StatusCheckCondition, NotReady, 0x040b}},
 	{ErrUnavailable, outcome{StatusCheckCondition, NotReady, 0x040c}},
+	{ErrGroupsNotSet, outcome{StatusCheckCondition, HardwareError, codeSetGroupsFailed}},
 	// SBC-3 4.7.3.6: the sense of an exhausted thin provisioned unit; initiators pause instead of failing.
 	{ErrNoSpace, outcome{StatusCheckCondition, DataProtect, 0x2707}},
 	{ErrWriteProtected, outcome{StatusCheckCondition, DataProtect, codeWriteProtected}},

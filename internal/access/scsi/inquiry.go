@@ -62,12 +62,12 @@ func (u *Unit) appendStandardInquiry(b []byte) []byte {
 	const (
 		hierarchical = 0x10 // HISUP
 		format       = 0x02
-		implicitALUA = 0x10 // TPGS 01b
+		bothALUA     = 0x30 // TPGS 11b: states change by themselves and by SET TARGET PORT GROUPS
 		copying      = 0x08 // 3PC
 		multiPort    = 0x10
 		queueing     = 0x02 // CMDQUE
 	)
-	b = append(b, 0x00, 0, 0x06, hierarchical|format, length-5, implicitALUA|copying, multiPort, queueing)
+	b = append(b, 0x00, 0, 0x06, hierarchical|format, length-5, bothALUA|copying, multiPort, queueing)
 	b = appendText(b, id.Vendor, 8)
 	b = appendText(b, id.Product, 16)
 	b = appendText(b, id.Revision, 4)

@@ -3,6 +3,7 @@ package scsi
 import (
 	"encoding/binary"
 	"slices"
+	"sync/atomic"
 
 	"dozo/internal/access/reserve"
 )
@@ -17,10 +18,10 @@ type UnitConfig struct {
 // one goroutine at a time; everything else may be called concurrently.
 type Nexus struct {
 	initiator *Initiator
-	target    string // SCSI name of the target device, for VPD page 83h
-	units     []*Unit
-	absent    Unit // answers for LUNs that aren't there
-	queries   bool // the transport has the task management functions of query.go
+	target    string                  // SCSI name of the target device, for VPD page 83h
+	units     atomic.Pointer[[]*Unit] // ascending by LUN; replaced, never modified
+	absent    Unit                    // answers for LUNs that aren't there
+	queries   bool                    // the transport has the task management functions of query.go
 }
 
 // Unit is the device server of one logical unit for one nexus (the I_T_L nexus).
@@ -33,21 +34,52 @@ type Unit struct {
 	copies     copies
 	// What the initiator was last told, to notice changes; touched by Prepare only.
 	seenBlocks uint64
-	seenPaths  uint64
+	seenPaths  atomic.Uint64 // also when the initiator has itself changed them
+	setting    atomic.Int32  // commands of the initiator under way that change them
 }
 
 // NewNexus makes the device servers of a new session. Each begins with the unit attention of a new nexus.
 func NewNexus(initiator *Initiator, target string, units ...UnitConfig) *Nexus {
 	n := &Nexus{initiator: initiator, target: target}
 	n.absent = Unit{nexus: n, table: absentTable}
-	for _, u := range units {
-		unit := &Unit{nexus: n, lun: u.LUN, disk: u.Disk, table: diskTable,
-			seenBlocks: u.Disk.Geometry().Blocks, seenPaths: u.Disk.Paths().Generation}
-		unit.attentions.Post(reserve.PowerOn)
-		n.units = append(n.units, unit)
-	}
-	slices.SortFunc(n.units, func(a, b *Unit) int { return int(a.lun) - int(b.lun) })
+	n.SetUnits(units...)
 	return n
+}
+
+// list gives the logical units.
+func (n *Nexus) list() []*Unit {
+	if l := n.units.Load(); l != nil {
+		return *l
+	}
+	return nil
+}
+
+// SetUnits changes which logical units the nexus reaches. One with the same Disk at the same LUN stays as it is, and
+// learns that others don't; one that is new begins with the unit attention of a new nexus. Commands that were prepared go
+// on at units that are gone. One caller at a time.
+func (n *Nexus) SetUnits(units ...UnitConfig) {
+	old := n.list()
+	var list []*Unit
+	for _, u := range units {
+		if i := slices.IndexFunc(old, func(o *Unit) bool { return o.lun == u.LUN && o.disk == u.Disk }); i >= 0 {
+			list = append(list, old[i])
+			continue
+		}
+		unit := &Unit{nexus: n, lun: u.LUN, disk: u.Disk, table: diskTable}
+		unit.seenBlocks = u.Disk.Geometry().Blocks
+		unit.seenPaths.Store(u.Disk.Paths().Generation)
+		unit.attentions.Post(reserve.PowerOn)
+		list = append(list, unit)
+	}
+	slices.SortFunc(list, func(a, b *Unit) int { return int(a.lun) - int(b.lun) })
+	n.units.Store(&list)
+	for _, u := range old {
+		if slices.Contains(list, u) {
+			u.attentions.Post(reserve.LUNsChanged) // SPC-4 6.33: at every unit of the target device
+		} else {
+			u.copies.cancelAll()
+		}
+	}
 }
 
 // Initiator is whose nexus this is.
@@ -62,14 +94,14 @@ func (n *Nexus) Post(lun uint16, a reserve.Attention) {
 
 // PostAll establishes a unit attention condition at every logical unit.
 func (n *Nexus) PostAll(a reserve.Attention) {
-	for _, u := range n.units {
+	for _, u := range n.list() {
 		u.attentions.Post(a)
 	}
 }
 
 // Close ends what commands of the nexus have left running: copies in the background.
 func (n *Nexus) Close() {
-	for _, u := range n.units {
+	for _, u := range n.list() {
 		u.copies.cancelAll()
 	}
 }
@@ -83,7 +115,7 @@ func (n *Nexus) CancelCopies(lun uint16) {
 
 // Find gives the LUNs whose Disk is meant.
 func (n *Nexus) Find(meant func(Disk) bool) (luns []uint16) {
-	for _, u := range n.units {
+	for _, u := range n.list() {
 		if meant(u.disk) {
 			luns = append(luns, u.lun)
 		}
@@ -98,7 +130,7 @@ func (n *Nexus) HasLUN(field uint64) (uint16, bool) {
 }
 
 func (n *Nexus) unitAt(lun uint16) *Unit {
-	for _, u := range n.units {
+	for _, u := range n.list() {
 		if u.lun == lun {
 			return u
 		}
@@ -149,8 +181,9 @@ func (u *Unit) prepare(c *Command) {
 		c.illegal(codeLUNotSupported)
 		return
 	}
+	state := reserve.ActiveOptimized
 	if u.disk != nil {
-		u.noticeChanges(c)
+		state = u.noticeChanges(c)
 	}
 	if row == nil || row.flags&ignoresAttention == 0 {
 		// An unknown operation too reports a waiting condition first: SAM-5 5.14.3 names the exceptions.
@@ -170,6 +203,10 @@ func (u *Unit) prepare(c *Command) {
 	c.op = row
 	switch {
 	case !row.checkUsage(c):
+	case state == reserve.Standby && row.flags&(inStandby|inUnavailable) == 0:
+		c.fail(ErrStandby)
+	case state == reserve.Unavailable && row.flags&inUnavailable == 0:
+		c.fail(ErrUnavailable)
 	case row.flags&needsReady != 0 && c.geo.Blocks == 0:
 		c.fail(ErrNotReady)
 	case row.flags&duringSanitize == 0 && u.disk != nil && !u.sanitized(c):
@@ -213,8 +250,9 @@ func (c *Command) matchOut() {
 	c.FetchOut = int(c.WantOut)
 }
 
-// noticeChanges establishes the attentions that follow from what the disk says now.
-func (u *Unit) noticeChanges(c *Command) {
+// noticeChanges establishes the attentions that follow from what the disk says now. It gives the access state of the
+// command's own path, where that limits what may be done.
+func (u *Unit) noticeChanges(c *Command) (own reserve.AccessState) {
 	c.geo = u.disk.Geometry()
 	if c.geo.Blocks != u.seenBlocks {
 		if u.seenBlocks != 0 && c.geo.Blocks != 0 {
@@ -222,10 +260,17 @@ func (u *Unit) noticeChanges(c *Command) {
 		}
 		u.seenBlocks = c.geo.Blocks
 	}
-	if g := u.disk.Paths().Generation; g != u.seenPaths {
+	paths := u.disk.Paths()
+	if paths.Generation != u.seenPaths.Load() && u.setting.Load() == 0 {
 		u.attentions.Post(reserve.AccessStateChanged)
-		u.seenPaths = g
+		u.seenPaths.Store(paths.Generation)
 	}
+	if paths.Limited {
+		if g, ok := paths.GroupOf(u.nexus.initiator.Nexus.Port); ok {
+			return g.State
+		}
+	}
+	return reserve.ActiveOptimized
 }
 
 // Allocate gives the command's data-out a place. The transport calls it when it has room for FetchOut bytes.

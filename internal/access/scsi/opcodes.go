@@ -16,6 +16,8 @@ const (
 	checksStatus                 // conflicts with another's RESERVE (reserve.AccessStatus)
 	checksRead                   // conflicts with exclusive access, and reads nothing of the Disk
 	checksWrite                  // conflicts with every reservation, and writes nothing to the Disk
+	inStandby                    // runs by a path in standby (SPC-4 5.15.2.4.4)
+	inUnavailable                // and by one that is unavailable (SPC-4 5.15.2.4.5)
 )
 
 // opcode is one command that a device type supports.
@@ -102,10 +104,11 @@ func (o *opcode) checkUsage(c *Command) bool {
 func commonOpcodes() []opcode {
 	return []opcode{
 		op(0x00, -1, "TEST UNIT READY", "00 00 00 00 00 00", needsReady|checksStatus, nothing, nil),
-		op(0x03, -1, "REQUEST SENSE", "00 01 00 00 ff 00", ignoresAttention|anyLUN|duringSanitize, (*Unit).requestSense, nil),
-		op(0x12, -1, "INQUIRY", "00 01 ff ff ff 00", ignoresAttention|anyLUN|duringSanitize, (*Unit).inquiry, nil),
-		op(0xa0, -1, "REPORT LUNS", "00 00 ff 00 00 00 ff ff ff ff 00 00", ignoresAttention|anyLUN|duringSanitize, (*Unit).reportLUNs, nil),
-		op(0xa3, 0x0a, "REPORT TARGET PORT GROUPS", "00 e0 00 00 00 00 ff ff ff ff 00 00", checksStatus|duringSanitize, (*Unit).reportTargetPortGroups, nil),
+		op(0x03, -1, "REQUEST SENSE", "00 01 00 00 ff 00", ignoresAttention|anyLUN|duringSanitize|inUnavailable, (*Unit).requestSense, nil),
+		op(0x12, -1, "INQUIRY", "00 01 ff ff ff 00", ignoresAttention|anyLUN|duringSanitize|inUnavailable, (*Unit).inquiry, nil),
+		op(0xa0, -1, "REPORT LUNS", "00 00 ff 00 00 00 ff ff ff ff 00 00", ignoresAttention|anyLUN|duringSanitize|inUnavailable, (*Unit).reportLUNs, nil),
+		op(0xa3, 0x0a, "REPORT TARGET PORT GROUPS", "00 e0 00 00 00 00 ff ff ff ff 00 00", checksStatus|duringSanitize|inUnavailable, (*Unit).reportTargetPortGroups, nil),
+		op(0xa4, 0x0a, "SET TARGET PORT GROUPS", "00 00 00 00 00 00 ff ff ff ff 00 00", checksWrite|inUnavailable, (*Unit).prepareSetGroups, (*Unit).setGroups),
 		op(0xa3, 0x0c, "REPORT SUPPORTED OPERATION CODES", "00 00 87 ff ff ff ff ff ff ff 00 00", checksStatus|duringSanitize, (*Unit).reportOpcodes, nil),
 		op(0xa3, 0x0d, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "00 00 80 00 00 00 ff ff ff ff 00 00", checksStatus|duringSanitize, (*Unit).reportTaskManagement, nil),
 	}
@@ -122,12 +125,12 @@ func diskOpcodes() []opcode {
 	return []opcode{
 		op(0x08, -1, "READ (6)", "00 1f ff ff ff 00", reads, (*Unit).prepareRead, (*Unit).read),
 		op(0x0a, -1, "WRITE (6)", "00 1f ff ff ff 00", writes, (*Unit).prepareWrite, (*Unit).write),
-		op(0x15, -1, "MODE SELECT (6)", "00 11 00 00 ff 00", 0, (*Unit).prepareModeSelect, (*Unit).modeSelect),
+		op(0x15, -1, "MODE SELECT (6)", "00 11 00 00 ff 00", inStandby, (*Unit).prepareModeSelect, (*Unit).modeSelect),
 		op(0x16, -1, "RESERVE (6)", "00 00 00 00 00 00", 0, nothing, (*Unit).reserveUnit),
 		op(0x17, -1, "RELEASE (6)", "00 00 00 00 00 00", 0, nothing, (*Unit).releaseUnit),
-		op(0x1a, -1, "MODE SENSE (6)", "00 08 ff ff ff 00", checksWrite, (*Unit).modeSense, nil),
+		op(0x1a, -1, "MODE SENSE (6)", "00 08 ff ff ff 00", checksWrite|inStandby, (*Unit).modeSense, nil),
 		op(0x1b, -1, "START STOP UNIT", "00 01 00 0f f7 00", checksWrite, (*Unit).startStop, nil),
-		op(0x1d, -1, "SEND DIAGNOSTIC", "00 04 00 00 00 00", checksWrite, nothing, nil),
+		op(0x1d, -1, "SEND DIAGNOSTIC", "00 04 00 00 00 00", checksWrite|inStandby, nothing, nil),
 		op(0x1e, -1, "PREVENT ALLOW MEDIUM REMOVAL", "00 00 00 00 03 00", checksStatus, nothing, nil),
 		op(0x25, -1, "READ CAPACITY (10)", "00 00 ff ff ff ff 00 00 01 00", needsReady, (*Unit).readCapacity10, nil),
 		op(0x28, -1, "READ (10)", "00 18 ff ff ff ff 1f ff ff 00", reads, (*Unit).prepareRead, (*Unit).read),
@@ -142,23 +145,23 @@ func diskOpcodes() []opcode {
 		op(0x48, 0x01, "SANITIZE, OVERWRITE", "00 a0 00 00 00 00 00 ff ff 00", writes, (*Unit).prepareSanitize, (*Unit).sanitize),
 		op(0x48, 0x02, "SANITIZE, BLOCK ERASE", "00 a0 00 00 00 00 00 ff ff 00", writes, (*Unit).prepareSanitize, (*Unit).sanitize),
 		op(0x48, 0x1f, "SANITIZE, EXIT FAILURE MODE", "00 a0 00 00 00 00 00 ff ff 00", writes, (*Unit).prepareSanitize, (*Unit).sanitize),
-		op(0x4d, -1, "LOG SENSE", "00 01 ff ff 00 ff ff ff ff 00", duringSanitize, (*Unit).logSense, nil),
-		op(0x55, -1, "MODE SELECT (10)", "00 11 00 00 00 00 00 ff ff 00", 0, (*Unit).prepareModeSelect, (*Unit).modeSelect),
+		op(0x4d, -1, "LOG SENSE", "00 01 ff ff 00 ff ff ff ff 00", duringSanitize|inStandby, (*Unit).logSense, nil),
+		op(0x55, -1, "MODE SELECT (10)", "00 11 00 00 00 00 00 ff ff 00", inStandby, (*Unit).prepareModeSelect, (*Unit).modeSelect),
 		op(0x56, -1, "RESERVE (10)", "00 00 00 00 00 00 00 00 00 00", 0, nothing, (*Unit).reserveUnit),
 		op(0x57, -1, "RELEASE (10)", "00 00 00 00 00 00 00 00 00 00", 0, nothing, (*Unit).releaseUnit),
-		op(0x5a, -1, "MODE SENSE (10)", "00 18 ff ff 00 00 00 ff ff 00", checksWrite, (*Unit).modeSense, nil),
-		op(0x5e, 0x00, "PERSISTENT RESERVE IN, READ KEYS", "00 00 00 00 00 00 00 ff ff 00", 0, nothing, (*Unit).reserveIn),
-		op(0x5e, 0x01, "PERSISTENT RESERVE IN, READ RESERVATION", "00 00 00 00 00 00 00 ff ff 00", 0, nothing, (*Unit).reserveIn),
-		op(0x5e, 0x02, "PERSISTENT RESERVE IN, REPORT CAPABILITIES", "00 00 00 00 00 00 00 ff ff 00", 0, nothing, (*Unit).reserveIn),
-		op(0x5e, 0x03, "PERSISTENT RESERVE IN, READ FULL STATUS", "00 00 00 00 00 00 00 ff ff 00", 0, nothing, (*Unit).reserveIn),
-		op(0x5f, 0x00, "PERSISTENT RESERVE OUT, REGISTER", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
-		op(0x5f, 0x01, "PERSISTENT RESERVE OUT, RESERVE", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
-		op(0x5f, 0x02, "PERSISTENT RESERVE OUT, RELEASE", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
-		op(0x5f, 0x03, "PERSISTENT RESERVE OUT, CLEAR", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
-		op(0x5f, 0x04, "PERSISTENT RESERVE OUT, PREEMPT", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
-		op(0x5f, 0x05, "PERSISTENT RESERVE OUT, PREEMPT AND ABORT", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
-		op(0x5f, 0x06, "PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
-		op(0x5f, 0x07, "PERSISTENT RESERVE OUT, REGISTER AND MOVE", "00 00 ff 00 00 ff ff ff ff 00", 0, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5a, -1, "MODE SENSE (10)", "00 18 ff ff 00 00 00 ff ff 00", checksWrite|inStandby, (*Unit).modeSense, nil),
+		op(0x5e, 0x00, "PERSISTENT RESERVE IN, READ KEYS", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
+		op(0x5e, 0x01, "PERSISTENT RESERVE IN, READ RESERVATION", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
+		op(0x5e, 0x02, "PERSISTENT RESERVE IN, REPORT CAPABILITIES", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
+		op(0x5e, 0x03, "PERSISTENT RESERVE IN, READ FULL STATUS", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
+		op(0x5f, 0x00, "PERSISTENT RESERVE OUT, REGISTER", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x01, "PERSISTENT RESERVE OUT, RESERVE", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x02, "PERSISTENT RESERVE OUT, RELEASE", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x03, "PERSISTENT RESERVE OUT, CLEAR", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x04, "PERSISTENT RESERVE OUT, PREEMPT", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x05, "PERSISTENT RESERVE OUT, PREEMPT AND ABORT", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x06, "PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x07, "PERSISTENT RESERVE OUT, REGISTER AND MOVE", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
 		op(0x83, 0x00, "EXTENDED COPY (LID1)", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copies, (*Unit).prepareCopyList, (*Unit).extendedCopy),
 		op(0x83, 0x01, "EXTENDED COPY (LID4)", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copies, (*Unit).prepareCopyList, (*Unit).extendedCopy),
 		op(0x83, 0x10, "POPULATE TOKEN", "00 00 00 00 00 00 ff ff ff ff ff ff ff ff 1f 00", needsReady|checksRead, (*Unit).prepareCopyList, (*Unit).populateToken),

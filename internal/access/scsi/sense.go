@@ -71,6 +71,7 @@ const (
 	codeThirdPartyFailure       Code = 0x0d01
 	codeCopyUnreachable         Code = 0x0804
 	codeOperationInProgress     Code = 0x0016
+	codeSetGroupsFailed         Code = 0x670a
 )
 
 // SenseMax bounds the length of any sense.

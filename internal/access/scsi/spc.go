@@ -28,7 +28,7 @@ func (u *Unit) reportLUNs(c *Command) {
 	b := append(c.inBuf[:0], make([]byte, 8)...)
 	switch c.CDB[2] {
 	case 0x00, 0x02:
-		for _, unit := range u.nexus.units {
+		for _, unit := range u.nexus.list() {
 			b = binary.BigEndian.AppendUint64(b, LUNField(unit.lun))
 		}
 	case 0x01: // well known logical units: there are none
@@ -37,44 +37,11 @@ func (u *Unit) reportLUNs(c *Command) {
 		return
 	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-8))
-	for _, unit := range u.nexus.units {
+	for _, unit := range u.nexus.list() {
 		unit.attentions.Discard(reserve.LUNsChanged)
 	}
 	c.answer(b, uint64(c.u32(6)))
 }
-
-// reportTargetPortGroups lists the paths (SPC-4 6.36).
-func (u *Unit) reportTargetPortGroups(c *Command) {
-	b := append(c.inBuf[:0], make([]byte, 4)...)
-	switch c.CDB[1] >> 5 {
-	case 0:
-	case 1: // extended header: FORMAT TYPE 001b and the implicit transition time, in seconds
-		b = append(b, 0x10, transitionSeconds, 0, 0)
-	default:
-		c.badField(1, 7)
-		return
-	}
-	for _, g := range u.disk.Paths().Groups {
-		state := byte(g.State)
-		if g.Preferred {
-			state |= 0x80
-		}
-		const supported = 0x8f // T_SUP, U_SUP, S_SUP, AN_SUP, AO_SUP
-		b = append(b, state, supported)
-		b = binary.BigEndian.AppendUint16(b, g.ID)
-		b = append(b, 0, 0x02, 0, byte(len(g.Ports))) // status: altered by implicit asymmetric access
-		for _, p := range g.Ports {
-			b = append(b, 0, 0)
-			b = binary.BigEndian.AppendUint16(b, p)
-		}
-	}
-	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	c.answer(b, uint64(c.u32(6)))
-}
-
-// transitionSeconds is how long an initiator should wait out a transition: a takeover takes seconds, and an
-// initiator that waits too long only loses time.
-const transitionSeconds = 15
 
 // appendTimeouts adds a command timeouts descriptor without timeouts (SPC-4 6.35.4).
 func appendTimeouts(b []byte) []byte {

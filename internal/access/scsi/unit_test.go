@@ -513,3 +513,161 @@ func FuzzParameterLists(f *testing.F) {
 		r.run(cdb, 4096, list)
 	})
 }
+
+// rtpg reads the descriptors of REPORT TARGET PORT GROUPS: state with PREF, and what is supported, by group.
+func (r *rig) rtpg(extended bool) map[uint16][2]byte {
+	r.t.Helper()
+	cdb := []byte{0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0}
+	at := 4
+	if extended {
+		cdb[1], at = 0x2a, 8
+	}
+	d := data(r.run(cdb, 256, nil))
+	if len(d) < at || int(binary.BigEndian.Uint32(d)) != len(d)-4 || extended && (d[4] != 0x10 || d[5] == 0) {
+		r.t.Fatalf("REPORT TARGET PORT GROUPS: %x", d)
+	}
+	got := map[uint16][2]byte{}
+	for d = d[at:]; len(d) >= 8; d = d[8+4*int(d[7]):] {
+		got[binary.BigEndian.Uint16(d[2:])] = [2]byte{d[0], d[1]}
+	}
+	return got
+}
+
+func twoSites(generation uint64, own, other, far reserve.AccessState) reserve.PathInfo {
+	p := reserve.PathInfo{Generation: generation, Remote: reserve.ActiveNonOptimized}
+	for i, s := range []reserve.AccessState{own, other, far} {
+		id := uint16(i + 1)
+		g := reserve.PortGroup{ID: id, State: s, Preferred: s == reserve.ActiveOptimized, Ports: []uint16{id}, Place: 1 + id/3}
+		if far == reserve.Standby || far == reserve.Unavailable || own == reserve.Standby || own == reserve.Unavailable {
+			p.Limited, p.Remote, g.MayBe = true, max(own, far), []reserve.AccessState{max(own, far)}
+		}
+		p.Groups = append(p.Groups, g)
+	}
+	return p
+}
+
+// TestAccessStates: SPC-4 5.15.2.4 (what works in which state), 6.36 (report).
+func TestAccessStates(t *testing.T) {
+	r := newRig(t, 512).ready()
+	const optimized, non, standby, unavailable = reserve.ActiveOptimized, reserve.ActiveNonOptimized, reserve.Standby, reserve.Unavailable
+	r.disk.SetPaths(twoSites(1, optimized, non, non))
+	tur := make([]byte, 6)
+	if got := sense(r.run(tur, 0, nil)); got != "6/2a06" {
+		t.Errorf("after a change of states: %s", got)
+	}
+	if got := r.rtpg(true); got[1] != [2]byte{0x80, 0x83} || got[2] != [2]byte{1, 0x83} || got[3] != [2]byte{1, 0x83} {
+		t.Errorf("REPORT TARGET PORT GROUPS: %x", got)
+	}
+	if d := data(r.run([]byte{0x12, 0, 0, 0, 96, 0}, 96, nil)); d[5]&0x30 != 0x30 {
+		t.Errorf("TPGS: INQUIRY has %#x", d[5])
+	}
+	read := []byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}
+	for i, x := range []struct {
+		state reserve.AccessState
+		sense string
+		also  []byte // commands that work beside those that always do
+	}{
+		{standby, "2/040b", []byte{0x1a, 0x4d, 0x5e, 0x1d}},
+		{unavailable, "2/040c", nil},
+		{reserve.Transitioning, good, []byte{0x1a, 0x4d, 0x5e, 0x1d}},
+	} {
+		r.disk.SetPaths(twoSites(uint64(2+i), x.state, non, optimized))
+		if got := sense(r.run(tur, 0, nil)); got != "6/2a06" {
+			t.Fatalf("state %d: %s", x.state, got)
+		}
+		for what, got := range map[string]string{
+			"TEST UNIT READY": sense(r.run(tur, 0, nil)),
+			"READ":            sense(r.run(read, 512, nil)),
+			"WRITE":           sense(r.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))),
+			"READ CAPACITY":   sense(r.run([]byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 8, nil)),
+		} {
+			if got != x.sense {
+				t.Errorf("%s in state %d: %s, want %s", what, x.state, got, x.sense)
+			}
+		}
+		for code, cdb := range map[byte][]byte{
+			0x12: {0x12, 0, 0, 0, 96, 0}, 0xa0: {0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 0x03: {0x03, 0, 0, 0, 18, 0},
+			0xa3: {0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 0xa4: {0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+			0x1a: {0x1a, 0, 0x3f, 0, 255, 0}, 0x4d: {0x4d, 0, 0x40, 0, 0, 0, 0, 0, 255, 0}, 0x5e: {0x5e, 0, 0, 0, 0, 0, 0, 1, 0, 0}, 0x1d: {0x1d, 4, 0, 0, 0, 0},
+		} {
+			want := good
+			if (code == 0x1a || code == 0x4d || code == 0x5e || code == 0x1d) && !bytes.Contains(x.also, []byte{code}) {
+				want = x.sense
+			}
+			if got := sense(r.run(cdb, 256, nil)); got != want {
+				t.Errorf("command %#x in state %d: %s, want %s", code, x.state, got, want)
+			}
+		}
+		if got := r.rtpg(false); got[1][0] != byte(x.state) || x.state == standby && got[1][1] != 0x87 || x.state == unavailable && got[1][1] != 0x8b {
+			t.Errorf("REPORT TARGET PORT GROUPS in state %d: %x", x.state, got)
+		}
+	}
+}
+
+// TestSetTargetPortGroups: SPC-4 6.45, and 5.15.2.6 for who gets the unit attention.
+func TestSetTargetPortGroups(t *testing.T) {
+	a, b := pair(t)
+	const optimized, non = reserve.ActiveOptimized, reserve.ActiveNonOptimized
+	a.disk.SetPaths(twoSites(1, optimized, non, non))
+	tur := make([]byte, 6)
+	for _, r := range []*rig{a, b} {
+		if got := sense(r.run(tur, 0, nil)); got != "6/2a06" {
+			t.Fatal(got)
+		}
+	}
+	var asked []uint16
+	generation := uint64(1)
+	a.disk.OnOptimize(func(group uint16) error {
+		if asked = append(asked, group); group == 3 {
+			return scsi.ErrGroupsNotSet
+		}
+		states := []reserve.AccessState{non, non, non}
+		states[group-1] = optimized
+		generation++
+		a.disk.SetPaths(twoSites(generation, states[0], states[1], states[2]))
+		return nil
+	})
+	stpg := func(groups ...[2]byte) string {
+		list := make([]byte, 4)
+		for _, g := range groups {
+			list = append(list, g[1], 0, 0, g[0])
+		}
+		return sense(a.run([]byte{0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, byte(len(list)), 0, 0}, 0, list))
+	}
+	for _, x := range []struct {
+		what, got, want string
+	}{
+		{"nothing", sense(a.run([]byte{0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil)), good},
+		{"a header alone", stpg(), "5/2400 field 6"},
+		{"half a descriptor", sense(a.run([]byte{0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0}, 0, make([]byte, 10))), "5/2400 field 6"},
+		{"a group that is not there", stpg([2]byte{9, 0}), "5/2600 field 6"},
+		{"transitioning", stpg([2]byte{2, 0xf}), "5/2600 field 4"},
+		{"a reserved state", stpg([2]byte{2, 5}), "5/2600 field 4"},
+		{"standby where that is no policy", stpg([2]byte{2, 0}, [2]byte{1, 2}), "5/2600 field 8"},
+		{"two of them", stpg([2]byte{2, 0}, [2]byte{1, 0}), "5/2600 field 8"},
+		{"the optimized one non-optimized, no other named", stpg([2]byte{1, 1}), "5/2600 field 4"},
+		{"as it is", stpg([2]byte{2, 1}), good},
+	} {
+		if x.got != x.want || len(asked) > 0 {
+			t.Errorf("%s: %s, want %s; asked %v", x.what, x.got, x.want, asked)
+		}
+	}
+	if got := stpg([2]byte{2, 0}, [2]byte{1, 1}); got != good || len(asked) != 1 || asked[0] != 2 {
+		t.Errorf("group 2: %s, asked %v", got, asked)
+	}
+	if got := a.rtpg(false); got[1][0] != 1 || got[2][0] != 0x80 {
+		t.Errorf("states: %x", got)
+	}
+	if x, y := sense(a.run(tur, 0, nil)), sense(b.run(tur, 0, nil)); x != good || y != "6/2a06" {
+		t.Errorf("who asked is told %s, the other %s", x, y)
+	}
+	if got := stpg([2]byte{3, 0}); got != "4/670a" {
+		t.Errorf("one that fails: %s", got)
+	}
+	// SPC-4 table 67: it conflicts with another's reservation.
+	b.prout(0, 0, 0, 7, 0)
+	b.prout(1, reserve.WriteExclusive, 7, 0, 0)
+	if got := stpg([2]byte{1, 0}); got != conflict {
+		t.Errorf("under another's reservation: %s", got)
+	}
+}

@@ -29,6 +29,7 @@ type Backend struct {
 	mu       sync.Mutex
 	volumes  []*dozov1.Volume
 	hosts    []*dozov1.Host
+	maps     []*dozov1.VolumeMap
 	secrets  map[string]string // of hosts, to see that they arrive
 	sessions []*dozov1.Session
 	nodes    []*dozov1.Node
@@ -142,6 +143,7 @@ func (b *Backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	v := &dozov1.Volume{
 		Id: id, Tenant: req.GetTenant(), Name: req.GetName(), SizeBytes: req.GetSizeBytes(), BlockSize: req.GetBlockSize(),
 		Sites: cmp.Or(req.GetSites(), 3), AtSite: cmp.Or(req.GetAtSite(), "site-1"), Durability: req.GetDurability(), Partition: req.GetPartition(), Ownership: req.GetOwnership(),
+		AluaRemote: req.GetAluaRemote(), Redirect: req.GetRedirect(),
 		Labels: req.GetLabels(), Hosts: req.GetHosts(), Created: timestamppb.New(Epoch), Iqn: "iqn.2026-01.dozo:" + id,
 		State: "serving", Owner: "s1n1", OwnerSite: "site-1", Epoch: "1", Protection: "replicated",
 	}
@@ -255,8 +257,67 @@ func (b *Backend) RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequ
 func (b *Backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.Volume, error) {
 	return b.changeVolume(ctx, "SetVolume", "volume.set", req.GetTenant(), req.GetVolume(), func(v *dozov1.Volume) error {
 		v.Ownership = cmp.Or(req.GetOwnership(), v.GetOwnership())
+		v.AluaRemote, v.Redirect = cmp.Or(req.GetAluaRemote(), v.GetAluaRemote()), cmp.Or(req.GetRedirect(), v.GetRedirect())
 		return nil
 	})
+}
+
+// MapVolume implements api.Volumes.
+func (b *Backend) MapVolume(ctx context.Context, req *dozov1.MapVolumeRequest) (m *dozov1.VolumeMap, err error) {
+	_, err = b.changeVolume(ctx, "MapVolume", "volume.map", req.GetTenant(), req.GetVolume(), func(v *dozov1.Volume) error {
+		if !slices.ContainsFunc(b.hosts, func(h *dozov1.Host) bool { return h.GetTenant() == v.GetTenant() && h.GetName() == req.GetHost() }) {
+			return fmt.Errorf("host %s: %w", req.GetHost(), control.ErrNotFound)
+		}
+		of := func(lun uint32) bool {
+			return slices.ContainsFunc(b.maps, func(x *dozov1.VolumeMap) bool { return x.GetHost() == req.GetHost() && x.GetLun() == lun })
+		}
+		lun := req.GetLun()
+		for req.Lun == nil && of(lun) {
+			lun++
+		}
+		if of(lun) || slices.ContainsFunc(b.maps, func(x *dozov1.VolumeMap) bool { return x.GetHost() == req.GetHost() && x.GetVolumeId() == v.GetId() }) {
+			return fmt.Errorf("mapped to host %s: %w", req.GetHost(), control.ErrExists)
+		}
+		m = &dozov1.VolumeMap{Tenant: v.GetTenant(), Host: req.GetHost(), Lun: lun, Volume: v.GetName(), VolumeId: v.GetId(), ReadOnly: req.GetReadOnly(),
+			Iqn: "iqn.2026-01.dozo:hosts"}
+		b.maps = append(b.maps, m)
+		return nil
+	})
+	return m, err
+}
+
+// UnmapVolume implements api.Volumes.
+func (b *Backend) UnmapVolume(ctx context.Context, req *dozov1.UnmapVolumeRequest) (m *dozov1.VolumeMap, err error) {
+	_, err = b.changeVolume(ctx, "UnmapVolume", "volume.unmap", req.GetTenant(), req.GetVolume(), func(v *dozov1.Volume) error {
+		i := slices.IndexFunc(b.maps, func(x *dozov1.VolumeMap) bool { return x.GetHost() == req.GetHost() && x.GetVolumeId() == v.GetId() })
+		if i < 0 {
+			return fmt.Errorf("not mapped to host %s: %w", req.GetHost(), control.ErrNotFound)
+		}
+		m = b.maps[i]
+		b.maps = slices.Delete(b.maps, i, i+1)
+		return nil
+	})
+	return m, err
+}
+
+// VolumeMaps implements api.Volumes.
+func (b *Backend) VolumeMaps(_ context.Context, req *dozov1.VolumeMapsRequest) ([]*dozov1.VolumeMap, error) {
+	if err := b.enter("VolumeMaps"); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	id := ""
+	if req.GetVolume() != "" {
+		v, err := b.volumeLocked(req.GetTenant(), req.GetVolume())
+		if err != nil {
+			return nil, err
+		}
+		id = v.GetId()
+	}
+	return clones(b.maps, func(m *dozov1.VolumeMap) bool {
+		return (id == "" || m.GetVolumeId() == id) && (req.GetHost() == "" || m.GetHost() == req.GetHost())
+	}), nil
 }
 
 // DeleteVolume implements api.Volumes.

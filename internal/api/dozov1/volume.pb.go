@@ -61,7 +61,12 @@ type Volume struct {
 	// some site), behind (a site lacks recent records) or unknown.
 	Protection string `protobuf:"bytes,18,opt,name=protection,proto3" json:"protection,omitempty"`
 	// Where the owner is: follow (with the writes: where all of them come from) or pin (where it is put).
-	Ownership     string `protobuf:"bytes,19,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	Ownership string `protobuf:"bytes,19,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	// ALUA state of the paths by way of other sites than the owner's: nonoptimized, standby or unavailable.
+	AluaRemote string `protobuf:"bytes,20,opt,name=alua_remote,json=aluaRemote,proto3" json:"alua_remote,omitempty"`
+	// Where initiators that log in are sent: off (they are served where they are), site (to their own site's access
+	// servers, for good) or owner (to the owner, this time). An access server that drains always sends them elsewhere.
+	Redirect      string `protobuf:"bytes,21,opt,name=redirect,proto3" json:"redirect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -225,6 +230,20 @@ func (x *Volume) GetProtection() string {
 func (x *Volume) GetOwnership() string {
 	if x != nil {
 		return x.Ownership
+	}
+	return ""
+}
+
+func (x *Volume) GetAluaRemote() string {
+	if x != nil {
+		return x.AluaRemote
+	}
+	return ""
+}
+
+func (x *Volume) GetRedirect() string {
+	if x != nil {
+		return x.Redirect
 	}
 	return ""
 }
@@ -803,7 +822,11 @@ type CreateVolumeRequest struct {
 	// continue (default) or stop.
 	Partition string `protobuf:"bytes,10,opt,name=partition,proto3" json:"partition,omitempty"`
 	// follow (default) or pin.
-	Ownership     string `protobuf:"bytes,11,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	Ownership string `protobuf:"bytes,11,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	// nonoptimized (default), standby or unavailable.
+	AluaRemote string `protobuf:"bytes,12,opt,name=alua_remote,json=aluaRemote,proto3" json:"alua_remote,omitempty"`
+	// off (default), site or owner.
+	Redirect      string `protobuf:"bytes,13,opt,name=redirect,proto3" json:"redirect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -911,6 +934,20 @@ func (x *CreateVolumeRequest) GetPartition() string {
 func (x *CreateVolumeRequest) GetOwnership() string {
 	if x != nil {
 		return x.Ownership
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetAluaRemote() string {
+	if x != nil {
+		return x.AluaRemote
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetRedirect() string {
+	if x != nil {
+		return x.Redirect
 	}
 	return ""
 }
@@ -1406,7 +1443,11 @@ type SetVolumeRequest struct {
 	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	// follow or pin; empty: as it is.
-	Ownership     string `protobuf:"bytes,3,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	Ownership string `protobuf:"bytes,3,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	// nonoptimized, standby or unavailable; empty: as it is.
+	AluaRemote string `protobuf:"bytes,4,opt,name=alua_remote,json=aluaRemote,proto3" json:"alua_remote,omitempty"`
+	// off, site or owner; empty: as it is.
+	Redirect      string `protobuf:"bytes,5,opt,name=redirect,proto3" json:"redirect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1462,6 +1503,20 @@ func (x *SetVolumeRequest) GetOwnership() string {
 	return ""
 }
 
+func (x *SetVolumeRequest) GetAluaRemote() string {
+	if x != nil {
+		return x.AluaRemote
+	}
+	return ""
+}
+
+func (x *SetVolumeRequest) GetRedirect() string {
+	if x != nil {
+		return x.Redirect
+	}
+	return ""
+}
+
 type SetVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1506,6 +1561,437 @@ func (x *SetVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+// VolumeMap is a volume as a host sees it.
+type VolumeMap struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Tenant   string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Host     string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Lun      uint32                 `protobuf:"varint,3,opt,name=lun,proto3" json:"lun,omitempty"`
+	Volume   string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
+	VolumeId string                 `protobuf:"bytes,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	// Writes end with DATA PROTECT, WRITE PROTECTED.
+	ReadOnly bool `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// iSCSI name of the hosts' target, the same for all hosts and at every access server.
+	Iqn           string `protobuf:"bytes,7,opt,name=iqn,proto3" json:"iqn,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeMap) Reset() {
+	*x = VolumeMap{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeMap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeMap) ProtoMessage() {}
+
+func (x *VolumeMap) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeMap.ProtoReflect.Descriptor instead.
+func (*VolumeMap) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *VolumeMap) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VolumeMap) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *VolumeMap) GetLun() uint32 {
+	if x != nil {
+		return x.Lun
+	}
+	return 0
+}
+
+func (x *VolumeMap) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeMap) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *VolumeMap) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *VolumeMap) GetIqn() string {
+	if x != nil {
+		return x.Iqn
+	}
+	return ""
+}
+
+type MapVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or ID.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Name of a host of the volume's tenant.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// 0 to 16383; unset: the lowest that the host does not have.
+	Lun           *uint32 `protobuf:"varint,4,opt,name=lun,proto3,oneof" json:"lun,omitempty"`
+	ReadOnly      bool    `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MapVolumeRequest) Reset() {
+	*x = MapVolumeRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MapVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MapVolumeRequest) ProtoMessage() {}
+
+func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *MapVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *MapVolumeRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *MapVolumeRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *MapVolumeRequest) GetLun() uint32 {
+	if x != nil && x.Lun != nil {
+		return *x.Lun
+	}
+	return 0
+}
+
+func (x *MapVolumeRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+type MapVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Map           *VolumeMap             `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MapVolumeResponse) Reset() {
+	*x = MapVolumeResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MapVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MapVolumeResponse) ProtoMessage() {}
+
+func (x *MapVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MapVolumeResponse.ProtoReflect.Descriptor instead.
+func (*MapVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *MapVolumeResponse) GetMap() *VolumeMap {
+	if x != nil {
+		return x.Map
+	}
+	return nil
+}
+
+type UnmapVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or ID.
+	Volume        string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Tenant        string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Host          string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmapVolumeRequest) Reset() {
+	*x = UnmapVolumeRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmapVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmapVolumeRequest) ProtoMessage() {}
+
+func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *UnmapVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *UnmapVolumeRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *UnmapVolumeRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type UnmapVolumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it was.
+	Map           *VolumeMap `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmapVolumeResponse) Reset() {
+	*x = UnmapVolumeResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmapVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmapVolumeResponse) ProtoMessage() {}
+
+func (x *UnmapVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmapVolumeResponse.ProtoReflect.Descriptor instead.
+func (*UnmapVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *UnmapVolumeResponse) GetMap() *VolumeMap {
+	if x != nil {
+		return x.Map
+	}
+	return nil
+}
+
+type VolumeMapsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or ID; empty: all.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// For a name; empty: default. Without a volume: only this tenant's; empty: all.
+	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Only this host's.
+	Host          string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeMapsRequest) Reset() {
+	*x = VolumeMapsRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeMapsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeMapsRequest) ProtoMessage() {}
+
+func (x *VolumeMapsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeMapsRequest.ProtoReflect.Descriptor instead.
+func (*VolumeMapsRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *VolumeMapsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeMapsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VolumeMapsRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type VolumeMapsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Maps          []*VolumeMap           `protobuf:"bytes,1,rep,name=maps,proto3" json:"maps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeMapsResponse) Reset() {
+	*x = VolumeMapsResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeMapsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeMapsResponse) ProtoMessage() {}
+
+func (x *VolumeMapsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeMapsResponse.ProtoReflect.Descriptor instead.
+func (*VolumeMapsResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *VolumeMapsResponse) GetMaps() []*VolumeMap {
+	if x != nil {
+		return x.Maps
+	}
+	return nil
+}
+
 type DeleteVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name or ID.
@@ -1519,7 +2005,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[19]
+	mi := &file_dozo_v1_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +2017,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[19]
+	mi := &file_dozo_v1_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +2030,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{19}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -1578,7 +2064,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[20]
+	mi := &file_dozo_v1_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +2076,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[20]
+	mi := &file_dozo_v1_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +2089,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{20}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -1626,7 +2112,7 @@ type VolumeTargetsRequest struct {
 
 func (x *VolumeTargetsRequest) Reset() {
 	*x = VolumeTargetsRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[21]
+	mi := &file_dozo_v1_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +2124,7 @@ func (x *VolumeTargetsRequest) String() string {
 func (*VolumeTargetsRequest) ProtoMessage() {}
 
 func (x *VolumeTargetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[21]
+	mi := &file_dozo_v1_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +2137,7 @@ func (x *VolumeTargetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeTargetsRequest.ProtoReflect.Descriptor instead.
 func (*VolumeTargetsRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{21}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VolumeTargetsRequest) GetVolume() string {
@@ -1695,7 +2181,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[22]
+	mi := &file_dozo_v1_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +2193,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[22]
+	mi := &file_dozo_v1_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +2206,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{22}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Target) GetUrl() string {
@@ -1781,7 +2267,7 @@ type VolumeTargetsResponse struct {
 
 func (x *VolumeTargetsResponse) Reset() {
 	*x = VolumeTargetsResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[23]
+	mi := &file_dozo_v1_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +2279,7 @@ func (x *VolumeTargetsResponse) String() string {
 func (*VolumeTargetsResponse) ProtoMessage() {}
 
 func (x *VolumeTargetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[23]
+	mi := &file_dozo_v1_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +2292,7 @@ func (x *VolumeTargetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeTargetsResponse.ProtoReflect.Descriptor instead.
 func (*VolumeTargetsResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{23}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *VolumeTargetsResponse) GetTargets() []*Target {
@@ -1829,7 +2315,7 @@ type WaitVolumeRequest struct {
 
 func (x *WaitVolumeRequest) Reset() {
 	*x = WaitVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	mi := &file_dozo_v1_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2327,7 @@ func (x *WaitVolumeRequest) String() string {
 func (*WaitVolumeRequest) ProtoMessage() {}
 
 func (x *WaitVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[24]
+	mi := &file_dozo_v1_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2340,7 @@ func (x *WaitVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WaitVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{24}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WaitVolumeRequest) GetVolume() string {
@@ -1893,7 +2379,7 @@ type WaitVolumeResponse struct {
 
 func (x *WaitVolumeResponse) Reset() {
 	*x = WaitVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	mi := &file_dozo_v1_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2391,7 @@ func (x *WaitVolumeResponse) String() string {
 func (*WaitVolumeResponse) ProtoMessage() {}
 
 func (x *WaitVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[25]
+	mi := &file_dozo_v1_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2404,7 @@ func (x *WaitVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WaitVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{25}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WaitVolumeResponse) GetDone() bool {
@@ -1962,7 +2448,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[26]
+	mi := &file_dozo_v1_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2460,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[26]
+	mi := &file_dozo_v1_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2473,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{26}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MoveVolumeRequest) GetVolume() string {
@@ -2032,7 +2518,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[27]
+	mi := &file_dozo_v1_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2530,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[27]
+	mi := &file_dozo_v1_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2543,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{27}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MoveVolumeResponse) GetDone() bool {
@@ -2125,7 +2611,7 @@ type RecoverVolumeRequest struct {
 
 func (x *RecoverVolumeRequest) Reset() {
 	*x = RecoverVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	mi := &file_dozo_v1_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2623,7 @@ func (x *RecoverVolumeRequest) String() string {
 func (*RecoverVolumeRequest) ProtoMessage() {}
 
 func (x *RecoverVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	mi := &file_dozo_v1_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2636,7 @@ func (x *RecoverVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RecoverVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{28}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RecoverVolumeRequest) GetVolume() string {
@@ -2198,7 +2684,7 @@ type RecoverVolumeResponse struct {
 
 func (x *RecoverVolumeResponse) Reset() {
 	*x = RecoverVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	mi := &file_dozo_v1_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2696,7 @@ func (x *RecoverVolumeResponse) String() string {
 func (*RecoverVolumeResponse) ProtoMessage() {}
 
 func (x *RecoverVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	mi := &file_dozo_v1_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2709,7 @@ func (x *RecoverVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RecoverVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{29}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RecoverVolumeResponse) GetDone() bool {
@@ -2244,7 +2730,7 @@ var File_dozo_v1_volume_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x12dozo/v1/site.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x04\n" +
+	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x12dozo/v1/site.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x05\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -2272,7 +2758,10 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
 	"protection\x18\x12 \x01(\tR\n" +
 	"protection\x12\x1c\n" +
-	"\townership\x18\x13 \x01(\tR\townership\x1a9\n" +
+	"\townership\x18\x13 \x01(\tR\townership\x12\x1f\n" +
+	"\valua_remote\x18\x14 \x01(\tR\n" +
+	"aluaRemote\x12\x1a\n" +
+	"\bredirect\x18\x15 \x01(\tR\bredirect\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
@@ -2327,7 +2816,7 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\rsite_replicas\x18\r \x03(\v2\x15.dozo.v1.SiteReplicasR\fsiteReplicas\x12!\n" +
 	"\fmapped_bytes\x18\x0e \x01(\x04R\vmappedBytes\x12,\n" +
 	"\bsegments\x18\x0f \x03(\v2\x10.dozo.v1.SegmentR\bsegments\x12\x18\n" +
-	"\aunheard\x18\x10 \x03(\tR\aunheard\"\x9d\x03\n" +
+	"\aunheard\x18\x10 \x03(\tR\aunheard\"\xda\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2344,7 +2833,10 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x05hosts\x18\t \x03(\tR\x05hosts\x12\x1c\n" +
 	"\tpartition\x18\n" +
 	" \x01(\tR\tpartition\x12\x1c\n" +
-	"\townership\x18\v \x01(\tR\townership\x1a9\n" +
+	"\townership\x18\v \x01(\tR\townership\x12\x1f\n" +
+	"\valua_remote\x18\f \x01(\tR\n" +
+	"aluaRemote\x12\x1a\n" +
+	"\bredirect\x18\r \x01(\tR\bredirect\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -2379,13 +2871,45 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x19\n" +
 	"\bnew_name\x18\x03 \x01(\tR\anewName\"?\n" +
 	"\x14RenameVolumeResponse\x12'\n" +
-	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"`\n" +
+	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\x9d\x01\n" +
 	"\x10SetVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1c\n" +
-	"\townership\x18\x03 \x01(\tR\townership\"<\n" +
+	"\townership\x18\x03 \x01(\tR\townership\x12\x1f\n" +
+	"\valua_remote\x18\x04 \x01(\tR\n" +
+	"aluaRemote\x12\x1a\n" +
+	"\bredirect\x18\x05 \x01(\tR\bredirect\"<\n" +
 	"\x11SetVolumeResponse\x12'\n" +
-	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"[\n" +
+	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xad\x01\n" +
+	"\tVolumeMap\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x10\n" +
+	"\x03lun\x18\x03 \x01(\rR\x03lun\x12\x16\n" +
+	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tvolume_id\x18\x05 \x01(\tR\bvolumeId\x12\x1b\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x10\n" +
+	"\x03iqn\x18\a \x01(\tR\x03iqn\"\x92\x01\n" +
+	"\x10MapVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x15\n" +
+	"\x03lun\x18\x04 \x01(\rH\x00R\x03lun\x88\x01\x01\x12\x1b\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnlyB\x06\n" +
+	"\x04_lun\"9\n" +
+	"\x11MapVolumeResponse\x12$\n" +
+	"\x03map\x18\x01 \x01(\v2\x12.dozo.v1.VolumeMapR\x03map\"X\n" +
+	"\x12UnmapVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\";\n" +
+	"\x13UnmapVolumeResponse\x12$\n" +
+	"\x03map\x18\x01 \x01(\v2\x12.dozo.v1.VolumeMapR\x03map\"W\n" +
+	"\x11VolumeMapsRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\"<\n" +
+	"\x12VolumeMapsResponse\x12&\n" +
+	"\x04maps\x18\x01 \x03(\v2\x12.dozo.v1.VolumeMapR\x04maps\"[\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -2437,14 +2961,17 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x02to\x18\x05 \x01(\tR\x02to\"\\\n" +
 	"\x15RecoverVolumeResponse\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\bR\x04done\x12/\n" +
-	"\x06volume\x18\x02 \x01(\v2\x17.dozo.v1.VolumeFailoverR\x06volume2\xa5\x06\n" +
+	"\x06volume\x18\x02 \x01(\v2\x17.dozo.v1.VolumeFailoverR\x06volume2\xf1\a\n" +
 	"\rVolumeService\x12G\n" +
 	"\x06Create\x12\x1c.dozo.v1.CreateVolumeRequest\x1a\x1d.dozo.v1.CreateVolumeResponse\"\x00\x12F\n" +
 	"\x04List\x12\x1b.dozo.v1.ListVolumesRequest\x1a\x1c.dozo.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12A\n" +
 	"\x03Get\x12\x19.dozo.v1.GetVolumeRequest\x1a\x1a.dozo.v1.GetVolumeResponse\"\x03\x90\x02\x01\x12G\n" +
 	"\x06Resize\x12\x1c.dozo.v1.ResizeVolumeRequest\x1a\x1d.dozo.v1.ResizeVolumeResponse\"\x00\x12G\n" +
 	"\x06Rename\x12\x1c.dozo.v1.RenameVolumeRequest\x1a\x1d.dozo.v1.RenameVolumeResponse\"\x00\x12>\n" +
-	"\x03Set\x12\x19.dozo.v1.SetVolumeRequest\x1a\x1a.dozo.v1.SetVolumeResponse\"\x00\x12G\n" +
+	"\x03Set\x12\x19.dozo.v1.SetVolumeRequest\x1a\x1a.dozo.v1.SetVolumeResponse\"\x00\x12>\n" +
+	"\x03Map\x12\x19.dozo.v1.MapVolumeRequest\x1a\x1a.dozo.v1.MapVolumeResponse\"\x00\x12D\n" +
+	"\x05Unmap\x12\x1b.dozo.v1.UnmapVolumeRequest\x1a\x1c.dozo.v1.UnmapVolumeResponse\"\x00\x12D\n" +
+	"\x04Maps\x12\x1a.dozo.v1.VolumeMapsRequest\x1a\x1b.dozo.v1.VolumeMapsResponse\"\x03\x90\x02\x01\x12G\n" +
 	"\x06Delete\x12\x1c.dozo.v1.DeleteVolumeRequest\x1a\x1d.dozo.v1.DeleteVolumeResponse\"\x00\x12M\n" +
 	"\aTargets\x12\x1d.dozo.v1.VolumeTargetsRequest\x1a\x1e.dozo.v1.VolumeTargetsResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\x04Wait\x12\x1a.dozo.v1.WaitVolumeRequest\x1a\x1b.dozo.v1.WaitVolumeResponse\"\x000\x01\x12C\n" +
@@ -2463,7 +2990,7 @@ func file_dozo_v1_volume_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_volume_proto_rawDescData
 }
 
-var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_dozo_v1_volume_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: dozo.v1.Volume
 	(*StoreRef)(nil),              // 1: dozo.v1.StoreRef
@@ -2484,80 +3011,96 @@ var file_dozo_v1_volume_proto_goTypes = []any{
 	(*RenameVolumeResponse)(nil),  // 16: dozo.v1.RenameVolumeResponse
 	(*SetVolumeRequest)(nil),      // 17: dozo.v1.SetVolumeRequest
 	(*SetVolumeResponse)(nil),     // 18: dozo.v1.SetVolumeResponse
-	(*DeleteVolumeRequest)(nil),   // 19: dozo.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 20: dozo.v1.DeleteVolumeResponse
-	(*VolumeTargetsRequest)(nil),  // 21: dozo.v1.VolumeTargetsRequest
-	(*Target)(nil),                // 22: dozo.v1.Target
-	(*VolumeTargetsResponse)(nil), // 23: dozo.v1.VolumeTargetsResponse
-	(*WaitVolumeRequest)(nil),     // 24: dozo.v1.WaitVolumeRequest
-	(*WaitVolumeResponse)(nil),    // 25: dozo.v1.WaitVolumeResponse
-	(*MoveVolumeRequest)(nil),     // 26: dozo.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),    // 27: dozo.v1.MoveVolumeResponse
-	(*RecoverVolumeRequest)(nil),  // 28: dozo.v1.RecoverVolumeRequest
-	(*RecoverVolumeResponse)(nil), // 29: dozo.v1.RecoverVolumeResponse
-	nil,                           // 30: dozo.v1.Volume.LabelsEntry
-	nil,                           // 31: dozo.v1.CreateVolumeRequest.LabelsEntry
-	nil,                           // 32: dozo.v1.ListVolumesRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
-	(*Position)(nil),              // 34: dozo.v1.Position
-	(*SiteCopy)(nil),              // 35: dozo.v1.SiteCopy
-	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
-	(*VolumeFailover)(nil),        // 37: dozo.v1.VolumeFailover
+	(*VolumeMap)(nil),             // 19: dozo.v1.VolumeMap
+	(*MapVolumeRequest)(nil),      // 20: dozo.v1.MapVolumeRequest
+	(*MapVolumeResponse)(nil),     // 21: dozo.v1.MapVolumeResponse
+	(*UnmapVolumeRequest)(nil),    // 22: dozo.v1.UnmapVolumeRequest
+	(*UnmapVolumeResponse)(nil),   // 23: dozo.v1.UnmapVolumeResponse
+	(*VolumeMapsRequest)(nil),     // 24: dozo.v1.VolumeMapsRequest
+	(*VolumeMapsResponse)(nil),    // 25: dozo.v1.VolumeMapsResponse
+	(*DeleteVolumeRequest)(nil),   // 26: dozo.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),  // 27: dozo.v1.DeleteVolumeResponse
+	(*VolumeTargetsRequest)(nil),  // 28: dozo.v1.VolumeTargetsRequest
+	(*Target)(nil),                // 29: dozo.v1.Target
+	(*VolumeTargetsResponse)(nil), // 30: dozo.v1.VolumeTargetsResponse
+	(*WaitVolumeRequest)(nil),     // 31: dozo.v1.WaitVolumeRequest
+	(*WaitVolumeResponse)(nil),    // 32: dozo.v1.WaitVolumeResponse
+	(*MoveVolumeRequest)(nil),     // 33: dozo.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),    // 34: dozo.v1.MoveVolumeResponse
+	(*RecoverVolumeRequest)(nil),  // 35: dozo.v1.RecoverVolumeRequest
+	(*RecoverVolumeResponse)(nil), // 36: dozo.v1.RecoverVolumeResponse
+	nil,                           // 37: dozo.v1.Volume.LabelsEntry
+	nil,                           // 38: dozo.v1.CreateVolumeRequest.LabelsEntry
+	nil,                           // 39: dozo.v1.ListVolumesRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
+	(*Position)(nil),              // 41: dozo.v1.Position
+	(*SiteCopy)(nil),              // 42: dozo.v1.SiteCopy
+	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
+	(*VolumeFailover)(nil),        // 44: dozo.v1.VolumeFailover
 }
 var file_dozo_v1_volume_proto_depIdxs = []int32{
-	30, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
-	33, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	37, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
+	40, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
 	1,  // 2: dozo.v1.Ensemble.stores:type_name -> dozo.v1.StoreRef
 	1,  // 3: dozo.v1.Replica.store:type_name -> dozo.v1.StoreRef
 	4,  // 4: dozo.v1.Segment.replicas:type_name -> dozo.v1.Replica
-	34, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
-	34, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
-	34, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
+	41, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
+	41, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
+	41, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
 	2,  // 8: dozo.v1.Placement.ensembles:type_name -> dozo.v1.Ensemble
-	35, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
+	42, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
 	3,  // 10: dozo.v1.Placement.site_replicas:type_name -> dozo.v1.SiteReplicas
 	5,  // 11: dozo.v1.Placement.segments:type_name -> dozo.v1.Segment
-	31, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
+	38, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
 	0,  // 13: dozo.v1.CreateVolumeResponse.volume:type_name -> dozo.v1.Volume
-	32, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
+	39, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
 	0,  // 15: dozo.v1.ListVolumesResponse.volumes:type_name -> dozo.v1.Volume
 	0,  // 16: dozo.v1.GetVolumeResponse.volume:type_name -> dozo.v1.Volume
 	6,  // 17: dozo.v1.GetVolumeResponse.placement:type_name -> dozo.v1.Placement
 	0,  // 18: dozo.v1.ResizeVolumeResponse.volume:type_name -> dozo.v1.Volume
 	0,  // 19: dozo.v1.RenameVolumeResponse.volume:type_name -> dozo.v1.Volume
 	0,  // 20: dozo.v1.SetVolumeResponse.volume:type_name -> dozo.v1.Volume
-	0,  // 21: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
-	22, // 22: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
-	35, // 23: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
-	36, // 24: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
-	37, // 25: dozo.v1.RecoverVolumeResponse.volume:type_name -> dozo.v1.VolumeFailover
-	7,  // 26: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
-	9,  // 27: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
-	11, // 28: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
-	13, // 29: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
-	15, // 30: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
-	17, // 31: dozo.v1.VolumeService.Set:input_type -> dozo.v1.SetVolumeRequest
-	19, // 32: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
-	21, // 33: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
-	24, // 34: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
-	26, // 35: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
-	28, // 36: dozo.v1.VolumeService.Recover:input_type -> dozo.v1.RecoverVolumeRequest
-	8,  // 37: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
-	10, // 38: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
-	12, // 39: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
-	14, // 40: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
-	16, // 41: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
-	18, // 42: dozo.v1.VolumeService.Set:output_type -> dozo.v1.SetVolumeResponse
-	20, // 43: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
-	23, // 44: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
-	25, // 45: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
-	27, // 46: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
-	29, // 47: dozo.v1.VolumeService.Recover:output_type -> dozo.v1.RecoverVolumeResponse
-	37, // [37:48] is the sub-list for method output_type
-	26, // [26:37] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	19, // 21: dozo.v1.MapVolumeResponse.map:type_name -> dozo.v1.VolumeMap
+	19, // 22: dozo.v1.UnmapVolumeResponse.map:type_name -> dozo.v1.VolumeMap
+	19, // 23: dozo.v1.VolumeMapsResponse.maps:type_name -> dozo.v1.VolumeMap
+	0,  // 24: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
+	29, // 25: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
+	42, // 26: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
+	43, // 27: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
+	44, // 28: dozo.v1.RecoverVolumeResponse.volume:type_name -> dozo.v1.VolumeFailover
+	7,  // 29: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
+	9,  // 30: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
+	11, // 31: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
+	13, // 32: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
+	15, // 33: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
+	17, // 34: dozo.v1.VolumeService.Set:input_type -> dozo.v1.SetVolumeRequest
+	20, // 35: dozo.v1.VolumeService.Map:input_type -> dozo.v1.MapVolumeRequest
+	22, // 36: dozo.v1.VolumeService.Unmap:input_type -> dozo.v1.UnmapVolumeRequest
+	24, // 37: dozo.v1.VolumeService.Maps:input_type -> dozo.v1.VolumeMapsRequest
+	26, // 38: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
+	28, // 39: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
+	31, // 40: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
+	33, // 41: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
+	35, // 42: dozo.v1.VolumeService.Recover:input_type -> dozo.v1.RecoverVolumeRequest
+	8,  // 43: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
+	10, // 44: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
+	12, // 45: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
+	14, // 46: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
+	16, // 47: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
+	18, // 48: dozo.v1.VolumeService.Set:output_type -> dozo.v1.SetVolumeResponse
+	21, // 49: dozo.v1.VolumeService.Map:output_type -> dozo.v1.MapVolumeResponse
+	23, // 50: dozo.v1.VolumeService.Unmap:output_type -> dozo.v1.UnmapVolumeResponse
+	25, // 51: dozo.v1.VolumeService.Maps:output_type -> dozo.v1.VolumeMapsResponse
+	27, // 52: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
+	30, // 53: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
+	32, // 54: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
+	34, // 55: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
+	36, // 56: dozo.v1.VolumeService.Recover:output_type -> dozo.v1.RecoverVolumeResponse
+	43, // [43:57] is the sub-list for method output_type
+	29, // [29:43] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_volume_proto_init() }
@@ -2567,13 +3110,14 @@ func file_dozo_v1_volume_proto_init() {
 	}
 	file_dozo_v1_common_proto_init()
 	file_dozo_v1_site_proto_init()
+	file_dozo_v1_volume_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_volume_proto_rawDesc), len(file_dozo_v1_volume_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

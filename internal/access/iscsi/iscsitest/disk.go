@@ -29,6 +29,7 @@ type Disk struct {
 	flushes  int
 	inFlight sync.WaitGroup
 	pending  atomic.Int32 // held or delayed
+	optimize func(group uint16) error
 	unit     *reserve.Snapshot
 	observer func(*reserve.Snapshot, []reserve.Event)
 	calls    uint64
@@ -74,6 +75,27 @@ func (d *Disk) SetPaths(p reserve.PathInfo) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.paths = p
+}
+
+// OnOptimize has f called for SET TARGET PORT GROUPS.
+func (d *Disk) OnOptimize(f func(group uint16) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.optimize = f
+}
+
+// SetOptimized is scsi.Disk's.
+func (d *Disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
+	d.later(func() {
+		d.mu.RLock()
+		f := d.optimize
+		d.mu.RUnlock()
+		if f == nil {
+			done(nil)
+			return
+		}
+		done(f(group))
+	})
 }
 
 // SetFault lets calls fail: f says with what, nil for not at all.

@@ -45,6 +45,12 @@ const (
 	VolumeServiceRenameProcedure = "/dozo.v1.VolumeService/Rename"
 	// VolumeServiceSetProcedure is the fully-qualified name of the VolumeService's Set RPC.
 	VolumeServiceSetProcedure = "/dozo.v1.VolumeService/Set"
+	// VolumeServiceMapProcedure is the fully-qualified name of the VolumeService's Map RPC.
+	VolumeServiceMapProcedure = "/dozo.v1.VolumeService/Map"
+	// VolumeServiceUnmapProcedure is the fully-qualified name of the VolumeService's Unmap RPC.
+	VolumeServiceUnmapProcedure = "/dozo.v1.VolumeService/Unmap"
+	// VolumeServiceMapsProcedure is the fully-qualified name of the VolumeService's Maps RPC.
+	VolumeServiceMapsProcedure = "/dozo.v1.VolumeService/Maps"
 	// VolumeServiceDeleteProcedure is the fully-qualified name of the VolumeService's Delete RPC.
 	VolumeServiceDeleteProcedure = "/dozo.v1.VolumeService/Delete"
 	// VolumeServiceTargetsProcedure is the fully-qualified name of the VolumeService's Targets RPC.
@@ -74,6 +80,14 @@ type VolumeServiceClient interface {
 	Rename(context.Context, *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error)
 	// Set changes policies of a volume; what the request leaves empty stays. Needs role operator.
 	Set(context.Context, *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error)
+	// Map shows a volume to a host as a LUN of the hosts' target, from then on instead of by the volume's own target. EXISTS
+	// if the host has the volume already, or another volume at that LUN; IN_USE while it has sessions at the volume's own
+	// target. Needs role operator.
+	Map(context.Context, *dozov1.MapVolumeRequest) (*dozov1.MapVolumeResponse, error)
+	// Unmap ends that. Needs role operator.
+	Unmap(context.Context, *dozov1.UnmapVolumeRequest) (*dozov1.UnmapVolumeResponse, error)
+	// Maps lists which hosts have which volumes at which LUNs, by host and LUN. Needs role viewer.
+	Maps(context.Context, *dozov1.VolumeMapsRequest) (*dozov1.VolumeMapsResponse, error)
 	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
@@ -143,6 +157,25 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("Set")),
 			connect.WithClientOptions(opts...),
 		),
+		_map: connect.NewClient[dozov1.MapVolumeRequest, dozov1.MapVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceMapProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("Map")),
+			connect.WithClientOptions(opts...),
+		),
+		unmap: connect.NewClient[dozov1.UnmapVolumeRequest, dozov1.UnmapVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceUnmapProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("Unmap")),
+			connect.WithClientOptions(opts...),
+		),
+		maps: connect.NewClient[dozov1.VolumeMapsRequest, dozov1.VolumeMapsResponse](
+			httpClient,
+			baseURL+VolumeServiceMapsProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("Maps")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		delete: connect.NewClient[dozov1.DeleteVolumeRequest, dozov1.DeleteVolumeResponse](
 			httpClient,
 			baseURL+VolumeServiceDeleteProcedure,
@@ -185,6 +218,9 @@ type volumeServiceClient struct {
 	resize  *connect.Client[dozov1.ResizeVolumeRequest, dozov1.ResizeVolumeResponse]
 	rename  *connect.Client[dozov1.RenameVolumeRequest, dozov1.RenameVolumeResponse]
 	set     *connect.Client[dozov1.SetVolumeRequest, dozov1.SetVolumeResponse]
+	_map    *connect.Client[dozov1.MapVolumeRequest, dozov1.MapVolumeResponse]
+	unmap   *connect.Client[dozov1.UnmapVolumeRequest, dozov1.UnmapVolumeResponse]
+	maps    *connect.Client[dozov1.VolumeMapsRequest, dozov1.VolumeMapsResponse]
 	delete  *connect.Client[dozov1.DeleteVolumeRequest, dozov1.DeleteVolumeResponse]
 	targets *connect.Client[dozov1.VolumeTargetsRequest, dozov1.VolumeTargetsResponse]
 	wait    *connect.Client[dozov1.WaitVolumeRequest, dozov1.WaitVolumeResponse]
@@ -246,6 +282,33 @@ func (c *volumeServiceClient) Set(ctx context.Context, req *dozov1.SetVolumeRequ
 	return nil, err
 }
 
+// Map calls dozo.v1.VolumeService.Map.
+func (c *volumeServiceClient) Map(ctx context.Context, req *dozov1.MapVolumeRequest) (*dozov1.MapVolumeResponse, error) {
+	response, err := c._map.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Unmap calls dozo.v1.VolumeService.Unmap.
+func (c *volumeServiceClient) Unmap(ctx context.Context, req *dozov1.UnmapVolumeRequest) (*dozov1.UnmapVolumeResponse, error) {
+	response, err := c.unmap.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Maps calls dozo.v1.VolumeService.Maps.
+func (c *volumeServiceClient) Maps(ctx context.Context, req *dozov1.VolumeMapsRequest) (*dozov1.VolumeMapsResponse, error) {
+	response, err := c.maps.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Delete calls dozo.v1.VolumeService.Delete.
 func (c *volumeServiceClient) Delete(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {
 	response, err := c.delete.CallUnary(ctx, connect.NewRequest(req))
@@ -296,6 +359,14 @@ type VolumeServiceHandler interface {
 	Rename(context.Context, *dozov1.RenameVolumeRequest) (*dozov1.RenameVolumeResponse, error)
 	// Set changes policies of a volume; what the request leaves empty stays. Needs role operator.
 	Set(context.Context, *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error)
+	// Map shows a volume to a host as a LUN of the hosts' target, from then on instead of by the volume's own target. EXISTS
+	// if the host has the volume already, or another volume at that LUN; IN_USE while it has sessions at the volume's own
+	// target. Needs role operator.
+	Map(context.Context, *dozov1.MapVolumeRequest) (*dozov1.MapVolumeResponse, error)
+	// Unmap ends that. Needs role operator.
+	Unmap(context.Context, *dozov1.UnmapVolumeRequest) (*dozov1.UnmapVolumeResponse, error)
+	// Maps lists which hosts have which volumes at which LUNs, by host and LUN. Needs role viewer.
+	Maps(context.Context, *dozov1.VolumeMapsRequest) (*dozov1.VolumeMapsResponse, error)
 	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
@@ -361,6 +432,25 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("Set")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceMapHandler := connect.NewUnaryHandlerSimple(
+		VolumeServiceMapProcedure,
+		svc.Map,
+		connect.WithSchema(volumeServiceMethods.ByName("Map")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceUnmapHandler := connect.NewUnaryHandlerSimple(
+		VolumeServiceUnmapProcedure,
+		svc.Unmap,
+		connect.WithSchema(volumeServiceMethods.ByName("Unmap")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceMapsHandler := connect.NewUnaryHandlerSimple(
+		VolumeServiceMapsProcedure,
+		svc.Maps,
+		connect.WithSchema(volumeServiceMethods.ByName("Maps")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	volumeServiceDeleteHandler := connect.NewUnaryHandlerSimple(
 		VolumeServiceDeleteProcedure,
 		svc.Delete,
@@ -406,6 +496,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceRenameHandler.ServeHTTP(w, r)
 		case VolumeServiceSetProcedure:
 			volumeServiceSetHandler.ServeHTTP(w, r)
+		case VolumeServiceMapProcedure:
+			volumeServiceMapHandler.ServeHTTP(w, r)
+		case VolumeServiceUnmapProcedure:
+			volumeServiceUnmapHandler.ServeHTTP(w, r)
+		case VolumeServiceMapsProcedure:
+			volumeServiceMapsHandler.ServeHTTP(w, r)
 		case VolumeServiceDeleteProcedure:
 			volumeServiceDeleteHandler.ServeHTTP(w, r)
 		case VolumeServiceTargetsProcedure:
@@ -447,6 +543,18 @@ func (UnimplementedVolumeServiceHandler) Rename(context.Context, *dozov1.RenameV
 
 func (UnimplementedVolumeServiceHandler) Set(context.Context, *dozov1.SetVolumeRequest) (*dozov1.SetVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Set is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) Map(context.Context, *dozov1.MapVolumeRequest) (*dozov1.MapVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Map is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) Unmap(context.Context, *dozov1.UnmapVolumeRequest) (*dozov1.UnmapVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Unmap is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) Maps(context.Context, *dozov1.VolumeMapsRequest) (*dozov1.VolumeMapsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Maps is not implemented"))
 }
 
 func (UnimplementedVolumeServiceHandler) Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {

@@ -1,0 +1,178 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dozo/internal/access"
+	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
+	"dozo/internal/control"
+	"dozo/internal/ident"
+)
+
+// Every access server is a target port group, whose number is the portal group tag that it keeps for ever. States follow
+// the owner:
+//
+//	the owner           active/optimized, preferred unless it is draining
+//	others at its site  active/non-optimized
+//	at other sites      active/non-optimized, standby or unavailable, as the volume's policy says
+//
+// While the volume changes hands, the groups of the old and the new owner are transitioning. That is only reported: the
+// unit attention comes once the new owner serves, so that an initiator that asks on hearing of it finds states to stay.
+
+// pathsFresh is how long what was found is kept while nothing is heard of another owner.
+const pathsFresh = 200 * time.Millisecond
+
+// setOptimizedTimeout bounds SET TARGET PORT GROUPS, below initiators' command timeouts of 30 s.
+const setOptimizedTimeout = 20 * time.Second
+
+// paths is what the paths of one volume are, as this node sees it.
+type paths struct {
+	now atomic.Pointer[pathView]
+	mu  sync.Mutex // held to make the next view
+}
+
+type pathView struct {
+	info   reserve.PathInfo
+	steady []reserve.PortGroup // without transitions
+	owner  ident.NodeName      // whom steady follows
+	epoch  ident.Epoch         // newest heard of
+	at     time.Time
+}
+
+// pathsOf finds what is kept of a volume. It stays when sessions go: generations of what initiators know must not begin
+// anew.
+func (e *Exports) pathsOf(id ident.JournalID) *paths {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.paths[id]
+	if p == nil {
+		p = new(paths)
+		e.paths[id] = p
+	}
+	return p
+}
+
+// look gives the path states of a volume. It is cheap while they are fresh.
+func (e *Exports) look(v *access.Volume, p *paths) reserve.PathInfo {
+	if w := p.now.Load(); w != nil && w.epoch == v.Epoch() && time.Since(w.at) < pathsFresh {
+		return w.info
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, seen := p.now.Load(), v.Epoch()
+	if old != nil && old.epoch == seen && time.Since(old.at) < pathsFresh {
+		return old.info
+	}
+	owner, _, serves := v.Ownership()
+	next := &pathView{owner: owner, epoch: seen, at: time.Now()}
+	if !serves && old != nil {
+		next.owner = old.owner
+	}
+	next.steady, next.info.Remote = e.groups(v.Spec(), next.owner)
+	next.info.Groups = next.steady
+	next.info.Limited = slices.ContainsFunc(next.steady, func(g reserve.PortGroup) bool { return g.State == reserve.Standby || g.State == reserve.Unavailable })
+	if old != nil {
+		next.info.Generation = old.info.Generation
+		if !slices.EqualFunc(next.steady, old.steady, sameGroup) {
+			next.info.Generation++
+		}
+	}
+	if !serves {
+		next.info.Groups = e.transition(next.steady, next.owner, owner)
+	}
+	p.now.Store(next)
+	return next.info
+}
+
+func sameGroup(a, b reserve.PortGroup) bool {
+	return a.ID == b.ID && a.State == b.State && a.Preferred == b.Preferred && slices.Equal(a.MayBe, b.MayBe)
+}
+
+// groups says how the groups are while a node owns the volume. Before anybody does, who will be the owner is one of the
+// home site's.
+func (e *Exports) groups(spec *control.VolumeSpec, owner ident.NodeName) (list []reserve.PortGroup, remote reserve.AccessState) {
+	own, owned := e.ctl.Node(owner)
+	site := own.Site
+	if !owned {
+		site = spec.AtSite
+	}
+	var mayBe []reserve.AccessState
+	if remote = remoteState(spec.ALUARemote); remote != reserve.ActiveNonOptimized {
+		mayBe = []reserve.AccessState{remote}
+	}
+	for _, n := range e.ctl.Nodes() {
+		if !n.Has(control.RoleAccess) {
+			continue
+		}
+		g := reserve.PortGroup{ID: n.TPGT, State: reserve.ActiveNonOptimized, Ports: []uint16{n.TPGT}, Place: uint16(n.Site), MayBe: mayBe}
+		switch {
+		case n.Name == owner || !owned && n.Site == site:
+			g.State, g.Preferred = reserve.ActiveOptimized, owned && !n.Draining
+		case n.Site != site:
+			g.State = remote
+		}
+		list = append(list, g)
+	}
+	slices.SortFunc(list, func(a, b reserve.PortGroup) int { return int(a.ID) - int(b.ID) })
+	return list, remote
+}
+
+// transition marks the groups of nodes that give or take.
+func (e *Exports) transition(steady []reserve.PortGroup, nodes ...ident.NodeName) []reserve.PortGroup {
+	list := slices.Clone(steady)
+	for _, name := range nodes {
+		n, _ := e.ctl.Node(name)
+		for i := range list {
+			if list[i].ID == n.TPGT {
+				list[i].State = reserve.Transitioning
+			}
+		}
+	}
+	return list
+}
+
+// remoteState is the policy's word in the device server's terms.
+func remoteState(p control.RemoteAccess) reserve.AccessState {
+	switch p {
+	case control.RemoteStandby:
+		return reserve.Standby
+	case control.RemoteUnavailable:
+		return reserve.Unavailable
+	}
+	return reserve.ActiveNonOptimized
+}
+
+// Paths implements scsi.Disk.
+func (d *disk) Paths() reserve.PathInfo { return d.session.exp.look(d.v, d.paths) }
+
+// SetOptimized implements scsi.Disk: the volume is handed over to the group's node.
+func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
+	e := d.session.exp
+	nodes := e.ctl.Nodes()
+	i := slices.IndexFunc(nodes, func(n control.Node) bool { return n.TPGT == group && n.Has(control.RoleAccess) })
+	if i < 0 {
+		done(scsi.ErrGroupsNotSet)
+		return
+	}
+	if !e.srv.Go(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, setOptimizedTimeout)
+		defer cancel()
+		err := e.srv.MoveTo(ctx, d.v, nodes[i].Name)
+		log := e.srv.Log().With("volume", d.v.Spec().Name, "peer", nodes[i].Name, "initiator", d.session.peer.Initiator)
+		if err != nil {
+			log.Warn("not handed over, as an initiator has asked by SET TARGET PORT GROUPS", "err", err)
+			done(errors.Join(scsi.ErrGroupsNotSet, err))
+			return
+		}
+		log.Info("an initiator has asked for the volume by SET TARGET PORT GROUPS")
+		done(nil)
+	}) {
+		done(scsi.ErrGroupsNotSet)
+	}
+}
