@@ -322,6 +322,8 @@ func TestCluster(t *testing.T) {
 		t.Errorf("accept of half an ISID: %v", err)
 	}
 	sharedUnit(t, ctx, c1, n1, n2)
+	groupsOfPorts(t, ctx, c1, n1, n2)
+	mapsOfHosts(t, ctx, c1, n1, n2)
 	deleteWithForce(t, ctx, c1, n1, n2)
 	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); err != nil {
 		t.Fatal(err)
@@ -337,6 +339,7 @@ func TestCluster(t *testing.T) {
 	if _, err := c1.Nodes.Remove(ctx, &dozov1.RemoveNodeRequest{Node: "n2"}); api.Reason(err) != "REFUSED" {
 		t.Errorf("removing a node that runs: %v", err)
 	}
+	sentElsewhere(t, ctx, c1, n1, n2)
 
 	if n := tc.segmentFiles(); n < 2 {
 		t.Errorf("%d segment files before the deletion", n)

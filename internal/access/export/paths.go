@@ -74,7 +74,11 @@ func (e *Exports) look(v *access.Volume, p *paths) reserve.PathInfo {
 	if !serves && old != nil {
 		next.owner = old.owner
 	}
-	next.steady, next.info.Remote = e.groups(v.Spec(), next.owner)
+	spec := v.Spec()
+	if now, ok := e.ctl.Volume(v.ID()); ok {
+		spec = &now // the volume learns of policies a little later
+	}
+	next.steady, next.info.Remote = e.groups(spec, next.owner)
 	next.info.Groups = next.steady
 	next.info.Limited = slices.ContainsFunc(next.steady, func(g reserve.PortGroup) bool { return g.State == reserve.Standby || g.State == reserve.Unavailable })
 	if old != nil {
