@@ -15,9 +15,10 @@ import (
 // seem older than it is, and then its initiator is asked to send it again.
 type stampBook struct {
 	mu      sync.Mutex
-	at      time.Time // of the newest page
-	page    uint64    // its number; the first is 1
-	pages   [stampPages]map[*access.Volume]wire.Stamp
+	at      time.Time                // of the newest page
+	page    uint64                   // its number; the first is stampCoarse
+	pages   [stampPages][]wire.Stamp // in the order of volumes; one that came later is not on it
+	coarse  [stampCoarsePages][]wire.Stamp
 	volumes []*access.Volume
 	// latest commands and where they went
 	sent [sentKept]struct {
@@ -31,10 +32,14 @@ const (
 	stampEvery = 20 * time.Millisecond
 	// stampPages at least reach back further than any stamp that an owner takes (3 s).
 	stampPages = 256
-	sentKept   = 1024 // more than a session has outstanding, by far
+	// Every stampCoarse-th page, of 5 s or more, is kept longer: commands that take minutes are held to refusals by the
+	// stamp with which they began.
+	stampCoarse      = 250
+	stampCoarsePages = 128
+	sentKept         = 1024 // more than a session has outstanding, by far
 )
 
-func newStampBook() *stampBook { return &stampBook{} }
+func newStampBook() *stampBook { return &stampBook{page: stampCoarse - 1} }
 
 // add makes a volume one whose stamps are kept.
 func (b *stampBook) add(v *access.Volume) {
@@ -53,17 +58,17 @@ func (b *stampBook) add(v *access.Volume) {
 func (b *stampBook) now() scsi.Stamp {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if t := time.Now(); b.page == 0 || t.Sub(b.at) >= stampEvery {
+	if t := time.Now(); b.at.IsZero() || t.Sub(b.at) >= stampEvery {
 		b.at = t
 		b.page++
-		m := b.pages[b.page%stampPages]
-		if m == nil {
-			m = make(map[*access.Volume]wire.Stamp, len(b.volumes))
-			b.pages[b.page%stampPages] = m
-		}
-		clear(m)
+		p := &b.pages[b.page%stampPages]
+		*p = (*p)[:0]
 		for _, v := range b.volumes {
-			m[v] = v.Stamp()
+			*p = append(*p, v.Stamp())
+		}
+		if b.page%stampCoarse == 0 {
+			c := &b.coarse[b.page/stampCoarse%stampCoarsePages]
+			*c = append((*c)[:0], *p...)
 		}
 	}
 	return scsi.Stamp{Tick: b.page}
@@ -73,10 +78,20 @@ func (b *stampBook) now() scsi.Stamp {
 func (b *stampBook) stamp(v *access.Volume, s scsi.Stamp) wire.Stamp {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s.Tick == 0 || s.Tick > b.page || s.Tick+stampPages <= b.page {
-		return wire.Stamp{}
+	var p []wire.Stamp
+	switch coarse := s.Tick / stampCoarse; {
+	case coarse == 0 || s.Tick > b.page:
+	case s.Tick+stampPages > b.page:
+		p = b.pages[s.Tick%stampPages]
+	case coarse+stampCoarsePages > b.page/stampCoarse:
+		p = b.coarse[coarse%stampCoarsePages]
 	}
-	return b.pages[s.Tick%stampPages][v]
+	for i, x := range b.volumes[:min(len(p), len(b.volumes))] {
+		if x == v {
+			return p[i]
+		}
+	}
+	return wire.Stamp{}
 }
 
 // went notes to which volume a command went.
