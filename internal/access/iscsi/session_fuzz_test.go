@@ -2,11 +2,12 @@ package iscsi_test
 
 import (
 	"io"
+	"strconv"
 	"testing"
 	"time"
 )
 
-// FuzzSession sends two connections of one session, at recovery level 1 and with digests off, whatever it likes after
+// FuzzSession sends two connections of one session, at recovery level 1 or 2 and with digests off, whatever it likes after
 // the login, in turns: the server neither panics nor hangs, another session is served, and nothing is left behind.
 func FuzzSession(f *testing.F) {
 	portal, _ := serve(f, nil, nil)
@@ -26,10 +27,16 @@ func FuzzSession(f *testing.F) {
 	f.Add(request(0x42, 0x85, func(p *pdu) { p.put(24, 3) }), request(0x42, 0x81, func(p *pdu) { p.put(24, 9); p.put(32, 4) }))
 	f.Add(request(0x46, 0x81, func(p *pdu) { p.bhs[21] = 1 }), request(0x04, 0x40, func(*pdu) {}))
 	f.Add(append(append([]byte(nil), later...), request(0x05, 0x80, func(p *pdu) { p.put(20, 0) })...), read)
+	// Connection recovery: a task of one connection, which is logged out for recovery and reassigned, and asked about.
+	reassign := append(request(0x46, 0x82, func(*pdu) {}), request(0x42, 0x88, func(p *pdu) { p.put(16, 8); p.put(20, 7) })...)
+	reassign = append(append(reassign, request(0x42, 0x89, func(p *pdu) { p.put(16, 9); p.put(20, 7) })...), 0)
+	f.Add(append(append([]byte(nil), read...), later...), reassign)
+	f.Add(request(0x42, 0x8b, func(*pdu) {}), append(request(0x42, 0x8c, func(*pdu) {}), 1))
 	f.Fuzz(func(t *testing.T, one, two []byte) {
 		a := dial(t, portal)
 		a.isid = 0x33
-		a.login("MaxConnections=2", "ErrorRecoveryLevel=1", "InitialR2T=No")
+		a.login("MaxConnections=2", "ErrorRecoveryLevel="+strconv.Itoa(1+len(two)%2), "InitialR2T=No", "iSCSIProtocolLevel=2",
+			"DefaultTime2Wait=0", "DefaultTime2Retain=1")
 		b := dial(t, portal)
 		b.tsih, b.cid, b.isid, b.cmdSN = a.tsih, 1, a.isid, a.cmdSN
 		b.login()
