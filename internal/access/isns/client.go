@@ -134,7 +134,8 @@ func (c *Client) update(ctx context.Context, nc net.Conn, portals []Portal, full
 	return nil
 }
 
-// goodbye takes the portals out; with its last portal the server forgets the entity.
+// goodbye takes the portals out. The targets are the other access servers' too, and stay until the server's registration
+// period is over where nobody is left.
 func (c *Client) goodbye(nc net.Conn, portals []Portal) error {
 	for name := range c.registered {
 		_ = nc.SetDeadline(time.Now().Add(goodbyeTimeout))
