@@ -155,7 +155,11 @@ func (o *Owner) repairSome(now time.Duration) {
 	for _, s := range o.ships {
 		s.mu.Lock()
 		marks[s.site] = s.mu.stable
+		dest, open := s.mu.dest, o.segs[s.mu.segment]
 		s.mu.Unlock()
+		if open != nil && !open.sealed && o.env.about(dest).Leaving && len(v.at(s.site)) > 0 {
+			o.w.CloseIdle() // a slow writer would fill the segment for hours; the next one goes elsewhere
+		}
 	}
 	for _, s := range o.segs {
 		if s.slot == 0 || o.retiring(s) {

@@ -42,7 +42,8 @@ type siteShip struct {
 		stable  ident.Seq               // and stably to here
 		sealed  map[ident.Seq]ident.Seq // stable runs beyond it, by the seq before them: seals end in any order
 		segment ident.SegmentID
-		shipped uint32 // of segment
+		shipped uint32        // of segment
+		dest    ident.StoreID // that the open one goes to
 		state   string
 		// When the site last said how far it is. Only shown: nothing is decided by this clock.
 		confirmed time.Time
@@ -227,6 +228,9 @@ func (o *Owner) shipSession(s *siteShip) error {
 			opened[id] = true
 		}
 		s.set("shipping")
+		s.mu.Lock()
+		s.mu.dest = dest.ID()
+		s.mu.Unlock()
 		end, err := o.shipSegment(ctx, s, seg, before, dest, from, failed)
 		if err != nil {
 			return err
