@@ -58,6 +58,7 @@ var errorTable = []errorClass{
 	{control.ErrLost, connect.CodeFailedPrecondition, "LOST"},
 	{control.ErrNewerFormat, connect.CodeFailedPrecondition, "NEWER_FORMAT"},
 	{control.ErrNoCluster, connect.CodeUnavailable, "NO_CLUSTER"},
+	{control.ErrOlderNodes, connect.CodeFailedPrecondition, "OLDER_NODES"},
 	{control.ErrUnheard, connect.CodeUnavailable, "CONTROL_UNSETTLED"},
 	{control.ErrAway, connect.CodeUnavailable, "CONTROL_AWAY"},
 	{control.ErrClosed, connect.CodeUnavailable, "STOPPING"},

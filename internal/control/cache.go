@@ -33,6 +33,7 @@ type content struct {
 	cluster  *entry[Cluster]
 	raw      []byte // of the cluster's key: every change of a journal depends on it
 	restored *entry[Restoration]
+	levels   map[ident.NodeName]nodeLevel
 	sites    map[ident.SiteID]entry[Site]
 	nodes    map[ident.NodeName]entry[Node]
 	hosts    map[string]entry[Host] // by keyHost
@@ -53,7 +54,8 @@ type content struct {
 
 func newContent() content {
 	return content{
-		sites: make(map[ident.SiteID]entry[Site]), nodes: make(map[ident.NodeName]entry[Node]), hosts: make(map[string]entry[Host]),
+		levels: make(map[ident.NodeName]nodeLevel),
+		sites:  make(map[ident.SiteID]entry[Site]), nodes: make(map[ident.NodeName]entry[Node]), hosts: make(map[string]entry[Host]),
 		volumes: make(map[ident.JournalID]entry[VolumeSpec]), journals: make(map[ident.JournalID]entry[JournalState]),
 		alive: make(map[ident.NodeName]bool), held: make(map[ident.NodeName]bool), lost: make(map[ident.StoreID]LostStore), revoked: make(map[string]pki.Revocation), joins: make(map[string]pki.JoinTokenRecord),
 		tokens: make(map[string]pki.APITokenRecord), volumeByName: make(map[string]ident.JournalID), hostByIQN: make(map[string]string),
@@ -257,6 +259,12 @@ func (t *content) put(p pair) error {
 		if t.journals[id].rev <= p.mod { // this client may have noted a later one of its own
 			t.journals[id] = entry[JournalState]{v, p.mod}
 		}
+	case dirLevels:
+		v, _, err := decode[nodeLevel](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.levels[ident.NodeName(rest)] = v
 	case dirAlive:
 		t.alive[ident.NodeName(rest)] = true
 	case dirLost:
@@ -340,6 +348,8 @@ func (t *content) drop(key string) {
 		if id, err := journalOfKey(dirJournals, key); err == nil {
 			delete(t.journals, id)
 		}
+	case dirLevels:
+		delete(t.levels, ident.NodeName(rest))
 	case dirAlive:
 		delete(t.alive, ident.NodeName(rest))
 	case dirLost:

@@ -91,7 +91,8 @@ var _ Store = (*Client)(nil)
 // open lists everything, so that cached reads are complete, and starts watching. It waits for the control
 // store until ctx ends.
 func open(ctx context.Context, k kv, o Options) (*Client, error) {
-	c := &Client{kv: k, o: o.withDefaults(), cache: newCache()}
+	c := &Client{o: o.withDefaults(), cache: newCache()}
+	c.kv = levelled{k, c}
 	c.life, c.stop = context.WithCancel(context.Background())
 	c.mu.announced, c.mu.holding = make(map[ident.NodeName]bool), make(map[ident.NodeName]bool)
 	rev, err := retry(ctx, c, "list", func(ctx context.Context) (Rev, error) { return c.refill(ctx, true) })

@@ -801,7 +801,7 @@ func testNewerFormats(t *testing.T, open opener) {
 	if got, ok := c.Volume(v.ID); !ok || got.Name != "v" {
 		t.Errorf("what was known is kept: %+v, %v", got, ok)
 	}
-	if k, ok := c.kv.(memKV); ok { // a new client refuses to start, whatever the implementation
+	if k, ok := c.kv.(levelled).kv.(memKV); ok { // a new client refuses to start, whatever the implementation
 		_, err := k.m.Open(ctx, Options{})
 		wantErr(t, "opening", err, ErrNewerFormat)
 		if err != nil && !strings.Contains(err.Error(), "upgrade this node") {

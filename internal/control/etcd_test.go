@@ -120,7 +120,7 @@ func TestEtcd(t *testing.T) {
 		c := must(OpenEtcd(t.Context(), e, Options{}))(t)
 		defer c.Close()
 		must(c.InitCluster(t.Context(), Cluster{Name: "test"}))(t)
-		kv := c.kv.(*etcdKV)
+		kv, _ := c.etcd()
 		_, rev := must2(kv.get(t.Context(), keyCluster))(t)
 		must(kv.cli.Compact(t.Context(), int64(rev)))(t)
 		err := kv.watch(t.Context(), "", rev-3, func([]change, Rev) error { return nil })

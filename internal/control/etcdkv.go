@@ -327,9 +327,16 @@ func (k *etcdKV) hold(ctx context.Context, key string, value []byte, clock func(
 	}
 }
 
+// etcd is the seam upon etcd, if that is what is below.
+func (c *Client) etcd() (*etcdKV, bool) {
+	l, _ := c.kv.(levelled)
+	k, ok := l.kv.(*etcdKV)
+	return k, ok
+}
+
 // Endpoints are the URLs at which the client looks for the control store now; none for a client in memory.
 func (c *Client) Endpoints() []string {
-	if k, ok := c.kv.(*etcdKV); ok {
+	if k, ok := c.etcd(); ok {
 		return k.cli.Endpoints()
 	}
 	return nil
@@ -339,7 +346,7 @@ func (c *Client) Endpoints() []string {
 // on, and gives their URLs, sorted. One that has no vote yet is left out: it answers nobody. It is not for an
 // external etcd, whose members may call themselves what only they can dial.
 func (c *Client) SyncVoters(ctx context.Context) ([]string, error) {
-	k, ok := c.kv.(*etcdKV)
+	k, ok := c.etcd()
 	if !ok {
 		return nil, nil
 	}

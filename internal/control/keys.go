@@ -24,6 +24,7 @@ import (
 //	names/initiator/<iqn>           index: tenant/host
 //	stores/<store>                  index: node
 //	lost/<store>                    LostStore
+//	levels/<node>                   nodeLevel: what of the stored form the node knows
 //	alive/<node>                    leased; there while the node announces itself
 //	holds/<node>                    leased; there while the node may own volumes that stop when cut off
 //	revoked/<serial>                pki.Revocation
@@ -59,6 +60,7 @@ const (
 	dirAnswers  = "answers/"
 	dirAnswered = "answered/"
 	dirOffers   = "offers/"
+	dirLevels   = "levels/"
 )
 
 func keySite(id ident.SiteID) string           { return fmt.Sprintf("%s%05d", dirSites, id) }

@@ -90,10 +90,16 @@ func (c *Client) RegisterNode(ctx context.Context, n Node) (Node, error) {
 		if err := c.storeIndex(ctx, &t, old, next); err != nil {
 			return old, err
 		}
-		if !isNew && summary(old) == summary(next) {
+		mine := nodeLevel{Level, next.Version}
+		said, saidRev, err := read[nodeLevel](ctx, c, dirLevels+string(n.Name))
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return old, err
+		}
+		if !isNew && summary(old) == summary(next) && said == mine {
 			return old, nil
 		}
-		t.ops = append(t.ops, op{key: keyNode(n.Name), value: encode(next, "")})
+		t.conds = append(t.conds, cond{key: dirLevels + string(n.Name), rev: saidRev})
+		t.ops = append(t.ops, op{key: keyNode(n.Name), value: encode(next, "")}, op{key: dirLevels + string(n.Name), value: encode(mine, "")})
 		a := audit{"node.register", "node/" + string(n.Name), old, next}
 		if isNew {
 			a.before = nil

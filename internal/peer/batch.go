@@ -8,6 +8,7 @@ const copyMax = 1 << 10
 
 // batch is a run of encoded frames. Data stay where they are.
 type batch struct {
+	version uint16 // of the messages: what both sides have agreed upon
 	small   []byte // headers, fields and small data, in the order of frames
 	mark    int    // small[mark:] is not yet in pieces
 	pieces  [][]byte
@@ -22,7 +23,7 @@ type batch struct {
 func (b *batch) add(h wire.Header, m wire.Message, checked bool, release func()) {
 	start := len(b.small)
 	b.small = append(b.small, zeroHeader[:]...)
-	b.small = wire.AppendFields(b.small, m)
+	b.small = wire.AppendFieldsAt(b.small, m, b.version)
 	fields := len(b.small) - start - wire.HeaderSize
 	if h.Type == 0 {
 		h.Type = m.Type() // a reply may be shared by several types: then h says which

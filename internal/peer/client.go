@@ -136,7 +136,7 @@ func (c *client) succeed(found *call, payload []byte, buf *buffer) error {
 		done(reply, nil)
 		return nil
 	}
-	if err := wire.Decode(m, payload); err != nil {
+	if err := wire.DecodeAt(m, payload, c.version); err != nil {
 		if buf != nil {
 			buf.put()
 		}
@@ -174,6 +174,9 @@ func (c *client) succeed(found *call, payload []byte, buf *buffer) error {
 
 // send queues a call. If it can't, the error says that nothing was sent, and the call is the caller's again.
 func (c *client) send(x *call) error {
+	if t := x.msg.Type(); t.Since() > c.version {
+		return wire.Errorf(wire.CodeVersion, "node %s does not know %s yet: it speaks version %d of the protocol", c.peer.addr().Node, t, c.version)
+	}
 	if err := c.lockToSend(); err != nil {
 		return err
 	}

@@ -31,7 +31,8 @@ type handler interface {
 type link struct {
 	sock    *socket
 	class   wire.Class
-	checked bool // payloads have checksums: connections without TLS
+	version uint16 // of the protocol: the newest that both sides speak
+	checked bool   // payloads have checksums: connections without TLS
 	pace    Limiter
 	handler handler
 	queued  int // most bytes in the queue
@@ -57,12 +58,12 @@ type link struct {
 	cancel   context.CancelFunc
 }
 
-func newLink(sock *socket, class wire.Class, checked bool, queued int, budget int64) *link {
-	l := &link{sock: sock, class: class, checked: checked, queued: queued,
+func newLink(sock *socket, class wire.Class, theirs *wire.Hello, checked bool, queued int, budget int64) *link {
+	l := &link{sock: sock, class: class, version: min(wire.VersionMax, theirs.VersionMax), checked: checked, queued: queued,
 		flushers: make(chan struct{}, 1), stop: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.mu.idle.L, l.mu.credit.L = &l.mu, &l.mu
-	l.mu.cur, l.mu.spare = new(batch), new(batch)
+	l.mu.cur, l.mu.spare = &batch{version: l.version}, &batch{version: l.version}
 	l.mu.budget = budget
 	return l
 }

@@ -349,7 +349,7 @@ func (s *slot) dial(ctx context.Context) (*client, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
-	c := &client{peer: p, hello: hello, link: newLink(sock, s.class, plain, o.QueueMax, 0)}
+	c := &client{peer: p, hello: hello, link: newLink(sock, s.class, hello, plain, o.QueueMax, 0)}
 	c.handler = c
 	if s.class == wire.ClassBulk {
 		c.pace = a.Pace

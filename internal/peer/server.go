@@ -204,7 +204,7 @@ func (s *Server) serve(conn net.Conn) {
 		return
 	}
 	l := &session{
-		link:   newLink(sock, hello.Class, sock.tls == nil, s.opt.QueueMax, s.opt.InflightMax),
+		link:   newLink(sock, hello.Class, hello, sock.tls == nil, s.opt.QueueMax, s.opt.InflightMax),
 		server: s,
 		from:   From{Node: hello.Node, Instance: hello.Instance, Class: hello.Class, Addr: conn.RemoteAddr()},
 		log:    log.With("peer", hello.Node, "class", hello.Class.String()),

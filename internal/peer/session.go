@@ -157,7 +157,7 @@ func (s *session) handle(h *wire.Header, payload []byte, buf *buffer) error {
 	case wire.TypeAppend:
 		r := s.take(h, int64(h.Length)+overhead)
 		r.buf = buf
-		if err := wire.Decode(&r.append, payload); err != nil {
+		if err := wire.DecodeAt(&r.append, payload, s.version); err != nil {
 			return s.undecodable(r, err)
 		}
 		if store := s.store(r); store != nil {
@@ -170,7 +170,7 @@ func (s *session) handle(h *wire.Header, payload []byte, buf *buffer) error {
 		return s.handleRead(h, payload)
 	case wire.TypeNotice:
 		m := new(wire.Notice) // rare: only when a journal falls idle
-		if err := wire.Decode(m, payload); err != nil {
+		if err := wire.DecodeAt(m, payload, s.version); err != nil {
 			return s.undecodable(nil, err)
 		}
 		if store := s.server.handler.Store(h.Store); store != nil {
@@ -201,7 +201,7 @@ func (s *session) store(r *request) journal.Store {
 func (s *session) handleForward(h *wire.Header, payload []byte, buf *buffer) error {
 	r := s.take(h, int64(h.Length)+overhead)
 	r.buf = buf
-	if err := wire.Decode(&r.forward, payload); err != nil {
+	if err := wire.DecodeAt(&r.forward, payload, s.version); err != nil {
 		return s.undecodable(r, err)
 	}
 	if r.forward.Op == wire.OpRead {
@@ -221,7 +221,7 @@ func (s *session) handleForward(h *wire.Header, payload []byte, buf *buffer) err
 
 func (s *session) handleRead(h *wire.Header, payload []byte) error {
 	r := s.take(h, 0)
-	if err := wire.Decode(&r.read, payload); err != nil {
+	if err := wire.DecodeAt(&r.read, payload, s.version); err != nil {
 		return s.undecodable(r, err)
 	}
 	n := r.read.ReadBytes()
@@ -244,7 +244,7 @@ func (s *session) handleRead(h *wire.Header, payload []byte) error {
 func (s *session) handleSlow(h *wire.Header, payload []byte) error {
 	k, _ := wire.KindOf(h.Type)
 	m := k.Request()
-	if err := wire.Decode(m, payload); err != nil {
+	if err := wire.DecodeAt(m, payload, s.version); err != nil {
 		return s.undecodable(nil, err)
 	}
 	cost := int64(len(payload)) + overhead

@@ -18,10 +18,13 @@ type Message interface {
 	walk(c *coder)
 }
 
-// AppendFields appends all of m but its data.
-func AppendFields(b []byte, m Message) []byte {
+// AppendFields appends all of m but its data, as the newest version has it.
+func AppendFields(b []byte, m Message) []byte { return AppendFieldsAt(b, m, VersionMax) }
+
+// AppendFieldsAt is AppendFields of a version that both sides speak: what it does not have is left out.
+func AppendFieldsAt(b []byte, m Message, version uint16) []byte {
 	c := coders.Get().(*coder)
-	*c = coder{b: b, enc: true}
+	*c = coder{b: b, enc: true, version: version}
 	m.walk(c)
 	b = c.b
 	*c = coder{}
@@ -52,9 +55,13 @@ func DataOf(pieces [][]byte, m Message) [][]byte {
 // Decode reads a payload into m, overwriting it; room that m's slices already have is used again. The data
 // of m alias payload. Whatever payload holds, Decode returns an error or a message, and allocates no more
 // than a small multiple of len(payload).
-func Decode(m Message, payload []byte) error {
+func Decode(m Message, payload []byte) error { return DecodeAt(m, payload, VersionMax) }
+
+// DecodeAt is Decode of a version that both sides speak: what it does not have is zero.
+func DecodeAt(m Message, payload []byte, version uint16) error {
 	c := coders.Get().(*coder)
 	*c = decoder(payload)
+	c.version = version
 	defer func() { *c = coder{}; coders.Put(c) }()
 	m.walk(c)
 	switch m := m.(type) {
@@ -88,10 +95,14 @@ func Decode(m Message, payload []byte) error {
 // coder is either an encoder, appending to b, or a decoder, consuming b. After the first error it goes on
 // with nothing left to read and every field zero.
 type coder struct {
-	b   []byte
-	enc bool
-	err error
+	b       []byte
+	enc     bool
+	version uint16 // of the messages
+	err     error
 }
+
+// since reports whether fields that came with a version are there; a decoder is told to empty them where they are not.
+func (c *coder) since(version uint16) bool { return c.version >= version }
 
 func decoder(b []byte) coder { return coder{b: b} }
 

@@ -85,7 +85,7 @@ func (m *TickReply) walk(c *coder) {
 func (m *OwnerStatus) walk(c *coder) { list(c, &m.Journals, 16, (*coder).journal) }
 
 func (m *OwnerStatusReply) walk(c *coder) {
-	list(c, &m.Journals, 16+2+epochSize+3*positionSize+8+8+4+4+8+8+4+2+1+3*8+4+8+4+4+4+4, (*coder).journalStatus)
+	list(c, &m.Journals, 16+2+epochSize+3*positionSize+8+8+4+4+8+8+4+2+1+8+4+8+4+4+4, (*coder).journalStatus)
 }
 
 func (c *coder) journalStatus(s *JournalStatus) {
@@ -104,8 +104,12 @@ func (c *coder) journalStatus(s *JournalStatus) {
 	c.text(&s.State, stateMax)
 	c.boolean(&s.Unproven)
 	c.u64(&s.Lost)
-	c.u64(&s.LostBytes)
-	c.u64(&s.LostNanos)
+	if c.since(version2) {
+		c.u64(&s.LostBytes)
+		c.u64(&s.LostNanos)
+	} else if !c.enc {
+		s.LostBytes, s.LostNanos, s.Cuts = 0, 0, nil
+	}
 	c.u32(&s.Forks)
 	c.u64(&s.ForkBytes)
 	c.u32(&s.Attached)
@@ -114,11 +118,13 @@ func (c *coder) journalStatus(s *JournalStatus) {
 		c.raw(p.ISID[:])
 		c.text(&p.Initiator, initiatorMax)
 	})
-	list(c, &s.Cuts, 2*positionSize+1, func(c *coder, x *Cut) {
-		c.position(&x.At)
-		c.position(&x.Before)
-		c.boolean(&x.Forgotten)
-	})
+	if c.since(version2) {
+		list(c, &s.Cuts, 2*positionSize+1, func(c *coder, x *Cut) {
+			c.position(&x.At)
+			c.position(&x.Before)
+			c.boolean(&x.Forgotten)
+		})
+	}
 	list(c, &s.Sites, 2+positionSize+8+8+8+8, func(c *coder, t *SiteStatus) {
 		c.site(&t.Site)
 		c.position(&t.Watermark)

@@ -1,5 +1,7 @@
 package wire
 
+import "dozo/internal/ident"
+
 // Fields of the messages of a store, in the order of docs/wire.md.
 
 func (*OpenSegment) Type() Type      { return TypeOpenSegment }
@@ -64,6 +66,12 @@ func (m *Notice) walk(c *coder) {
 const toldSize = positionSize + 3*8
 
 func (c *coder) told(t *Told) {
+	if !c.since(version2) {
+		if !c.enc {
+			*t = Told{}
+		}
+		return
+	}
 	c.position(&t.Commit)
 	c.seq(&t.Mark)
 	c.u64(&t.Behind)
@@ -140,6 +148,12 @@ func (m *InventoryReply) walk(c *coder) {
 	c.boot(&m.Boot)
 	list(c, &m.Replicas, replicaSize, (*coder).replica)
 	c.boolean(&m.More)
+	if !c.since(version2) {
+		if !c.enc {
+			m.Commit, m.Stable, m.Told = ident.Position{}, ident.Position{}, Told{}
+		}
+		return
+	}
 	c.position(&m.Commit)
 	c.position(&m.Stable)
 	c.told(&m.Told)

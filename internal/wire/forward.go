@@ -185,14 +185,14 @@ type JournalStatus struct {
 
 	Unproven  bool       // the epoch's takeover could not prove that it knew the end of the history (R4)
 	Lost      uint64     // acknowledged records that it knows to be lost
-	LostBytes uint64     // of those, as far as it was told
-	LostNanos uint64     // from the last record that is there to the last word of the owner before
+	LostBytes uint64     `since:"2"` // of those, as far as it was told
+	LostNanos uint64     `since:"2"` // from the last record that is there to the last word of the owner before
 	Attached  uint32     // ports
 	Barred    uint32     // of them, those that get R11's error
 	Ports     []PortName // the first of those
 	Forks     uint32     // segments whose replica is set aside: records that are not of this history (R14)
 	ForkBytes uint64
-	Cuts      []Cut // of this history, oldest first
+	Cuts      []Cut `since:"2"` // of this history, oldest first
 }
 
 // Cut is an epoch-start that was not proven: what went on behind Before otherwise is a fork.

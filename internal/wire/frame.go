@@ -13,12 +13,13 @@ const (
 	HeaderSize = 48
 	frameMagic = 0x465A_4F44 // "DOZF" read as little-endian
 	version1   = 1
+	version2   = 2
 )
 
 // Versions of the protocol that this build speaks. Each has a line of history in docs/wire.md.
 const (
 	VersionMin = version1
-	VersionMax = version1
+	VersionMax = version2
 )
 
 // Limits that we chose. A receiver refuses what exceeds them before it allocates anything.
@@ -136,9 +137,13 @@ func Verify(h *Header, payload []byte) error {
 // zero, Type of h. Messages that need more than one frame and data that must not be copied are the business of package
 // peer.
 func AppendFrame(b []byte, h Header, m Message, checked bool) []byte {
+	return appendFrameAt(b, h, m, checked, VersionMax)
+}
+
+func appendFrameAt(b []byte, h Header, m Message, checked bool, version uint16) []byte {
 	start := len(b)
 	b = append(b, make([]byte, HeaderSize)...)
-	b = AppendFields(b, m)
+	b = AppendFieldsAt(b, m, version)
 	fields := b[start+HeaderSize:]
 	for _, p := range DataOf(nil, m) {
 		b = append(b, p...)

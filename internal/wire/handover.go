@@ -51,10 +51,10 @@ type HandOver struct {
 
 	// HandTake: what stores near the old owner have answered to a fence of the next epoch. It has asked them in the
 	// taker's name, and so spares it the way there and back.
-	Fences []HandFence
+	Fences []HandFence `since:"2"`
 
 	// HandTake: leaves of the map that were read lately, those that were read most first.
-	Hot []uint64
+	Hot []uint64 `since:"2"`
 }
 
 // HandEnsemble is an entry of the list of ensembles.
@@ -162,6 +162,12 @@ func (m *HandOver) walk(c *coder) {
 		c.u8(&r.Part)
 		c.seq(&r.Seq)
 	})
+	if !c.since(version2) {
+		if !c.enc {
+			m.Fences, m.Hot = nil, nil
+		}
+		return // they make it faster, no more
+	}
 	list(c, &m.Fences, 16+fenceReplySize, func(c *coder, f *HandFence) {
 		c.store(&f.Store)
 		f.Reply.walk(c)

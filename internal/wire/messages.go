@@ -57,7 +57,7 @@ type Notice struct {
 	Journal ident.JournalID
 	Commit  ident.Position
 	Stable  ident.Position
-	Told    Told // to stores of other sites
+	Told    Told `since:"2"` // to stores of other sites
 }
 
 // Told is what an owner says now and then to the other sites, so that they know what they lack should its own be lost. A
@@ -131,7 +131,7 @@ type FenceReply struct {
 	Commit   ident.Position
 	Stable   ident.Position // the highest points that the store has been told of
 	Replicas []Replica      // of the history and of checkpoints, ordered by ident.SegmentID.Compare
-	Told     Told
+	Told     Told           `since:"2"`
 }
 
 // ReplicaState says how much a store knows of its replica.
@@ -174,9 +174,9 @@ type InventoryReply struct {
 	More     bool
 
 	// Of the journal that was asked for: the highest points that the store has been told of.
-	Commit ident.Position
-	Stable ident.Position
-	Told   Told
+	Commit ident.Position `since:"2"`
+	Stable ident.Position `since:"2"`
+	Told   Told           `since:"2"`
 }
 
 // Read asks for blocks of records. Every block is checked against its CRC32C, every record header against

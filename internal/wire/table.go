@@ -75,6 +75,14 @@ var kinds = [typeMax + 1]Kind{
 	TypeBlocks:      {"blocks", ClassControl, false, fresh[Blocks], fresh[BlocksReply]},
 }
 
+// Since is the first version of the protocol that has the type.
+func (t Type) Since() uint16 {
+	if t > TypeHandOver {
+		return version2
+	}
+	return version1
+}
+
 // KindOf looks a type up; ok is false for one that this build doesn't know.
 func KindOf(t Type) (k *Kind, ok bool) {
 	if t > typeMax || kinds[t].Request == nil {

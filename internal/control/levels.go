@@ -1,0 +1,170 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"dozo/internal/ident"
+)
+
+// While a cluster is upgraded, nodes of two versions share one control store. A value with a field that a node does not
+// know is refused by it, since writing it back would drop the field. So each node says which level of the stored form it
+// knows, under a key of its own that older nodes pass over, and nobody writes what the oldest node can not read: fields
+// that came later and have their default are left out, and a change that needs another value is refused until all nodes
+// are upgraded.
+
+// Level counts the stored form's additions since FormatVersion was last raised.
+//
+//	1  first release
+//	2  volumes have an ownership policy; nodes and stores can be leaving; journals of a control store that was restored
+const Level = 2
+
+// ErrOlderNodes: the change needs all nodes to be upgraded first.
+var ErrOlderNodes = errors.New("there are nodes of an older version, which can not read it: upgrade them first")
+
+// nodeLevel is the value of levels/<node>. It counts only for the very version of the program that wrote it: a node that
+// was downgraded leaves it behind.
+type nodeLevel struct {
+	Level   int    `json:"level"`
+	Version string `json:"version"`
+}
+
+// laterFields are the fields of values below a directory that came after level 1, with the level and the value that means
+// the same as leaving it out.
+var laterFields = map[string]map[string]laterField{
+	dirVolumes:  {"ownership": {2, `"follow"`}},
+	dirNodes:    {"leaving": {2, `false`}},
+	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}},
+}
+
+type laterField struct {
+	level   int
+	neutral string
+}
+
+// level is what every registered node knows.
+func (c *Client) level() int {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	least := Level
+	for name, n := range c.cache.mu.nodes {
+		l := c.cache.mu.levels[name]
+		if l.Version != n.v.Version || l.Level < 1 {
+			l.Level = 1
+		}
+		least = min(least, l.Level)
+	}
+	return least
+}
+
+// OldestLevel says what every registered node knows of the stored form, and the nodes that know less than this program.
+func (c *Client) OldestLevel() (least int, older []ident.NodeName) {
+	least = c.level()
+	if least == Level {
+		return least, nil
+	}
+	for _, n := range c.Nodes() {
+		c.cache.mu.RLock()
+		l := c.cache.mu.levels[n.Name]
+		c.cache.mu.RUnlock()
+		if l.Version != n.Version || l.Level < Level {
+			older = append(older, n.Name)
+		}
+	}
+	return least, older
+}
+
+// levelled is the seam with what older nodes can't read left out.
+type levelled struct {
+	kv
+	c *Client
+}
+
+func (k levelled) commit(ctx context.Context, t txn) (txnResult, error) {
+	level := k.c.level()
+	if level >= Level {
+		return k.kv.commit(ctx, t)
+	}
+	ops := make([]op, len(t.ops))
+	copy(ops, t.ops)
+	for i, o := range ops {
+		if o.delete {
+			continue
+		}
+		value, err := lower(o.key, o.value, level)
+		if err != nil {
+			return txnResult{}, permanentError{err}
+		}
+		ops[i].value = value
+	}
+	t.ops = ops
+	return k.kv.commit(ctx, t)
+}
+
+// lower gives a value as nodes of a level can read it.
+func lower(key string, value []byte, level int) ([]byte, error) {
+	dir, _ := splitDir(key)
+	later := laterFields[dir]
+	touched := false
+	for name, f := range later {
+		touched = touched || f.level > level && bytes.Contains(value, []byte(`"`+name+`"`))
+	}
+	if !touched {
+		return value, nil
+	}
+	var e envelope
+	if err := json.Unmarshal(value, &e); err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(e.Spec))
+	d.UseNumber() // sizes are beyond what a float has
+	var spec any
+	if err := d.Decode(&spec); err != nil {
+		return nil, err
+	}
+	if err := dropLater(spec, later, level); err != nil {
+		return nil, fmt.Errorf("control store: %s: %w", strings.TrimSuffix(key, "/"), err)
+	}
+	body, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	e.Spec = body
+	return json.Marshal(e)
+}
+
+// dropLater takes fields away, at any depth but among names that users choose.
+func dropLater(v any, later map[string]laterField, level int) error {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, x := range v {
+			if f, ok := later[name]; ok && f.level > level {
+				text, err := json.Marshal(x)
+				if err != nil {
+					return err
+				}
+				if string(text) != f.neutral {
+					return fmt.Errorf("%s %s: %w", name, text, ErrOlderNodes)
+				}
+				delete(v, name)
+				continue
+			}
+			if name != "labels" {
+				if err := dropLater(x, later, level); err != nil {
+					return err
+				}
+			}
+		}
+	case []any:
+		for _, x := range v {
+			if err := dropLater(x, later, level); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

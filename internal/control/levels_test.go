@@ -1,0 +1,75 @@
+package control
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"dozo/internal/ident"
+)
+
+// TestOlderNodes: while a node of an older version is registered nothing is written that it could not read, and a change
+// that needs more is refused; once it is upgraded, nothing is left out.
+func TestOlderNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		m := NewMem()
+		c := must(m.Open(ctx, Options{}))(t)
+		defer c.Close()
+		site, _, _ := setup(t, c)
+		raw := func(key string) string {
+			p, _, err := c.kv.get(ctx, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(p.value)
+		}
+		if l, older := c.OldestLevel(); l != Level || older != nil {
+			t.Fatalf("level %d, %v", l, older)
+		}
+		// An older program registers: it knows nothing of levels, so what the key says is of the version before.
+		old := must(c.RegisterNode(ctx, testNode("old", site.ID)))(t)
+		old.Version = "0.9"
+		if _, err := c.kv.(levelled).kv.commit(ctx, txn{ops: []op{{key: keyNode("old"), value: encode(old, "")}}}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if l, older := c.OldestLevel(); l != 1 || len(older) != 1 || older[0] != "old" {
+			t.Fatalf("level %d, %v", l, older)
+		}
+		v := must(c.CreateVolume(ctx, testVolume("v"), []ident.SiteID{site.ID}))(t)
+		if text := raw(keyVolume(v.ID)); strings.Contains(text, "ownership") || !strings.Contains(text, `"size_bytes":1073741824`) {
+			t.Errorf("stored as %s", text)
+		}
+		pinned := testVolume("pinned")
+		pinned.Ownership = OwnershipPin
+		if _, err := c.CreateVolume(ctx, pinned, []ident.SiteID{site.ID}); !errors.Is(err, ErrOlderNodes) {
+			t.Errorf("a volume that the older node could not read: %v", err)
+		}
+		// It is upgraded.
+		old.Version = "test"
+		must(c.RegisterNode(ctx, old))(t)
+		synctest.Wait()
+		must(c.CreateVolume(ctx, pinned, []ident.SiteID{site.ID}))(t)
+		w := must(c.RenameVolume(ctx, v.ID, "w"))(t)
+		if w.Name != "w" {
+			t.Errorf("%+v", w)
+		}
+	})
+}
+
+// TestLower: numbers stay exact, labels are the user's, and unknown depths are searched.
+func TestLower(t *testing.T) {
+	in := `{"v":1,"change":"c","spec":{"size_bytes":9007199254740993,"ownership":"follow","labels":{"ownership":"mine"}}}`
+	out, err := lower(dirVolumes+"x", []byte(in), 1)
+	if err != nil || !strings.Contains(string(out), "9007199254740993") || strings.Contains(string(out), "follow") || !strings.Contains(string(out), `"ownership":"mine"`) {
+		t.Errorf("%s, %v", out, err)
+	}
+	if out, err := lower(dirVolumes+"x", []byte(in), 2); err != nil || string(out) != in {
+		t.Errorf("%s, %v", out, err)
+	}
+	if _, err := lower(dirNodes+"n", []byte(`{"v":1,"spec":{"stores":[{"leaving":true}]}}`), 1); !errors.Is(err, ErrOlderNodes) {
+		t.Errorf("a store that is leaving: %v", err)
+	}
+}
