@@ -124,7 +124,8 @@ type follower struct {
 	self  ident.NodeName
 	site  ident.SiteID
 	after time.Duration // writes have to come from elsewhere only for so long
-	armed bool          // the owner's site has written, or the journal did not come by a hand-over
+	armed bool          // the owner's site has written, or the journal did not come from another by a hand-over
+	near  bool          // likewise, of the owner's node
 	since time.Duration // since when it is owned here
 
 	sites run[ident.SiteID]
@@ -162,6 +163,7 @@ func (f *follower) look(now time.Duration, writes []origin) ident.NodeName {
 	for _, w := range writes {
 		sites, nodes = append(sites, w.site), append(nodes, w.node)
 		f.armed = f.armed || w.site == f.site
+		f.near = f.near || w.node == f.self
 	}
 	if f.sites.add(now, sites) {
 		f.by = f.by[:0]
@@ -174,7 +176,9 @@ func (f *follower) look(now time.Duration, writes []origin) ident.NodeName {
 			f.by = append(f.by, w)
 		}
 	}
-	f.armed = f.armed || now-f.since >= followUnarmed
+	if now-f.since >= followUnarmed {
+		f.armed, f.near = true, true
+	}
 	if !f.armed {
 		return ""
 	}
@@ -185,7 +189,7 @@ func (f *follower) look(now time.Duration, writes []origin) ident.NodeName {
 		if f.sites.slots >= slots(f.after) && now-f.sites.since >= f.after-followSlot {
 			return f.busiest()
 		}
-	case f.nodes.slots > 0 && f.nodes.of != f.self:
+	case f.near && f.nodes.slots > 0 && f.nodes.of != f.self:
 		if near := followNear * f.after; f.nodes.slots >= slots(near) && now-f.nodes.since >= near-followSlot {
 			return f.nodes.of
 		}
@@ -269,7 +273,7 @@ func (s *Server) followOne(v *Volume, now time.Time) {
 	s.mu.Lock()
 	f := &v.follow
 	if f.of != o {
-		f.of, f.rule = o, &follower{self: s.env.Node, site: s.env.Site, after: s.env.Limits.FollowAfter, armed: !o.hand.told, since: clock}
+		f.of, f.rule = o, &follower{self: s.env.Node, site: s.env.Site, after: s.env.Limits.FollowAfter, armed: !o.hand.moved, near: !o.hand.told, since: clock}
 	}
 	to := f.rule.look(clock, v.writes.take(s.env.Node, s.siteOf))
 	spec := v.spec.Load()

@@ -42,7 +42,7 @@ func TestWhereWritesComeFrom(t *testing.T) {
 		{"two nodes of the site", "(ab)b(ab)(ab)aaabababab(ab)bbb(ab)bbbbbbbb(ab)", false, -1, ""},
 		{"the site's other node, and another site", "bbbbbbbcbbbbbbbcbbbbbbbbbbbbbbbbbbb", false, -1, ""},
 	} {
-		f := &follower{self: "a", site: 1, after: 2 * time.Second, armed: !x.handed}
+		f := &follower{self: "a", site: 1, after: 2 * time.Second, armed: !x.handed, near: !x.handed}
 		at, to, n := -1, ident.NodeName(""), -1
 		var now time.Duration
 		var slot []origin
@@ -69,6 +69,23 @@ func TestWhereWritesComeFrom(t *testing.T) {
 		}
 		if at != x.at || to != x.to {
 			t.Errorf("%s: to %q at slot %d, want %q at %d", x.name, to, at, x.to, x.at)
+		}
+	}
+	// Handed over within the site, to a node that nobody used: it stays there, but another site's writer is followed.
+	g := &follower{self: "a", site: 1, after: 2 * time.Second, armed: true}
+	var at time.Duration
+	for range 60 {
+		at += followSlot
+		if got := g.look(at, []origin{{"b", 1, 1}}); got != "" {
+			t.Fatalf("to %s, where it came from", got)
+		}
+	}
+	for range 4 {
+		at += followSlot
+		if got := g.look(at, []origin{{"c", 2, 1}}); got != "" && at < 32*time.Second {
+			t.Fatalf("to %s after %v", got, at)
+		} else if at == 32*time.Second && got != "c" {
+			t.Error("the other site's writer is not followed")
 		}
 	}
 	// Handed here and never written, but long ago.

@@ -210,10 +210,19 @@ func report(groups []*group, machine string) (text string, ok bool) {
 	row("longest gap, dozo", spread(" ms", func(r round) float64 { return gap(r.disk) }))
 	row("**the storage's share of it**", func(g *group) string { return fmt.Sprintf("**%.0f ms**", g.share()) })
 	row("goal: 100 ms and two round trips", func(g *group) string { return fmt.Sprintf("%.0f ms", g.goal()) })
-	row("the volume followed after", spread(" ms", func(r round) float64 {
+	followed := func(f func(round) float64) func(*group) string {
+		return func(g *group) string {
+			moved := &group{rounds: slices.DeleteFunc(slices.Clone(g.rounds), func(r round) bool { return r.moved.IsZero() })}
+			if len(moved.rounds) == 0 {
+				return "-"
+			}
+			return spread(" ms", f)(moved)
+		}
+	}
+	row("the volume followed after", followed(func(r round) float64 {
 		return float64(r.moved.Sub(r.disk.Began).Milliseconds()) - r.disk.ResumedMs
 	}))
-	row("its pause", spread(" ms", func(r round) float64 { return float64(r.pause.Milliseconds()) }))
+	row("its pause", followed(func(r round) float64 { return float64(r.pause.Milliseconds()) }))
 	row("records/s before, dozo", spread("", func(r round) float64 { return r.disk.RateBefore }))
 	row("records/s until it followed", spread("", func(r round) float64 { return r.disk.RateSettling }))
 	row("records/s after", spread("", func(r round) float64 { return r.disk.RateAfter }))
