@@ -220,6 +220,9 @@ func TestCluster(t *testing.T) {
 				c.Control.InitialCluster = append(c.Control.InitialCluster, config.Voter{Node: ident.NodeName(voter), Peer: config.Endpoint{Addr: at, Port: config.PortControlPeer}})
 				c.Control.Endpoints = append(c.Control.Endpoints, config.Endpoint{Addr: at, Port: config.PortControlClient})
 			}
+			if name == "n1" {
+				c.Portals = []config.Endpoint{{Addr: addr, Port: config.PortISCSI}, {Addr: addr, Port: config.PortISCSI + 1}}
+			}
 			if name == "w" {
 				c.Roles, c.Site, c.Stores = []config.Role{config.RoleWitness}, config.Site{}, nil
 			}
@@ -324,6 +327,7 @@ func TestCluster(t *testing.T) {
 	sharedUnit(t, ctx, c1, n1, n2)
 	groupsOfPorts(t, ctx, c1, n1, n2)
 	mapsOfHosts(t, ctx, c1, n1, n2)
+	portBinding(t, ctx, c1, n1)
 	deleteWithForce(t, ctx, c1, n1, n2)
 	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); err != nil {
 		t.Fatal(err)

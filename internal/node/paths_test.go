@@ -393,3 +393,76 @@ func sentElsewhere(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 		}
 	}
 }
+
+// portBinding: RFC 7143 4.4.1, several portals of one portal group. Two initiator ports at each of two portals are four
+// sessions to one target port, all used; one port at both portals is one session, since the later login replaces the
+// earlier one (6.3.5).
+func portBinding(t *testing.T, ctx context.Context, c *api.Client, n *testNode) {
+	t.Helper()
+	v, err := c.Volumes.Create(ctx, &dozov1.CreateVolumeRequest{Name: "bound", SizeBytes: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "iqn.2026-11.test:bound"
+	found, err := initiator.Discover(ctx, initiator.Config{Portal: n.cfg.Portals[0].String(), Initiator: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := fmt.Sprintf("%+v", found)
+	for _, p := range n.cfg.Portals {
+		if !bytes.Contains([]byte(listed), []byte(p.String())) {
+			t.Errorf("discovery does not list portal %s: %s", p, listed)
+		}
+	}
+	dial := func(portal int, isid byte) *path {
+		s, err := initiator.Dial(ctx, initiator.Config{Portal: n.cfg.Portals[portal].String(), Target: v.Volume.Iqn, Initiator: name, ISID: [6]byte{0x80, 0, 0, 0, 1, isid}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Kill)
+		return &path{t, s}
+	}
+	block := bytes.Repeat([]byte("path"), 128)
+	var paths []*path
+	group := uint16(0)
+	for i := range 4 {
+		p := dial(i%2, byte(i))
+		eventually(t, "a path does not write", func() error {
+			if got := p.sense(0, []byte{0x2a, 0, 0, 0, 0, byte(i), 0, 0, 1}, block, 0); got != "good" {
+				return fmt.Errorf("%s", got)
+			}
+			return nil
+		})
+		if g := p.own(); group == 0 {
+			group = g
+		} else if g != group {
+			t.Errorf("target port groups %d and %d at one access server", group, g)
+		}
+		paths = append(paths, p)
+	}
+	sessions := func() int {
+		list, err := c.Sessions.List(ctx, &dozov1.ListSessionsRequest{Volume: "bound"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Sessions)
+	}
+	if got := sessions(); got != 4 {
+		t.Errorf("%d sessions, want 4", got)
+	}
+	dial(1, 0)
+	eventually(t, "the session of the same initiator port is still there", func() error {
+		if got := sessions(); got != 4 {
+			return fmt.Errorf("%d sessions", got)
+		}
+		return nil
+	})
+	for i, p := range paths[1:] {
+		if got := p.sense(0, []byte{0x28, 0, 0, 0, 0, byte(i), 0, 0, 1}, nil, 512); got != "good" {
+			t.Errorf("path %d: %s", i+1, got)
+		}
+	}
+	if _, err := c.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: "bound", Force: true}); err != nil {
+		t.Error(err)
+	}
+}
