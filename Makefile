@@ -26,7 +26,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-short sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ up: build ## build, and run three sites of two nodes on this machine, with data 
 down: build ## stop what `make up` has started; the data stay
 	$(BIN) down --dir '$(DIR)'
 
-test: deps unit e2e ## everything that CI wants: installs what is missing (Debian, root), unit tests, end-to-end tests
+test: deps unit sim-short e2e ## everything that CI wants: installs what is missing (Debian, root), unit tests, end-to-end tests
 
 deps: ## install the Debian packages that the end-to-end tests and the benchmark use (only those missing)
 	./test/deps.sh
@@ -72,6 +72,9 @@ guest-test: build ## booted guests: kernel initiator with multipath, live migrat
 
 sim: ## SEEDS=n seeds of the simulator from SEED=first, which replay exactly; with TRACE=file one seed and what happened
 	nice $(GO) run ./internal/sim/batch -first $(SEED) -seeds $(SEEDS) $(if $(TRACE),-trace '$(TRACE)') $(SIMFLAGS)
+
+sim-short: ## what make test runs of the simulator: 50 seeds, or as many as begin within 90 s, three of them twice
+	$(GO) run ./internal/sim/batch -seeds 50 -limit 90s -replay 3
 
 sim-mutants: ## leave each clause of the rules out, one at a time: the simulator must notice (MUTANTS=names)
 	nice $(GO) run ./internal/sim/batch -mutants '$(MUTANTS)' -first $(SEED) $(SIMFLAGS)
