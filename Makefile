@@ -26,7 +26,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test robust conformance sim sim-short sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust upgrade-test conformance sim sim-short sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, and r
 
 robust: build ## ROUNDS=100 rounds of faults at random among real processes in namespaces, with a check of what clients saw (root)
 	./test/robust.sh $(ROUNDS)
+
+upgrade-test: build ## build the previous version (FROM=REVISION) and upgrade a cluster from it, node by node, under I/O
+	./test/upgrade.sh $(FROM)
 
 lab-test: build ## the lab against ping, iperf3 and captures (root; network namespaces, /dev/net/tun)
 	./test/deps.sh
