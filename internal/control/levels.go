@@ -21,7 +21,8 @@ import (
 //
 //	1  first release
 //	2  volumes have an ownership policy; nodes and stores can be leaving; journals of a control store that was restored
-const Level = 2
+//	3  volumes say how paths by way of other sites are, where initiators are sent, and to which hosts they are mapped
+const Level = 3
 
 // ErrOlderNodes: the change needs all nodes to be upgraded first.
 var ErrOlderNodes = errors.New("there are nodes of an older version, which can not read it: upgrade them first")
@@ -36,7 +37,7 @@ type nodeLevel struct {
 // laterFields are the fields of values below a directory that came after level 1, with the level and the value that means
 // the same as leaving it out.
 var laterFields = map[string]map[string]laterField{
-	dirVolumes:  {"ownership": {2, `"follow"`}},
+	dirVolumes:  {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}},
 	dirNodes:    {"leaving": {2, `false`}},
 	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}},
 }
