@@ -198,11 +198,10 @@ type config struct {
 }
 
 type checker struct {
-	slots   [64]*entry
-	maybes  []*entry
-	set     map[config]struct{}
-	past    map[blockState]int64 // states that the block may go back to, and when each was last possible
-	history []string
+	slots  [64]*entry
+	maybes []*entry
+	set    map[config]struct{}
+	past   map[blockState]int64 // states that the block may go back to, and when each was last possible
 }
 
 // moment is one end of a command, or a rollback.
