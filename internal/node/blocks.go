@@ -107,7 +107,8 @@ func (n *Node) askBlocks(ctx context.Context, m *wire.Blocks) []reply[wire.Block
 		}
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
-		return p.Blocks(ctx, m)
+		own := *m // encoding touches it, and all are asked at once
+		return p.Blocks(ctx, &own)
 	})
 }
 
