@@ -267,6 +267,7 @@ func (c *cluster) kill(s *seat) {
 func (c *cluster) powerCut(s *seat) {
 	s.leases.Store(nil)
 	st := s.live.Swap(nil)
+	s.mem.PowerOff()
 	clone := s.mem.CrashClone(vfs.Crash{})
 	if st != nil {
 		st.Close()

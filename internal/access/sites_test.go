@@ -30,6 +30,11 @@ func (c *cluster) inStep(t *testing.T, o *Owner) {
 // cutSite takes the power of all stores of a site at the same moment: an owner that sees one of them die would make
 // the other one's part stable.
 func (c *cluster) cutSite(site ident.SiteID) {
+	for _, s := range c.seats {
+		if s.site == site {
+			s.mem.PowerOff()
+		}
+	}
 	var clones []*vfs.Mem
 	for _, s := range c.seats {
 		if s.site == site {

@@ -73,6 +73,9 @@ func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply
 		return reply, wire.Errorf(wire.CodeBadRequest, "fence of no journal")
 	}
 	j := s.journal(m.Journal)
+	j.mu.Lock()
+	taker := j.mu.fence.Less(m.Epoch)
+	j.mu.Unlock()
 	if err := s.raise(ctx, j, m.Epoch); err != nil {
 		return reply, err
 	}
@@ -84,6 +87,12 @@ func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply
 	// what describe sees is final for the older epochs.
 	for _, id := range s.ids(m.Journal) {
 		if r := s.replica(id); r != nil {
+			// A replica that is being made again is one that a committed record has let go: no epoch counts it, there or not
+			// (R13), and two other members have the segment, or a checkpoint covers it. A taker has no use for the
+			// news; were the store damaged in its eyes, it could wait for ever for what only an owner can mend.
+			if taker && r.beingMadeAgain() {
+				continue
+			}
 			if d := s.describe(r); d.State != stateDropped {
 				reply.Replicas = append(reply.Replicas, d)
 			}

@@ -34,7 +34,7 @@ const (
 
 // States that only the notes know: stateDropped is a replica that a committed record lets go (R13), stateAside one
 // of which nothing is believed and whose file is kept for people; the file may still be there under its name.
-// stateLost is likewise, but the replica is to be made again: until it is, the store counts for nothing (R4).
+// stateLost is likewise, but the replica is to be made again: until it is, owners are told that it is damaged, and takers nothing.
 const (
 	stateDropped wire.ReplicaState = 100
 	stateAside   wire.ReplicaState = 101

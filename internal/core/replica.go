@@ -104,7 +104,7 @@ func (s *Store) describe(r *replica) wire.Replica {
 		d.State = stateDropped
 		return d
 	}
-	if n.Again { // not whole yet: a store that lacks something counts for nothing
+	if n.Again { // not whole yet
 		d.State = wire.ReplicaDamaged
 		return d
 	}
@@ -113,6 +113,12 @@ func (s *Store) describe(r *replica) wire.Replica {
 		d.State = wire.ReplicaShort
 	}
 	return d
+}
+
+// beingMadeAgain reports that a replica was let go in order to be made again, and is not whole yet.
+func (r *replica) beingMadeAgain() bool {
+	n := r.note.Load()
+	return n.State == stateLost || n.Again
 }
 
 // length is what the file takes.

@@ -167,6 +167,9 @@ func (f *memFile) SyncData() error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	n := f.n
+	if f.m.off {
+		return &fs.PathError{Op: "fdatasync", Path: f.name, Err: syscall.EIO}
+	}
 	for i := range n.dirty {
 		if pg := n.pages[i]; pg != nil {
 			n.synced[i] = pg
