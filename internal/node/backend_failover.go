@@ -114,9 +114,7 @@ func (b *backend) plan(ctx context.Context, v control.VolumeSpec, site, to ident
 		for _, r := range s.Reach {
 			sites = append(sites, r.Site)
 		}
-		for _, x := range s.State.Sites {
-			sites = append(sites, x)
-		}
+		sites = append(sites, s.State.Sites...)
 		for _, x := range c.Sites() {
 			sites = append(sites, x.ID)
 		}

@@ -74,14 +74,12 @@ func (q *inquiries) accept(ctx context.Context, l net.Listener, slots chan struc
 			defer func() { <-slots }()
 			defer nc.Close()
 			defer context.AfterFunc(ctx, func() { _ = nc.Close() })()
-			if err := serveESI(nc); err != nil {
-				log.Debug("iSNS status inquiry", "peer", nc.RemoteAddr(), "err", err)
-			}
+			log.Debug("iSNS status inquiries end", "peer", nc.RemoteAddr(), "err", serveESI(nc))
 		})
 	}
 }
 
-// serveESI answers on one connection, until it ends.
+// serveESI answers on one connection, until it ends, and says why it did.
 func serveESI(nc net.Conn) error {
 	for {
 		_ = nc.SetDeadline(time.Now().Add(esiIdle))
