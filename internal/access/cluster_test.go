@@ -86,11 +86,12 @@ func (s *seat) Append(m *wire.Append, done func(wire.AppendReply, error)) {
 	}
 	c := *m
 	c.Trusted = false
+	heard := func(r wire.AppendReply, err error) { done(s.heard(st, r, err)) }
 	if s.far != nil {
-		s.far.c <- func() { st.Append(&c, done) }
+		s.far.c <- func() { st.Append(&c, heard) }
 		return
 	}
-	st.Append(&c, done)
+	st.Append(&c, heard)
 }
 func (s *seat) Notice(m *wire.Notice) {
 	if st, err := s.get(); err == nil {
@@ -111,7 +112,26 @@ func via[M, R any](s *seat, ctx context.Context, m M, f func(*core.Store) func(c
 	if err != nil {
 		return r, err
 	}
-	return f(st)(ctx, m)
+	r, err = f(st)(ctx, m)
+	if e := s.gone(st); e != nil {
+		return *new(R), e
+	}
+	return r, err
+}
+
+// gone reports that a store is none any more: who has died says nothing, and nobody hears how its last calls ended.
+func (s *seat) gone(st *core.Store) error {
+	if s.by == nil && s.live.Load() != st {
+		return wire.Errorf(wire.CodeUnreached, "store %s died", s.id)
+	}
+	return nil
+}
+
+func (s *seat) heard(st *core.Store, r wire.AppendReply, err error) (wire.AppendReply, error) {
+	if e := s.gone(st); e != nil {
+		return wire.AppendReply{}, e
+	}
+	return r, err
 }
 
 func (s *seat) OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.OpenReply, error) {
