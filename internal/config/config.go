@@ -29,13 +29,15 @@ type Config struct {
 	Discovery Discovery `yaml:"discovery,omitempty"`
 	ISNS      ISNS      `yaml:"isns,omitempty"`
 
-	Stores    []Store  `yaml:"stores,omitempty"`
-	Control   Control  `yaml:"control"`
-	TLS       TLS      `yaml:"tls,omitempty"`
-	PlainData bool     `yaml:"plain_data,omitempty"`
-	Limits    Limits   `yaml:"limits,omitempty"`
-	Timeouts  Timeouts `yaml:"timeouts,omitempty"`
-	Log       Log      `yaml:"log,omitempty"`
+	Stores    []Store `yaml:"stores,omitempty"`
+	Control   Control `yaml:"control"`
+	TLS       TLS     `yaml:"tls,omitempty"`
+	PlainData bool    `yaml:"plain_data,omitempty"`
+	// CPULatency says whether the machine's processors are kept from sleeping while requests follow closely: auto, off.
+	CPULatency string   `yaml:"cpu_latency,omitempty"`
+	Limits     Limits   `yaml:"limits,omitempty"`
+	Timeouts   Timeouts `yaml:"timeouts,omitempty"`
+	Log        Log      `yaml:"log,omitempty"`
 }
 
 // Role is what the node does.
@@ -47,6 +49,12 @@ const (
 	RoleAccess  Role = "access"
 	RoleHint    Role = "hint"
 	RoleWitness Role = "witness"
+)
+
+// What CPULatency may be.
+const (
+	CPULatencyAuto = "auto"
+	CPULatencyOff  = "off"
 )
 
 // Ports of a node's address, where the configuration gives none.

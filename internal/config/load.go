@@ -43,7 +43,7 @@ func Default() *Config {
 			Control:      Duration(10 * time.Second),
 			Shutdown:     Duration(20 * time.Second),
 		},
-		Log: Log{Level: "info", Format: "text"},
+		Log: Log{Level: "info", Format: "text"}, CPULatency: CPULatencyAuto,
 	}
 }
 

@@ -48,6 +48,11 @@ func (c *Config) Validate() error {
 	c.checkControl(&p)
 	c.checkLimits(&p)
 	c.checkTimeouts(&p)
+	switch c.CPULatency {
+	case CPULatencyAuto, CPULatencyOff:
+	default:
+		p.add("cpu_latency: %q: want %s or %s", c.CPULatency, CPULatencyAuto, CPULatencyOff)
+	}
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:

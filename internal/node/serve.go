@@ -29,6 +29,7 @@ import (
 	"dozo/internal/config"
 	"dozo/internal/control"
 	"dozo/internal/core"
+	"dozo/internal/cpulatency"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/peer"
@@ -57,6 +58,7 @@ type Node struct {
 	pool   *peer.Pool
 	frames *peer.Server
 	keeper *access.LeaseKeeper
+	awake  *cpulatency.Keeper // nil when off
 	access *access.Server
 	export *export.Exports
 	iscsi  *iscsi.Server
@@ -168,6 +170,17 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 		return err
 	}
 	if !cfg.Has(config.RoleWitness) {
+		if cfg.CPULatency == config.CPULatencyAuto {
+			n.awake = cpulatency.New(n.log, cpulatency.Device)
+			n.wg.Go(func() { n.awake.Run(ctx) })
+			n.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "dozo_processors_kept_awake",
+				Help: "1 while the processors of the machine are kept from deep sleep for this node's requests."}, func() float64 {
+				if n.awake.Held() {
+					return 1
+				}
+				return 0
+			}))
+		}
 		if err := n.startPeers(ctx, onClose, fatal); err != nil {
 			return err
 		}
@@ -555,7 +568,7 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 			p, err := n.id.Check(cs, n.revoked, pki.RoleNode, pki.RoleWitness)
 			return ident.NodeName(p.Name), err
 		},
-		PlainData: n.cfg.PlainData}
+		PlainData: n.cfg.PlainData, Busy: n.awake.Busy}
 	pool, err := peer.NewPool(o)
 	if err != nil {
 		return err
@@ -648,7 +661,7 @@ func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan
 	}
 	n.export.Discovery = iscsi.Credentials{Required: in != "", In: iscsi.Secret{Name: n.cfg.Discovery.User, Secret: in},
 		Out: iscsi.Secret{Name: n.cfg.Discovery.TargetUser, Secret: out}}
-	n.iscsi = iscsi.New(iscsi.Config{Provider: n.export, Log: n.log, Group: n.self.Load().TPGT, ConnectionsMax: n.cfg.Limits.Connections,
+	n.iscsi = iscsi.New(iscsi.Config{Provider: n.export, Log: n.log, Busy: n.awake.Busy, Group: n.self.Load().TPGT, ConnectionsMax: n.cfg.Limits.Connections,
 		WriteMemory: int(n.cfg.Limits.Connection), ReadMemory: int(n.cfg.Limits.Connection)})
 	onClose(func() { _ = n.iscsi.Close() })
 	n.wg.Go(func() { n.endOrphans(ctx) })

@@ -63,6 +63,9 @@ type Options struct {
 	// SlowMax is how many requests of an accepted connection may run in goroutines of their own; 1,024.
 	SlowMax int
 
+	// Busy is told of every append, read and forwarded command that an accepted connection brings; it must not wait.
+	Busy func()
+
 	// Dial makes the connection below everything else; a net.Dialer by default.
 	Dial func(ctx context.Context, addr string, class wire.Class) (net.Conn, error)
 
@@ -88,6 +91,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.OnDown == nil {
 		o.OnDown = func(ident.NodeName, error) {}
+	}
+	if o.Busy == nil {
+		o.Busy = func() {}
 	}
 	if o.Dial == nil {
 		o.Dial = func(ctx context.Context, addr string, _ wire.Class) (net.Conn, error) {

@@ -155,6 +155,7 @@ func (s *session) handle(h *wire.Header, payload []byte, buf *buffer) error {
 		r.answer(&wire.Pong{}, nil, nil)
 		return nil
 	case wire.TypeAppend:
+		s.server.opt.Busy()
 		r := s.take(h, int64(h.Length)+overhead)
 		r.buf = buf
 		if err := wire.DecodeAt(&r.append, payload, s.version); err != nil {
@@ -165,8 +166,10 @@ func (s *session) handle(h *wire.Header, payload []byte, buf *buffer) error {
 		}
 		return nil
 	case wire.TypeForward:
+		s.server.opt.Busy()
 		return s.handleForward(h, payload, buf)
 	case wire.TypeRead:
+		s.server.opt.Busy()
 		return s.handleRead(h, payload)
 	case wire.TypeNotice:
 		m := new(wire.Notice) // rare: only when a journal falls idle

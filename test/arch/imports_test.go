@@ -29,6 +29,7 @@ var allowed = []struct {
 	{"nowait", nil},
 	{"mutant", nil},
 	{"sysmon", nil},
+	{"cpulatency", nil},
 	{"pki", nil},
 	{"config", []string{"ident", "size"}},
 	// The words between nodes, the rules of the history, the state machine on top, the disk below. Journal knows

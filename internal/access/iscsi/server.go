@@ -35,6 +35,8 @@ type Config struct {
 	LoginsPerSource         int // of them, from one address and not through their login yet
 	// DiscoveryIdle ends a discovery session in which nothing is asked for so long.
 	DiscoveryIdle time.Duration
+	// Busy, if there is one, is told of every SCSI command; it must not wait.
+	Busy func()
 }
 
 // Defaults, chosen by us.
@@ -63,6 +65,9 @@ func (c *Config) fill() {
 	c.QueueDepth = min(c.QueueDepth, slotsMax-immediateMax-1)
 	if c.Offers.MaxBurstLength == 0 {
 		c.Offers = DefaultOffers()
+	}
+	if c.Busy == nil {
+		c.Busy = func() {}
 	}
 	set(&c.LoginTimeout, defaultLoginTimeout)
 	set(&c.PingEvery, defaultPingEvery)

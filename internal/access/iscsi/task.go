@@ -229,6 +229,7 @@ func (c *conn) command(h *header, ahs []byte) error {
 		c.immediate++
 	}
 	c.requests++
+	c.srv.cfg.Busy()
 	t.itt, t.expected, t.isRead, t.isWrite = h.itt(), expected, read, write
 	t.unsolicited = write && !h.final()
 	t.ordered = h[1]&7 == attrOrdered
