@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,7 @@ import (
 	"dozo/internal/initiator"
 	"dozo/internal/initiator/bench"
 	"dozo/internal/size"
+	"dozo/internal/sysmon"
 )
 
 func newBench(a *app) *cobra.Command {
@@ -129,6 +131,15 @@ func (l *loadFlags) add(f *pflag.FlagSet, runtime time.Duration) {
 	f.BoolVarP(&l.quiet, "quiet", "q", false, "no progress on standard error")
 	f.Uint64Var(&l.seed, "seed", 0, "of the random offsets")
 	f.Uint64Var(&l.errors, "max-errors", 0, "I/Os that may fail before the run does")
+}
+
+// steady gives the client a runtime that costs a waiting connection little: its monitor keeps a slow beat
+// (internal/sysmon), and as each connection is read by a thread that waits in the kernel, none may keep a processor from the others for that
+// beat. It may start the program anew, so it comes before anything else.
+func (l *loadFlags) steady(urls int) {
+	// Without it the client only takes more of the processors.
+	_ = sysmon.KeepAwake()
+	runtime.GOMAXPROCS(min(runtime.NumCPU()+urls*max(1, l.sessions)*max(1, l.connections), 1024))
 }
 
 func (l *loadFlags) config(progress io.Writer) (bench.Config, error) {

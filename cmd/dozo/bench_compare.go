@@ -52,6 +52,7 @@ func (o *benchCompare) run(ctx context.Context, a *app, urlsA, urlsB []string) e
 	if err := errors.Join(checkURLs(urlsA), checkURLs(urlsB)); err != nil {
 		return err
 	}
+	o.load.steady(max(len(urlsA), len(urlsB)))
 	load, err := o.load.config(a.err)
 	if err != nil {
 		return err

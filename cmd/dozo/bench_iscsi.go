@@ -87,6 +87,7 @@ func (o *benchISCSI) run(ctx context.Context, a *app, urls []string) error {
 	if err := checkURLs(urls); err != nil {
 		return err
 	}
+	o.load.steady(len(urls))
 	cfg.URLs, cfg.SameUnit = urls, o.sameUnit
 	cfg.Workload = bench.Workload{ReadPercent: o.read, BlockSize: int(o.block), Depth: o.depth, Random: !o.sequential}
 	if o.workload != "" {
