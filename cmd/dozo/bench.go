@@ -133,13 +133,20 @@ func (l *loadFlags) add(f *pflag.FlagSet, runtime time.Duration) {
 	f.Uint64Var(&l.errors, "max-errors", 0, "I/Os that may fail before the run does")
 }
 
+// steadyMost is how many connections there may be for steady: with more the client is never idle anyway.
+const steadyMost = 8
+
 // steady gives the client a runtime that costs a waiting connection little: its monitor keeps a slow beat
 // (internal/sysmon), and as each connection is read by a thread that waits in the kernel, none may keep a processor from the others for that
 // beat. It may start the program anew, so it comes before anything else.
 func (l *loadFlags) steady(urls int) {
+	connections := urls * max(1, l.sessions) * max(1, l.connections)
+	if connections > steadyMost {
+		return
+	}
 	// Without it the client only takes more of the processors.
 	_ = sysmon.KeepAwake()
-	runtime.GOMAXPROCS(min(runtime.NumCPU()+urls*max(1, l.sessions)*max(1, l.connections), 1024))
+	runtime.GOMAXPROCS(runtime.NumCPU() + connections)
 }
 
 func (l *loadFlags) config(progress io.Writer) (bench.Config, error) {

@@ -12,17 +12,19 @@
 #   ROUNDS=3       runs of each load on each side
 #   RUNTIME=2s     length of a run
 #   MODES="tls plain"
+#   SESSIONS=1     sessions of the client, several numbers for a table of each: SESSIONS="1 16 64 256"
+#   WORKLOADS=     loads, as KIND:SIZE:DEPTH with commas between; the standard ones by default
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 out=
 while getopts o: opt; do
 	case $opt in
 	o) out=$OPTARG ;;
-	*) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+	*) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 	esac
 done
 
-: "${DIR:=/dev/shm}" "${SITES:=1}" "${SIZE:=512M}" "${ROUNDS:=3}" "${RUNTIME:=2s}" "${MODES:=tls plain}"
+: "${DIR:=/dev/shm}" "${SITES:=1}" "${SIZE:=512M}" "${ROUNDS:=3}" "${RUNTIME:=2s}" "${MODES:=tls plain}" "${SESSIONS:=1}" "${WORKLOADS:=}"
 dozo=${DOZO_BIN:-$PWD/bin/dozo}
 PATH=$PATH:/usr/sbin:/sbin
 for c in tgtd tgtadm; do
@@ -101,9 +103,13 @@ for mode in $MODES; do
 	n=${owner#s*n} i=${owner#s} i=${i%n*}
 	url=$("$dozo" volume targets bench --dir "$work/sys" | grep -F "//127.$net.$i.$n:") || fail "no target at $owner"
 	pids=$(cat "$work"/sys/nodes/*/pid | awk '{ print $1 }' | paste -sd,)
-	"$dozo" bench compare --prefill --size "$SIZE" --rounds "$ROUNDS" --runtime "$RUNTIME" --ramp 300ms --quiet \
-		--pids-a "$pids" --pids-b "$tgt_pid" -o json "$url" "$tgt_url" >"$work/$mode.json" </dev/null || fail "dozo bench compare failed ($mode)"
-	args+=("$heading=$work/$mode.json")
+	for sessions in $SESSIONS; do
+		"$dozo" bench compare --prefill --size "$SIZE" --rounds "$ROUNDS" --runtime "$RUNTIME" --ramp 300ms --quiet --sessions "$sessions" \
+			${WORKLOADS:+--workload "$WORKLOADS"} --pids-a "$pids" --pids-b "$tgt_pid" -o json "$url" "$tgt_url" \
+			>"$work/$mode-$sessions.json" </dev/null || fail "dozo bench compare failed ($mode, $sessions sessions)"
+		[ "$SESSIONS" = 1 ] && title=$heading || title="$heading, $sessions session(s)"
+		args+=("$title=$work/$mode-$sessions.json")
+	done
 	"$dozo" down --dir "$work/sys" >/dev/null
 done
 

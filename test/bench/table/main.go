@@ -19,6 +19,7 @@ type side struct {
 	IOPS spread  `json:"iops"`
 	MBps spread  `json:"mb_per_s"`
 	P50  spread  `json:"p50_us"`
+	P99  spread  `json:"p99_us"`
 	CPU  *spread `json:"server_cpu_s_per_100k"`
 }
 
@@ -54,11 +55,11 @@ func print(heading, file string) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	fmt.Printf("\n### %s\n\n", heading)
-	fmt.Println("| load | dozo IOPS | tgt IOPS | dozo / tgt | dozo MB/s | tgt MB/s | dozo p50 us | tgt p50 us | dozo CPU s | tgt CPU s |")
-	fmt.Println("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
+	fmt.Println("| load | dozo IOPS | tgt IOPS | dozo / tgt | dozo MB/s | tgt MB/s | dozo p50 us | tgt p50 us | dozo p99 us | tgt p99 us | dozo CPU s | tgt CPU s |")
+	fmt.Println("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
 	for _, c := range list {
-		fmt.Printf("| %s | %s | %s | %.2f | %.0f | %.0f | %.0f | %.0f | %s | %s |\n", c.Workload, iops(c.A.IOPS), iops(c.B.IOPS), c.Ratio,
-			c.A.MBps.Median, c.B.MBps.Median, c.A.P50.Median, c.B.P50.Median, cpu(c.A.CPU), cpu(c.B.CPU))
+		fmt.Printf("| %s | %s | %s | %.2f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %s | %s |\n", c.Workload, iops(c.A.IOPS), iops(c.B.IOPS), c.Ratio,
+			c.A.MBps.Median, c.B.MBps.Median, c.A.P50.Median, c.B.P50.Median, c.A.P99.Median, c.B.P99.Median, cpu(c.A.CPU), cpu(c.B.CPU))
 	}
 	return nil
 }
