@@ -171,8 +171,7 @@ func (o *Owner) repairSome(now time.Duration) {
 		}
 		v.home(s, remote)
 		for _, site := range remote {
-			// What a site has not been shipped yet is lag; checkpoints have a loop of their own.
-			if !s.id.IsCheckpoint() && marks[site] >= s.last.Seq {
+			if v.shipped(s, site, marks[site]) {
 				v.elsewhere(s, site)
 			}
 		}
@@ -256,6 +255,18 @@ func (v *sight) home(s *segment, remote []ident.SiteID) {
 		want = 1
 	}
 	v.judge(s, o.env.Site, want)
+}
+
+// shipped reports that a site has been given a segment: what it has not been given yet is lag, and for shipping to bring.
+// Checkpoints are shipped by a loop of their own, in any order. They don't all go by themselves when a newer one is there:
+// of what has not changed since, such as the attachments of a session that lasts, the newer one names the old part.
+func (v *sight) shipped(s *segment, site ident.SiteID, mark ident.Seq) bool {
+	if !s.id.IsCheckpoint() {
+		return mark >= s.last.Seq
+	}
+	return slices.ContainsFunc(s.holders, func(h holder) bool {
+		return h.stable && !h.bad && !h.going && v.look(h.store).site == site
+	})
 }
 
 // elsewhere looks at a site that has been shipped a segment: it keeps one replica.

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"bytes"
 	"context"
 	"math/rand/v2"
 	"slices"
@@ -238,6 +239,67 @@ func TestALeavingStoreIsEmptied(t *testing.T) {
 		}
 		im.o.Close()
 	}
+}
+
+// A checkpoint does not name what an older one has and nothing has changed since: an old checkpoint's segment stays for as
+// long as that is so. At another site it goes elsewhere all the same when its store is emptied, and without waiting for the
+// next checkpoint that time or bytes would bring.
+func TestAnOldCheckpointLeavesAStoreOfAnotherSite(t *testing.T) {
+	c := newCluster(t, 2, 3)
+	c.limit.SegmentBytes = 64 << 10
+	v := c.volume(8<<20, 2, control.Replicated) // two leaves
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes)}
+	defer func() { im.o.Close() }()
+	write := func(off int64) {
+		t.Helper()
+		data := bytes.Repeat([]byte{byte(off>>20) + 1}, 8<<10)
+		if err := writeAt(im.o, off, data, false); err != nil {
+			t.Fatal(err)
+		}
+		copy(im.want[off:], data)
+	}
+	write(0)
+	if err := im.o.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	var leaving *seat
+	var old ident.SegmentID
+	eventually(t, "the other site has the checkpoint", func() bool {
+		for _, s := range c.seats[3:] {
+			for id, r := range c.replicas(s, v.ID) {
+				if id.IsCheckpoint() && r.State == wire.ReplicaSealed {
+					leaving, old = s, id
+				}
+			}
+		}
+		return leaving != nil
+	})
+	for i := range int64(20) {
+		write(5<<20 + i<<13)
+	}
+	if err := im.o.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	c.tellOf(leaving.id, StoreInfo{Leaving: true})
+	i := int64(0)
+	im.keepUp(t, c, "the store is empty", func() bool {
+		write(5<<20 + i%64<<13)
+		i++
+		im.o.ask(func() { im.o.cp.last -= deadPause })
+		return c.holds(leaving, v.ID) == 0
+	})
+	var holders []ident.SiteID
+	for _, s := range im.o.Segments() {
+		if s.ID == old {
+			for _, h := range s.Holders {
+				holders = append(holders, c.seat(h.Store).site)
+			}
+		}
+	}
+	if slices.Sort(holders); !slices.Equal(holders, []ident.SiteID{1, 1, 2}) {
+		t.Errorf("the first checkpoint is at sites %v", holders)
+	}
+	im.check(t)
 }
 
 // Nobody else can take what the last stores of a site hold: they keep it, and say so.

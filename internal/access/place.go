@@ -23,6 +23,7 @@ type StoreInfo struct {
 	Known    bool   // the store has been heard of: the fields below mean something
 	Free     uint64 // bytes
 	Capacity uint64
+	Replicas uint64                // of all journals
 	Damaged  []wire.DamagedReplica // those with a bad place
 }
 

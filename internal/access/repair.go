@@ -297,7 +297,7 @@ func (o *Owner) dropRetired() {
 			if s == nil {
 				continue
 			}
-			if r.seq > stable {
+			if r.seq > stable || o.repair.busy[id] { // what is being copied would leave a replica that nobody knows of
 				left = append(left, id)
 				continue
 			}

@@ -19,12 +19,16 @@ import (
 // strayEvery is how often stores are asked what they have: what is left over costs space and nothing else.
 const strayEvery = 10 * time.Minute
 
+// leavingEvery is how often a store is asked that is being emptied and has something still: somebody waits for it.
+const leavingEvery = 10 * time.Second
+
 // strayState is what the owner's loop keeps about strays.
 type strayState struct {
 	answers map[ident.StoreID]*wire.FenceReply // of the takeover, until the first look
 	starts  map[ident.Epoch]wire.EpochStart    // of former epochs, as replicas show them
 	due     time.Duration                      // next look
 	asking  bool
+	leaving map[ident.StoreID]time.Duration // when stores that are being emptied were asked
 	found   map[permitKey]stray
 	heard   map[ident.StoreID]bool // stores that have said what they have
 	lost    map[permitKey]bool     // set aside by this owner's word, to be made again
@@ -49,6 +53,7 @@ func (o *Owner) lookForStrays(now time.Duration) {
 			o.reported(store, a.Replicas)
 		}
 	}
+	o.askLeaving(now)
 	if now < x.due || x.asking {
 		return
 	}
@@ -67,6 +72,27 @@ func (o *Owner) lookForStrays(now time.Duration) {
 		}
 		o.call(func() { o.strays.asking = false })
 	})
+}
+
+// askLeaving asks the stores that are being emptied, at any site: what they have that is in no table would keep them from
+// becoming empty, and other sites' stores are asked only when shipping to them begins anew.
+func (o *Owner) askLeaving(now time.Duration) {
+	x := &o.strays
+	for _, site := range o.state.Sites {
+		for _, id := range o.env.Stores.Core(site) {
+			if i := o.env.about(id); !i.Leaving || i.Lost || i.Known && i.Replicas == 0 {
+				continue
+			}
+			if at, asked := x.leaving[id]; asked && now-at < leavingEvery {
+				continue
+			}
+			if x.leaving == nil {
+				x.leaving = map[ident.StoreID]time.Duration{}
+			}
+			x.leaving[id] = now
+			o.goBackground(func() { o.askWhatIsThere(id) })
+		}
+	}
 }
 
 // askWhatIsThere asks one store. A fence, at the epoch that the owner has, is the question: who has answered it

@@ -50,8 +50,7 @@ func TestNodeRemovedAndStoreReplaced(t *testing.T) {
 		return id, path
 	}
 	was, path := find("s2n3")
-	// The last replica there goes with the next checkpoint, which comes once a minute.
-	s.ask("s1n1", &p, "store", "replace", "s2n3/disk0", "--timeout", "150s")
+	s.ask("s1n1", &p, "store", "replace", "s2n3/disk0", "--timeout", "60s")
 	if p.Phase != "empty" {
 		t.Fatalf("%+v", p)
 	}
