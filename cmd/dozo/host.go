@@ -17,7 +17,7 @@ import (
 
 func newHost(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "host", Short: "Keep the machines that use volumes: names, addresses, secrets"}
-	c.AddCommand(newHostAdd(a), newHostList(a), newHostSetChap(a), newHostDelete(a))
+	c.AddCommand(newHostAdd(a), newHostList(a), newHostSetChap(a), newHostDiscovery(a), newHostSetDiscovery(a), newHostDelete(a))
 	return c
 }
 

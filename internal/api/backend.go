@@ -68,6 +68,9 @@ type Hosts interface {
 	AddHost(ctx context.Context, req *dozov1.AddHostRequest) (*dozov1.Host, error)
 	ListHosts(ctx context.Context, req *dozov1.ListHostsRequest) ([]*dozov1.Host, error)
 	SetHostChap(ctx context.Context, req *dozov1.SetChapRequest) (*dozov1.Host, error)
+	// Discovery is what initiators have to prove before they are told of targets.
+	Discovery(ctx context.Context) (*dozov1.Discovery, error)
+	SetDiscovery(ctx context.Context, req *dozov1.SetDiscoveryRequest) (*dozov1.Discovery, error)
 	DeleteHost(ctx context.Context, req *dozov1.DeleteHostRequest) error
 }
 

@@ -42,10 +42,12 @@ var methods = map[string]permission{
 	dozov1connect.ForkServiceCloneProcedure:  {need: pki.RoleOperator, action: "fork.clone"},
 	dozov1connect.ForkServiceDeleteProcedure: {need: pki.RoleOperator, action: "fork.delete"},
 
-	dozov1connect.HostServiceAddProcedure:     {need: pki.RoleOperator, action: "host.add"},
-	dozov1connect.HostServiceListProcedure:    {need: pki.RoleViewer},
-	dozov1connect.HostServiceSetChapProcedure: {need: pki.RoleOperator, action: "host.set-chap"},
-	dozov1connect.HostServiceDeleteProcedure:  {need: pki.RoleOperator, action: "host.delete"},
+	dozov1connect.HostServiceAddProcedure:          {need: pki.RoleOperator, action: "host.add"},
+	dozov1connect.HostServiceListProcedure:         {need: pki.RoleViewer},
+	dozov1connect.HostServiceSetChapProcedure:      {need: pki.RoleOperator, action: "host.set-chap"},
+	dozov1connect.HostServiceGetDiscoveryProcedure: {need: pki.RoleViewer},
+	dozov1connect.HostServiceSetDiscoveryProcedure: {need: pki.RoleAdmin, action: "discovery.set"},
+	dozov1connect.HostServiceDeleteProcedure:       {need: pki.RoleOperator, action: "host.delete"},
 
 	dozov1connect.SessionServiceListProcedure:   {need: pki.RoleViewer},
 	dozov1connect.SessionServiceKillProcedure:   {need: pki.RoleOperator, action: "session.kill"},

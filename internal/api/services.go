@@ -86,6 +86,16 @@ func (s hostService) SetChap(ctx context.Context, req *dozov1.SetChapRequest) (*
 	return &dozov1.SetChapResponse{Host: h}, err
 }
 
+func (s hostService) GetDiscovery(ctx context.Context, _ *dozov1.GetDiscoveryRequest) (*dozov1.GetDiscoveryResponse, error) {
+	d, err := s.b.Discovery(ctx)
+	return &dozov1.GetDiscoveryResponse{Discovery: d}, err
+}
+
+func (s hostService) SetDiscovery(ctx context.Context, req *dozov1.SetDiscoveryRequest) (*dozov1.SetDiscoveryResponse, error) {
+	d, err := s.b.SetDiscovery(ctx, req)
+	return &dozov1.SetDiscoveryResponse{Discovery: d}, err
+}
+
 func (s hostService) Delete(ctx context.Context, req *dozov1.DeleteHostRequest) (*dozov1.DeleteHostResponse, error) {
 	return &dozov1.DeleteHostResponse{}, s.b.DeleteHost(ctx, req)
 }

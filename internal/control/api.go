@@ -75,6 +75,11 @@ type Store interface {
 	// DeleteHost is ErrInUse while a volume names the host as allowed, or is mapped to it.
 	DeleteHost(ctx context.Context, tenant, name string) error
 
+	// Discovery is what initiators have to prove before any node tells them of targets, the zero CHAP for nothing.
+	Discovery() CHAP
+	// SetDiscovery changes it; the zero CHAP ends it.
+	SetDiscovery(ctx context.Context, chap CHAP) error
+
 	Volumes() []VolumeSpec // not deleted, by tenant and name
 	Tombstones() []VolumeSpec
 	Volume(id ident.JournalID) (VolumeSpec, bool) // tombstones too

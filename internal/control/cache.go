@@ -50,6 +50,8 @@ type content struct {
 	hostByIQN    map[string]string          // keyHost
 	nodeByStore  map[ident.StoreID]ident.NodeName
 	tokenByHash  map[string]string // name
+
+	discovery *entry[CHAP] // nil where nothing has to be proved
 }
 
 func newContent() content {
@@ -211,6 +213,12 @@ func (t *content) put(p pair) error {
 		if !v.Pending() {
 			t.forgetOld()
 		}
+	case keyDiscover:
+		v, _, err := decode[storedCHAP](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		t.discovery = &entry[CHAP]{v.chap(), p.mod}
 	case dirSites:
 		v, _, err := decode[Site](p.key, p.value)
 		if err = misplaced(p.key, keySite(v.ID), err); err != nil {
@@ -315,6 +323,8 @@ func (t *content) drop(key string) {
 		t.cluster, t.raw = nil, nil
 	case keyRestored:
 		t.restored = nil
+	case keyDiscover:
+		t.discovery = nil
 	case dirSites:
 		for id := range t.sites {
 			if keySite(id) == key {
@@ -377,6 +387,8 @@ func (t *content) keepFrom(old content, key string) {
 		t.cluster, t.raw = old.cluster, old.raw
 	case keyRestored:
 		t.restored = old.restored
+	case keyDiscover:
+		t.discovery = old.discovery
 	case dirSites:
 		for id, e := range old.sites {
 			if keySite(id) == key {

@@ -27,22 +27,33 @@ type storedCHAP struct {
 	OutSecret string `json:"out_secret,omitempty"`
 }
 
+func storeCHAP(c CHAP) storedCHAP {
+	return storedCHAP{c.InUser, c.InSecret.Reveal(), c.OutUser, c.OutSecret.Reveal()}
+}
+
+func (c storedCHAP) chap() CHAP {
+	return CHAP{c.InUser, NewSecret(c.InSecret), c.OutUser, NewSecret(c.OutSecret)}
+}
+
 func storeHost(h Host) storedHost {
 	c := h.CHAP
 	h.CHAP = CHAP{}
-	return storedHost{Host: h, CHAP: storedCHAP{c.InUser, c.InSecret.Reveal(), c.OutUser, c.OutSecret.Reveal()}}
+	return storedHost{Host: h, CHAP: storeCHAP(c)}
 }
 
 func (s storedHost) host() Host {
-	h, c := s.Host, s.CHAP
-	h.CHAP = CHAP{c.InUser, NewSecret(c.InSecret), c.OutUser, NewSecret(c.OutSecret)}
+	h := s.Host
+	h.CHAP = s.CHAP.chap()
 	return h
 }
 
 // encode makes the stored form. A type of ours that can not be encoded is a bug.
 func encode(spec any, changeID string) []byte {
-	if h, ok := spec.(Host); ok {
-		spec = storeHost(h)
+	switch s := spec.(type) {
+	case Host:
+		spec = storeHost(s)
+	case CHAP:
+		spec = storeCHAP(s)
 	}
 	body, err := json.Marshal(spec)
 	if err == nil {

@@ -50,6 +50,7 @@ func golden() []struct {
 		{keyAPI("bob"), pki.APITokenRecord{Name: "bob", Hash: "ee", Role: pki.RoleAdmin, Created: at, Expires: at}},
 		{keyEvent(at, "c0"), Event{Time: at, Actor: "bob", Action: "volume.create", Object: "volume/t/v", After: "{}", Note: "n"}},
 		{keySeqTPGT, uint16(3)},
+		{keyDiscover, CHAP{"u", NewSecret("abcdefghijkl"), "t", NewSecret("mnopqrstuvwx")}},
 	}
 }
 
@@ -96,6 +97,9 @@ func decodeLike(spec any, key string, value []byte) (any, error) {
 		return first(decode[Node](key, value))
 	case Host:
 		return decodeHost(key, value)
+	case CHAP:
+		s, _, err := decode[storedCHAP](key, value)
+		return s.chap(), err
 	case VolumeSpec:
 		return first(decode[VolumeSpec](key, value))
 	case JournalState:

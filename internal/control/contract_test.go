@@ -251,6 +251,27 @@ func testHosts(t *testing.T, open opener) {
 			t.Errorf("a secret is in the audit log: %s", text)
 		}
 	}
+	if d := c.Discovery(); d != (CHAP{}) {
+		t.Errorf("Discovery = %+v before any was set", d)
+	}
+	discovery := CHAP{InUser: "d", InSecret: NewSecret("discover-me-not"), OutUser: "t", OutSecret: NewSecret("mnopqrstuvwx")}
+	if err := c.SetDiscovery(ctx, discovery); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, other, "the other client sees what discovery needs", func() bool { return other.Discovery() == discovery })
+	wantErr(t, "a secret without a user", c.SetDiscovery(ctx, CHAP{InSecret: NewSecret("discover-me-not")}), ErrInvalid)
+	if snap := must(c.Copy())(t); !slices.ContainsFunc(snap.pairs, func(p pair) bool { return p.key == keyDiscover }) {
+		t.Error("a node does not note what discovery needs")
+	}
+	for _, e := range must(c.Events(ctx, 0))(t) {
+		if text := fmt.Sprintf("%+v", e); strings.Contains(text, "discover-me-not") {
+			t.Errorf("a secret is in the audit log: %s", text)
+		}
+	}
+	if err := c.SetDiscovery(ctx, CHAP{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, other, "the other client sees that discovery needs nothing", func() bool { return other.Discovery() == CHAP{} })
 	v := testVolume("v")
 	v.Hosts = []string{"nobody"}
 	_, err = c.CreateVolume(ctx, v, []ident.SiteID{a.ID})

@@ -32,6 +32,7 @@ import (
 //	apitokens/<name>                pki.APITokenRecord
 //	events/<time>-<change>          Event; order is by revision, the time only spreads the keys
 //	restored                        Restoration: the control store was restored or rebuilt
+//	discovery                       CHAP that initiators prove for discovery, with its secrets
 //	answers/<store>/<part>          []HeldJournal, while a restoration is settled
 //	offers/<journal>                VolumeSpec that a node remembers and the restored control store lacks
 //	answered/<store>                Answer: all parts of the store's answer are there
@@ -57,6 +58,7 @@ const (
 	dirAPI      = "apitokens/"
 	dirEvents   = "events/"
 	keyRestored = "restored"
+	keyDiscover = "discovery"
 	dirAnswers  = "answers/"
 	dirAnswered = "answered/"
 	dirOffers   = "offers/"

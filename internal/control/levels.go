@@ -22,7 +22,8 @@ import (
 //	1  first release
 //	2  volumes have an ownership policy; nodes and stores can be leaving; journals of a control store that was restored
 //	3  volumes say how paths by way of other sites are, where initiators are sent, and to which hosts they are mapped
-const Level = 3
+//	4  credentials for discovery
+const Level = 4
 
 // ErrOlderNodes: the change needs all nodes to be upgraded first.
 var ErrOlderNodes = errors.New("there are nodes of an older version, which can not read it: upgrade them first")

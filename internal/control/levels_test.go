@@ -49,11 +49,18 @@ func TestOlderNodes(t *testing.T) {
 		if _, err := c.CreateVolume(ctx, pinned, []ident.SiteID{site.ID}); !errors.Is(err, ErrOlderNodes) {
 			t.Errorf("a volume that the older node could not read: %v", err)
 		}
+		chap := CHAP{InUser: "d", InSecret: NewSecret("discover-me-not")}
+		if err := c.SetDiscovery(ctx, chap); !errors.Is(err, ErrOlderNodes) {
+			t.Errorf("credentials that the older node would not ask for: %v", err)
+		}
 		// It is upgraded.
 		old.Version = "test"
 		must(c.RegisterNode(ctx, old))(t)
 		synctest.Wait()
 		must(c.CreateVolume(ctx, pinned, []ident.SiteID{site.ID}))(t)
+		if err := c.SetDiscovery(ctx, chap); err != nil {
+			t.Error(err)
+		}
 		w := must(c.RenameVolume(ctx, v.ID, "w"))(t)
 		if w.Name != "w" {
 			t.Errorf("%+v", w)

@@ -46,6 +46,9 @@ func (t *content) keepOld(old content) {
 			}
 		}
 	}
+	if t.discovery == nil && old.discovery != nil {
+		t.discovery = &entry[CHAP]{v: old.discovery.v}
+	}
 	for id, e := range old.volumes {
 		if _, ok := t.volumes[id]; ok || e.v.Deleted != nil {
 			continue
@@ -92,6 +95,9 @@ func (t *content) forgetOld() {
 			keys = append(keys, keyJournal(id))
 		}
 	}
+	if t.discovery != nil && t.discovery.rev == 0 {
+		keys = append(keys, keyDiscover)
+	}
 	for _, k := range keys {
 		t.drop(k)
 	}
@@ -137,6 +143,9 @@ func (c *Client) Copy() (*Snapshot, error) {
 	for key, e := range t.hosts {
 		add(key, e.v, e.rev)
 	}
+	if t.discovery != nil {
+		add(keyDiscover, t.discovery.v, t.discovery.rev)
+	}
 	for id, e := range t.volumes {
 		add(keyVolume(id), e.v, e.rev)
 	}
@@ -156,6 +165,7 @@ func (s *Snapshot) Same(o *Snapshot) bool {
 func (c *Client) OfferRemembered(ctx context.Context) error {
 	c.cache.mu.RLock()
 	sites, hosts, volumes := maps.Clone(c.cache.mu.sites), maps.Clone(c.cache.mu.hosts), maps.Clone(c.cache.mu.volumes)
+	discovery := c.cache.mu.discovery
 	c.cache.mu.RUnlock()
 	for _, id := range slices.Sorted(maps.Keys(sites)) {
 		if sites[id].rev == 0 {
@@ -169,6 +179,11 @@ func (c *Client) OfferRemembered(ctx context.Context) error {
 			if _, err := c.CreateHost(ctx, hosts[key].v); err != nil && !errors.Is(err, ErrExists) {
 				return err
 			}
+		}
+	}
+	if discovery != nil && discovery.rev == 0 {
+		if err := c.setDiscovery(ctx, discovery.v, true); err != nil {
+			return err
 		}
 	}
 	var ops []op

@@ -123,29 +123,29 @@ func (h Host) Validate() error {
 	if err := checkCIDRs("host "+h.Name, h.CIDRs); err != nil {
 		return err
 	}
-	return h.CHAP.validate(h.Name)
+	return h.CHAP.validate("host " + h.Name)
 }
 
-func (c CHAP) validate(host string) error {
+func (c CHAP) validate(of string) error {
 	for _, d := range []struct {
 		direction, user string
 		secret          Secret
 	}{{"in", c.InUser, c.InSecret}, {"out", c.OutUser, c.OutSecret}} {
 		if (d.user == "") != d.secret.IsZero() {
-			return invalidf("host %s: CHAP %s: user and secret are given together or not at all", host, d.direction)
+			return invalidf("%s: CHAP %s: user and secret are given together or not at all", of, d.direction)
 		}
 		if n := len(d.secret.Reveal()); n != 0 && (n < chapSecretMin || n > chapSecretMax) {
-			return invalidf("host %s: CHAP %s: the secret has %d bytes: want %d to %d", host, d.direction, n, chapSecretMin, chapSecretMax)
+			return invalidf("%s: CHAP %s: the secret has %d bytes: want %d to %d", of, d.direction, n, chapSecretMin, chapSecretMax)
 		}
 		if len(d.user) > chapUserLenMax {
-			return invalidf("host %s: CHAP %s: the user name is longer than %d bytes", host, d.direction, chapUserLenMax)
+			return invalidf("%s: CHAP %s: the user name is longer than %d bytes", of, d.direction, chapUserLenMax)
 		}
 	}
 	if !c.OutSecret.IsZero() && c.InSecret.IsZero() {
-		return invalidf("host %s: mutual CHAP needs the inward direction too", host)
+		return invalidf("%s: mutual CHAP needs the inward direction too", of)
 	}
 	if !c.OutSecret.IsZero() && c.OutSecret == c.InSecret {
-		return invalidf("host %s: CHAP: both directions have one secret, which RFC 7143 9.2.1 forbids", host)
+		return invalidf("%s: CHAP: both directions have one secret, which RFC 7143 9.2.1 forbids", of)
 	}
 	return nil
 }

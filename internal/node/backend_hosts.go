@@ -23,10 +23,14 @@ func hostMessage(h control.Host) *dozov1.Host {
 
 // hostAuth says which directions a host's credentials are for.
 func hostAuth(h control.Host) string {
+	return authOf(h.CHAP)
+}
+
+func authOf(c control.CHAP) string {
 	switch {
-	case h.CHAP.InSecret.IsZero():
+	case c.InSecret.IsZero():
 		return "none"
-	case h.CHAP.OutSecret.IsZero():
+	case c.OutSecret.IsZero():
 		return "chap"
 	}
 	return "mutual"
@@ -95,6 +99,32 @@ func (b *backend) SetHostChap(ctx context.Context, req *dozov1.SetChapRequest) (
 		return nil, err
 	}
 	return hostMessage(h), nil
+}
+
+// Discovery implements api.Hosts.
+func (b *backend) Discovery(context.Context) (*dozov1.Discovery, error) {
+	c, err := b.ctl()
+	if err != nil {
+		return nil, err
+	}
+	return discoveryMessage(c.Discovery()), nil
+}
+
+// SetDiscovery implements api.Hosts.
+func (b *backend) SetDiscovery(ctx context.Context, req *dozov1.SetDiscoveryRequest) (*dozov1.Discovery, error) {
+	c, err := b.ctl()
+	if err != nil {
+		return nil, err
+	}
+	chap := chapOf(req.Chap)
+	if err := c.SetDiscovery(ctx, chap); err != nil {
+		return nil, err
+	}
+	return discoveryMessage(chap), nil
+}
+
+func discoveryMessage(c control.CHAP) *dozov1.Discovery {
+	return &dozov1.Discovery{Auth: authOf(c), ChapInUser: c.InUser, ChapOutUser: c.OutUser}
 }
 
 // DeleteHost implements api.Hosts.

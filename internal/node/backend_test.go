@@ -115,6 +115,18 @@ func TestHosts(t *testing.T) {
 	if h, err = b.SetHostChap(b.ctx, &dozov1.SetChapRequest{Tenant: "default", Host: "h"}); err != nil || h.Auth != "none" {
 		t.Errorf("%v, %v", h, err)
 	}
+	if d, err := b.Discovery(b.ctx); err != nil || d.Auth != "none" {
+		t.Errorf("%v, %v", d, err)
+	}
+	if d, err := b.SetDiscovery(b.ctx, &dozov1.SetDiscoveryRequest{Chap: &dozov1.ChapCredentials{InUser: "u", InSecret: "0123456789ab"}}); err != nil || d.Auth != "chap" || d.ChapInUser != "u" {
+		t.Errorf("%v, %v", d, err)
+	}
+	if got := b.ctl.Discovery(); got.InSecret.Reveal() != "0123456789ab" {
+		t.Error("the secret of discovery did not arrive")
+	}
+	if d, err := b.SetDiscovery(b.ctx, &dozov1.SetDiscoveryRequest{}); err != nil || d.Auth != "none" {
+		t.Errorf("%v, %v", d, err)
+	}
 	if l, err := b.ListHosts(b.ctx, &dozov1.ListHostsRequest{Tenant: "other"}); err != nil || len(l) != 0 {
 		t.Errorf("%v, %v", l, err)
 	}

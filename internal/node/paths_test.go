@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -391,6 +392,54 @@ func sentElsewhere(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 		if _, err := c.Volumes.Delete(ctx, &dozov1.DeleteVolumeRequest{Volume: name, Force: true}); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// discoveryProved: RFC 7143 4.2.7, 9.2: what has to be proved before targets are told, at every access server.
+func discoveryProved(t *testing.T, ctx context.Context, c *api.Client, nodes ...*testNode) {
+	t.Helper()
+	own := initiator.CHAP{User: "own", Secret: "own-own-own-own"}
+	if _, err := c.Hosts.Add(ctx, &dozov1.AddHostRequest{Name: "prover", InitiatorNames: []string{"iqn.2026-11.test:prover"},
+		Chap: &dozov1.ChapCredentials{InUser: own.User, InSecret: own.Secret}}); err != nil {
+		t.Fatal(err)
+	}
+	all := initiator.CHAP{User: "all", Secret: "all-all-all-all", TargetUser: "dozo", TargetSecret: "dozo-dozo-dozo"}
+	set := &dozov1.SetDiscoveryRequest{Chap: &dozov1.ChapCredentials{InUser: all.User, InSecret: all.Secret, OutUser: all.TargetUser, OutSecret: all.TargetSecret}}
+	if d, err := c.Hosts.SetDiscovery(ctx, set); err != nil || d.Discovery.Auth != "mutual" {
+		t.Fatalf("%v, %v", d, err)
+	}
+	for _, x := range nodes {
+		discover := func(name string, chap initiator.CHAP) error {
+			_, err := initiator.Discover(ctx, initiator.Config{Portal: x.cfg.Portals[0].String(), Initiator: name, CHAP: chap})
+			return err
+		}
+		eventually(t, "targets are told to anybody", func() error {
+			if err := discover("iqn.2026-11.test:anybody", initiator.CHAP{}); !errors.Is(err, initiator.ErrAuthentication) {
+				return fmt.Errorf("%v", err)
+			}
+			return nil
+		})
+		if err := discover("iqn.2026-11.test:anybody", all); err != nil {
+			t.Errorf("with the right credentials: %v", err)
+		}
+		if err := discover("iqn.2026-11.test:prover", own); err != nil {
+			t.Errorf("a host with credentials of its own: %v", err)
+		}
+		if err := discover("iqn.2026-11.test:prover", all); !errors.Is(err, initiator.ErrAuthentication) {
+			t.Errorf("a host with credentials of its own, by those of all: %v", err)
+		}
+	}
+	if _, err := c.Hosts.SetDiscovery(ctx, &dozov1.SetDiscoveryRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range nodes {
+		eventually(t, "targets are not told", func() error {
+			_, err := initiator.Discover(ctx, initiator.Config{Portal: x.cfg.Portals[0].String(), Initiator: "iqn.2026-11.test:anybody"})
+			return err
+		})
+	}
+	if _, err := c.Hosts.Delete(ctx, &dozov1.DeleteHostRequest{Host: "prover"}); err != nil {
+		t.Error(err)
 	}
 }
 

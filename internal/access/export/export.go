@@ -50,7 +50,8 @@ func ParseIQN(name string) (ident.JournalID, bool) {
 
 // Exports implements iscsi.Provider for one node.
 type Exports struct {
-	// Discovery is what has to be proved for discovery where no host's credentials hold; set before use.
+	// Discovery is what has to be proved for discovery where no host's credentials hold, instead of the cluster's; set
+	// before use.
 	Discovery iscsi.Credentials
 
 	srv  *access.Server
@@ -159,8 +160,10 @@ func (e *Exports) Targets(_ context.Context, p iscsi.Peer) (list []iscsi.TargetI
 // Credentials implements iscsi.Provider: an initiator that belongs to a host with a secret has to prove it.
 func (e *Exports) Credentials(_ context.Context, p iscsi.Peer, target string) (c iscsi.Credentials, err error) {
 	h, known := e.ctl.HostByInitiator(p.Initiator)
-	if target == "" && e.Discovery.Required && h.CHAP.InSecret.IsZero() && h.CHAP.InUser == "" {
-		return e.Discovery, nil // the same for initiators that are known and those that are not
+	if target == "" && h.CHAP.InSecret.IsZero() && h.CHAP.InUser == "" {
+		if d := e.discovery(); d.Required {
+			return d, nil // the same for initiators that are known and those that are not
+		}
 	}
 	if !known {
 		if id, ok := ParseIQN(target); ok {
@@ -171,11 +174,26 @@ func (e *Exports) Credentials(_ context.Context, p iscsi.Peer, target string) (c
 		return c, nil
 	}
 	if h.CHAP.InUser != "" || !h.CHAP.InSecret.IsZero() {
-		c.Required = true
-		c.In = iscsi.Secret{Name: h.CHAP.InUser, Secret: h.CHAP.InSecret.Reveal()}
-		c.Out = iscsi.Secret{Name: h.CHAP.OutUser, Secret: h.CHAP.OutSecret.Reveal()}
+		c = credentials(h.CHAP)
 	}
 	return c, nil
+}
+
+// discovery is what has to be proved before targets are told: by this node's configuration, or else by the cluster's
+// setting.
+func (e *Exports) discovery() iscsi.Credentials {
+	if e.Discovery.Required {
+		return e.Discovery
+	}
+	if d := e.ctl.Discovery(); !d.InSecret.IsZero() {
+		return credentials(d)
+	}
+	return iscsi.Credentials{}
+}
+
+func credentials(c control.CHAP) iscsi.Credentials {
+	return iscsi.Credentials{Required: true, In: iscsi.Secret{Name: c.InUser, Secret: c.InSecret.Reveal()},
+		Out: iscsi.Secret{Name: c.OutUser, Secret: c.OutSecret.Reveal()}}
 }
 
 func (e *Exports) anySecret(v control.VolumeSpec) bool {

@@ -29,6 +29,7 @@ type Backend struct {
 	mu       sync.Mutex
 	volumes  []*dozov1.Volume
 	hosts    []*dozov1.Host
+	discover *dozov1.Discovery
 	maps     []*dozov1.VolumeMap
 	secrets  map[string]string // of hosts, to see that they arrive
 	sessions []*dozov1.Session

@@ -83,6 +83,34 @@ func (b *Backend) SetHostChap(ctx context.Context, req *dozov1.SetChapRequest) (
 	return nil, fmt.Errorf("host %s/%s: %w", req.GetTenant(), req.GetHost(), control.ErrNotFound)
 }
 
+// Discovery implements api.Hosts.
+func (b *Backend) Discovery(context.Context) (*dozov1.Discovery, error) {
+	if err := b.enter("Discovery"); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.discover == nil {
+		return &dozov1.Discovery{Auth: "none"}, nil
+	}
+	return proto.CloneOf(b.discover), nil
+}
+
+// SetDiscovery implements api.Hosts.
+func (b *Backend) SetDiscovery(ctx context.Context, req *dozov1.SetDiscoveryRequest) (*dozov1.Discovery, error) {
+	if err := b.enter("SetDiscovery"); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	// Kept as a host's are.
+	h := &dozov1.Host{Auth: "none", Name: "discovery"}
+	b.setChapLocked(h, req.GetChap())
+	b.discover = &dozov1.Discovery{Auth: h.GetAuth(), ChapInUser: h.GetChapInUser(), ChapOutUser: h.GetChapOutUser()}
+	b.eventLocked(ctx, "discovery.set", "cluster")
+	return proto.CloneOf(b.discover), nil
+}
+
 // DeleteHost implements api.Hosts.
 func (b *Backend) DeleteHost(ctx context.Context, req *dozov1.DeleteHostRequest) error {
 	if err := b.enter("DeleteHost"); err != nil {

@@ -514,6 +514,237 @@ func (x *SetChapResponse) GetHost() *Host {
 	return nil
 }
 
+// Discovery is what initiators have to prove before they are told of targets, without the secrets.
+type Discovery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Host.
+	Auth          string `protobuf:"bytes,1,opt,name=auth,proto3" json:"auth,omitempty"`
+	ChapInUser    string `protobuf:"bytes,2,opt,name=chap_in_user,json=chapInUser,proto3" json:"chap_in_user,omitempty"`
+	ChapOutUser   string `protobuf:"bytes,3,opt,name=chap_out_user,json=chapOutUser,proto3" json:"chap_out_user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Discovery) Reset() {
+	*x = Discovery{}
+	mi := &file_dozo_v1_host_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Discovery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Discovery) ProtoMessage() {}
+
+func (x *Discovery) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_host_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Discovery.ProtoReflect.Descriptor instead.
+func (*Discovery) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_host_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Discovery) GetAuth() string {
+	if x != nil {
+		return x.Auth
+	}
+	return ""
+}
+
+func (x *Discovery) GetChapInUser() string {
+	if x != nil {
+		return x.ChapInUser
+	}
+	return ""
+}
+
+func (x *Discovery) GetChapOutUser() string {
+	if x != nil {
+		return x.ChapOutUser
+	}
+	return ""
+}
+
+type GetDiscoveryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDiscoveryRequest) Reset() {
+	*x = GetDiscoveryRequest{}
+	mi := &file_dozo_v1_host_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDiscoveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDiscoveryRequest) ProtoMessage() {}
+
+func (x *GetDiscoveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_host_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDiscoveryRequest.ProtoReflect.Descriptor instead.
+func (*GetDiscoveryRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_host_proto_rawDescGZIP(), []int{9}
+}
+
+type GetDiscoveryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Discovery     *Discovery             `protobuf:"bytes,1,opt,name=discovery,proto3" json:"discovery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDiscoveryResponse) Reset() {
+	*x = GetDiscoveryResponse{}
+	mi := &file_dozo_v1_host_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDiscoveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDiscoveryResponse) ProtoMessage() {}
+
+func (x *GetDiscoveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_host_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDiscoveryResponse.ProtoReflect.Descriptor instead.
+func (*GetDiscoveryResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_host_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetDiscoveryResponse) GetDiscovery() *Discovery {
+	if x != nil {
+		return x.Discovery
+	}
+	return nil
+}
+
+type SetDiscoveryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset: nothing has to be proved any more.
+	Chap          *ChapCredentials `protobuf:"bytes,1,opt,name=chap,proto3" json:"chap,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDiscoveryRequest) Reset() {
+	*x = SetDiscoveryRequest{}
+	mi := &file_dozo_v1_host_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDiscoveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDiscoveryRequest) ProtoMessage() {}
+
+func (x *SetDiscoveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_host_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDiscoveryRequest.ProtoReflect.Descriptor instead.
+func (*SetDiscoveryRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_host_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SetDiscoveryRequest) GetChap() *ChapCredentials {
+	if x != nil {
+		return x.Chap
+	}
+	return nil
+}
+
+type SetDiscoveryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Discovery     *Discovery             `protobuf:"bytes,1,opt,name=discovery,proto3" json:"discovery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDiscoveryResponse) Reset() {
+	*x = SetDiscoveryResponse{}
+	mi := &file_dozo_v1_host_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDiscoveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDiscoveryResponse) ProtoMessage() {}
+
+func (x *SetDiscoveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_host_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDiscoveryResponse.ProtoReflect.Descriptor instead.
+func (*SetDiscoveryResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_host_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SetDiscoveryResponse) GetDiscovery() *Discovery {
+	if x != nil {
+		return x.Discovery
+	}
+	return nil
+}
+
 type DeleteHostRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -524,7 +755,7 @@ type DeleteHostRequest struct {
 
 func (x *DeleteHostRequest) Reset() {
 	*x = DeleteHostRequest{}
-	mi := &file_dozo_v1_host_proto_msgTypes[8]
+	mi := &file_dozo_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +767,7 @@ func (x *DeleteHostRequest) String() string {
 func (*DeleteHostRequest) ProtoMessage() {}
 
 func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_host_proto_msgTypes[8]
+	mi := &file_dozo_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +780,7 @@ func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteHostRequest.ProtoReflect.Descriptor instead.
 func (*DeleteHostRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_dozo_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteHostRequest) GetTenant() string {
@@ -574,7 +805,7 @@ type DeleteHostResponse struct {
 
 func (x *DeleteHostResponse) Reset() {
 	*x = DeleteHostResponse{}
-	mi := &file_dozo_v1_host_proto_msgTypes[9]
+	mi := &file_dozo_v1_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +817,7 @@ func (x *DeleteHostResponse) String() string {
 func (*DeleteHostResponse) ProtoMessage() {}
 
 func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_host_proto_msgTypes[9]
+	mi := &file_dozo_v1_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +830,7 @@ func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteHostResponse.ProtoReflect.Descriptor instead.
 func (*DeleteHostResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_dozo_v1_host_proto_rawDescGZIP(), []int{14}
 }
 
 var File_dozo_v1_host_proto protoreflect.FileDescriptor
@@ -640,15 +871,29 @@ const file_dozo_v1_host_proto_rawDesc = "" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12,\n" +
 	"\x04chap\x18\x03 \x01(\v2\x18.dozo.v1.ChapCredentialsR\x04chap\"4\n" +
 	"\x0fSetChapResponse\x12!\n" +
-	"\x04host\x18\x01 \x01(\v2\r.dozo.v1.HostR\x04host\"?\n" +
+	"\x04host\x18\x01 \x01(\v2\r.dozo.v1.HostR\x04host\"e\n" +
+	"\tDiscovery\x12\x12\n" +
+	"\x04auth\x18\x01 \x01(\tR\x04auth\x12 \n" +
+	"\fchap_in_user\x18\x02 \x01(\tR\n" +
+	"chapInUser\x12\"\n" +
+	"\rchap_out_user\x18\x03 \x01(\tR\vchapOutUser\"\x15\n" +
+	"\x13GetDiscoveryRequest\"H\n" +
+	"\x14GetDiscoveryResponse\x120\n" +
+	"\tdiscovery\x18\x01 \x01(\v2\x12.dozo.v1.DiscoveryR\tdiscovery\"C\n" +
+	"\x13SetDiscoveryRequest\x12,\n" +
+	"\x04chap\x18\x01 \x01(\v2\x18.dozo.v1.ChapCredentialsR\x04chap\"H\n" +
+	"\x14SetDiscoveryResponse\x120\n" +
+	"\tdiscovery\x18\x01 \x01(\v2\x12.dozo.v1.DiscoveryR\tdiscovery\"?\n" +
 	"\x11DeleteHostRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\"\x14\n" +
-	"\x12DeleteHostResponse2\x92\x02\n" +
+	"\x12DeleteHostResponse2\xb3\x03\n" +
 	"\vHostService\x12:\n" +
 	"\x03Add\x12\x17.dozo.v1.AddHostRequest\x1a\x18.dozo.v1.AddHostResponse\"\x00\x12B\n" +
 	"\x04List\x12\x19.dozo.v1.ListHostsRequest\x1a\x1a.dozo.v1.ListHostsResponse\"\x03\x90\x02\x01\x12>\n" +
-	"\aSetChap\x12\x17.dozo.v1.SetChapRequest\x1a\x18.dozo.v1.SetChapResponse\"\x00\x12C\n" +
+	"\aSetChap\x12\x17.dozo.v1.SetChapRequest\x1a\x18.dozo.v1.SetChapResponse\"\x00\x12P\n" +
+	"\fGetDiscovery\x12\x1c.dozo.v1.GetDiscoveryRequest\x1a\x1d.dozo.v1.GetDiscoveryResponse\"\x03\x90\x02\x01\x12M\n" +
+	"\fSetDiscovery\x12\x1c.dozo.v1.SetDiscoveryRequest\x1a\x1d.dozo.v1.SetDiscoveryResponse\"\x00\x12C\n" +
 	"\x06Delete\x12\x1a.dozo.v1.DeleteHostRequest\x1a\x1b.dozo.v1.DeleteHostResponse\"\x00B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
 var (
@@ -663,7 +908,7 @@ func file_dozo_v1_host_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_host_proto_rawDescData
 }
 
-var file_dozo_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_dozo_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_dozo_v1_host_proto_goTypes = []any{
 	(*Host)(nil),                  // 0: dozo.v1.Host
 	(*ChapCredentials)(nil),       // 1: dozo.v1.ChapCredentials
@@ -673,30 +918,42 @@ var file_dozo_v1_host_proto_goTypes = []any{
 	(*ListHostsResponse)(nil),     // 5: dozo.v1.ListHostsResponse
 	(*SetChapRequest)(nil),        // 6: dozo.v1.SetChapRequest
 	(*SetChapResponse)(nil),       // 7: dozo.v1.SetChapResponse
-	(*DeleteHostRequest)(nil),     // 8: dozo.v1.DeleteHostRequest
-	(*DeleteHostResponse)(nil),    // 9: dozo.v1.DeleteHostResponse
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*Discovery)(nil),             // 8: dozo.v1.Discovery
+	(*GetDiscoveryRequest)(nil),   // 9: dozo.v1.GetDiscoveryRequest
+	(*GetDiscoveryResponse)(nil),  // 10: dozo.v1.GetDiscoveryResponse
+	(*SetDiscoveryRequest)(nil),   // 11: dozo.v1.SetDiscoveryRequest
+	(*SetDiscoveryResponse)(nil),  // 12: dozo.v1.SetDiscoveryResponse
+	(*DeleteHostRequest)(nil),     // 13: dozo.v1.DeleteHostRequest
+	(*DeleteHostResponse)(nil),    // 14: dozo.v1.DeleteHostResponse
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_dozo_v1_host_proto_depIdxs = []int32{
-	10, // 0: dozo.v1.Host.created:type_name -> google.protobuf.Timestamp
+	15, // 0: dozo.v1.Host.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: dozo.v1.AddHostRequest.chap:type_name -> dozo.v1.ChapCredentials
 	0,  // 2: dozo.v1.AddHostResponse.host:type_name -> dozo.v1.Host
 	0,  // 3: dozo.v1.ListHostsResponse.hosts:type_name -> dozo.v1.Host
 	1,  // 4: dozo.v1.SetChapRequest.chap:type_name -> dozo.v1.ChapCredentials
 	0,  // 5: dozo.v1.SetChapResponse.host:type_name -> dozo.v1.Host
-	2,  // 6: dozo.v1.HostService.Add:input_type -> dozo.v1.AddHostRequest
-	4,  // 7: dozo.v1.HostService.List:input_type -> dozo.v1.ListHostsRequest
-	6,  // 8: dozo.v1.HostService.SetChap:input_type -> dozo.v1.SetChapRequest
-	8,  // 9: dozo.v1.HostService.Delete:input_type -> dozo.v1.DeleteHostRequest
-	3,  // 10: dozo.v1.HostService.Add:output_type -> dozo.v1.AddHostResponse
-	5,  // 11: dozo.v1.HostService.List:output_type -> dozo.v1.ListHostsResponse
-	7,  // 12: dozo.v1.HostService.SetChap:output_type -> dozo.v1.SetChapResponse
-	9,  // 13: dozo.v1.HostService.Delete:output_type -> dozo.v1.DeleteHostResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	8,  // 6: dozo.v1.GetDiscoveryResponse.discovery:type_name -> dozo.v1.Discovery
+	1,  // 7: dozo.v1.SetDiscoveryRequest.chap:type_name -> dozo.v1.ChapCredentials
+	8,  // 8: dozo.v1.SetDiscoveryResponse.discovery:type_name -> dozo.v1.Discovery
+	2,  // 9: dozo.v1.HostService.Add:input_type -> dozo.v1.AddHostRequest
+	4,  // 10: dozo.v1.HostService.List:input_type -> dozo.v1.ListHostsRequest
+	6,  // 11: dozo.v1.HostService.SetChap:input_type -> dozo.v1.SetChapRequest
+	9,  // 12: dozo.v1.HostService.GetDiscovery:input_type -> dozo.v1.GetDiscoveryRequest
+	11, // 13: dozo.v1.HostService.SetDiscovery:input_type -> dozo.v1.SetDiscoveryRequest
+	13, // 14: dozo.v1.HostService.Delete:input_type -> dozo.v1.DeleteHostRequest
+	3,  // 15: dozo.v1.HostService.Add:output_type -> dozo.v1.AddHostResponse
+	5,  // 16: dozo.v1.HostService.List:output_type -> dozo.v1.ListHostsResponse
+	7,  // 17: dozo.v1.HostService.SetChap:output_type -> dozo.v1.SetChapResponse
+	10, // 18: dozo.v1.HostService.GetDiscovery:output_type -> dozo.v1.GetDiscoveryResponse
+	12, // 19: dozo.v1.HostService.SetDiscovery:output_type -> dozo.v1.SetDiscoveryResponse
+	14, // 20: dozo.v1.HostService.Delete:output_type -> dozo.v1.DeleteHostResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_host_proto_init() }
@@ -710,7 +967,7 @@ func file_dozo_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_host_proto_rawDesc), len(file_dozo_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

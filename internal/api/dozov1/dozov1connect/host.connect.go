@@ -39,6 +39,12 @@ const (
 	HostServiceListProcedure = "/dozo.v1.HostService/List"
 	// HostServiceSetChapProcedure is the fully-qualified name of the HostService's SetChap RPC.
 	HostServiceSetChapProcedure = "/dozo.v1.HostService/SetChap"
+	// HostServiceGetDiscoveryProcedure is the fully-qualified name of the HostService's GetDiscovery
+	// RPC.
+	HostServiceGetDiscoveryProcedure = "/dozo.v1.HostService/GetDiscovery"
+	// HostServiceSetDiscoveryProcedure is the fully-qualified name of the HostService's SetDiscovery
+	// RPC.
+	HostServiceSetDiscoveryProcedure = "/dozo.v1.HostService/SetDiscovery"
 	// HostServiceDeleteProcedure is the fully-qualified name of the HostService's Delete RPC.
 	HostServiceDeleteProcedure = "/dozo.v1.HostService/Delete"
 )
@@ -53,6 +59,11 @@ type HostServiceClient interface {
 	// SetChap replaces the host's CHAP credentials. They hold for new logins; running sessions stay. Needs role
 	// operator.
 	SetChap(context.Context, *dozov1.SetChapRequest) (*dozov1.SetChapResponse, error)
+	// GetDiscovery says what initiators have to prove before they are told of targets. Needs role viewer.
+	GetDiscovery(context.Context, *dozov1.GetDiscoveryRequest) (*dozov1.GetDiscoveryResponse, error)
+	// SetDiscovery replaces that. Hosts with CHAP credentials of their own prove those instead. It holds at all access
+	// servers but those whose configuration says otherwise. Needs role admin.
+	SetDiscovery(context.Context, *dozov1.SetDiscoveryRequest) (*dozov1.SetDiscoveryResponse, error)
 	// Delete removes a host. IN_USE while a volume names it. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteHostRequest) (*dozov1.DeleteHostResponse, error)
 }
@@ -87,6 +98,19 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("SetChap")),
 			connect.WithClientOptions(opts...),
 		),
+		getDiscovery: connect.NewClient[dozov1.GetDiscoveryRequest, dozov1.GetDiscoveryResponse](
+			httpClient,
+			baseURL+HostServiceGetDiscoveryProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("GetDiscovery")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		setDiscovery: connect.NewClient[dozov1.SetDiscoveryRequest, dozov1.SetDiscoveryResponse](
+			httpClient,
+			baseURL+HostServiceSetDiscoveryProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("SetDiscovery")),
+			connect.WithClientOptions(opts...),
+		),
 		delete: connect.NewClient[dozov1.DeleteHostRequest, dozov1.DeleteHostResponse](
 			httpClient,
 			baseURL+HostServiceDeleteProcedure,
@@ -98,10 +122,12 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // hostServiceClient implements HostServiceClient.
 type hostServiceClient struct {
-	add     *connect.Client[dozov1.AddHostRequest, dozov1.AddHostResponse]
-	list    *connect.Client[dozov1.ListHostsRequest, dozov1.ListHostsResponse]
-	setChap *connect.Client[dozov1.SetChapRequest, dozov1.SetChapResponse]
-	delete  *connect.Client[dozov1.DeleteHostRequest, dozov1.DeleteHostResponse]
+	add          *connect.Client[dozov1.AddHostRequest, dozov1.AddHostResponse]
+	list         *connect.Client[dozov1.ListHostsRequest, dozov1.ListHostsResponse]
+	setChap      *connect.Client[dozov1.SetChapRequest, dozov1.SetChapResponse]
+	getDiscovery *connect.Client[dozov1.GetDiscoveryRequest, dozov1.GetDiscoveryResponse]
+	setDiscovery *connect.Client[dozov1.SetDiscoveryRequest, dozov1.SetDiscoveryResponse]
+	delete       *connect.Client[dozov1.DeleteHostRequest, dozov1.DeleteHostResponse]
 }
 
 // Add calls dozo.v1.HostService.Add.
@@ -131,6 +157,24 @@ func (c *hostServiceClient) SetChap(ctx context.Context, req *dozov1.SetChapRequ
 	return nil, err
 }
 
+// GetDiscovery calls dozo.v1.HostService.GetDiscovery.
+func (c *hostServiceClient) GetDiscovery(ctx context.Context, req *dozov1.GetDiscoveryRequest) (*dozov1.GetDiscoveryResponse, error) {
+	response, err := c.getDiscovery.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetDiscovery calls dozo.v1.HostService.SetDiscovery.
+func (c *hostServiceClient) SetDiscovery(ctx context.Context, req *dozov1.SetDiscoveryRequest) (*dozov1.SetDiscoveryResponse, error) {
+	response, err := c.setDiscovery.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Delete calls dozo.v1.HostService.Delete.
 func (c *hostServiceClient) Delete(ctx context.Context, req *dozov1.DeleteHostRequest) (*dozov1.DeleteHostResponse, error) {
 	response, err := c.delete.CallUnary(ctx, connect.NewRequest(req))
@@ -150,6 +194,11 @@ type HostServiceHandler interface {
 	// SetChap replaces the host's CHAP credentials. They hold for new logins; running sessions stay. Needs role
 	// operator.
 	SetChap(context.Context, *dozov1.SetChapRequest) (*dozov1.SetChapResponse, error)
+	// GetDiscovery says what initiators have to prove before they are told of targets. Needs role viewer.
+	GetDiscovery(context.Context, *dozov1.GetDiscoveryRequest) (*dozov1.GetDiscoveryResponse, error)
+	// SetDiscovery replaces that. Hosts with CHAP credentials of their own prove those instead. It holds at all access
+	// servers but those whose configuration says otherwise. Needs role admin.
+	SetDiscovery(context.Context, *dozov1.SetDiscoveryRequest) (*dozov1.SetDiscoveryResponse, error)
 	// Delete removes a host. IN_USE while a volume names it. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteHostRequest) (*dozov1.DeleteHostResponse, error)
 }
@@ -180,6 +229,19 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("SetChap")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceGetDiscoveryHandler := connect.NewUnaryHandlerSimple(
+		HostServiceGetDiscoveryProcedure,
+		svc.GetDiscovery,
+		connect.WithSchema(hostServiceMethods.ByName("GetDiscovery")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceSetDiscoveryHandler := connect.NewUnaryHandlerSimple(
+		HostServiceSetDiscoveryProcedure,
+		svc.SetDiscovery,
+		connect.WithSchema(hostServiceMethods.ByName("SetDiscovery")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostServiceDeleteHandler := connect.NewUnaryHandlerSimple(
 		HostServiceDeleteProcedure,
 		svc.Delete,
@@ -194,6 +256,10 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceListHandler.ServeHTTP(w, r)
 		case HostServiceSetChapProcedure:
 			hostServiceSetChapHandler.ServeHTTP(w, r)
+		case HostServiceGetDiscoveryProcedure:
+			hostServiceGetDiscoveryHandler.ServeHTTP(w, r)
+		case HostServiceSetDiscoveryProcedure:
+			hostServiceSetDiscoveryHandler.ServeHTTP(w, r)
 		case HostServiceDeleteProcedure:
 			hostServiceDeleteHandler.ServeHTTP(w, r)
 		default:
@@ -215,6 +281,14 @@ func (UnimplementedHostServiceHandler) List(context.Context, *dozov1.ListHostsRe
 
 func (UnimplementedHostServiceHandler) SetChap(context.Context, *dozov1.SetChapRequest) (*dozov1.SetChapResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.HostService.SetChap is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) GetDiscovery(context.Context, *dozov1.GetDiscoveryRequest) (*dozov1.GetDiscoveryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.HostService.GetDiscovery is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) SetDiscovery(context.Context, *dozov1.SetDiscoveryRequest) (*dozov1.SetDiscoveryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.HostService.SetDiscovery is not implemented"))
 }
 
 func (UnimplementedHostServiceHandler) Delete(context.Context, *dozov1.DeleteHostRequest) (*dozov1.DeleteHostResponse, error) {
