@@ -1,6 +1,9 @@
 package scsi
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"errors"
+)
 
 // The service actions of RECEIVE COPY (SPC-4 6.28 to 6.32).
 const (
@@ -32,6 +35,7 @@ func (u *Unit) receiveCopy(c *Command) {
 	}
 	o.mu.Lock()
 	done, failed, count, moved, updates, sense := o.mu.done, o.mu.err != nil, o.mu.count, o.mu.bytes, o.mu.updates, o.mu.sense
+	aborted := errors.Is(o.mu.err, ErrAborted)
 	o.mu.Unlock()
 	const inProgress, completed, withErrors = 0, 1, 2
 	state := byte(inProgress)
@@ -63,12 +67,15 @@ func (u *Unit) receiveCopy(c *Command) {
 		be.PutUint32(b, uint32(len(b)-4))
 		u.copies.drop(list)
 	default:
-		const foreground, background = 0x10, 0x11
-		if !done {
+		// COPY OPERATION STATUS (SPC-4 table 246) has other codes for what is not over, and one for what was ended.
+		const foreground, background, terminated = 0x11, 0x12, 0x60
+		switch {
+		case !done && o.immediate:
+			state = background
+		case !done:
 			state = foreground
-			if o.immediate {
-				state = background
-			}
+		case aborted:
+			state = terminated
 		}
 		b = append(b, make([]byte, 32)...)
 		b[4], b[5] = o.action, state

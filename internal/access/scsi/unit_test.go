@@ -469,6 +469,29 @@ func TestTokens(t *testing.T) {
 	if d := data(a.run([]byte{0x28, 0, 0, 0, 7, 208, 0, 0, 4, 0}, 2048, nil)); !bytes.Equal(d, make([]byte, 2048)) {
 		t.Errorf("zeroed: %q", d[:8])
 	}
+
+	// In the background, and ended there (SPC-4 6.3, COPY OPERATION STATUS of 6.31).
+	status := func(list byte) byte {
+		return data(a.run([]byte{0x84, 5, 0, 0, 0, list, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 64, nil))[5]
+	}
+	release := a.disk.Hold()
+	p := rangeList(536, [2]uint32{2000, 4})
+	p[2] = 1 // IMMED
+	copy(p[16:], zero)
+	if got := a.thirdParty(0x11, p, 9); got != good {
+		t.Fatalf("IMMED: %s", got)
+	}
+	if got := status(9); got != 0x12 {
+		t.Errorf("status of a copy in the background: %02x", got)
+	}
+	if got := sense(a.run([]byte{0x83, 0x1c, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil)); got != good {
+		t.Errorf("COPY OPERATION ABORT: %s", got)
+	}
+	release()
+	a.disk.Wait()
+	if got := status(9); got != 0x60 {
+		t.Errorf("status of a copy that was ended: %02x", got)
+	}
 }
 
 // TestVPDPages: SPC-4 7.8: every page that is listed answers, with a length that is right.
