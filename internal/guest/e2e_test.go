@@ -289,6 +289,7 @@ func testMultipath(t *testing.T, l *lab.Lab, iqn string) {
 	if log := sh(t, g, "dmesg -l err,crit,alert,emerg"); testing.Short() && log != "" {
 		t.Errorf("the guest's kernel says:\n%s", log)
 	}
+	testTools(t, g)
 	sh(t, g, "multipath -f "+filepath.Base(dev)+" && iscsiadm -m node -u")
 }
 
