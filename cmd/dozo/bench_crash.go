@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -92,8 +94,30 @@ type writerReport struct {
 	IOPS       float64 `json:"iops"`
 }
 
-func (o *benchCrashWriter) run(ctx context.Context, a *app, url string) error {
+// open logs in. A target that takes the connection and then is gone has died meanwhile: it is waited for as after any other loss. One that
+// is not there at all is an error at once.
+func (o *benchCrashWriter) open(ctx context.Context, a *app, url string) (*initiator.Disk, error) {
 	d, err := openUnit(ctx, &o.login, url)
+	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return d, err
+	}
+	fmt.Fprintf(a.err, "dozo: %v; trying again for up to %v\n", err, o.login.reconnect)
+	for until := time.Now().Add(o.login.reconnect); err != nil && time.Now().Before(until); {
+		var refused *initiator.LoginError
+		if ctx.Err() != nil || errors.As(err, &refused) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+		d, err = openUnit(ctx, &o.login, url)
+	}
+	return d, err
+}
+
+func (o *benchCrashWriter) run(ctx context.Context, a *app, url string) error {
+	d, err := o.open(ctx, a, url)
 	if err != nil {
 		return err
 	}
