@@ -1,14 +1,15 @@
 #!/bin/bash
 # Runs libiscsi's conformance suite (Debian: libiscsi-bin) test by test and says what passed, failed and was skipped.
 #
-#   test/conformance/run.sh [-o FILE] [-k] [-n NET] [-c COLUMNS]     units of its own, and tgt's beside them
+#   test/conformance/run.sh [-o FILE] [-k] [-n NET] [-r DIR] [-c COLUMNS]     units of its own, and tgt's beside them
 #   test/conformance/run.sh [-k] URL [SECOND-URL]                    a unit that is there
 #
 # Without a URL it starts a dozo of two sites of two nodes, in a temporary directory, and runs everything against each of
 # the units that the list below names (COLUMNS: only those). With one, THE TESTS DESTROY WHAT IS ON THE UNIT. SECOND-URL is
 # another path to the same unit, for the tests of multipathing.
 # -o FILE writes a Markdown table there. -k prints only counts. -n NET is the 127.NET.0.0/16 to use; otherwise the first
-# from 60 on that is free. The exit code is 1 if dozo fails a test that known.txt does not list, or fewer than 210 tests
+# from 60 on that is free. -r DIR keeps the results there, and takes those of columns that are not run from there, so that
+# one column can be run again. The exit code is 1 if dozo fails a test that known.txt does not list, or fewer than 210 tests
 # pass on a disk of 1 GiB.
 #
 # iscsi-test-cu counts a skipped test as passed and may end with 0 where a test failed, so its exit code is not looked at:
@@ -36,27 +37,29 @@ meaning() {
 	esac
 }
 
-out='' counts_only='' nets=$(seq 60 99) chosen=
-while getopts o:kn:c: opt; do
+out='' counts_only='' nets=$(seq 60 99) chosen='' results=''
+while getopts o:kn:r:c: opt; do
 	case $opt in
 	o) out=$OPTARG ;;
 	k) counts_only=1 ;;
 	n) nets=$OPTARG ;;
+	r) results=$OPTARG ;;
 	c) chosen=$OPTARG ;;
-	*) sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+	*) sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 	esac
 done
 shift $((OPTIND - 1))
 
 passes_min=210
 seconds_each=60
-# Sanitize.Reset sleeps for a minute between looks.
-seconds_sanitize=150
+# Sanitize.Reset sleeps for a minute between looks, and overwriting 1 GiB three times takes a while on a busy machine.
+seconds_sanitize=240
 PATH=$PATH:/usr/sbin:/sbin
 command -v iscsi-test-cu >/dev/null || { echo "iscsi-test-cu is missing; test/deps.sh installs it" >&2; exit 2; }
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/dozo-conf.XXXXXX") || exit 2
 dozo=${DOZO_BIN:-$PWD/bin/dozo}
+mkdir -p "${results:=$work}" || exit 2
 tgt_pid='' # a tgtd with targets ignores SIGTERM
 tgt_control=$((20000 + RANDOM % 10000)) # names tgtd's socket
 cleanup() {
@@ -141,7 +144,7 @@ run_one() {
 		# What has to be written before it is read can't be tested here. Reservations count as loss of data.
 		case $name in *ReadOnly* | *.Prin* | *.Prout*) ;; *) flags=("${flags[@]:2}") ;; esac
 	fi
-	case $name in *.Sanitize.Reset) seconds=$seconds_sanitize ;; *) seconds=$seconds_each ;; esac
+	case $name in *.Sanitize.*) seconds=$seconds_sanitize ;; *) seconds=$seconds_each ;; esac
 	timeout -k 5 "$seconds" iscsi-test-cu -t "$name" "${flags[@]}" -V "$@" </dev/null >"$log" 2>&1
 	status=$?
 	# Before the line "Test:" it looks at the unit; "passed" or "FAILED" ends the test, then it cleans up and sums up.
@@ -166,18 +169,19 @@ suite() {
 	local column=$1 name result known begun
 	begun=$(date +%s)
 	shift
+	rm -f "$results/results.$column"
 	while read -r name <&3; do
 		result=$(run_one "$column" "$name" "$@")
 		known=$(known "$column" | awk -F '\t' -v n="$name" '$1 == n { print $2 }')
 		case $result in fail*) [ "$known" ] && result=$(printf 'fail\t%s' "$known") ;; esac
-		printf '%s\t%s\n' "$name" "$result" >>"$work/results.$column"
+		printf '%s\t%s\n' "$name" "$result" >>"$results/results.$column"
 		[ "$counts_only" ] || printf '%-9s %-48s %s\n' "$column" "$name" "$result"
 	done 3<"$work/names"
 	echo "$column: $total tests: $(count "$column" pass) pass, $(count "$column" fail) fail, $(count "$column" skip) skipped, in $(($(date +%s) - begun)) s"
 }
 # known COLUMN: what of known.txt is about a column.
 known() { awk -F '\t' -v c="$1" '!/^#/ && c !~ /^tgt/ && ($3 == "" || $3 == c)' "$here/known.txt"; }
-count() { awk -F '\t' -v r="$2" '$2 == r' "$work/results.$1" | wc -l; }
+count() { awk -F '\t' -v r="$2" '$2 == r' "$results/results.$1" | wc -l; }
 
 iscsi-test-cu -l 2>/dev/null | grep -E '^(SCSI|iSCSI)\.[^.]+\.[^.]+$' >"$work/names"
 total=$(wc -l <"$work/names")
@@ -188,9 +192,9 @@ if [ $# -gt 0 ]; then
 	columns=given
 	suite given "$@"
 else
+	all=$columns
 	columns=${chosen:-$columns}
 	case " $columns" in *' owner'* | *' beside'* | *' far'* | *' small'* | *' readonly'* | *' 4k'*) up ;; esac
-	ran=
 	for column in $columns; do
 		urls=()
 		case $column in
@@ -222,9 +226,9 @@ else
 			wait "$tgt_pid" 2>/dev/null
 			tgt_pid=
 		fi
-		ran="$ran $column"
 	done
-	columns=${ran# }
+	columns=
+	for column in $all; do [ -f "$results/results.$column" ] && columns="$columns $column"; done
 fi
 
 if [ "$out" ]; then
@@ -260,7 +264,7 @@ END
 			printf '| %s |' "$name"
 			reason=
 			for column in $columns; do
-				IFS=$'\t' read -r _ result why < <(awk -F '\t' -v n="$name" '$1 == n' "$work/results.$column")
+				IFS=$'\t' read -r _ result why < <(awk -F '\t' -v n="$name" '$1 == n' "$results/results.$column")
 				printf ' %s |' "$result"
 				case $column in tgt*) ;; *) [ "$result" = pass ] || [ "$reason" ] || reason="$column: $why" ;; esac
 			done
@@ -273,7 +277,7 @@ status=0
 for column in $columns; do
 	case $column in tgt*) continue ;; esac
 	known "$column" >"$work/known"
-	broken=$(awk -F '\t' 'NR == FNR { known[$1] = 1; next } $2 == "fail" && !($1 in known) { print "  " $1 ": " $3 }' "$work/known" "$work/results.$column")
+	broken=$(awk -F '\t' 'NR == FNR { known[$1] = 1; next } $2 == "fail" && !($1 in known) { print "  " $1 ": " $3 }' "$work/known" "$results/results.$column")
 	if [ "$broken" ]; then
 		echo "$column: failures that known.txt does not list:"
 		echo "$broken"
