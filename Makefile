@@ -71,7 +71,7 @@ lab-test: build ## the lab against ping, iperf3 and captures (root; network name
 guest-test: build ## booted guests: kernel initiator with multipath, live migration (root; builds an image of Debian packages)
 	./test/deps.sh
 	./test/guest-image.sh
-	DOZO_BIN=$(BIN) $(GO) test -count=1 -tags e2e -timeout 20m -v $(TESTFLAGS) ./internal/guest/...
+	DOZO_BIN=$(BIN) $(GO) test -count=1 -tags e2e -timeout 40m -v $(TESTFLAGS) ./internal/guest/...
 
 sim: ## SEEDS=n seeds of the simulator from SEED=first, which replay exactly; with TRACE=file one seed and what happened
 	nice $(GO) run ./internal/sim/batch -first $(SEED) -seeds $(SEEDS) $(if $(TRACE),-trace '$(TRACE)') $(SIMFLAGS)
