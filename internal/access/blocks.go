@@ -36,8 +36,8 @@ type repairState struct {
 }
 
 type repairPause struct {
-	until time.Duration
-	tries int
+	at, until time.Duration
+	tries     int
 }
 
 // Pauses of a copy that failed, and between questions to a store that says it has damaged replicas.
@@ -169,6 +169,7 @@ func (o *Owner) repairSome(now time.Duration) {
 			v.unsettled(s) // the writer's to settle, and settlePast is faster
 			continue
 		}
+		v.cutLonger(s)
 		v.home(s, remote)
 		for _, site := range remote {
 			if v.shipped(s, site, marks[site]) {
@@ -236,15 +237,8 @@ func (v *sight) left(s *segment) (n int) {
 
 // home looks at the replicas at the owner's site: two, or one where all other sites have the segment.
 func (v *sight) home(s *segment, remote []ident.SiteID) {
-	o, r := v.o, &v.o.repair
-	for i := range s.holders {
-		h := &s.holders[i]
-		if x := v.look(h.store); !h.stable && !h.bad && !h.going && !x.gone && x.up && r.running < copiesMax && !r.busy[s.id] {
-			r.running++
-			r.busy[s.id] = true
-			o.resealLater(s, h.store)
-		}
-	}
+	o := v.o
+	v.reseal(s, o.env.Site)
 	want, far := 2, 0
 	for i := range s.holders {
 		if h := &s.holders[i]; h.stable && !h.bad && !h.going && !v.look(h.store).gone && v.look(h.store).site != o.env.Site {
@@ -270,7 +264,37 @@ func (v *sight) shipped(s *segment, site ident.SiteID, mark ident.Seq) bool {
 }
 
 // elsewhere looks at a site that has been shipped a segment: it keeps one replica.
-func (v *sight) elsewhere(s *segment, site ident.SiteID) { v.judge(s, site, 1) }
+func (v *sight) elsewhere(s *segment, site ident.SiteID) {
+	v.reseal(s, site)
+	v.judge(s, site, 1)
+}
+
+// reseal has the replicas of a site sealed that are not known to be.
+func (v *sight) reseal(s *segment, site ident.SiteID) {
+	o, r := v.o, &v.o.repair
+	for i := range s.holders {
+		h := &s.holders[i]
+		if x := v.look(h.store); !h.stable && !h.bad && !h.going && x.site == site && x.fit && r.running < copiesMax && !r.busy[s.id] {
+			o.resealLater(s, h.store)
+		}
+	}
+}
+
+// cutLonger has a replica cut that goes on behind its segment's end, once nobody can depend on what it has there: that is in
+// other segments of this history, stable on two servers at home and, where the replica is of another site, there too.
+func (v *sight) cutLonger(s *segment) {
+	o, r := v.o, &v.o.repair
+	for i := range s.holders {
+		h := &s.holders[i]
+		x := v.look(h.store)
+		if h.over.Seq == 0 || h.bad || h.going || !x.fit || len(o.unsettled) > 0 || r.busy[s.id] || r.running >= copiesMax || v.now < r.failed[s.id].until {
+			continue
+		}
+		if x.site == o.env.Site || o.siteHas(x.site, h.over.Seq) {
+			o.cutLater(s, h.store, h.over, h.made)
+		}
+	}
+}
 
 // judge compares a site's replicas with what it should have.
 func (v *sight) judge(s *segment, site ident.SiteID, want int) {
@@ -536,6 +560,11 @@ func (o *Owner) heedDamage(now time.Duration) {
 	}
 }
 
+// refusesCopy reports that what a store has in the place of a replica keeps it from being made.
+func refusesCopy(err error) bool {
+	return errors.Is(err, wire.ErrMismatch) || errors.Is(err, wire.ErrConflict) || errors.Is(err, wire.ErrCorrupt) || errors.Is(err, wire.ErrFork)
+}
+
 // copyTo makes a replica at dest from one that is whole. Whoever calls it with a danger has asked the node's budget.
 func (o *Owner) copyTo(s *segment, from, dest journal.Store, d danger) {
 	r := &o.repair
@@ -557,22 +586,23 @@ func (o *Owner) copyTo(s *segment, from, dest journal.Store, d danger) {
 			if err != nil {
 				p := r.failed[id]
 				p.tries++
-				p.until = time.Duration(o.env.Clock()) + min(repairPauseMax, repairPauseMin<<min(p.tries-1, 16))
+				p.at = time.Duration(o.env.Clock())
+				p.until = p.at + min(repairPauseMax, repairPauseMin<<min(p.tries-1, 16))
 				r.failed[id] = p
 				if o.stopErr == nil {
 					o.log.Warn("replica not made again", "segment", id, "store", dest.ID(), "err", err)
 				}
-				if errors.Is(err, wire.ErrMismatch) && s.holder(dest.ID()) == nil { // what it has of the segment is not this
+				if refusesCopy(err) && s.holder(dest.ID()) == nil { // what it has of the segment is not this
+					if errors.Is(err, wire.ErrCorrupt) {
+						delete(o.strays.lost, permitKey{id, dest.ID()}) // nor is it what was to be made again
+					}
 					o.goBackground(func() { o.askWhatIsThere(dest.ID()) })
-				}
-				if errors.Is(err, wire.ErrConflict) && s.holder(dest.ID()) == nil { // a fork has the segment's name there
-					s.holders = append(s.holders, holder{store: dest.ID(), bad: true, fork: true})
 				}
 				return
 			}
 			delete(r.failed, id)
 			r.copied += uint64(end)
-			s.confirm(dest.ID(), made)
+			o.confirm(s, dest.ID(), made)
 			delete(o.strays.lost, permitKey{id, dest.ID()})
 			switch {
 			case d == dangerMove:

@@ -408,7 +408,7 @@ func (w *partWriter) seal() error {
 		}
 		o.endSegment(w.seg, w.at, w.end)
 		for _, x := range sealed {
-			w.seg.confirm(x.store, x.made)
+			o.confirm(w.seg, x.store, x.made)
 		}
 	})
 	w.done = append(w.done, w.seg)

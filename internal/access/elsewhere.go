@@ -152,7 +152,7 @@ func (o *Owner) checkpointHolders(store ident.StoreID, replicas []wire.Replica) 
 			s.last, s.end = r.Last, r.End
 		}
 		if s.last == r.Last && s.end == r.End {
-			s.confirm(store, r.Made)
+			o.confirm(s, store, r.Made)
 		}
 	}
 }
@@ -173,7 +173,7 @@ func (rd *rebuilder) adopt(s *segment) {
 			if p, permitted := o.permits[permitKey{s.id, store}]; permitted && p.Made == r.Made {
 				continue // from the permit on nobody counts it (R13)
 			}
-			s.confirm(store, r.Made)
+			o.confirm(s, store, r.Made)
 		}
 	}
 }

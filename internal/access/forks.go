@@ -251,8 +251,7 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 	}
 	if sum.segments > 0 {
 		o.env.Metrics.Forks.Inc()
-		o.report("volume.fork", fmt.Sprintf("site %d keeps %s in %d segments that are not of the history which is served: a fork; nothing of it is overwritten or deleted; dozo fork list shows it",
-			site, sum, sum.segments))
+		o.report("volume.fork", reportOfFork(site, sum))
 	}
 	return nil
 }
@@ -265,6 +264,24 @@ func sealOrSetAside(ctx context.Context, st journal.Store, m *wire.Seal) (r wire
 		r, err = st.Seal(ctx, m)
 	}
 	return r, forked, err
+}
+
+// setAside tells of a fork that a store has made of what its replica had behind the end of a segment. It runs in the loop.
+func (o *Owner) setAside(st journal.Store, id ident.SegmentID, last ident.Seq) {
+	site := o.env.Stores.Site(st.ID())
+	o.log.Error("records that are not of this history are kept as a fork", "segment", id, "store", st.ID(), "site", site, "behind", last)
+	o.goBackground(func() {
+		sum := forkSum{segments: 1}
+		o.measureFork(o.ctx, st, id, last, &sum)
+		o.env.Metrics.Forks.Inc()
+		o.report("volume.fork", reportOfFork(site, sum))
+		o.askWhatIsThere(st.ID()) // what the status shows
+	})
+}
+
+func reportOfFork(site ident.SiteID, sum forkSum) string {
+	return fmt.Sprintf("site %d keeps %s in %d segments that are not of the history which is served: a fork; nothing of it is overwritten or deleted; dozo fork list shows it",
+		site, sum, sum.segments)
 }
 
 // forkSum is how much is in a fork.

@@ -30,6 +30,7 @@ type Metrics struct {
 	FollowFailed prometheus.Counter
 	SyncSeconds  prometheus.Histogram
 	Forks        prometheus.Counter
+	SlowFlushes  prometheus.Counter
 
 	SiteTakeovers prometheus.Counter
 }
@@ -54,6 +55,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Moved:         counter("replicas_moved_total", "Replicas made elsewhere because their store has less room than others."),
 		CopiedBytes:   counter("copied_bytes_total", "Bytes of replicas that were made again, for whatever reason."),
 		ShippedBytes:  counter("shipped_bytes_total", "Bytes of segments that other sites have taken."),
+		SlowFlushes:   counter("slow_flushes_total", "Times that a flush had waited for many seconds and the log said for what."),
 		ShipMismatch:  counter("ship_mismatch_total", "Times a site's copy did not continue the owner's history."),
 		Forwarded:     counter("forwarded_commands_total", "Commands passed on to the owner at another node."),
 		HandedOver:    counter("hand_overs_total", "Journals that this node has handed over to another."),

@@ -37,6 +37,7 @@ type Op struct {
 	Tick       uint64 // the owner's when it answered
 
 	seq      ident.Seq
+	waits    uint64 // Owner.tick, since when it waits for seq to be stable
 	first    uint64 // blocks that the command touches
 	count    uint64
 	merging  bool // its blocks are being read: overlapping writes wait

@@ -46,54 +46,56 @@ type Owner struct {
 	}
 
 	// The loop's own.
-	w           *journal.Writer
-	m           *volume.Map
-	segs        map[ident.SegmentID]*segment
-	order       []*segment // history segments by seq
-	late        late
-	uncommitted []*Op // writes with a place in the history, in order
-	merging     int   // commands whose blocks are being read for a merge
-	waiting     []*Op // commands that wait for overlapping ones (R7), in order of arrival
-	stableWait  []*Op // flushes and FUA writes, by seq
-	leafWait    map[volume.LeafID][]*Op
-	finished    []finish
-	cp          checkpointState
-	stopErr     error
-	recovered   *journal.Recovery
-	fenced      []control.Ensemble // those asked at the takeover
-	proven      bool
-	uncertain   bool // R4 did not know the end of the history
-	viewing     bool // it only looks at the history: a view of a fork
-	forced      bool // it goes without stores that R2 asks for
-	partition   stopState
-	loss        loss         // what is known to be lost by that
-	farAnswers  fenceAnswers // what other sites said then
-	forks       forks
-	ports       ports
-	written     uint64
-	tails       []tailStamp // when records were committed, for the lag in seconds
-	ships       []*siteShip
-	permits     map[permitKey]pendingPermit
-	repair      repairState
-	strays      strayState
-	ensemble    ensembleState
-	servedAt    time.Duration
-	unanswered  []appendWait // by time
-	reading     []*readTry   // asked, by time; answered ones stay until the next look
-	turn        atomic.Uint64
-	lastSeg     *segment // that the last committed record is in
-	lastAppend  time.Duration
-	doze        doze
-	full        bool  // the last segment could not be opened for want of space
-	refused     []*Op // scratch of refuseForSpace
-	split       []*Op // partial trims whose parts are under way
-	barWait     []barWait
-	hand        *handed
-	move        moveState
-	far         farState
-	unit        unit
-	tokens      tokens
-	unsettled   map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
+	w             *journal.Writer
+	m             *volume.Map
+	segs          map[ident.SegmentID]*segment
+	order         []*segment // history segments by seq
+	late          late
+	uncommitted   []*Op // writes with a place in the history, in order
+	merging       int   // commands whose blocks are being read for a merge
+	waiting       []*Op // commands that wait for overlapping ones (R7), in order of arrival
+	stableWait    []*Op // flushes and FUA writes, by seq
+	leafWait      map[volume.LeafID][]*Op
+	finished      []finish
+	cp            checkpointState
+	stopErr       error
+	recovered     *journal.Recovery
+	fenced        []control.Ensemble // those asked at the takeover
+	proven        bool
+	uncertain     bool // R4 did not know the end of the history
+	viewing       bool // it only looks at the history: a view of a fork
+	forced        bool // it goes without stores that R2 asks for
+	partition     stopState
+	loss          loss         // what is known to be lost by that
+	farAnswers    fenceAnswers // what other sites said then
+	forks         forks
+	ports         ports
+	written       uint64
+	tails         []tailStamp // when records were committed, for the lag in seconds
+	ships         []*siteShip
+	permits       map[permitKey]pendingPermit
+	repair        repairState
+	strays        strayState
+	ensemble      ensembleState
+	servedAt      time.Duration
+	unanswered    []appendWait // by time
+	reading       []*readTry   // asked, by time; answered ones stay until the next look
+	turn          atomic.Uint64
+	lastSeg       *segment // that the last committed record is in
+	lastAppend    time.Duration
+	doze          doze
+	full          bool  // the last segment could not be opened for want of space
+	refused       []*Op // scratch of refuseForSpace
+	split         []*Op // partial trims whose parts are under way
+	barWait       []barWait
+	hand          *handed
+	move          moveState
+	far           farState
+	unit          unit
+	tokens        tokens
+	unsettled     map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
+	stableSaid    uint64                       // Owner.tick, when it was last said what flushes wait for
+	refusedCopies int                          // copies in a row of this epoch's segments that a store has refused
 
 	serving chan struct{} // closed when the epoch-start is stable
 	stopped chan struct{} // closed when the owner serves no more
@@ -537,6 +539,9 @@ func (o *Owner) everySecond() {
 		o.env.Metrics.Evicted.Add(float64(freed))
 	}
 	o.everySecondUnit()
+	if o.sayWhatFlushesWaitFor(); o.stopErr != nil {
+		return
+	}
 	o.tellSites()
 	o.releaseCuts()
 	o.publish()

@@ -35,7 +35,7 @@ func (o *Owner) perform() bool {
 			o.sync(*a)
 		case journal.ActSeal:
 			o.seal(*a)
-		case journal.ActCopy:
+		case journal.ActCopy, journal.ActCopyOpen:
 			o.copyOver(*a)
 		case journal.ActDiscard:
 			o.discard(*a)
@@ -255,13 +255,13 @@ func (o *Owner) sealed(s *journal.Segment, member int, made uint64, err error) {
 		if o.stopErr == nil {
 			o.log.Warn("replica not sealed", "segment", s.ID, "store", store, "err", err)
 		}
-		if !errors.Is(err, wire.ErrUnreached) && !errors.Is(err, wire.ErrBusy) {
+		if !mayPass(err) {
 			o.markBad(s.ID, store, err)
 		}
 		return
 	}
 	o.endSegment(seg, s.Last(), s.End())
-	seg.confirm(store, made)
+	o.confirm(seg, store, made)
 }
 
 // endSegment notes that nothing will be added to a segment.
@@ -276,12 +276,13 @@ func (o *Owner) endSegment(seg *segment, last ident.Position, end uint32) {
 }
 
 // confirm notes a stable, sealed replica; made tells it from others that the store had.
-func (s *segment) confirm(store ident.StoreID, made uint64) {
+func (o *Owner) confirm(s *segment, store ident.StoreID, made uint64) {
+	o.strays.moment++
 	if h := s.holder(store); h != nil {
-		h.stable, h.bad, h.made = true, false, made
+		h.stable, h.bad, h.fork, h.strange, h.made, h.over, h.moment = true, false, false, false, made, ident.Position{}, o.strays.moment
 		return
 	}
-	s.holders = append(s.holders, holder{store: store, stable: true, made: made})
+	s.holders = append(s.holders, holder{store: store, stable: true, made: made, moment: o.strays.moment})
 }
 
 func (s *segment) holder(store ident.StoreID) *holder {
@@ -297,13 +298,34 @@ func (o *Owner) copyOver(a journal.Action) {
 	from, to := o.stores[a.Member], o.stores[a.Dest]
 	end, last, start := a.Segment.End(), a.Segment.Last(), o.w.Start()
 	o.goBackground(func() {
-		made, err := o.copySegment(from, to, a.Segment.ID, end, last, start, nil)
+		var made uint64
+		var err error
+		if a.Kind == journal.ActCopyOpen {
+			err = o.copyOpen(from, to, a.Segment.ID, end)
+		} else {
+			made, err = o.copySegment(from, to, a.Segment.ID, end, last, start, nil)
+		}
 		err = unreached(err)
 		if errors.Is(err, wire.ErrUnreached) {
 			// The source or the destination: appends will tell which. The copy is tried again.
 			err = wire.Errorf(wire.CodeBusy, "copy: %v", err)
 		}
-		o.call(func() { o.sealed(a.Segment, a.Dest, made, err) })
+		o.call(func() {
+			switch {
+			case err == nil:
+				o.refusedCopies = 0
+			case refusesCopy(err):
+				o.refusedCopies++
+			}
+			if a.Kind == journal.ActCopyOpen {
+				if err != nil && o.stopErr == nil {
+					o.log.Warn("segment not copied", "segment", a.Segment.ID, "store", to.ID(), "err", err)
+				}
+				o.w.CopiedOpen(a.Segment, a.Dest, err)
+				return
+			}
+			o.sealed(a.Segment, a.Dest, made, err)
+		})
 	})
 }
 
@@ -319,32 +341,64 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 		ctx, cancel = context.WithTimeout(o.ctx, time.Minute)
 		defer cancel()
 	}
+	r, err := o.copyBytes(ctx, from, to, id, end, budget)
+	if err != nil {
+		return 0, err
+	}
+	if r.State == wire.ReplicaSealed {
+		if r.End != end || r.Last != last {
+			return 0, wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s, not after %s", id, to.ID(), r.Last, last)
+		}
+		return r.Made, nil
+	}
+	sctx, cancel := context.WithTimeout(ctx, pushTimeout)
+	defer cancel()
+	sealed, err := to.Seal(sctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+	return sealed.Made, err
+}
+
+// copyOpen makes [0, end) of a segment stable at another store, which does not seal it.
+func (o *Owner) copyOpen(from, to journal.Store, id ident.SegmentID, end uint32) error {
+	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
+	defer cancel()
+	if _, err := o.copyBytes(ctx, from, to, id, end, nil); err != nil {
+		return err
+	}
+	sctx, scancel := context.WithTimeout(ctx, o.env.Limits.SyncTimeout)
+	defer scancel()
+	r, err := to.Sync(sctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: []ident.SegmentID{id}})
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(r.Synced, func(x wire.SegmentSynced) bool { return x.Segment == id && x.StableEnd >= end }) {
+		return wire.Errorf(wire.CodeBusy, "segment %s is not stable to %d at %s", id, end, to.ID())
+	}
+	return nil
+}
+
+// copyBytes brings the bytes of [0, end) that a store lacks to it, and gives what it had. One that has sealed the segment is
+// left as it is.
+func (o *Owner) copyBytes(ctx context.Context, from, to journal.Store, id ident.SegmentID, end uint32, budget *Copies) (r wire.Replica, err error) {
 	octx, ocancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncPatience) // there may be others to copy to
 	_, err = to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16), Copy: true})
 	ended := octx.Err()
 	ocancel()
 	if err != nil {
 		o.heard(to.ID(), ended, err)
-		return 0, fmt.Errorf("open at %s: %w", to.ID(), err)
+		return r, fmt.Errorf("open at %s: %w", to.ID(), err)
 	}
 	// What the destination has already is compared by the append itself; a differing replica is loud.
 	r, there, err := o.replicaAt(ctx, to, id)
-	if err != nil {
-		return 0, err
+	if err != nil || there && r.State == wire.ReplicaSealed {
+		return r, err
 	}
 	at := uint32(0)
 	if there {
-		if r.State == wire.ReplicaSealed {
-			if r.End != end || r.Last != last {
-				return 0, wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s, not after %s", id, to.ID(), r.Last, last)
-			}
-			return r.Made, nil
-		}
 		at = min(r.End, end)
 	}
 	ends, err := o.recordEnds(ctx, from, id)
 	if err != nil {
-		return 0, err
+		return r, err
 	}
 	for at < end {
 		n, _ := slices.BinarySearch(ends, at+copyFrame+1)
@@ -355,20 +409,17 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 			next = min(end, ends[n])
 		}
 		if err := budget.pace(ctx, int(next-at)); err != nil {
-			return 0, err
+			return r, err
 		}
 		pctx, cancel := context.WithTimeout(ctx, pushTimeout)
 		_, err := from.Push(pctx, &wire.Push{Epoch: o.epoch, Segment: id, From: at, To: next, Commit: o.commitNow(), Stable: o.commitNow(), Dest: to.ID()})
 		cancel()
 		if err != nil {
-			return 0, fmt.Errorf("push to %s: %w", to.ID(), err)
+			return r, fmt.Errorf("push to %s: %w", to.ID(), err)
 		}
 		at = next
 	}
-	sctx, cancel := context.WithTimeout(ctx, pushTimeout)
-	defer cancel()
-	sealed, err := to.Seal(sctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
-	return sealed.Made, err
+	return r, nil
 }
 
 // replicaAt asks a store for its replica of a segment.

@@ -33,8 +33,15 @@ type holder struct {
 	stable bool // confirmed sealed and stable
 	going  bool // a permit to drop it is committed or under way: it counts for nothing
 	bad    bool // failed or damaged: to be made again
-	fork   bool // with bad: it has another history beyond ours, which is kept; nothing takes its place there (R14)
+	fork   bool // with bad: it is a fork, which keeps the segment's name until something has to take its place (R14)
 	made   uint64
+
+	// strange, with bad, is what contradicts ours and nothing explains: nothing takes its place by itself.
+	strange bool
+	// over, with stable, is the last record of a replica that goes on behind the segment's end with records which this
+	// history has in other segments.
+	over   ident.Position
+	moment uint64 // when this was learned; see strayState
 }
 
 // read looks up where the blocks lie and asks the stores. The lease is checked here, after the request's

@@ -463,8 +463,7 @@ func (o *Owner) committed() bool {
 		}
 		o.late.acknowledged(op, now)
 		if op.FUA || sync {
-			o.stableWait = append(o.stableWait, op)
-			o.w.WantStable(op.seq)
+			o.waitFor(op)
 		} else {
 			o.finish(op, nil)
 		}
@@ -504,6 +503,12 @@ func (o *Owner) awaitStable(op *Op) {
 		o.finish(op, nil)
 		return
 	}
+	o.waitFor(op)
+}
+
+// waitFor has op answered once its seq is stable.
+func (o *Owner) waitFor(op *Op) {
+	op.waits = o.tick()
 	o.stableWait = append(o.stableWait, op)
 	o.w.WantStable(op.seq)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -195,9 +196,10 @@ func (o *Owner) sendDrops() {
 			continue // what is bad counts for nothing anyhow, and what is unstable may wait for it to be made again
 		}
 		o.drop(p.Store, &wire.Drop{Segment: p.Segment, Permit: p.seq, Made: p.Made, Replace: p.Replace}, func() {
-			if o.permits[k].Made == p.Made {
+			if x := o.permits[k]; x.Made == p.Made && x.Replace == p.Replace {
 				delete(o.permits, k)
 			}
+			o.strays.gone(k, p.Made)
 			if p.Segment.IsFork() {
 				o.goBackground(func() { o.askWhatIsThere(p.Store) })
 			}
@@ -308,6 +310,7 @@ func (o *Owner) dropRetired() {
 					continue
 				}
 				o.drop(h.store, &wire.Drop{Segment: id, Permit: r.seq}, func() {
+					o.strays.gone(permitKey{id, h.store}, h.made)
 					s.holders = slices.DeleteFunc(s.holders, func(x holder) bool { return x.store == h.store })
 				})
 			}
@@ -346,38 +349,31 @@ func (o *Owner) siteHas(site ident.SiteID, seq ident.Seq) bool {
 	return false
 }
 
+// resealLater is reseal, counted as a repair of the segment.
 func (o *Owner) resealLater(s *segment, store ident.StoreID) {
-	st, ok := o.env.Stores.Store(store)
-	id, end, last, start := s.id, s.end, s.last, o.w.Start()
-	o.goBackground(func() {
-		err := error(wire.Errorf(wire.CodeUnreached, "not registered"))
-		var made uint64
-		if ok {
-			ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
-			var r wire.SealReply
-			r, _, err = sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
-			made = r.Made
-			cancel()
-		}
-		o.call(func() {
-			o.repair.running--
-			delete(o.repair.busy, id)
-			if err == nil {
-				s.confirm(store, made)
-			} else if !errors.Is(err, wire.ErrUnreached) && !errors.Is(err, wire.ErrFenced) && o.stopErr == nil {
-				o.markBad(id, store, err)
-			}
-		})
+	o.repair.running++
+	o.repair.busy[s.id] = true
+	o.reseal(s, store, func() {
+		o.repair.running--
+		delete(o.repair.busy, s.id)
 	})
 }
 
 // permitReplace has a bad replica made again where it is, because no other store can take a copy. Until the new one
-// is sealed the store counts for nothing in a takeover.
+// is sealed the store counts for nothing in a takeover. A fork that has the segment's name is kept under its own.
 func (o *Owner) permitReplace(s *segment, stores []ident.StoreID) {
 	good := s.good()
 	for _, h := range s.holders {
-		_, pending := o.permits[permitKey{s.id, h.store}]
-		if !h.bad || h.going || h.fork || h.made == 0 || pending || len(good) == 0 || !slices.Contains(stores, h.store) || !o.fit(h.store) {
+		permitted, pending := o.permits[permitKey{s.id, h.store}]
+		if len(good) == 0 || h.made == 0 || h.strange || !slices.Contains(stores, h.store) || !o.fit(h.store) {
+			continue
+		}
+		switch {
+		case h.bad && !h.going && !pending:
+		case h.going && pending && !permitted.Replace && permitted.seq != 0 && permitted.Made == h.made && o.unsettled[s.id] != nil:
+			// It may go, once that is stable; which it is once the segment is on two servers again, and there is no other
+			// place for it. As one that is made again it need not wait for what is of former epochs.
+		default:
 			continue
 		}
 		p := journal.Permit{Segment: s.id, Store: h.store, Made: h.made, Replace: true}
@@ -409,6 +405,9 @@ func (o *Owner) pastStable() bool {
 	return len(o.unsettled) == 0
 }
 
+// settlePause is how long a copy that flushes wait for is not tried again after it failed for the third time.
+const settlePause = 2 * time.Second
+
 // settlePast makes what a former epoch left unstable stable on two servers, on another one at once where a
 // holder is away: flushes wait for it (R8).
 func (o *Owner) settlePast() {
@@ -430,14 +429,12 @@ func (o *Owner) settlePast() {
 			good++
 			if !h.stable {
 				sealing = true
-				r.running++
-				r.busy[id] = true
 				o.resealLater(s, h.store)
 				break
 			}
 			from, _ = o.env.Stores.Store(h.store)
 		}
-		if sealing || good >= 2 || from == nil {
+		if p := r.failed[id]; sealing || good >= 2 || from == nil || p.tries > 2 && time.Duration(o.env.Clock()) < min(p.until, p.at+settlePause) {
 			continue
 		}
 		for _, home := range []bool{true, false} {

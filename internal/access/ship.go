@@ -92,46 +92,62 @@ func (o *Owner) afterServing() {
 
 // endPast seals the segments of former epochs where their history ends.
 func (o *Owner) endPast() {
-	start := o.w.Start()
 	for _, s := range o.order {
 		if s.id.Epoch == o.epoch {
 			continue
 		}
-		for _, h := range s.holders {
-			if !h.stable && !h.bad {
-				o.reseal(s, h.store, start)
+		for i := range s.holders {
+			h := &s.holders[i]
+			if h.stable || h.bad {
+				continue
 			}
+			if r := o.strays.answered(h.store, s.id); r != nil && r.State == wire.ReplicaSealed {
+				if o.reportedOf(s, h.store, r, o.strays.tookOver); h.stable {
+					continue
+				}
+			}
+			o.reseal(s, h.store, func() {})
 		}
 	}
 }
 
-// reseal has a holder seal its replica where the segment ends; what it can't is made again from another.
-func (o *Owner) reseal(s *segment, store ident.StoreID, start wire.EpochStart) {
+// reseal has a holder seal its replica where the segment ends; what it can't is made again from another. then is called in the
+// loop.
+func (o *Owner) reseal(s *segment, store ident.StoreID, then func()) {
 	st, ok := o.env.Stores.Store(store)
-	if !ok {
-		return
-	}
-	id, end, last := s.id, s.end, s.last
+	id, end, last, start := s.id, s.end, s.last, o.w.Start()
 	o.goBackground(func() {
-		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
-		defer cancel()
-		r, forked, err := sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
-		if forked {
-			o.log.Error("a replica's tail is a fork and is kept", "segment", id, "store", store)
+		var r wire.SealReply
+		var forked bool
+		err := error(wire.Errorf(wire.CodeUnreached, "not registered"))
+		if ok {
+			ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
+			r, forked, err = sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+			o.heard(store, ctx.Err(), err)
+			cancel()
 		}
 		o.call(func() {
+			then()
+			if forked {
+				o.setAside(st, id, last.Seq)
+			}
 			switch {
+			case o.stopErr != nil:
 			case err == nil:
-				s.confirm(store, r.Made)
-			case errors.Is(err, wire.ErrUnreached) || errors.Is(err, wire.ErrFenced) || ctx.Err() != nil:
-			case errors.Is(err, wire.ErrFork):
-				o.markBad(id, store, err)
+				o.confirm(s, store, r.Made)
+			case mayPass(err):
+				// Nothing is known to be wrong with the replica: it is tried again.
 			default:
-				o.log.Warn("replica of a former epoch can't be sealed", "segment", id, "store", store, "err", err)
+				o.log.Warn("replica can't be sealed", "segment", id, "store", store, "err", err)
 				o.markBad(id, store, err)
 			}
 		})
 	})
+}
+
+// mayPass reports that an error says nothing of a replica: the store could not do what it was asked to just then.
+func mayPass(err error) bool {
+	return errors.Is(err, wire.ErrUnreached) || errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrBusy) || errors.Is(err, wire.ErrShutdown)
 }
 
 func (o *Owner) shipLoop(s *siteShip) {
@@ -203,18 +219,15 @@ func (o *Owner) shipSession(s *siteShip) error {
 		if o.ask(func() { known = !seg.sealed || seg.end != 0 }); !known {
 			return wire.Errorf(wire.CodeAbsent, "no store that has segment %s can be reached", id)
 		}
-		if h, ok := sealedAt(there[id]); ok {
-			var same bool
-			o.ask(func() { same = seg.sealed && seg.end == h.end && seg.last == h.last })
-			if !same {
-				err := wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s: not where ours ends", id, h.store.ID(), h.last)
-				o.shipFailed(s, seg, h.store, err)
-				return err
-			}
-			o.call(func() { seg.confirm(h.store.ID(), h.made) })
+		if h, ok := o.wholeAt(seg, there[id]); ok {
 			after = h.last.Seq
 			s.progress(h.last, id, h.end)
 			s.markStable(before, h.last.Seq)
+			continue
+		} else if h != nil {
+			if err := o.shipFork(ctx, s, seg, h); err != nil {
+				return err
+			}
 			continue
 		}
 		dest, from := o.shipTo(seg, there[id], stores)
@@ -254,7 +267,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 				}
 				return
 			}
-			o.call(func() { seg.confirm(dest.ID(), r.Made) })
+			o.call(func() { o.confirm(seg, dest.ID(), r.Made) })
 			s.markStable(before, end.last.Seq)
 		})
 	}
@@ -289,8 +302,16 @@ func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident
 			continue
 		}
 		fctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
+		var asked uint64
+		o.ask(func() { asked = o.strays.asks() })
 		r, err := st.Fence(fctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
 		cancel()
+		o.call(func() {
+			if err == nil {
+				o.reported(id, r.Replicas, asked)
+			}
+			o.strays.asked()
+		})
 		if errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrConflict) {
 			o.call(func() { o.stop(fmt.Errorf("a store of site %d: %w", site, err)) })
 			return nil, nil, err
@@ -301,7 +322,6 @@ func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident
 		}
 		stores = append(stores, st)
 		o.noteForks(id, r.Replicas)
-		o.call(func() { o.reported(id, r.Replicas) })
 		for _, x := range r.Replicas {
 			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made})
 		}
@@ -312,13 +332,60 @@ func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident
 	return there, stores, nil
 }
 
-func sealedAt(list []have) (have, bool) {
-	for _, h := range list {
-		if h.state == wire.ReplicaSealed {
-			return h, true
+// wholeAt finds a replica of a site that has all of a segment and is sealed, and says where the segment ends: one that goes
+// on behind it with records that are in other segments here has no less. Where only others are sealed it gives one of those,
+// and false.
+func (o *Owner) wholeAt(seg *segment, list []have) (found *have, whole bool) {
+	for i := range list {
+		h := &list[i]
+		if h.state != wire.ReplicaSealed {
+			continue
+		}
+		o.ask(func() {
+			switch {
+			case !seg.sealed:
+			case seg.end == h.end && seg.last == h.last:
+				whole = true
+				o.confirm(seg, h.store.ID(), h.made)
+			case h.last.Seq > seg.last.Seq && o.followed(h.last):
+				x := seg.holder(h.store.ID())
+				if whole = x != nil && x.stable && !x.bad && x.made == h.made; whole { // reported has entered it
+					h.end, h.last = seg.end, seg.last
+				}
+			}
+		})
+		if found = h; whole {
+			return found, true
 		}
 	}
-	return have{}, false
+	return found, false
+}
+
+// shipFork deals with a sealed replica of a site that is not our segment. What it has behind the segment's end is of another
+// history: the store keeps that as a fork, and the segment ends there where it should (R14). Anything else is an error, and loud.
+func (o *Owner) shipFork(ctx context.Context, s *siteShip, seg *segment, h *have) error {
+	err := wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s: not where ours ends", seg.id, h.store.ID(), h.last)
+	o.shipFailed(s, seg, h.store, err)
+	var m *wire.Seal
+	o.ask(func() {
+		if o.stopErr == nil && seg.sealed && seg.id.Epoch.Less(o.epoch) && h.last.Seq > seg.last.Seq && !o.followed(h.last) {
+			m = &wire.Seal{Epoch: o.epoch, Segment: seg.id, End: seg.end, Last: seg.last, Start: o.w.Start()}
+		}
+	})
+	if m == nil {
+		return err
+	}
+	sctx, cancel := context.WithTimeout(ctx, 4*o.env.Limits.SyncTimeout)
+	defer cancel()
+	r, forked, failed := sealOrSetAside(sctx, h.store, m)
+	if failed != nil {
+		return fmt.Errorf("%w; set aside: %w", err, failed)
+	}
+	h.end, h.last, h.made = m.End, m.Last, r.Made
+	if forked {
+		o.call(func() { o.setAside(h.store, seg.id, m.Last.Seq) })
+	}
+	return nil
 }
 
 // segmentAfter finds the segment of the history that holds the record after seq, nil if there is none yet, and
@@ -636,7 +703,7 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			if err != nil {
 				return fmt.Errorf("checkpoint segment %s: %w", seg.id, err)
 			}
-			o.call(func() { seg.confirm(to.ID(), made) })
+			o.call(func() { o.confirm(seg, to.ID(), made) })
 		}
 		if len(todo) > 0 {
 			quiet = 0

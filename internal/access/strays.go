@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -32,6 +33,66 @@ type strayState struct {
 	found   map[permitKey]stray
 	heard   map[ident.StoreID]bool // stores that have said what they have
 	lost    map[permitKey]bool     // set aside by this owner's word, to be made again
+
+	// What a store says of a replica is as old as the question. moment counts what this owner has learned of replicas
+	// since it began; what was learned after the question was asked is not taken back by the answer.
+	moment    uint64
+	tookOver  uint64 // the moment of answers
+	questions int    // under way
+	went      map[permitKey]wentAt
+}
+
+// wentAt says that a store has confirmed that a replica is gone, and when.
+type wentAt struct {
+	made   uint64
+	moment uint64
+}
+
+// asks begins a question about what a store has, and gives the moment of the answer.
+func (x *strayState) asks() uint64 {
+	x.questions++
+	return x.moment
+}
+
+// asked ends one.
+func (x *strayState) asked() {
+	if x.questions--; x.questions == 0 && x.answers == nil {
+		clear(x.went)
+	}
+}
+
+// gone notes that a replica is, so that no older answer brings it back.
+func (x *strayState) gone(k permitKey, made uint64) {
+	x.moment++
+	if x.questions == 0 && x.answers == nil {
+		return
+	}
+	if x.went == nil {
+		x.went = map[permitKey]wentAt{}
+	}
+	x.went[k] = wentAt{made, x.moment}
+}
+
+// answered gives what a store has said of a segment at the takeover, as long as that is kept.
+func (x *strayState) answered(store ident.StoreID, id ident.SegmentID) *wire.Replica {
+	if a := x.answers[store]; a != nil {
+		if i := slices.IndexFunc(a.Replicas, func(r wire.Replica) bool { return r.Segment == id }); i >= 0 {
+			return &a.Replicas[i]
+		}
+	}
+	return nil
+}
+
+// learnStarts notes the epoch-starts that replicas show.
+func (x *strayState) learnStarts(replicas []wire.Replica) {
+	if x.starts == nil {
+		x.starts = map[ident.Epoch]wire.EpochStart{}
+	}
+	for i := range replicas {
+		if s := replicas[i].Start; s.At.Seq != 0 {
+			x.starts[s.At.Epoch] = s
+		}
+	}
 }
 
 // stray is a replica of a segment that is not in the table.
@@ -48,10 +109,10 @@ func (o *Owner) lookForStrays(now time.Duration) {
 	}
 	if x.answers != nil {
 		answers := x.answers
-		x.answers = nil
 		for store, a := range answers {
-			o.reported(store, a.Replicas)
+			o.reported(store, a.Replicas, x.tookOver)
 		}
+		x.answers = nil
 	}
 	o.askLeaving(now)
 	if now < x.due || x.asking {
@@ -104,20 +165,25 @@ func (o *Owner) askWhatIsThere(id ident.StoreID) {
 	}
 	ctx, cancel := context.WithTimeout(o.ctx, 2*o.env.Limits.SyncTimeout)
 	defer cancel()
+	var asked uint64
+	o.ask(func() { asked = o.strays.asks() })
 	r, err := st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
-	if err == nil {
-		o.call(func() { o.reported(id, r.Replicas) })
-	}
+	o.call(func() {
+		if err == nil {
+			o.reported(id, r.Replicas, asked)
+		}
+		o.strays.asked()
+	})
 }
 
-// reported compares what a store has with the table.
-func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica) {
+// reported compares what a store has with the table; asked is when it was asked.
+func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica, asked uint64) {
 	if o.stopErr != nil || o.env.about(store).Lost {
 		return
 	}
 	x := &o.strays
 	if x.found == nil {
-		x.found, x.starts, x.heard = map[permitKey]stray{}, map[ident.Epoch]wire.EpochStart{}, map[ident.StoreID]bool{}
+		x.found, x.heard = map[permitKey]stray{}, map[ident.StoreID]bool{}
 	}
 	x.heard[store] = true
 	for k := range x.found {
@@ -128,65 +194,94 @@ func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica) {
 	if o.forks.at != nil {
 		o.forks.at[store] = forksIn(replicas)
 	}
+	x.learnStarts(replicas)
 	for i := range replicas {
 		r := &replicas[i]
-		if r.Start.At.Seq != 0 {
-			x.starts[r.Start.At.Epoch] = r.Start
-		}
-		if p, pending := o.permits[permitKey{r.Segment, store}]; pending && p.Made == r.Made && !p.Replace {
+		k := permitKey{r.Segment, store}
+		if p, pending := o.permits[k]; pending && p.Made == r.Made && !p.Replace {
 			continue // from the permit on nobody counts it
+		}
+		if w, ok := x.went[k]; ok && w.made == r.Made && w.moment > asked {
+			continue
 		}
 		s := o.segs[r.Segment]
 		if s == nil {
-			x.found[permitKey{r.Segment, store}] = stray{*r, store}
+			x.found[k] = stray{*r, store}
 			continue
 		}
-		o.reportedOf(s, store, r)
+		o.reportedOf(s, store, r, asked)
 	}
 }
 
-// reportedOf compares a replica of a segment that is in the table.
-func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica) {
-	h := s.holder(store)
+// reportedOf compares a replica of a segment that is in the table. Within an epoch a seq names one record, and a segment is
+// one epoch's: so its replicas differ in nothing but where they end.
+func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica, asked uint64) {
 	if !s.sealed || s.slot == 0 {
 		return // the writer follows it
 	}
+	h := s.holder(store)
+	if h != nil && (h.moment > asked || h.going && h.made == r.Made) {
+		return
+	}
 	o.learnEnd(s, r)
 	same := r.State == wire.ReplicaSealed && r.End == s.end && r.Last == s.last
-	switch {
-	case r.State == wire.ReplicaSealed && r.End > s.end && o.followed(r.Last):
-		// Its store was told that more was committed than the takeover heard of: the rest of it is in a segment behind
-		// this one. It is made again, shorter: replicas of a segment are the same everywhere.
-		if o.repair.busy[s.id] {
-			return
-		}
-		if h == nil {
-			s.holders = append(s.holders, holder{store: store, bad: true, made: r.Made})
-		} else if !h.going {
-			h.bad, h.fork, h.stable, h.made = true, false, false, r.Made
-		}
-	case r.State == wire.ReplicaFork || r.State == wire.ReplicaSealed && !same:
+	enter := func(x holder) {
+		x.store, x.made, x.moment = store, r.Made, o.strays.moment
 		if h != nil {
-			h.bad, h.fork = true, true
+			*h = x
+		} else {
+			s.holders = append(s.holders, x)
+		}
+	}
+	switch {
+	case same && (h == nil || h.fork || !h.stable && !h.bad || h.made != r.Made):
+		// One that was copied elsewhere while its store was away, or that ends where it should by now. It counts again, and
+		// then one may be too many.
+		enter(holder{stable: true})
+	case same:
+	case r.State == wire.ReplicaSealed && r.Last.Seq > s.last.Seq && o.followed(r.Last):
+		// Its store was told that more was committed than the takeover heard of: the rest of it is in segments behind this
+		// one. It has all of this one, and is cut once nothing can depend on the rest: see cutLonger.
+		if h == nil || h.fork || h.made != r.Made || !h.bad && h.over != r.Last {
+			o.log.Info("a store has more of a segment than the history: the rest is in other segments", "segment", s.id, "store", store, "to", r.Last.Seq, "end", s.last.Seq)
+			enter(holder{stable: true, over: r.Last})
+		}
+	case r.State == wire.ReplicaSealed && r.Last.Seq > s.last.Seq:
+		// It has what is not of this history. Its store sets that aside when it is asked to end where the segment does; it
+		// counts again then.
+		if h == nil || h.stable || h.bad && h.made != r.Made {
+			enter(holder{})
+		}
+	case r.State == wire.ReplicaSealed && r.Last.Seq == s.last.Seq:
+		if h == nil || !h.strange {
+			o.log.Error("a store's copy is not ours, and nothing explains it: it is left alone", "segment", s.id, "store", store, "site", o.env.Stores.Site(store), "last", r.Last, "ours", s.last)
+		}
+		if h != nil && len(s.good()) > 1 {
+			h.bad, h.strange = true, true
+		}
+	case r.State == wire.ReplicaSealed:
+		// Sealed too early: by an owner that put the rest elsewhere, where it is no more.
+		if !o.repair.busy[s.id] {
+			enter(holder{bad: true})
+		}
+	case r.State == wire.ReplicaFork:
+		// Its store had no room to set it aside under its own name.
+		if !o.repair.busy[s.id] {
+			enter(holder{bad: true, fork: true})
 		}
 	case r.State == wire.ReplicaDamaged:
 		if o.repair.busy[s.id] || h == nil && o.strays.lost[permitKey{s.id, store}] {
 			return // it is being made again, or will be
 		}
 		if h == nil {
-			s.holders = append(s.holders, holder{store: store, bad: true, made: r.Made})
 			o.log.Error("a store has a damaged replica", "segment", s.id, "store", store)
-		} else if !h.going {
-			h.bad, h.stable, h.made = true, false, r.Made
 		}
-	case h == nil && same:
-		// One that was copied elsewhere while its store was away. It counts again, and then one may be too many.
-		s.holders = append(s.holders, holder{store: store, stable: true, made: r.Made})
+		enter(holder{bad: true})
 	case h == nil:
 		o.reportedPart(s, store, r)
 	case h.made != r.Made:
 		h.made = r.Made
-		h.stable, h.going = h.stable && same, false
+		h.stable, h.going = false, false
 	}
 }
 
@@ -201,7 +296,68 @@ func (o *Owner) followed(last ident.Position) bool {
 		}
 		start = next
 	}
-	return last.Epoch == start.Before.Epoch && last.Seq <= start.Before.Seq
+	return last.Epoch == start.Before.Epoch && (last.Seq < start.Before.Seq || last == start.Before)
+}
+
+// cutLater has a replica end where its segment does. What it has behind that is held to be ours by position and hash
+// first: the record at over is read from the segment that has it in this history.
+func (o *Owner) cutLater(s *segment, store ident.StoreID, over ident.Position, made uint64) {
+	o.repair.running++
+	o.repair.busy[s.id] = true
+	var in ident.SegmentID
+	if i, _ := slices.BinarySearchFunc(o.order, over.Seq, func(s *segment, seq ident.Seq) int { return cmp.Compare(s.last.Seq, seq) }); i < len(o.order) && o.order[i].before.Seq < over.Seq {
+		in = o.order[i].id
+	}
+	done := func() {
+		o.repair.running--
+		delete(o.repair.busy, s.id)
+	}
+	o.goBackground(func() {
+		ours := over // retired since: a checkpoint covers it, and nobody has it to compare with
+		var err error
+		if in != (ident.SegmentID{}) {
+			ours, err = o.positionIn(in, over.Seq)
+		}
+		o.call(func() {
+			h := s.holder(store)
+			switch {
+			case o.stopErr != nil || h == nil || h.made != made || h.over != over || h.bad || h.going:
+				done()
+			case err != nil:
+				done()
+				o.log.Info("a replica that is longer than its segment can't be compared", "segment", s.id, "store", store, "err", err)
+				o.repair.failed[s.id] = repairPause{until: time.Duration(o.env.Clock()) + repairPauseMax}
+			case ours != over:
+				done()
+				o.env.Metrics.ShipMismatch.Inc()
+				o.log.Error("a store's copy is not ours, and nothing explains it: it is left alone", "segment", s.id, "store", store, "site", o.env.Stores.Site(store), "last", over, "ours", ours)
+				h.bad, h.strange, h.over = true, true, ident.Position{}
+			default:
+				o.reseal(s, store, done)
+			}
+		})
+	})
+}
+
+// positionIn reads the position of a record out of a segment.
+func (o *Owner) positionIn(id ident.SegmentID, seq ident.Seq) (p ident.Position, err error) {
+	err = wire.Errorf(wire.CodeAbsent, "no replica of segment %s can be read", id)
+	for _, st := range o.holdersOf(id) {
+		x, e := readIndex(o.ctx, st, id)
+		if e == nil && (seq <= x.Before.Seq || seq-x.Before.Seq > ident.Seq(len(x.Entries))) {
+			e = wire.Errorf(wire.CodeAbsent, "segment %s at %s has no record %d", id, st.ID(), seq)
+		}
+		if e != nil {
+			err = e
+			continue
+		}
+		rec, _, e := o.readOne(st, id, x.Entries[seq-x.Before.Seq-1].Offset)
+		if e == nil {
+			return rec.Position(), nil
+		}
+		err = e
+	}
+	return p, err
 }
 
 // reportedPart deals with a part of a segment at a store that is not known to have any.
@@ -225,7 +381,7 @@ func (o *Owner) reportedPart(s *segment, store ident.StoreID, r *wire.Replica) {
 // badReplica names a replica that is not what it should be and that is not needed: the segment is on two servers
 // without it, in a way that every takeover finds (R2: two members of the ensemble, unless a checkpoint covers it).
 func (o *Owner) badReplica(s *segment) (p journal.Permit, ok bool) {
-	if len(o.unsettled) > 0 || !slices.ContainsFunc(s.holders, func(h holder) bool { return h.bad && !h.going && !h.fork && h.made != 0 }) {
+	if len(o.unsettled) > 0 || !slices.ContainsFunc(s.holders, func(h holder) bool { return h.bad && !h.going && !h.fork && !h.strange && h.made != 0 }) {
 		return p, false
 	}
 	good := s.good()
@@ -244,7 +400,7 @@ func (o *Owner) badReplica(s *segment) (p journal.Permit, ok bool) {
 		return p, false
 	}
 	for _, h := range s.holders {
-		if h.bad && !h.going && !h.fork && h.made != 0 {
+		if h.bad && !h.going && !h.fork && !h.strange && h.made != 0 {
 			p = journal.Permit{Segment: s.id, Store: h.store, Made: h.made}
 			for _, g := range good {
 				p.Remain = append(p.Remain, g.store)

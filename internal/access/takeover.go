@@ -123,7 +123,10 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	}
 	o.proven = cfg.Proven
 	o.cp.lastSeq = cfg.Point.At.Seq
-	o.strays.answers = answers
+	o.strays.answers, o.strays.tookOver = answers, o.strays.moment
+	for _, a := range answers {
+		o.strays.learnStarts(a.Replicas)
+	}
 	if !o.proven {
 		o.loss = o.measureLoss(ctx, answers, rec)
 		o.reportUnproven(rec)

@@ -453,21 +453,37 @@ func TestSealRules(t *testing.T) {
 		if _, err := s.Seal(ctx, a.sealMessage(3)); err != nil {
 			t.Fatal(err)
 		}
-		refused := func(e uint64, st wire.EpochStart) {
+		// Epoch 3 follows the third record, and has it in a segment of its own; epoch 4 follows epoch 3.
+		cut := func(e uint64, st wire.EpochStart, keep int) {
 			t.Helper()
-			m := a.sealMessage(2)
+			m := a.sealMessage(keep)
 			m.Epoch, m.Start = epoch(e), st
-			_, err := s.Seal(ctx, m)
+			wrong := *m
+			wrong.Last.Hash[0] ^= 1
+			_, err := s.Seal(ctx, &wrong)
 			wantCode(t, err, wire.CodeMismatch)
-			if r := state(s, a); r.State != wire.ReplicaSealed || r.Last != a.at {
+			if r := state(s, a); r.State != wire.ReplicaSealed || r.Last != a.pos[keep] {
 				t.Fatalf("%+v", r)
 			}
+			if _, err := s.Seal(ctx, m); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if r := state(s, a); r.State != wire.ReplicaSealed || r.Last != a.pos[keep-1] || r.End != a.ends[keep-1] {
+					t.Fatalf("%+v", r)
+				}
+				a.wantRecords(s, keep)
+				if _, there := inventory(t, s, jA)[a.seg.Fork()]; there {
+					t.Fatal("what is elsewhere in the history is kept as a fork")
+				}
+				s.Close()
+				s = openStore(t, s.opts)
+			}
 		}
-		// Epoch 3 follows the third record, and has it in a segment of its own; epoch 4 follows epoch 3.
 		three := start(3, a.pos[2], true)
-		refused(3, three)
+		cut(3, three, 2)
 		putStart(t, s, a.pos[2], true)
-		refused(4, start(4, three.At, false))
+		cut(4, start(4, three.At, false), 1)
 	})
 	t.Run("empty ones go", func(t *testing.T) {
 		s := openStore(t, testOptions(vfs.NewMem(0), boot1))

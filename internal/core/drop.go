@@ -54,6 +54,15 @@ func (s *Store) dropped(r *replica, m *wire.Drop) error {
 		r.mu.Unlock()
 		return err
 	}
+	if m.Replace && r.mu.state == wire.ReplicaFork && s.forkable(r) == nil {
+		// What has the segment's place is a fork, which nobody may give up so: it goes under its own name.
+		err := s.renameForkLocked(r, r.note.Load().Length)
+		r.mu.Unlock()
+		if err != nil {
+			return answer("set a fork aside", err)
+		}
+		return nil
+	}
 	to := stateDropped
 	switch {
 	case m.Replace:

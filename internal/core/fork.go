@@ -144,8 +144,9 @@ func (s *Store) copyFile(r *replica, name string, size uint32) error {
 	return s.fs.SyncDir(path.Dir(name))
 }
 
-// unsealLocked makes an open replica of a sealed one, of which there is a copy: it is to end earlier.
-func (s *Store) unsealLocked(r *replica) error {
+// unsealLocked makes an open replica of a sealed one that is to end where m says: what it has behind that is in a fork, or in
+// other segments. A crash behind the note leaves one that is open, with all its records.
+func (s *Store) unsealLocked(r *replica, m *wire.Seal) error {
 	was := r.note.Load()
 	f, err := s.handles.acquire(r)
 	if err != nil {
@@ -160,7 +161,19 @@ func (s *Store) unsealLocked(r *replica) error {
 	if err != nil {
 		return s.foundCorrupt(r, r.end.Load(), err)
 	}
-	r.mu.state, r.mu.index, r.mu.capacity = wire.ReplicaOpen, x.Entries, max(r.mu.capacity, was.Length)
+	r.mu.index = x.Entries
+	if _, err := s.positionAtLocked(r, m.End, m.Last); err != nil {
+		r.mu.index = nil // it stays as it is
+		return err
+	}
+	r.mu.capacity = max(r.mu.capacity, was.Length)
+	return s.reopenLocked(r)
+}
+
+// reopenLocked makes an open replica of one that was sealed or set aside, and whose index is known.
+func (s *Store) reopenLocked(r *replica) error {
+	was := r.note.Load()
+	r.mu.state = wire.ReplicaOpen
 	batch := s.noteLocked(r, wire.ReplicaOpen, 0)
 	s.used.Add(r.note.Load().space() - was.space())
 	if err := batch.wait(s.life); err != nil {

@@ -177,7 +177,21 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, forked bool, err 
 	case wire.ReplicaDamaged:
 		return 0, false, wire.Errorf(wire.CodeCorrupt, "replica of %s is damaged", r.id)
 	case wire.ReplicaFork:
-		return 0, false, wire.Errorf(wire.CodeFork, "replica of %s is set aside as a fork", r.id)
+		// It kept the name of its segment, because there was no room for a copy, say. It is tried again: the segment may
+		// have no other place for this replica.
+		length := r.note.Load().Length
+		if r.id.IsFork() || m.Epoch == r.id.Epoch || end < m.End || !s.setAsideLocked(r, m, length) {
+			return 0, false, wire.Errorf(wire.CodeFork, "replica of %s is set aside as a fork", r.id)
+		}
+		if length > 0 {
+			err = s.unsealLocked(r, m)
+		} else if _, err = s.positionAtLocked(r, m.End, m.Last); err == nil {
+			err = s.reopenLocked(r)
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		forked = true
 	case stateDropped, stateAside, stateLost:
 		return 0, false, absent(r.id)
 	}
@@ -188,20 +202,25 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, forked bool, err 
 		if end == m.End && r.mu.last == m.Last {
 			return -1, false, nil
 		}
-		// What was sealed was committed then. The next owner may not have heard of that, and have put the last records
-		// into a segment of its own: then they are part of its history, and this replica may be made again, shorter.
-		// Who wants less otherwise follows another history. Of that a later epoch's owner is the judge: the replica is
-		// kept, as a fork, and counts for nothing any more (R14).
-		if m.Epoch != r.id.Epoch && followed(r.mu.last, m, s.starts(r)) {
-			return 0, false, wire.Errorf(wire.CodeMismatch, "seal of %s at %d after %s, it is sealed at %d after %s, with nothing that epoch %s does not have", r.id, m.End, m.Last, end, r.mu.last, m.Epoch)
-		}
-		if m.Epoch != r.id.Epoch && s.setAsideLocked(r, m, r.note.Load().Length) {
-			if err := s.unsealLocked(r); err != nil {
-				return 0, false, err
+		refused := wire.Errorf(wire.CodeFork, "seal of %s at %d after %s, it is sealed at %d after %s", r.id, m.End, m.Last, end, r.mu.last)
+		switch {
+		case m.Epoch == r.id.Epoch:
+			return 0, false, refused
+		case !followed(r.mu.last, m, s.starts(r)):
+			// What was sealed was committed then. Who wants less follows another history. Of that a later epoch's owner is
+			// the judge: the replica is kept, as a fork, and counts for nothing any more (R14).
+			if !s.setAsideLocked(r, m, r.note.Load().Length) {
+				return 0, false, refused
 			}
 			forked = true
-		} else {
-			return 0, false, wire.Errorf(wire.CodeFork, "seal of %s at %d after %s, it is sealed at %d after %s", r.id, m.End, m.Last, end, r.mu.last)
+		case m.End <= journal.SegmentHeaderSize:
+			return 0, false, wire.Errorf(wire.CodeMismatch, "seal of %s at %d, it is sealed at %d after %s, with nothing that epoch %s does not have", r.id, m.End, end, r.mu.last, m.Epoch)
+		default:
+			// The next owner has not heard that so much was committed, and has put the last records into a segment of its
+			// own: they are part of its history, and go from here as from a replica that is open.
+		}
+		if err := s.unsealLocked(r, m); err != nil {
+			return 0, forked, err
 		}
 	}
 	if err := s.usable(); err != nil {

@@ -277,7 +277,7 @@ func (m *model) deliver(w *Writer, a Action) {
 			err = m.seal(s, a.Segment)
 		}
 		answer(func() { w.Sealed(a.Segment, a.Member, err) })
-	case ActCopy:
+	case ActCopy, ActCopyOpen:
 		dest := m.stores[a.Dest]
 		if !dest.up && err == nil {
 			err = errGone
@@ -287,7 +287,17 @@ func (m *model) deliver(w *Writer, a Action) {
 			c := *from
 			c.recs, c.stable, c.stabEnd = slices.Clone(from.recs), 0, 0
 			dest.replicas[a.Segment.ID] = &c
-			err = m.seal(dest, a.Segment)
+			if a.Kind == ActCopy {
+				err = m.seal(dest, a.Segment)
+			} else {
+				c.recs = c.recs[:a.Segment.Last().Seq-c.before.Seq]
+				c.end = a.Segment.End()
+				c.stable, c.stabEnd = len(c.recs), c.end
+			}
+		}
+		if a.Kind == ActCopyOpen {
+			answer(func() { w.CopiedOpen(a.Segment, a.Dest, err) })
+			break
 		}
 		answer(func() { w.Sealed(a.Segment, a.Dest, err) })
 	case ActDiscard:

@@ -170,6 +170,9 @@ func (w *Writer) Up(member int) {
 	}
 	m.slow = false
 	w.comeHome()
+	if !w.serving {
+		w.copyLost() // nothing is sealed yet, and the epoch-start waits for it
+	}
 	w.Pump()
 }
 

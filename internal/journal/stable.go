@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"dozo/internal/ident"
@@ -96,13 +97,35 @@ func (w *Writer) Sealed(s *Segment, member int, err error) {
 	if r == nil {
 		return
 	}
+	w.made(s, r, err, true)
+}
+
+// CopiedOpen is the answer to ActCopyOpen: what was committed of s is stable at the member, which has not sealed it.
+func (w *Writer) CopiedOpen(s *Segment, member int, err error) {
+	if w.stopped != nil || w.deposed(err) {
+		return
+	}
+	r := s.replica(member)
+	if r == nil {
+		return
+	}
+	w.made(s, r, err, false)
+	if err == nil && s.sealSent { // the owner serves since
+		w.act(Action{Kind: ActSeal, Member: member, Segment: s})
+	}
+}
+
+// made takes the end of a seal or a copy.
+func (w *Writer) made(s *Segment, r *replicaOf, err error, sealed bool) {
 	if r.copying {
 		r.copying, r.retryAt = false, w.now+copyRetry
 	}
+	member := r.member
 	switch {
 	case err == nil:
-		r.sealed, r.lost = true, false
-		r.stableEnd = s.commitEnd
+		r.lost = false
+		r.sealed = r.sealed || sealed
+		r.stableEnd, r.acked = s.commitEnd, max(r.acked, s.commitEnd)
 	case errors.Is(err, wire.ErrUnreached):
 		w.fail(member)
 	default:
@@ -204,21 +227,26 @@ func (w *Writer) copyLost() {
 		if good >= 2 || source < 0 {
 			continue
 		}
+		// Before the epoch-start is stable none is sealed: see sealClosed.
+		how := ActCopy
+		if !w.serving {
+			how = ActCopyOpen
+		}
 		if dest := w.spareMember(s); dest >= 0 {
 			s.replicas = append(s.replicas, replicaOf{member: dest, copying: true})
-			w.act(Action{Kind: ActCopy, Member: source, Dest: dest, Segment: s})
+			w.act(Action{Kind: how, Member: source, Dest: dest, Segment: s})
 		} else if r := w.lostMember(s, source); r != nil {
 			r.copying = true
-			w.act(Action{Kind: ActCopy, Member: source, Dest: r.member, Segment: s})
+			w.act(Action{Kind: how, Member: source, Dest: r.member, Segment: s})
 		}
 	}
 }
 
 // lostMember finds a holder of s whose replica is known not to be what it should be, though its store is up: it
-// is completed there when no other member is left to copy to.
+// is completed there when no other member is left to copy to. That it is not is what the seal says, once one is sent.
 func (w *Writer) lostMember(s *Segment, source int) *replicaOf {
 	for i := range s.replicas {
-		if r := &s.replicas[i]; r.member != source && r.lost && !r.sealed && w.members[r.member].up && s.sealSent && w.now >= r.retryAt {
+		if r := &s.replicas[i]; r.member != source && r.lost && !r.sealed && w.members[r.member].up && (s.sealSent || !w.serving) && w.now >= r.retryAt {
 			return r
 		}
 	}
@@ -312,3 +340,33 @@ func (w *Writer) Pending(visit func(s *Segment, holders []int)) {
 		visit(s, holders)
 	}
 }
+
+// Unstable says, for people, which segments keep the record from being stable, and at which stores they are.
+func (w *Writer) Unstable(seq ident.Seq) (list []string) {
+	for _, s := range w.segments {
+		if s.records == 0 || s.Before.Seq >= seq || s.stableEnd() == s.end && s.closed {
+			continue
+		}
+		what := fmt.Sprintf("segment %s from %d", s.ID, s.Before.Seq+1)
+		for i := range s.replicas {
+			r := &s.replicas[i]
+			state := fmt.Sprintf("stable to byte %d of %d", r.stableEnd, s.end)
+			switch {
+			case r.copying:
+				state = "being copied"
+			case !w.members[r.member].up:
+				state += ", away"
+			case r.lost:
+				state += ", lost the rest"
+			case w.members[r.member].syncing:
+				state += ", syncing"
+			}
+			what += fmt.Sprintf(", %s: %s", w.members[r.member].Store, state)
+		}
+		list = append(list, what)
+	}
+	return list
+}
+
+// IsUp reports that a member is used.
+func (w *Writer) IsUp(member int) bool { return w.members[member].up }

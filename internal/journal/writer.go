@@ -124,15 +124,16 @@ type ActionKind uint8
 
 // Actions of a Writer. The answer to each goes back by the method named.
 const (
-	ActOpen    ActionKind = iota + 1 // open Segment at Member -> Opened
-	ActAppend                        // append Batch at Member -> Appended
-	ActSync                          // fdatasync Segments at Member -> Synced
-	ActSeal                          // seal Segment at Member -> Sealed
-	ActCopy                          // copy Segment whole from Member to Dest and seal it there -> Sealed (of Dest)
-	ActDiscard                       // Segment has no committed record: drop the replica at Member; no answer
-	ActNotice                        // send the commit and stable points to Member; no answer
-	ActServing                       // the epoch-start is stable: the owner may serve
-	ActStopped                       // the owner is deposed or can't go on: see Err
+	ActOpen     ActionKind = iota + 1 // open Segment at Member -> Opened
+	ActAppend                         // append Batch at Member -> Appended
+	ActSync                           // fdatasync Segments at Member -> Synced
+	ActSeal                           // seal Segment at Member -> Sealed
+	ActCopy                           // copy Segment whole from Member to Dest and seal it there -> Sealed (of Dest)
+	ActCopyOpen                       // the same, but it is only made stable there -> CopiedOpen
+	ActDiscard                        // Segment has no committed record: drop the replica at Member; no answer
+	ActNotice                         // send the commit and stable points to Member; no answer
+	ActServing                        // the epoch-start is stable: the owner may serve
+	ActStopped                        // the owner is deposed or can't go on: see Err
 )
 
 // Action is one thing to do.
