@@ -29,7 +29,7 @@ export DOZO_BIN = $(BIN)
 .PHONY: help build up down test deps unit e2e image-test crash-test robust upgrade-test conformance sim sim-short sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/dozo
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/dozo

@@ -219,7 +219,7 @@ func newBenchLinearize(a *app) *cobra.Command {
 	var runtime time.Duration
 	var out string
 	c := &cobra.Command{
-		Use: "linearize URL...", Short: "Let several clients share blocks and check that one order explains what they saw", Args: someURLs,
+		Use: "linearize URL...", Short: "Let several clients share blocks and check that one order explains what they saw", Args: someNames(0, "URL"),
 		Long: `Let several clients read and write a few blocks of one logical unit, by all the URLs, which must lead to it, and check
 that what each saw is explained by one order of all operations (linearizability). Ends with code 1 if not.`,
 		RunE: func(cmd *cobra.Command, urls []string) error {

@@ -24,14 +24,6 @@ func readSecretFile(path string) (string, error) {
 	return strings.TrimRight(string(b), "\r\n"), nil
 }
 
-// someURLs wants one or more URLs.
-func someURLs(_ *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return errors.New("missing URL")
-	}
-	return nil
-}
-
 type benchISCSI struct {
 	load       loadFlags
 	workload   string
@@ -51,7 +43,7 @@ type benchISCSI struct {
 func newBenchISCSI(a *app) *cobra.Command {
 	o := benchISCSI{block: 4096}
 	c := &cobra.Command{
-		Use: "iscsi URL...", Short: "Put load on logical units and measure", Args: someURLs,
+		Use: "iscsi URL...", Short: "Put load on logical units and measure", Args: someNames(0, "URL"),
 		Long: `Put load on logical units and measure. Every session keeps --depth I/Os under way. A load that writes destroys what is on
 the unit.
 

@@ -105,10 +105,8 @@ is settled without them. What only they held is lost. With one store lost, a vol
 may have something of it answer; with more, what is found proves nothing, and initiators get errors until they have been
 accepted (dozo session accept). It can not be taken back.`,
 		Example: "  dozo control lost s2n1 --yes",
+		Args:    someNames(0, "STORE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return usageError{fmt.Errorf("missing STORE; see %s --help", cmd.CommandPath())}
-			}
 			if err := a.confirm(yes, fmt.Sprintf("What only %s held is lost, which can not be taken back.", strings.Join(args, ", "))); err != nil {
 				return err
 			}

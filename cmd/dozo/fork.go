@@ -24,17 +24,6 @@ is named by its volume and the epoch that left it behind; where a volume has onl
 	return c
 }
 
-// forkArgs takes VOLUME [FORK].
-func forkArgs(_ *cobra.Command, args []string) error {
-	switch {
-	case len(args) < 1:
-		return fmt.Errorf("missing VOLUME")
-	case len(args) > 2:
-		return fmt.Errorf("unexpected argument %q", args[2])
-	}
-	return nil
-}
-
 func second(args []string) string {
 	if len(args) > 1 {
 		return args[1]
@@ -46,7 +35,7 @@ func newForkList(a *app) *cobra.Command {
 	var req dozov1.ListForksRequest
 	c := &cobra.Command{
 		Use: "list [VOLUME]", Aliases: []string{"ls"}, Short: "List forks", ValidArgsFunction: a.completeVolumes,
-		Args: cobra.MaximumNArgs(1),
+		Args: someNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				req.Volume = args[0]
@@ -91,7 +80,7 @@ func forkSites(f *dozov1.Fork) string {
 func newForkShow(a *app) *cobra.Command {
 	var req dozov1.GetForkRequest
 	c := &cobra.Command{
-		Use: "show VOLUME [FORK]", Short: "Show a fork: how much is in it, from when, and where it is", Args: forkArgs, ValidArgsFunction: a.completeVolumes,
+		Use: "show VOLUME [FORK]", Short: "Show a fork: how much is in it, from when, and where it is", Args: someNames(2, "VOLUME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Volume, req.Fork = args[0], second(args)
 			return a.with(func(c *api.Client) error {
@@ -188,7 +177,7 @@ func newForkClone(a *app) *cobra.Command {
 		Use: "clone VOLUME [FORK] --name NEW", Short: "Make a new volume with a fork's content",
 		Long: `Make a new volume with the content of the volume as a fork has it, by copying. It has the volume's size, policies, hosts and home.
 Interrupted, the new volume is deleted again.`,
-		Args: forkArgs, ValidArgsFunction: a.completeVolumes,
+		Args: someNames(2, "VOLUME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume, o.req.Fork = args[0], second(args)
 			return o.run(cmd.Context(), a)

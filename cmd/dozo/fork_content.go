@@ -29,7 +29,7 @@ func newForkDiff(a *app) *cobra.Command {
 		Use: "diff VOLUME [FORK] [--base]", Short: "List the ranges in which a fork differs from the volume",
 		Long: `List the ranges of bytes, in blocks of 4,096, in which the volume as a fork has it differs from the volume as it is now, or,
 with --base, from the volume where the two part: what the fork's writes have changed.`,
-		Args: forkArgs, ValidArgsFunction: a.completeVolumes,
+		Args: someNames(2, "VOLUME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume, o.req.Fork = args[0], second(args)
 			return o.run(cmd.Context(), a)
@@ -93,7 +93,7 @@ func newForkExport(a *app) *cobra.Command {
 		Long: `Write the content of the volume as a fork has it to a file, as a raw image: what was never written are holes. With --file - it goes to
 standard output, with zeroes for the holes. Progress is shown on standard error where that is a terminal. A file that is not
 complete is removed.`,
-		Args: forkArgs, ValidArgsFunction: a.completeVolumes,
+		Args: someNames(2, "VOLUME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume, o.req.Fork = args[0], second(args)
 			return o.run(cmd.Context(), a)

@@ -22,7 +22,7 @@ func newInspect(a *app) *cobra.Command {
 		Use: "inspect FILE...", Short: "Print segment files and checkpoints as text, verifying every checksum",
 		Long: `Print files that dozo wrote, segments or checkpoints, as text, and verify every checksum in them. No node need run. The
 files of a volume are in dozo volume show NAME --segments. Exit code 1: something in a file is damaged.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: someNames(0, "FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			o.Format = a.format
 			return inspect(a, args, o)

@@ -8,7 +8,7 @@ import (
 
 func newLabExec(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "exec SITE -- COMMAND [ARG...]", Short: "Run a command at a site", Args: cobra.MinimumNArgs(2),
+		Use: "exec SITE -- COMMAND [ARG...]", Short: "Run a command at a site", Args: someNames(0, "SITE", "COMMAND"),
 		Long: `Run a command in a site's network namespace; its exit code is this command's. Addresses of the sites are printed by
 dozo lab status: 10.77.SITE.N and fd77:0:0:SITE::N. Where the lab has nodes, dozo commands in it find them.`,
 		Example: "  dozo lab exec east -- iperf3 -s\n  dozo lab exec west -- iperf3 -c 10.77.1.1",

@@ -21,7 +21,7 @@ type labGuestMigrate struct {
 func newLabGuestMigrate(a *app) *cobra.Command {
 	var o labGuestMigrate
 	c := &cobra.Command{
-		Use: "migrate [URL [URL]]", Short: "Migrate a guest that writes to its disk, and measure what its disk saw", Args: cobra.MaximumNArgs(2),
+		Use: "migrate [URL [URL]]", Short: "Migrate a guest that writes to its disk, and measure what its disk saw", Args: someNames(2),
 		Long: `Boot a guest that writes numbered, checksummed records to its disk and flushes each, migrate it to a second QEMU while it
 does, and report the downtime, the longest gap between two records, and how many acknowledged records were lost or came
 out of order. It is done twice: with a local file as the disk, and with the logical unit that the URLs name: the first

@@ -5,7 +5,7 @@ import "github.com/spf13/cobra"
 func newLabPartition(a *app) *cobra.Command {
 	var oneWay bool
 	c := &cobra.Command{
-		Use: "partition SITE [SITE]", Short: "Cut two sites from each other, or one from all others", Args: cobra.RangeArgs(1, 2),
+		Use: "partition SITE [SITE]", Short: "Cut two sites from each other, or one from all others", Args: someNames(2, "SITE"),
 		Long: `Cut two sites from each other, or one from all others. Once the command has ended nothing arrives any more, not
 even what was under way. All settings stay, for dozo lab heal.`,
 	}

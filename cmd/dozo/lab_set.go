@@ -9,7 +9,7 @@ import (
 func newLabSet(a *app) *cobra.Command {
 	var oneWay bool
 	c := &cobra.Command{
-		Use: "set (SITE SITE | all | SITE) KEY=VALUE...", Short: "Change a path or an access link", Args: cobra.MinimumNArgs(2),
+		Use: "set (SITE SITE | all | SITE) KEY=VALUE...", Short: "Change a path or an access link", Args: someNames(0, "SITE", "KEY=VALUE"),
 		Long: `Change the path between two sites, both directions of it or with --one-way only the one from the first to the second;
 all paths; or the access link of one site. What is not named stays.
 

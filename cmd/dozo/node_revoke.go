@@ -21,7 +21,7 @@ func newNodeRevoke(a *app) *cobra.Command {
 		Use: "revoke NAME | --serial N", Short: "Make a node's certificates count no more",
 		Long: `Make all certificates of a node count no more, or one by its serial number: for a host that was stolen, or a key that
 leaked. Connections made with them end.`,
-		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeNodes,
+		Args: someNames(1), ValidArgsFunction: a.completeNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				o.req.Node = args[0]

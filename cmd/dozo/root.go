@@ -109,6 +109,16 @@ func names(want ...string) cobra.PositionalArgs {
 	}
 }
 
+// someNames is as names, for commands whose last argument may be given several times, or most times if that is not 0.
+func someNames(most int, want ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if most > 0 && len(args) > most {
+			return fmt.Errorf("unexpected argument %q", args[most])
+		}
+		return names(want...)(c, args[:min(len(args), len(want))])
+	}
+}
+
 // client finds the cluster and makes a client for it.
 func (a *app) client() (*api.Client, error) {
 	src := a.source

@@ -103,7 +103,7 @@ func newVolumeMaps(a *app) *cobra.Command {
 	var o volumeMaps
 	c := &cobra.Command{
 		Use: "maps [VOLUME]", Short: "List which hosts have which volumes at which LUNs",
-		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeVolumes,
+		Args: someNames(1), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				o.req.Volume = args[0]

@@ -349,6 +349,9 @@ func testVolumes(t *testing.T, open opener) {
 	wantErr(t, "a site that is not there", err, ErrNotFound)
 
 	grown := must(c.UpdateVolume(ctx, v.ID, func(v *VolumeSpec) error { v.SizeBytes *= 2; return nil }))(t)
+	if e := must(c.Events(ctx, 1))(t)[0]; e.Action != "volume.resize" {
+		t.Errorf("event of another size: %+v", e)
+	}
 	if got, _ := c.Volume(v.ID); got.SizeBytes != 2<<30 || grown.SizeBytes != 2<<30 {
 		t.Errorf("resized to %d", got.SizeBytes)
 	}

@@ -134,7 +134,8 @@ func (c *Client) hostsExist(ctx context.Context, t *txn, v VolumeSpec) error {
 	return nil
 }
 
-// changeVolume is the common course of changes to one volume. f may also add to the transaction.
+// changeVolume is the common course of changes to one volume. f may also add to the transaction. Without an action what
+// has changed gives the change its name in the audit log.
 func (c *Client) changeVolume(ctx context.Context, id ident.JournalID, action string, f func(context.Context, *VolumeSpec, *txn) (changed bool, err error)) (VolumeSpec, error) {
 	return again(ctx, c, func(ctx context.Context) (VolumeSpec, error) {
 		old, rev, err := read[VolumeSpec](ctx, c, keyVolume(id))
@@ -152,7 +153,7 @@ func (c *Client) changeVolume(ctx context.Context, id ident.JournalID, action st
 			return old, err
 		}
 		t.ops = append(t.ops, op{key: keyVolume(id), value: encode(v, "")})
-		_, err = c.commit(ctx, t, audit{action, volumeObject(old), old, v})
+		_, err = c.commit(ctx, t, audit{cmp.Or(action, updated(&old, &v)), volumeObject(old), old, v})
 		return v, err
 	})
 }
@@ -164,9 +165,17 @@ func notDeleted(v *VolumeSpec) error {
 	return nil
 }
 
+// updated names a change of policies, or of the size, as the API does in the audit log when it refuses one.
+func updated(old, v *VolumeSpec) string {
+	if old.SizeBytes != v.SizeBytes {
+		return "volume.resize"
+	}
+	return "volume.set"
+}
+
 // UpdateVolume implements Store.
 func (c *Client) UpdateVolume(ctx context.Context, id ident.JournalID, f func(*VolumeSpec) error) (VolumeSpec, error) {
-	return c.changeVolume(ctx, id, "volume.update", func(ctx context.Context, v *VolumeSpec, t *txn) (bool, error) {
+	return c.changeVolume(ctx, id, "", func(ctx context.Context, v *VolumeSpec, t *txn) (bool, error) {
 		if err := notDeleted(v); err != nil {
 			return false, err
 		}

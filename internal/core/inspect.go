@@ -100,9 +100,16 @@ func Inspect(w io.Writer, fsys vfs.FS, name string, o InspectOptions) error {
 		err = e
 	}
 	if err == nil && p.bad > 0 {
-		return fmt.Errorf("%s: %w: %d findings", name, ErrBad, p.bad)
+		return fmt.Errorf("%w: %s", ErrBad, findings(p.bad))
 	}
 	return err
+}
+
+func findings(n int) string {
+	if n == 1 {
+		return "1 finding"
+	}
+	return fmt.Sprintf("%d findings", n)
 }
 
 type inspector struct {
@@ -181,7 +188,7 @@ func (p *inspector) run() error {
 	}
 	verdict := "everything verified"
 	if p.bad > 0 {
-		verdict = fmt.Sprintf("BAD: %d findings", p.bad)
+		verdict = "BAD: " + findings(p.bad)
 	}
 	p.print(lineEnd{"end", sealed, len(sc.index), sc.end, size, sc.last.String(), p.bad},
 		"%s, %d records up to %d of %d bytes, last %s: %s", state, len(sc.index), sc.end, size, sc.last, verdict)

@@ -238,8 +238,15 @@ func TestJoinAndRenew(t *testing.T) {
 	if _, err := join(tok, "n3"); !errors.Is(err, pki.ErrBadToken) {
 		t.Errorf("token used twice: %v", err)
 	}
-	if _, err := join(token("n4", "node", time.Hour), "n3"); !errors.Is(err, pki.ErrBadToken) {
+	tok = token("n4", "node", time.Hour)
+	if _, err := join(tok, "n3"); !errors.Is(err, pki.ErrBadToken) {
 		t.Errorf("token of another node: %v", err)
+	}
+	if _, err := b.Join(b.ctx, &dozov1.JoinRequest{Token: tok, Node: "n4", Csr: csr, Addresses: []string{"nowhere"}}); !errors.Is(err, control.ErrInvalid) {
+		t.Errorf("a bad address: %v", err)
+	}
+	if _, err := join(tok, "n4"); err != nil {
+		t.Errorf("a token that was only used in vain: %v", err)
 	}
 	if _, err := join(token("", "node", time.Nanosecond), "n5"); !errors.Is(err, pki.ErrBadToken) {
 		t.Errorf("expired token: %v", err)

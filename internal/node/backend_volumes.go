@@ -432,10 +432,11 @@ func (b *backend) ResizeVolume(ctx context.Context, req *dozov1.ResizeVolumeRequ
 	if err != nil {
 		return nil, err
 	}
-	if int64(req.SizeBytes) < v.SizeBytes && !req.AllowShrink {
-		return nil, fmt.Errorf("volume %s has %d bytes, %d were asked for: what is beyond the new end would be gone, so it must be allowed (--shrink, allow_shrink): %w", v.Name, v.SizeBytes, req.SizeBytes, api.ErrRefused)
-	}
 	v, err = b.n.control().UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
+		// Asked here, of what the change replaces: somebody else may just have made it larger.
+		if int64(req.SizeBytes) < v.SizeBytes && !req.AllowShrink {
+			return fmt.Errorf("volume %s has %d bytes, %d were asked for: what is beyond the new end would be gone, so it must be allowed (--shrink, allow_shrink): %w", v.Name, v.SizeBytes, req.SizeBytes, api.ErrRefused)
+		}
 		v.SizeBytes = int64(req.SizeBytes)
 		return nil
 	})

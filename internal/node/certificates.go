@@ -193,20 +193,7 @@ func (b *backend) Join(ctx context.Context, req *dozov1.JoinRequest) (out *dozov
 	if err != nil {
 		return nil, err
 	}
-	rec, err := c.UseJoinToken(ctx, t.Hash(), time.Now())
-	if errors.Is(err, control.ErrNotFound) {
-		return nil, fmt.Errorf("%w: %v", pki.ErrBadToken, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if rec.Node != "" && rec.Node != req.Node {
-		return nil, fmt.Errorf("%w: it is for node %s, not for %s", pki.ErrBadToken, rec.Node, req.Node)
-	}
-	if _, there := c.Node(ident.NodeName(req.Node)); there && rec.Node == "" {
-		return nil, fmt.Errorf("node %s: %w; a token that was made for this name lets it join again", req.Node, control.ErrExists)
-	}
-	g := pki.Grant{Name: req.Node, Role: rec.Role, Lifetime: pki.NodeLifetime}
+	g := pki.Grant{Name: req.Node, Lifetime: pki.NodeLifetime}
 	for _, text := range req.Addresses {
 		ip, err := netip.ParseAddr(text)
 		if err != nil {
@@ -214,6 +201,34 @@ func (b *backend) Join(ctx context.Context, req *dozov1.JoinRequest) (out *dozov
 		}
 		g.IPs = append(g.IPs, ip)
 	}
+	admits := func(rec pki.JoinTokenRecord) error {
+		if rec.Node != "" && rec.Node != req.Node {
+			return fmt.Errorf("%w: it is for node %s, not for %s", pki.ErrBadToken, rec.Node, req.Node)
+		}
+		if _, there := c.Node(ident.NodeName(req.Node)); there && rec.Node == "" {
+			return fmt.Errorf("node %s: %w; a token that was made for this name lets it join again", req.Node, control.ErrExists)
+		}
+		return nil
+	}
+	// A request that would be refused does not use the token up: whoever made a mistake tries again with it.
+	for _, rec := range c.JoinTokens() {
+		if rec.Hash == t.Hash() && time.Now().Before(rec.Expires) {
+			if err := admits(rec); err != nil {
+				return nil, err
+			}
+		}
+	}
+	rec, err := c.UseJoinToken(ctx, t.Hash(), time.Now())
+	if errors.Is(err, control.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %v", pki.ErrBadToken, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := admits(rec); err != nil {
+		return nil, err
+	}
+	g.Role = rec.Role
 	chain, err := b.issue(ctx, c, ca, req.Csr, g)
 	if err != nil {
 		return nil, err

@@ -271,7 +271,7 @@ func (n *Node) openStores(onClose func(func())) error {
 				n.log.Error("bad checksum on disk", "segment", segment.String(), "offset", offset, "err", err)
 			}})
 		if err != nil {
-			return fmt.Errorf("store %s: %w", s.Path, err)
+			return err // names the store
 		}
 		onClose(func() {
 			if err := st.Close(); err != nil {
