@@ -380,7 +380,7 @@ func (o *Owner) copyOpen(from, to journal.Store, id ident.SegmentID, end uint32)
 // left as it is.
 func (o *Owner) copyBytes(ctx context.Context, from, to journal.Store, id ident.SegmentID, end uint32, budget *Copies) (r wire.Replica, err error) {
 	octx, ocancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncPatience) // there may be others to copy to
-	_, err = to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: max(o.env.Limits.SegmentBytes, end+end/8+1<<16), Copy: true})
+	_, err = to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: journal.CapacityOfCopy(end, o.env.Limits.SegmentBytes), Copy: true})
 	ended := octx.Err()
 	ocancel()
 	if err != nil {

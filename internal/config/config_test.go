@@ -152,6 +152,7 @@ func TestRefusals(t *testing.T) {
 		{small + "timeouts: {append: 0s}\n", "timeouts.append"},
 		{small + "timeouts: {follow: 100ms}\n", "timeouts.follow"},
 		{small + "limits: {segment_size: 1}\n", "limits.segment_size"},
+		{small + "limits: {segment_size: 65MiB}\n", "limits.segment_size"},
 		{small + "limits: {memory: 1GiB}\n", "limits.memory"},
 		{small + "limits: {connections: -1}\n", "limits.connections"},
 		{small + "portals: {a: b}\n", "line 8"},

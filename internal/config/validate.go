@@ -22,7 +22,7 @@ const socketPathMax = 107
 // Bounds of limits and timeouts: what lies outside can not work or is surely a slip.
 const (
 	segmentMin    = 1 << 20
-	segmentMax    = 1 << 30
+	segmentMax    = 64 << 20 // what a map can point into, docs/format.md
 	unsyncedMin   = 1 << 20
 	mapMemoryMin  = 16 << 20
 	connectionMin = 1 << 20 // one record at its usual most

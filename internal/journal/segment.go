@@ -45,6 +45,12 @@ func CapacityOf(id ident.SegmentID, goal uint32) uint32 {
 	return goal
 }
 
+// CapacityOfCopy is how large a copy may become of a segment whose records end at end, where most segments are as large as
+// goal: with room for the index, and never more than a store opens.
+func CapacityOfCopy(end, goal uint32) uint32 {
+	return min(max(goal, end+end/8+1<<16), SegmentCapacityMax)
+}
+
 // JournalKind says which state machine a journal drives.
 type JournalKind uint8
 
