@@ -26,7 +26,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test robust upgrade-test conformance sim sim-short sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust upgrade-test conformance sim sim-short mutants sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ sim: ## SEEDS=n seeds of the simulator from SEED=first, which replay exactly; wi
 
 sim-short: ## what make test runs of the simulator: 50 seeds, or as many as begin within 90 s, three of them twice
 	$(GO) run ./internal/sim/batch -seeds 50 -limit 90s -replay 3
+
+mutants: ## every clause of the rules left out, one at a time: its scripted scenarios must fail (MUTANTS=names)
+	MUTANTS='$(MUTANTS)' nice $(GO) test -count=1 -tags mutants -timeout 15m -v -run TestScenariosFail ./internal/mutant
 
 sim-mutants: ## leave each clause of the rules out, one at a time: the simulator must notice (MUTANTS=names)
 	nice $(GO) run ./internal/sim/batch -mutants '$(MUTANTS)' -first $(SEED) $(SIMFLAGS)

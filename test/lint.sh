@@ -13,6 +13,7 @@ if [ -n "$unformatted" ]; then
 fi
 go vet ./... || status=1
 go vet -tags e2e ./test/... ./internal/initiator/... ./internal/lab/... ./internal/guest/... || status=1
+go vet -tags mutants ./internal/mutant || status=1
 go tool -modfile=tools/go.mod staticcheck -checks inherit ./... || status=1
 go test -count=1 ./test/arch || status=1
 exit $status

@@ -362,17 +362,7 @@ func (c *cluster) volume(size int64, sites int, d control.Durability) control.Vo
 
 func (c *cluster) own(v control.VolumeSpec) *Owner {
 	c.t.Helper()
-	start := time.Now()
-	clock := func() int64 { return int64(time.Since(start)) + int64(time.Hour) }
-	health := c.health
-	if health == nil {
-		health = NewHealth(clock, c.tell)
-	}
-	o, err := TakeOver(context.Background(), Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock, About: c.about, Copies: c.copies,
-		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit, Far: c.far}, v)
-	if err != nil {
-		c.t.Fatalf("take over: %v", err)
-	}
+	o := c.take(v)
 	select {
 	case <-o.Serving():
 	case <-o.Stopped():
@@ -381,6 +371,27 @@ func (c *cluster) own(v control.VolumeSpec) *Owner {
 		c.t.Fatal("owner doesn't serve")
 	}
 	return o
+}
+
+// take makes an owner that may not serve yet.
+func (c *cluster) take(v control.VolumeSpec) *Owner {
+	c.t.Helper()
+	o, err := TakeOver(context.Background(), c.env(), v)
+	if err != nil {
+		c.t.Fatalf("take over: %v", err)
+	}
+	return o
+}
+
+func (c *cluster) env() Env {
+	start := time.Now()
+	clock := func() int64 { return int64(time.Since(start)) + int64(time.Hour) }
+	health := c.health
+	if health == nil {
+		health = NewHealth(clock, c.tell)
+	}
+	return Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock, About: c.about, Copies: c.copies,
+		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit, Far: c.far}
 }
 
 func do(o *Owner, op *Op) error {

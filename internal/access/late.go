@@ -69,7 +69,7 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 	}
 	s := op.Stamp
 	since := s.Tick // what refusals are compared with
-	if op.Since != 0 {
+	if op.Since != 0 && !mutant.On(mutant.R9Began) {
 		since = min(since, op.Since)
 	}
 	if b := l.before; b != nil && s.Epoch == b.epoch && b.epoch != epoch {
@@ -86,13 +86,13 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 		return wire.Errorf(wire.CodeStale, "stamp of epoch %s, the owner's is %s", s.Epoch, epoch)
 	case s.Tick+stampAgeMax < now && !mutant.On(mutant.R9Age):
 		return wire.Errorf(wire.CodeStale, "stamp %d ms old", now-s.Tick)
-	case since <= l.resetTick && l.resetTick != 0:
+	case since <= l.resetTick && l.resetTick != 0 && !mutant.On(mutant.R9Reset):
 		return wire.Errorf(wire.CodeStale, "older than a reset")
 	}
 	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && since <= b.tick && !mutant.On(mutant.R9Login) {
 		return wire.Errorf(wire.CodeStale, "older than a newer login of its nexus")
 	}
-	if _, ok := l.aborted[op.Request]; ok && op.Request.Number != 0 {
+	if _, ok := l.aborted[op.Request]; ok && op.Request.Number != 0 && !mutant.On(mutant.R9Abort) {
 		return wire.Errorf(wire.CodeStale, "aborted")
 	}
 	i := l.sessions[op.Nexus.Initiator]

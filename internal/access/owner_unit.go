@@ -11,6 +11,7 @@ import (
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -101,7 +102,7 @@ func NexusOf(n reserve.NexusID) wire.Nexus {
 
 // unitWaits says that a change of the unit is in flight that the command may depend on.
 func (o *Owner) unitWaits(op *Op) bool {
-	if o.unit.state == o.unit.committed || o.unit.state.Version == o.unit.committed.Version {
+	if mutant.On(mutant.R7Unit) || o.unit.state == o.unit.committed || o.unit.state.Version == o.unit.committed.Version {
 		return false
 	}
 	return op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState || op.Nexus != nil && op.Kind != wire.OpProvisioned

@@ -21,7 +21,7 @@ func (o *Owner) admit(op *Op) {
 		}
 		return
 	}
-	if !o.w.Serving() {
+	if !o.w.Serving() && !(mutant.On(mutant.R1Serving) && op.Kind == wire.OpRead) {
 		o.waiting = append(o.waiting, op)
 		return
 	}

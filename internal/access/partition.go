@@ -11,6 +11,7 @@ import (
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -65,7 +66,10 @@ func (o *Owner) silent() bool {
 	if o.spec.Load().Partition != control.PartitionStop || o.env.Hold == nil {
 		return false
 	}
-	return o.partition.life != o.env.Hold.lives.Load() || int64(o.tick())*int64(time.Millisecond) >= o.env.Hold.until.Load()
+	if mutant.On(mutant.R11Silent) {
+		return false
+	}
+	return o.partition.life != o.env.Hold.lives.Load() && !mutant.On(mutant.R11Anew) || int64(o.tick())*int64(time.Millisecond) >= o.env.Hold.until.Load()
 }
 
 // stopState is what the owner's loop keeps of it.

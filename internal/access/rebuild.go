@@ -9,6 +9,7 @@ import (
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/volume"
 	"dozo/internal/wire"
 )
@@ -57,7 +58,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 		o.log.Error("a hole in the history: it ends there", "seq", end, "commit", rec.Commit.Seq)
 		rec.CutAt(end)
-		if rec.LostStable && !o.forced {
+		if rec.LostStable && !o.forced && !mutant.On(mutant.R4LostStable) {
 			return errLostStable(o, rec)
 		}
 		if tail, err = rd.tail(rec); err != nil {

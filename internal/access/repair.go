@@ -249,7 +249,9 @@ func (o *Owner) retireSome() {
 	remote := o.remoteSites()
 	for _, s := range o.ships {
 		s.mu.Lock()
-		covered = min(covered, s.mu.stable)
+		if !mutant.On(mutant.R12Prefix) {
+			covered = min(covered, s.mu.stable)
+		}
 		s.mu.Unlock()
 	}
 	for id, s := range o.segs {
@@ -268,7 +270,7 @@ func (o *Owner) retireSome() {
 	if (complete || mutant.On(mutant.R12Complete)) && len(o.ships) == len(remote) {
 		for _, d := range o.m.DeadSegments() {
 			s := o.segs[d.Segment]
-			if d.At.Seq <= covered && s != nil && s.last.Seq <= covered && len(retire) < permitsMax && !o.pinnedSegment(s) {
+			if d.At.Seq <= covered && s != nil && s.last.Seq <= covered && len(retire) < permitsMax && (!o.pinnedSegment(s) || mutant.On(mutant.R13Pin)) {
 				retire = append(retire, d.Segment)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/volume"
 	"dozo/internal/wire"
 )
@@ -106,7 +107,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	if len(state.Ensembles) > 0 {
 		log.Info("history found", "what", rec.Describe())
 	}
-	if rec.LostStable && !o.forced {
+	if rec.LostStable && !o.forced && !mutant.On(mutant.R4LostStable) {
 		return fail(errLostStable(o, rec))
 	}
 	if err := o.chooseMembers(ctx, rev); err != nil {

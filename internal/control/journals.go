@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 )
 
 // changesPerTxn is R3's bound on keys per transaction. etcd takes 128 operations by default, and each change
@@ -115,7 +116,7 @@ func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev
 	if err != nil {
 		return base, rev, err
 	}
-	if base.Unheard {
+	if base.Unheard && !mutant.On(mutant.R3Unheard) {
 		return base, rev, fmt.Errorf("journal %s: %w", id, ErrUnheard)
 	}
 	if base.Epoch.Number == math.MaxUint64 {

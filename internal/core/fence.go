@@ -46,7 +46,9 @@ func (s *Store) raise(ctx context.Context, j *journalState, epoch ident.Epoch) e
 	if j.mu.fence.Less(epoch) {
 		j.mu.was = j.mu.fence
 		j.mu.fence = epoch
-		j.mu.raising = s.notes.putJournal(j.noteLocked())
+		if !mutant.On(mutant.R6Durable) {
+			j.mu.raising = s.notes.putJournal(j.noteLocked())
+		}
 	}
 	batch := j.mu.raising
 	j.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -146,7 +147,12 @@ func (l *Leases) Handle(ctx context.Context, m *wire.Lease) (reply wire.LeaseRep
 }
 
 // longer is how long the granting side counts: clocks drift.
-func longer(d time.Duration) time.Duration { return d + d/10 }
+func longer(d time.Duration) time.Duration {
+	if mutant.On(mutant.R6Longer) {
+		return d
+	}
+	return d + d/10
+}
 
 func (l *Leases) wakeLocked() {
 	close(l.mu.changed)

@@ -9,6 +9,7 @@ import (
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -139,7 +140,7 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 			s.fail("fsync "+dir, err)
 		}
 	}
-	if err == nil {
+	if err == nil && !mutant.On(mutant.R4Noted) {
 		err = s.notes.putReplica(r.note.Load()).wait(context.Background())
 		if err != nil {
 			s.fail("note that a replica is open", err)

@@ -296,7 +296,7 @@ func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
 		return true
 	}
 	start := m.Start
-	if start.At.Epoch != m.Epoch || start.At.Seq == 0 {
+	if start.At.Epoch != m.Epoch && !mutant.On(mutant.R14Own) || start.At.Seq == 0 {
 		return false
 	}
 	starts := s.starts(r)

@@ -45,23 +45,33 @@ type modelStore struct {
 }
 
 type model struct {
-	t       *testing.T
-	rng     *rand.Rand
-	stores  []*modelStore
-	epoch   uint64
-	w       *Writer
-	pending []func() // messages under way, delivered in random order but per (member, segment) in order
-	now     time.Duration
-	acked   []ident.Position // of the whole life: what clients were told
-	next    int
-	trouble string
-	over    bool
+	t        *testing.T
+	rng      *rand.Rand
+	stores   []*modelStore
+	epoch    uint64
+	w        *Writer
+	pending  []letter // messages under way, delivered in order
+	members  []int    // the stores of the newest ensemble; all if nil
+	older    [][]int  // ensembles before it that are listed too
+	capacity uint32   // of a segment; 64 KiB if 0
+	home     int      // how many of the members are at the owner's site
+	now      time.Duration
+	acked    []ident.Position // of the whole life: what clients were told
+	next     int
+	trouble  string
+	over     bool
+}
+
+// letter is something that an owner asks of a store.
+type letter struct {
+	w *Writer
+	a Action
 }
 
 var errGone = wire.Errorf(wire.CodeUnreached, "store is down")
 
 func newModel(t *testing.T, seed uint64, n int) *model {
-	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 1))}
+	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 1)), home: 2}
 	for i := range n {
 		m.stores = append(m.stores, &modelStore{id: ident.StoreID{byte(i + 1)}, up: true, boot: 1, replicas: map[ident.SegmentID]*modelReplica{}})
 	}
@@ -92,15 +102,8 @@ func (m *model) fenceAll(answer func(*modelStore) bool) map[ident.StoreID]*wire.
 
 // takeOver starts a new owner from what all but one store say, and checks that nothing acknowledged is gone.
 func (m *model) takeOver() bool {
-	m.epoch++
-	m.pending = nil
 	deaf := m.rng.IntN(len(m.stores) + 1)
-	ids := make([]ident.StoreID, len(m.stores))
-	for i, s := range m.stores {
-		ids[i] = s.id
-	}
-	answers := m.fenceAll(func(s *modelStore) bool { return int(s.id[0])-1 != deaf })
-	rec := Recover([][]ident.StoreID{ids}, answers)
+	rec, answers := m.recover(func(s *modelStore) bool { return int(s.id[0])-1 != deaf })
 	if !rec.Enough {
 		return false
 	}
@@ -110,8 +113,41 @@ func (m *model) takeOver() bool {
 	if !rec.Proven() {
 		return false // a power cut on both holders: not this test's business
 	}
-	// Assemble the history from the ranges, as replay does, and check it.
-	var history []ident.Position
+	m.begin(rec, answers)
+	return true
+}
+
+// recover begins the next epoch: the stores for which answer holds are fenced, and say what they have.
+func (m *model) recover(answer func(*modelStore) bool) (*Recovery, map[ident.StoreID]*wire.FenceReply) {
+	m.epoch++
+	m.pending = nil
+	answers := m.fenceAll(answer)
+	var ensembles [][]ident.StoreID
+	for _, list := range append(slices.Clone(m.older), m.ensemble()) {
+		var ids []ident.StoreID
+		for _, i := range list {
+			ids = append(ids, m.stores[i].id)
+		}
+		ensembles = append(ensembles, ids)
+	}
+	return Recover(ensembles, answers), answers
+}
+
+// ensemble is the newest one.
+func (m *model) ensemble() []int {
+	if m.members != nil {
+		return m.members
+	}
+	all := make([]int, len(m.stores))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// history puts what was recovered together, as replay does; n of it is not of the tail.
+func (m *model) history(rec *Recovery, answers map[ident.StoreID]*wire.FenceReply) (history []ident.Position, n int) {
+	m.t.Helper()
 	find := func(x Range) {
 		for seq := x.From; seq <= x.To; seq++ {
 			var got *Entry
@@ -130,7 +166,7 @@ func (m *model) takeOver() bool {
 	for _, x := range rec.Past {
 		find(x)
 	}
-	n := len(history)
+	n = len(history)
 	for _, x := range rec.Tail {
 		find(x)
 	}
@@ -139,13 +175,29 @@ func (m *model) takeOver() bool {
 			m.t.Fatalf("%s: history has seq %d at place %d\n%s\n%s", m.trouble, p.Seq, i+1, rec.Describe(), m.dump(rec, answers))
 		}
 	}
+	return history, n
+}
+
+// stands holds what was acknowledged to be in a history.
+func (m *model) stands(history []ident.Position, rec *Recovery) {
+	m.t.Helper()
 	for _, p := range m.acked {
 		if int(p.Seq) > len(history) || history[p.Seq-1] != p {
 			m.t.Fatalf("%s: acknowledged %v is not in the history of epoch %d (%s)", m.trouble, p, m.epoch, rec.Describe())
 		}
 	}
+}
+
+// begin starts the epoch's owner with what was recovered.
+func (m *model) begin(rec *Recovery, answers map[ident.StoreID]*wire.FenceReply) {
+	m.t.Helper()
+	history, n := m.history(rec, answers)
+	m.stands(history, rec)
 	cfg := WriterConfig{Journal: testSegment.Journal, Kind: JournalVolume, Epoch: ident.Epoch{Number: m.epoch}, Capacity: 64 << 10,
-		Heard: rec.Commit, HeardStable: rec.Stable, Proven: true}
+		Heard: rec.Commit, HeardStable: rec.Stable, Proven: rec.Proven()}
+	if m.capacity != 0 {
+		cfg.Capacity = m.capacity
+	}
 	if n > 0 && rec.Commit != history[n-1] {
 		m.t.Fatalf("%s: commit point %v, the history has %v", m.trouble, rec.Commit, history[n-1])
 	}
@@ -160,17 +212,16 @@ func (m *model) takeOver() bool {
 			}
 		}
 	}
-	for i, s := range m.stores {
-		cfg.Members = append(cfg.Members, Member{Store: s.id, Home: i < 2})
+	for i, of := range m.ensemble() {
+		cfg.Members = append(cfg.Members, Member{Store: m.stores[of].id, Home: i < m.home})
 	}
 	m.w = NewWriter(cfg, m.now)
-	for i, s := range m.stores {
-		if !s.up {
+	for i, of := range m.ensemble() {
+		if !m.stores[of].up {
 			m.w.Down(i)
 		}
 	}
 	m.drain()
-	return true
 }
 
 func (m *model) dump(rec *Recovery, answers map[ident.StoreID]*wire.FenceReply) string {
@@ -203,13 +254,15 @@ func (m *model) drain() {
 		}
 		w := m.w
 		for _, a := range acts {
-			m.pending = append(m.pending, func() { m.deliver(w, a) })
+			m.pending = append(m.pending, letter{w, a})
 		}
 	}
 }
 
+func (m *model) member(i int) *modelStore { return m.stores[m.ensemble()[i]] }
+
 func (m *model) deliver(w *Writer, a Action) {
-	s := m.stores[a.Member]
+	s := m.member(a.Member)
 	fenced := func() error {
 		if !s.up {
 			return errGone
@@ -247,7 +300,7 @@ func (m *model) deliver(w *Writer, a Action) {
 			}
 			for _, e := range a.Batch.entries {
 				if e.Kind == KindEpochStart && e.Epoch == r.seg.Epoch {
-					r.start = wire.EpochStart{At: e.Position(), Before: w.start.Before, Proven: true}
+					r.start = wire.EpochStart{At: e.Position(), Before: w.start.Before, Proven: w.start.Proven}
 				}
 				c := *e
 				r.recs = append(r.recs, &c)
@@ -278,7 +331,7 @@ func (m *model) deliver(w *Writer, a Action) {
 		}
 		answer(func() { w.Sealed(a.Segment, a.Member, err) })
 	case ActCopy, ActCopyOpen:
-		dest := m.stores[a.Dest]
+		dest := m.member(a.Dest)
 		if !dest.up && err == nil {
 			err = errGone
 		}
@@ -361,9 +414,9 @@ func (m *model) step() {
 		// Mostly in order; now and then a later one first, but never two of one kind out of order: connections
 		// keep the order, so only messages to different members change places.
 		i := 0
-		f := m.pending[i]
+		x := m.pending[i]
 		m.pending = slices.Delete(m.pending, i, i+1)
-		f()
+		m.deliver(x.w, x.a)
 		return
 	case k < 90 && m.w != nil:
 		m.w.Tick(m.now)

@@ -93,6 +93,9 @@ func (r *Recovery) count(ensembles [][]ident.StoreID, answers map[ident.StoreID]
 				r.Missing = append(r.Missing, s)
 			}
 		}
+		if mutant.On(mutant.R2Elsewhere) {
+			n = max(n, min(len(answers), len(stores)-1))
+		}
 		if n < max(1, len(stores)-1) && !(mutant.On(mutant.R2AllButOne) && n > 0) {
 			r.Enough = false
 		}
@@ -100,7 +103,7 @@ func (r *Recovery) count(ensembles [][]ident.StoreID, answers map[ident.StoreID]
 }
 
 func damaged(a *wire.FenceReply) bool {
-	return slices.ContainsFunc(a.Replicas, func(x wire.Replica) bool { return x.State == wire.ReplicaDamaged })
+	return slices.ContainsFunc(a.Replicas, func(x wire.Replica) bool { return x.State == wire.ReplicaDamaged }) && !mutant.On(mutant.R4Damaged)
 }
 
 // group is all replicas of one segment of the history.
@@ -245,7 +248,7 @@ func (r *Recovery) highest(points []ident.Position, starts map[ident.Epoch]wire.
 
 func (r *Recovery) onChain(p ident.Position, starts map[ident.Epoch]wire.EpochStart) bool {
 	for s := r.Start; p.Epoch.Less(s.At.Epoch); {
-		if p.Seq > s.Before.Seq || s.Before.Epoch.Less(p.Epoch) {
+		if (p.Seq > s.Before.Seq || s.Before.Epoch.Less(p.Epoch)) && !mutant.On(mutant.TermsChain) {
 			return false
 		}
 		next, known := starts[s.Before.Epoch]

@@ -212,6 +212,10 @@ func NewWriter(cfg WriterConfig, now time.Duration) *Writer {
 	}
 	for _, e := range cfg.Tail {
 		w.at = e.Position()
+		if mutant.On(mutant.R1Tail) {
+			w.sent, w.held, w.commit = w.at, w.at, w.at
+			continue
+		}
 		w.push(e)
 	}
 	w.start = wire.EpochStart{Before: w.at, Proven: cfg.Proven}
@@ -577,7 +581,7 @@ func (w *Writer) Appended(b *Batch, member int, boot ident.BootID, err error) {
 func (w *Writer) advance() {
 	n := 0
 	for _, b := range w.inflight {
-		if b.acks != 3 {
+		if b.acks != 3 && !(mutant.On(mutant.TermsTwo) && b.acks != 0) {
 			break
 		}
 		n++
@@ -598,8 +602,11 @@ func (w *Writer) advance() {
 		return
 	}
 	w.inflight = append(w.inflight[:0], w.inflight[n:]...)
-	if w.serving {
+	if w.serving || mutant.On(mutant.R1Copied) {
 		w.commit = w.held
+	}
+	if mutant.On(mutant.R1StartStable) {
+		w.restable()
 	}
 	if w.wantSeq > w.stable.Seq {
 		w.syncAll()

@@ -5,6 +5,7 @@ import (
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/mutant"
 )
 
 const blockSize = journal.BlockSize
@@ -229,7 +230,7 @@ func (m *Map) move(v Move) (moved uint64) {
 			continue
 		}
 		e, n := l.run(a, end)
-		if e == from.plus(k) {
+		if e == from.plus(k) || mutant.On(mutant.R15Source) {
 			l = m.touch(p, int(id)&(pageSize-1), false)
 			was := l.memory()
 			l.set(a, n, to.plus(k), &m.tally)

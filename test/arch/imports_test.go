@@ -36,14 +36,14 @@ var allowed = []struct {
 	// stores by an interface, volume knows the journal's records and nothing of who keeps them.
 	{"wire", []string{"ident"}},
 	{"journal", []string{"ident", "mutant", "wire"}},
-	{"volume", []string{"ident", "journal"}},
+	{"volume", []string{"ident", "journal", "mutant"}},
 	{"core", []string{"ident", "journal", "mutant", "vfs", "wire"}},
 	{"peer", []string{"ident", "journal", "nowait", "wire"}},
-	{"control", []string{"ident", "pki"}},
+	{"control", []string{"ident", "mutant", "pki"}},
 	// Protocols: reserve knows no protocol, scsi no network and no iSCSI, iscsi nothing of what is behind a target.
 	{"access/reserve", []string{"ident"}},
 	{"access/scsi", []string{"access/reserve", "ident"}},
-	{"access/iscsi", []string{"access/reserve", "access/scsi", "nowait"}},
+	{"access/iscsi", []string{"access/reserve", "access/scsi", "mutant", "nowait"}},
 	{"access/iscsi/iscsitest", []string{"access/iscsi", "access/reserve", "access/scsi", "ident"}},
 	{"access/isns", nil},
 	{"access", []string{"access/reserve", "control", "ident", "journal", "mutant", "volume", "wire"}},

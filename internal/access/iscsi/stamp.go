@@ -1,6 +1,9 @@
 package iscsi
 
-import "dozo/internal/access/scsi"
+import (
+	"dozo/internal/access/scsi"
+	"dozo/internal/mutant"
+)
 
 // stampRing remembers with which stamp each of the latest PDUs with a StatSN was made. It holds more than a
 // window of commands: an initiator whose ExpStatSN lags further behind has proved nothing lately.
@@ -58,6 +61,9 @@ func (s *stamps) echoed(ttt uint32) bool {
 // expects takes a PDU's ExpStatSN: everything before it was received. One outside what was told proves
 // nothing.
 func (s *stamps) expects(expStatSN uint32) scsi.Stamp {
+	if mutant.On(mutant.R9Proof) && s.next != s.oldest {
+		return s.sent[(s.next-1)%stampRingLen]
+	}
 	if before(s.acked, expStatSN) && !before(s.next, expStatSN) {
 		s.acked = expStatSN
 		if last := expStatSN - 1; !before(last, s.oldest) {
