@@ -3,6 +3,8 @@ package access
 import (
 	"bytes"
 	"context"
+	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -176,5 +178,114 @@ func TestWithoutGrantsThereAreNoReads(t *testing.T) {
 		if _, err := readAt(o, 0, 4096); err != nil {
 			t.Errorf("with grants again: %v", err)
 		}
+	})
+}
+
+// used has every node know the owner's clock.
+func (n *nodes) used(t *testing.T, v control.VolumeSpec) {
+	for _, x := range n.list {
+		vol := x.volumeAt(v)
+		vol.Open()
+		t.Cleanup(vol.Close)
+		eventually(t, "a stamp", func() bool { return vol.Stamp().Tick != 0 })
+	}
+}
+
+// A hand-over whose taker gets its first grants late is a pause for reads at every node, and an error for nobody. Without a
+// lease for seconds they are refused.
+func TestReadsWaitForTheTakersLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 1, 3, time.Second)
+		v := n.volume(1<<20, 1, control.Replicated)
+		x := n.served(t, v)
+		y := n.other(x, 1)
+		data := bytes.Repeat([]byte{7}, 4096)
+		if err := writeAt(x.srv.Load().Owners()[0], 0, data, false); err != nil {
+			t.Fatal(err)
+		}
+		n.used(t, v)
+		y.dark.Store(true)
+		if _, err := x.moveTo(v, y.name, 0); err != nil {
+			t.Fatal(err)
+		}
+		o := y.srv.Load().Owners()[0]
+		read := func(kind wire.ForwardOp, through *node) (got []byte, err error) {
+			op := NewOp()
+			op.Kind, op.Length = kind, 4096
+			done := make(chan error, 1)
+			op.Done = func(_ *Op, err error) { done <- err }
+			op.Stamp = through.volumeAt(v).Stamp()
+			through.volumeAt(v).Submit(op)
+			err = <-done
+			for _, d := range op.Data {
+				got = append(got, d...)
+			}
+			op.Release()
+			return got, err
+		}
+		var wg sync.WaitGroup
+		for _, through := range n.list {
+			for _, kind := range []wire.ForwardOp{wire.OpRead, wire.OpUnitState} {
+				wg.Go(func() {
+					got, err := read(kind, through)
+					if err != nil || kind == wire.OpRead && !bytes.Equal(got, data) {
+						t.Errorf("%s, %d: %v", through.name, kind, err)
+					}
+				})
+			}
+		}
+		began := time.Now()
+		wg.Go(func() {
+			// A partial write reads the rest of its block.
+			if err := writeAt(o, 4096+512, data[:512], false); err != nil {
+				t.Errorf("write: %v", err)
+			}
+		})
+		time.Sleep(700 * time.Millisecond)
+		y.dark.Store(false)
+		wg.Wait()
+		if waited := time.Since(began); waited < 700*time.Millisecond || waited > 2*time.Second {
+			t.Errorf("they waited for %v", waited)
+		}
+		if got := counter(o.env.Metrics.NoLease); got != 0 {
+			t.Errorf("%v reads were refused", got)
+		}
+		y.dark.Store(true)
+		time.Sleep(2 * time.Second)
+		if _, err := read(wire.OpRead, y); !errors.Is(err, wire.ErrBusy) {
+			t.Errorf("without a lease: %v", err)
+		}
+		if got := counter(o.env.Metrics.NoLease); got != 1 {
+			t.Errorf("%v reads were refused", got)
+		}
+		n.stopAll()
+	})
+}
+
+// Reads that wait for a lease when their owner is deposed are answered by the next one.
+func TestReadsThatWaitForALeaseGoToTheNextOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 1, 3, time.Second)
+		v := n.volume(1<<20, 1, control.Replicated)
+		x := n.served(t, v)
+		y := n.other(x, 1)
+		n.used(t, v)
+		x.dark.Store(true)
+		time.Sleep(2 * time.Second) // its grants have run out
+		op := NewOp()
+		op.Kind, op.Length = wire.OpRead, 4096
+		done := make(chan error, 1)
+		op.Done = func(_ *Op, err error) { done <- err }
+		op.Stamp = x.volumeAt(v).Stamp()
+		x.volumeAt(v).Submit(op)
+		time.Sleep(500 * time.Millisecond)
+		if _, err := x.moveTo(v, y.name, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("read: %v", err)
+		}
+		op.Release()
+		n.stopAll()
 	})
 }

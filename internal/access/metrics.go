@@ -44,7 +44,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	m := &Metrics{
 		Stale:         counter("stale_commands_total", "Commands refused because they might have been retried elsewhere (R9)."),
-		NoLease:       counter("no_lease_total", "Reads refused because fewer than two stores had granted a lease (R6)."),
+		NoLease:       counter("no_lease_total", "Reads refused because for seconds fewer than two stores had granted a lease (R6)."),
 		Corrupt:       counter("corrupt_reads_total", "Reads that met a bad checksum and went to another replica."),
 		Evicted:       counter("map_evicted_bytes_total", "Bytes of the map that were paged out."),
 		Checkpoints:   counter("checkpoints_total", "Checkpoints announced."),

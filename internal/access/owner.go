@@ -88,6 +88,7 @@ type Owner struct {
 	refused       []*Op // scratch of refuseForSpace
 	split         []*Op // partial trims whose parts are under way
 	barWait       []barWait
+	leaseless     []leaseWait
 	hand          *handed
 	move          moveState
 	far           farState
@@ -211,6 +212,9 @@ func (o *Owner) settle() {
 		o.refuseForSpace()
 	}
 	o.releaseStable()
+	if len(o.leaseless) > 0 {
+		o.releaseLeaseless()
+	}
 	if len(o.barWait) > 0 {
 		o.releaseBars()
 	}
@@ -393,6 +397,7 @@ func (o *Owner) stop(err error) {
 	}
 	o.uncommitted, o.waiting, o.stableWait = nil, nil, nil
 	clear(o.leafWait)
+	o.releaseLeaseless()
 	o.giveBackHeld(gone)
 	for _, b := range o.barWait {
 		close(b.done)

@@ -48,8 +48,7 @@ type holder struct {
 // arrival (R6).
 func (o *Owner) read(op *Op) {
 	if !o.mayRead() {
-		o.env.Metrics.NoLease.Inc()
-		o.finish(op, wire.Errorf(wire.CodeBusy, "no lease at epoch %s", o.epoch))
+		o.awaitLease(op, func() { o.read(op) })
 		return
 	}
 	pieces, need := o.m.Lookup(op.first, uint32(op.count), op.pieces[:0])
@@ -395,13 +394,19 @@ func (o *Owner) readSlow(op *Op) {
 			}
 		}
 		o.call(func() {
-			// What was read after the owner was deposed may be stale (R6).
-			if o.stopErr != nil || !o.mayRead() {
-				o.finish(op, wire.Errorf(wire.CodeBusy, "no lease at epoch %s", o.epoch))
-				return
+			answer := func() {
+				op.assemble(data)
+				o.finish(op, nil)
 			}
-			op.assemble(data)
-			o.finish(op, nil)
+			switch {
+			case o.stopErr != nil:
+				o.finish(op, wire.Errorf(wire.CodeNotOwner, "%v", o.stopErr))
+			case !o.mayRead():
+				// What was read after the owner was deposed may be stale (R6). Grants of this epoch say that it was not.
+				o.awaitLease(op, answer)
+			default:
+				answer()
+			}
 		})
 	})
 }

@@ -224,8 +224,7 @@ func (o *Owner) unitMessage() *wire.Unit {
 // showUnit answers what the state is. Like a read it needs the lease (R6).
 func (o *Owner) showUnit(op *Op) {
 	if !o.mayRead() {
-		o.env.Metrics.NoLease.Inc()
-		o.finish(op, wire.Errorf(wire.CodeBusy, "no lease at epoch %s", o.epoch))
+		o.awaitLease(op, func() { o.showUnit(op) })
 		return
 	}
 	op.Data = append(op.Data[:0], o.snapshot().Append(nil))

@@ -106,8 +106,8 @@ func (o *Owner) token(op *Op) {
 	switch {
 	case err != nil:
 	case !o.mayRead():
-		o.env.Metrics.NoLease.Inc()
-		err = wire.Errorf(wire.CodeBusy, "no lease at epoch %s", o.epoch)
+		o.awaitLease(op, func() { o.token(op) })
+		return
 	default:
 		call, err = o.tokens.serve(call, o.tick())
 	}
