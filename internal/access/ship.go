@@ -35,12 +35,15 @@ type siteShip struct {
 	wake chan struct{}
 	// nothing counts looks in a row that found nothing to do; only the ship's loop has it.
 	nothing int
+	// away says since when stores of the site have not answered; only the ship's loop has it.
+	away map[ident.StoreID]time.Time
 
 	mu struct {
 		sync.Mutex
 		mark    ident.Position          // the site holds everything up to here
 		stable  ident.Seq               // and stably to here
 		sealed  map[ident.Seq]ident.Seq // stable runs beyond it, by the seq before them: seals end in any order
+		gap     *ident.Seq              // what follows it is at a store that is away, and waited for; nil: nothing is
 		segment ident.SegmentID
 		shipped uint32        // of segment
 		dest    ident.StoreID // that the open one goes to
@@ -58,9 +61,18 @@ func (s *siteShip) set(state string) {
 	s.mu.Unlock()
 }
 
+func (s *siteShip) setInStep() {
+	s.mu.Lock()
+	s.mu.state = "in step"
+	if s.mu.gap != nil {
+		s.mu.state = "in step, but for what is at a store that is away"
+	}
+	s.mu.Unlock()
+}
+
 func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 	s.mu.Lock()
-	if p.Seq > s.mu.mark.Seq {
+	if p.Seq > s.mu.mark.Seq && (s.mu.gap == nil || p.Seq <= *s.mu.gap) {
 		s.mu.mark = p
 	}
 	s.mu.segment, s.mu.shipped = id, end
@@ -156,8 +168,12 @@ func (o *Owner) shipLoop(s *siteShip) {
 		if o.ctx.Err() != nil {
 			return
 		}
-		s.set(fmt.Sprintf("waiting: %v", err))
-		o.log.Warn("shipping interrupted", "site", s.site, "err", err)
+		if errors.Is(err, errSiteChanged) {
+			o.log.Info("shipping looks at a site again", "site", s.site, "why", err)
+		} else {
+			s.set(fmt.Sprintf("waiting: %v", err))
+			o.log.Warn("shipping interrupted", "site", s.site, "err", err)
+		}
 		select {
 		case <-time.After(shipRetry):
 		case <-o.ctx.Done():
@@ -188,8 +204,9 @@ func (o *Owner) shipSession(s *siteShip) error {
 	}
 	o.lookedAt(stores)
 	s.mu.Lock()
-	s.mu.mark, s.mu.stable, s.mu.sealed = ident.Position{}, 0, map[ident.Seq]ident.Seq{} // watermarks are computed from what is readable now (R12)
+	s.mu.mark, s.mu.stable, s.mu.sealed, s.mu.gap = ident.Position{}, 0, map[ident.Seq]ident.Seq{}, nil // watermarks are computed from what is readable now (R12)
 	s.mu.Unlock()
+	away := o.awaySince(s, stores)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -208,7 +225,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	for {
 		seg, before := o.segmentAfter(after)
 		if seg == nil {
-			s.set("in step")
+			s.setInStep()
 			if err := o.shipWait(ctx, s, failed); err != nil {
 				return err
 			}
@@ -230,7 +247,14 @@ func (o *Owner) shipSession(s *siteShip) error {
 			}
 			continue
 		}
-		dest, from := o.shipTo(seg, there[id], stores)
+		if o.waitsFor(seg, away) {
+			if s.leaveGap(before) {
+				wg.Go(func() { o.watchAway(ctx, away, failed) })
+			}
+			o.ask(func() { after = seg.last.Seq })
+			continue
+		}
+		dest, from, last := o.shipTo(seg, there[id], stores)
 		if dest == nil {
 			return wire.Errorf(wire.CodeUnreached, "no store of site %d is up", s.site)
 		}
@@ -244,6 +268,10 @@ func (o *Owner) shipSession(s *siteShip) error {
 		s.mu.Lock()
 		s.mu.dest = dest.ID()
 		s.mu.Unlock()
+		same := false
+		if o.ask(func() { same = from > 0 && seg.end == from && seg.last == last }); same {
+			s.progress(last, id, from) // nothing has to be sent for it to be known
+		}
 		end, err := o.shipSegment(ctx, s, seg, before, dest, from, failed)
 		if err != nil {
 			return err
@@ -420,22 +448,22 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 }
 
 // shipTo chooses the store of the site for a segment: the one that has a part of it already, else one with room, in
-// turn by the segment's number, so that load and capacity spread.
-func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32) {
+// turn by the segment's number, so that load and capacity spread. With it come the end of that part and the last record in it.
+func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32, ident.Position) {
 	for _, h := range there {
 		// A short one has lost what its power cut took; appends go on from there, compared with what there is.
 		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaCopy || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) {
-			return h.store, h.end
+			return h.store, h.end, h.last
 		}
 	}
 	stores = o.env.roomyFirst(stores, int(seg.id.Number))
 	for _, st := range stores {
 		taken := slices.ContainsFunc(there, func(h have) bool { return h.store == st && h.state != 0 })
 		if !taken && o.env.Stores.Up(st.ID()) {
-			return st, 0
+			return st, 0, ident.Position{}
 		}
 	}
-	return nil, 0
+	return nil, 0, ident.Position{}
 }
 
 // shipEnd is where a segment ended.
@@ -597,7 +625,7 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 		if x.Segment != seg.id {
 			continue
 		}
-		if last && x.Stable.Seq > s.mu.mark.Seq {
+		if last && x.Stable.Seq > s.mu.mark.Seq && s.mu.gap == nil {
 			s.mu.mark = x.Stable
 		}
 		if s.mu.stable >= before {
