@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -124,6 +125,25 @@ type Control struct {
 	CertFile string `yaml:"cert_file,omitempty"`
 	KeyFile  string `yaml:"key_file,omitempty"`
 	Prefix   string `yaml:"prefix,omitempty"` // of all keys, where an external etcd is shared
+}
+
+// BecomeVoter makes it the configuration of a node that has a voter and joins the voters that there are, at the addresses that
+// it would have by default.
+func (c *Config) BecomeVoter() error {
+	ctl := &c.Control
+	if ctl.Embedded || ctl.External {
+		return nil
+	}
+	at := c.Address.Addr
+	if !at.IsValid() {
+		at = c.ClusterAddr.Addr
+	}
+	ctl.PeerAddress, ctl.ClientAddress = ctl.PeerAddress.or(at, PortControlPeer), ctl.ClientAddress.or(at, PortControlClient)
+	if err := ctl.PeerAddress.dialable(); err != nil {
+		return fmt.Errorf("control.peer_address %w", err)
+	}
+	ctl.Embedded, ctl.Join = true, true
+	return nil
 }
 
 // Voter is a member of the embedded control store.

@@ -41,10 +41,14 @@ type Store interface {
 	// stores.
 	RegisterNode(ctx context.Context, n Node) (Node, error)
 	RemoveNode(ctx context.Context, name ident.NodeName) error
+	// Level is what every registered node knows of the stored form, and of records (LevelRecords).
+	Level() int
 	// SetDraining has a node hand over what it owns and take nothing, or ends that.
 	SetDraining(ctx context.Context, name ident.NodeName, yes bool) (Node, error)
 	// SetLeaving says that a node is to be removed: it drains, and its stores are emptied; or ends that.
 	SetLeaving(ctx context.Context, name ident.NodeName, yes bool) (Node, error)
+	// SetVoting has a node run a voter of the embedded control store from now on.
+	SetVoting(ctx context.Context, name ident.NodeName) (Node, error)
 	// SetStoreLeaving has a store emptied, or ends that.
 	SetStoreLeaving(ctx context.Context, id ident.StoreID, yes bool) (Node, error)
 	// StoreLost reports that an operator has declared the store lost; LostStores lists those, by ID.
@@ -115,6 +119,9 @@ type Store interface {
 	// HandJournal is TakeJournal in the name of another node, to which an owner hands its journal over (R10). stores,
 	// if there are any, are the new owner's ensemble, which the same transaction lists.
 	HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error)
+	// SetStops puts the word of an epoch's owner into its key, that it stops when it is cut off from the control store, or
+	// that it does not any more. ErrConflict if the journal has another epoch. Of an error nothing is known but that.
+	SetStops(ctx context.Context, id ident.JournalID, epoch ident.Epoch, yes bool) error
 	// ForceJournal names a new owner at the next epoch without waiting for the stores in lost, members of listed
 	// ensembles (R2, R11): takeovers from then on go without them, and are not proven. unheld, if it is not empty, is a
 	// node that must not be holding (Hold); ErrInUse if it is.

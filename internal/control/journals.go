@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -98,11 +99,16 @@ func (c *Client) clusterFor(ctx context.Context) (Cluster, []byte, error) {
 
 // TakeJournal implements Store.
 func (c *Client) TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error) {
-	return c.HandJournal(ctx, id, expect, newOwner, nil)
+	v, ok := c.Volume(id)
+	return c.handJournal(ctx, id, expect, newOwner, nil, ok && v.Partition == PartitionStop)
 }
 
-// HandJournal implements Store.
+// HandJournal implements Store. What the new owner knows of the specification is for itself to say.
 func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error) {
+	return c.handJournal(ctx, id, expect, newOwner, stores, false)
+}
+
+func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID, stops bool) (JournalState, Rev, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	if newOwner == "" {
@@ -123,7 +129,7 @@ func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev
 		return base, rev, invalidf("journal %s: epochs are used up", id)
 	}
 	next := base.Clone()
-	next.Owner = newOwner
+	next.Owner, next.Stops = newOwner, stops && c.level() >= LevelStops
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
 	if len(stores) > 0 {
 		e := Ensemble{Epoch: next.Epoch, Stores: slices.Clone(stores)}
@@ -155,7 +161,7 @@ func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Re
 		return base, rev, fmt.Errorf("journal %s: %w", id, ErrUnheard)
 	}
 	next := base.Clone()
-	next.Owner = newOwner
+	next.Owner, next.Stops = newOwner, false
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
 	next.Forced = &Forced{Epoch: next.Epoch, Lost: slices.Clone(lost)}
 	if next = next.unforced(); next.Validate() != nil {
@@ -167,6 +173,35 @@ func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Re
 	}
 	res := c.commitJournals(ctx, []journalChange{ch})[0]
 	return res.State, res.Rev, res.Err
+}
+
+// SetStops implements Store. It writes even if the key has that value: an earlier attempt, whose outcome was not learnt, may
+// be under way still, and depends on the revision that this one changes.
+func (c *Client) SetStops(ctx context.Context, id ident.JournalID, epoch ident.Epoch, yes bool) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	if yes && c.level() < LevelStops {
+		return fmt.Errorf("journal %s: %w", id, ErrOlderNodes)
+	}
+	_, raw, err := c.clusterFor(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		base, rev, err := c.JournalNow(ctx, id)
+		switch {
+		case err != nil:
+			return err
+		case base.Epoch != epoch:
+			return fmt.Errorf("journal %s is at epoch %s: %w", id, base.Epoch, ErrConflict)
+		}
+		next := base.Clone()
+		next.Stops = yes
+		res := c.commitOne(ctx, journalChange{journal: id, expect: rev, changeID: newChangeID(), state: next, cluster: raw})
+		if !errors.Is(res.Err, ErrConflict) || res.State.Epoch != epoch {
+			return res.Err
+		}
+	}
 }
 
 // ChangeEnsembles implements Store.

@@ -20,10 +20,26 @@ import (
 // Level counts the stored form's additions since FormatVersion was last raised.
 //
 //	1  first release
-//	2  volumes have an ownership policy; nodes and stores can be leaving; journals of a control store that was restored
+//	2  volumes have an ownership policy; nodes and stores can be leaving; journals of a control store that was restored, and
+//	   takeovers by force. Its core servers take records that say when they were made, and its owners records about pins:
+//	   see LevelRecords
 //	3  volumes say how paths by way of other sites are, where initiators are sent, and to which hosts they are mapped
 //	4  credentials for discovery
-const Level = 4
+//	5  journals say whether their owners stop when they are cut off; nodes that are to become voters
+const Level = 5
+
+// LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
+// as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
+const LevelRecords = 2
+
+// LevelStops is the level from which on nodes can read that an owner stops when it is cut off.
+const LevelStops = 5
+
+// levelLost is the level from which on nodes know of stores that were declared lost.
+const levelLost = 2
+
+// LevelVoting is the level from which on nodes become voters when they are told to (SetVoting).
+const LevelVoting = 5
 
 // ErrOlderNodes: the change needs all nodes to be upgraded first.
 var ErrOlderNodes = errors.New("there are nodes of an older version, which can not read it: upgrade them first")
@@ -39,14 +55,17 @@ type nodeLevel struct {
 // the same as leaving it out.
 var laterFields = map[string]map[string]laterField{
 	dirVolumes:  {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}},
-	dirNodes:    {"leaving": {2, `false`}},
-	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}},
+	dirNodes:    {"leaving": {2, `false`}, "voting": {5, `false`}},
+	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}, "forced": {2, `null`}, "stops": {5, `false`}},
 }
 
 type laterField struct {
 	level   int
 	neutral string
 }
+
+// Level implements Store.
+func (c *Client) Level() int { return c.level() }
 
 // level is what every registered node knows.
 func (c *Client) level() int {

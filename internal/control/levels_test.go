@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +54,20 @@ func TestOlderNodes(t *testing.T) {
 		if err := c.SetDiscovery(ctx, chap); !errors.Is(err, ErrOlderNodes) {
 			t.Errorf("credentials that the older node would not ask for: %v", err)
 		}
+		if _, err := c.LoseStore(ctx, ident.StoreID{9}); !errors.Is(err, ErrOlderNodes) {
+			t.Errorf("a store is declared lost: %v", err)
+		}
+		stop := testVolume("stop")
+		stop.Partition = PartitionStop
+		s := must(c.CreateVolume(ctx, stop, []ident.SiteID{site.ID}))(t)
+		_, rev, _ := c.Journal(s.ID)
+		state, _, err := c.TakeJournal(ctx, s.ID, rev, "old")
+		if err != nil || state.Stops {
+			t.Errorf("taken over: %+v, %v", state, err)
+		}
+		if err := c.SetStops(ctx, s.ID, state.Epoch, true); !errors.Is(err, ErrOlderNodes) {
+			t.Errorf("an owner's word that it stops: %v", err)
+		}
 		// It is upgraded.
 		old.Version = "test"
 		must(c.RegisterNode(ctx, old))(t)
@@ -80,6 +95,33 @@ func TestLower(t *testing.T) {
 	}
 	if _, err := lower(dirNodes+"n", []byte(`{"v":1,"spec":{"stores":[{"leaving":true}]}}`), 1); !errors.Is(err, ErrOlderNodes) {
 		t.Errorf("a store that is leaving: %v", err)
+	}
+	if _, err := lower(dirJournals+"j", []byte(`{"v":1,"spec":{"owner":"n","forced":{"epoch":{"number":3}}}}`), 1); !errors.Is(err, ErrOlderNodes) {
+		t.Errorf("a takeover by force: %v", err)
+	}
+}
+
+// TestEveryFieldIsKnown: what the types have beyond the first release's has a line in laterFields.
+func TestEveryFieldIsKnown(t *testing.T) {
+	first := map[string][]string{
+		dirVolumes: {"id", "tenant", "name", "size_bytes", "block_size", "sites", "at_site", "durability", "partition", "labels", "hosts", "created", "deleted", "confirmed"},
+		dirNodes: {"name", "site", "host_id", "roles", "addrs", "stores", "version", "tpgt", "voter", "draining", "portals", "cluster", "wan", "management", "control_url",
+			"addr", "id", "label", "capacity_bytes"},
+		dirJournals: {"owner", "epoch", "ensembles", "sites", "number", "lineage", "stores"},
+		dirSites:    {"id", "name", "cidrs"},
+		dirHosts:    {"tenant", "name", "initiator_names", "cidrs", "chap", "created", "in_user", "in_secret", "out_user", "out_secret"},
+	}
+	for dir, types := range map[string][]any{
+		dirVolumes: {VolumeSpec{}}, dirNodes: {Node{}, Addrs{}, Portal{}, StoreSpec{}}, dirJournals: {JournalState{}, Ensemble{}}, dirSites: {Site{}}, dirHosts: {Host{}, CHAP{}},
+	} {
+		for _, x := range types {
+			for f := range reflect.TypeOf(x).Fields() {
+				name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+				if _, later := laterFields[dir][name]; name == "" || name == "-" || !later && !slices.Contains(first[dir], name) {
+					t.Errorf("%s of %T is stored as %q, which nodes of the first release refuse: it needs a line in laterFields", f.Name, x, name)
+				}
+			}
+		}
 	}
 }
 

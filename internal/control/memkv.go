@@ -122,6 +122,13 @@ func (m *Mem) applyLocked(ops []op) {
 	m.wakeLocked()
 }
 
+// Downgrade has a node look as if an older program had registered it: nothing says what of the stored form it knows.
+func (m *Mem) Downgrade(name ident.NodeName) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.applyLocked([]op{{key: dirLevels + string(name), delete: true}})
+}
+
 // Renew puts another control store, with the content of a snapshot, in the place of this one, as SeedVoter does.
 func (m *Mem) Renew(s *Snapshot) {
 	m.mu.Lock()

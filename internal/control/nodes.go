@@ -51,7 +51,7 @@ func (c *Client) RegisterNode(ctx context.Context, n Node) (Node, error) {
 		}
 		t := txn{conds: []cond{{key: keyNode(n.Name), rev: rev}}}
 		next := n
-		next.TPGT, next.Draining, next.Leaving = old.TPGT, old.Draining, old.Leaving
+		next.TPGT, next.Draining, next.Leaving, next.Voting = old.TPGT, old.Draining, old.Leaving, old.Voting
 		next.Stores = slices.Clone(n.Stores)
 		for i := range next.Stores {
 			if j := slices.IndexFunc(old.Stores, func(s StoreSpec) bool { return s.ID == next.Stores[i].ID }); j >= 0 {

@@ -62,6 +62,7 @@ type Node struct {
 
 	Draining bool `json:"draining,omitempty"` // it hands over what it owns and takes nothing: an operator's word (SetDraining)
 	Leaving  bool `json:"leaving,omitempty"`  // it is to be removed: its stores are emptied too (SetLeaving)
+	Voting   bool `json:"voting,omitempty"`   // it is to run a voter in the place of one that was removed (SetVoting)
 }
 
 // Has reports whether the node has the role.
@@ -232,6 +233,9 @@ type JournalState struct {
 	// Unheard: the key comes from a backup, and the list does not count yet (R3). Nobody takes the journal over until
 	// every store has answered, or its running owner has written its key back.
 	Unheard bool `json:"unheard,omitempty"`
+	// Stops says that the owner of this epoch goes silent when it loses its lease of the control store, whatever the
+	// specification says by now: only then may another site take the journal over by itself (R11). It is the owner's word.
+	Stops bool `json:"stops,omitempty"`
 }
 
 // Forced is in a journal's key from a takeover without the answers that R2 asks for until the ensembles that it

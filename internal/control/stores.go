@@ -52,6 +52,15 @@ func (c *Client) SetLeaving(ctx context.Context, name ident.NodeName, yes bool) 
 	})
 }
 
+// SetVoting implements Store.
+func (c *Client) SetVoting(ctx context.Context, name ident.NodeName) (Node, error) {
+	return c.changeNode(ctx, name, "node.voter", "node/"+string(name), func(n *Node) (bool, error) {
+		was := n.Voting
+		n.Voting = true
+		return !was, nil
+	})
+}
+
 // SetStoreLeaving implements Store.
 func (c *Client) SetStoreLeaving(ctx context.Context, id ident.StoreID, yes bool) (Node, error) {
 	action := "store.stay"
@@ -96,6 +105,9 @@ func (c *Client) LoseStore(ctx context.Context, id ident.StoreID) (LostStore, er
 		was, _, err := read[LostStore](ctx, c, keyLost(id))
 		if err == nil || !errors.Is(err, ErrNotFound) {
 			return was, err
+		}
+		if c.level() < levelLost {
+			return was, fmt.Errorf("store %s is declared lost: %w", id, ErrOlderNodes)
 		}
 		l := LostStore{ID: id, Time: c.o.Now().UTC(), By: ActorFrom(ctx)}
 		t := txn{conds: []cond{{key: keyLost(id)}}}

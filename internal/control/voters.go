@@ -51,6 +51,36 @@ func ChooseVoters(sites []Site, nodes []Node) []ident.NodeName {
 	return out
 }
 
+// ReplaceVoter names the node that should become a voter when a node with a voter goes: one that ChooseVoters takes without
+// it and that has none, at the site of the one that goes if there is such a one. False if there is nobody, or if there are
+// voters enough.
+func ReplaceVoter(sites []Site, nodes []Node, goes ident.NodeName) (Node, bool) {
+	i := slices.IndexFunc(nodes, func(n Node) bool { return n.Name == goes })
+	if i < 0 || !nodes[i].Voter {
+		return Node{}, false
+	}
+	site := nodes[i].Site
+	var stay []Node
+	voters := 0
+	for _, n := range nodes {
+		if n.Name == goes || n.Leaving && !n.Voter {
+			continue
+		}
+		stay = append(stay, n)
+		if n.Voter {
+			voters++
+		}
+	}
+	names := ChooseVoters(sites, stay)
+	var best Node
+	for _, n := range stay {
+		if !n.Voter && slices.Contains(names, n.Name) && (best.Name == "" || n.Site == site && best.Site != site) {
+			best = n
+		}
+	}
+	return best, best.Name != "" && voters < len(names)
+}
+
 // NeedsWitness reports whether a cluster of that many nodes at each of its sites should have a witness.
 func NeedsWitness(nodesAtSite ...int) bool {
 	nodesAtSite = slices.DeleteFunc(slices.Clone(nodesAtSite), func(n int) bool { return n == 0 })

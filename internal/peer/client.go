@@ -174,8 +174,8 @@ func (c *client) succeed(found *call, payload []byte, buf *buffer) error {
 
 // send queues a call. If it can't, the error says that nothing was sent, and the call is the caller's again.
 func (c *client) send(x *call) error {
-	if t := x.msg.Type(); t.Since() > c.version {
-		return wire.Errorf(wire.CodeVersion, "node %s does not know %s yet: it speaks version %d of the protocol", c.peer.addr().Node, t, c.version)
+	if wire.Since(x.msg) > c.version {
+		return wire.Errorf(wire.CodeVersion, "node %s does not know this %s yet: it speaks version %d of the protocol", c.peer.addr().Node, x.msg.Type(), c.version)
 	}
 	if err := c.lockToSend(); err != nil {
 		return err

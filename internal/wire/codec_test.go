@@ -400,3 +400,15 @@ func FuzzDecodeError(f *testing.F) {
 		}
 	})
 }
+
+// What came later than the first version is told from what did not, also within a type.
+func TestSince(t *testing.T) {
+	for _, x := range []struct {
+		m    Message
+		want uint16
+	}{{&Bar{Kind: BarAccept}, 1}, {&Bar{Kind: BarForget}, 2}, {&Blocks{}, 2}, {&HandOver{}, 1}} {
+		if got := Since(x.m); got != x.want {
+			t.Errorf("%s: version %d, want %d", x.m.Type(), got, x.want)
+		}
+	}
+}

@@ -83,6 +83,15 @@ func (t Type) Since() uint16 {
 	return version1
 }
 
+// Since is the first version of the protocol in which m means what it says: of its type, or of a kind within it that came
+// later.
+func Since(m Message) uint16 {
+	if b, ok := m.(*Bar); ok && b.Kind >= BarForget {
+		return version2
+	}
+	return m.Type().Since()
+}
+
 // KindOf looks a type up; ok is false for one that this build doesn't know.
 func KindOf(t Type) (k *Kind, ok bool) {
 	if t > typeMax || kinds[t].Request == nil {
