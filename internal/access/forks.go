@@ -437,7 +437,7 @@ func (o *Owner) applyPins(body []byte) error {
 func (o *Owner) releaseCuts() {
 	f := &o.forks
 	open := f.open()
-	if len(open) == 0 || f.closing || o.stopErr != nil || !o.w.Serving() {
+	if len(open) == 0 || f.closing || o.stopErr != nil || !o.w.Serving() || o.older {
 		return
 	}
 	for _, at := range f.at {
@@ -484,6 +484,10 @@ func (o *Owner) closeCuts(list []ident.Epoch, then func(error)) {
 func (o *Owner) forget(epoch ident.Epoch, then func(error)) {
 	if !slices.ContainsFunc(o.forks.cuts, func(c wire.EpochStart) bool { return c.At.Epoch == epoch }) {
 		then(wire.Errorf(wire.CodeAbsent, "no fork was left by epoch %s", epoch))
+		return
+	}
+	if o.older {
+		then(wire.Errorf(wire.CodeVersion, "there are nodes of an older version, which know nothing of forks that were given up: upgrade them first"))
 		return
 	}
 	o.log.Warn("a fork is given up", "left by", epoch.String())

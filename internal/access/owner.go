@@ -84,6 +84,7 @@ type Owner struct {
 	lastSeg       *segment // that the last committed record is in
 	lastAppend    time.Duration
 	doze          doze
+	older         bool  // there are nodes that do not take all records that this one can make: control.LevelRecords
 	full          bool  // the last segment could not be opened for want of space
 	refused       []*Op // scratch of refuseForSpace
 	split         []*Op // partial trims whose parts are under way
@@ -476,7 +477,11 @@ func (o *Owner) timers() {
 			o.giveUpReads()
 			o.giveUpFlights()
 			o.letSlowedIn()
-			o.w.Wall(time.Now().UnixNano())
+			if o.older {
+				o.w.Wall(0)
+			} else {
+				o.w.Wall(time.Now().UnixNano())
+			}
 			o.keepJournal()
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {
@@ -515,9 +520,18 @@ func (d *doze) rouse() {
 	}
 }
 
+// wall is the time of day for records, or 0 as long as there are nodes that refuse records with a time.
+func (o *Owner) wall() int64 {
+	if o.older = o.env.Control.Level() < control.LevelRecords; o.older {
+		return 0
+	}
+	return time.Now().UnixNano()
+}
+
 // everySecond is the slow clockwork: liveness of members, checkpoints, what to drop and to repair, the view.
 func (o *Owner) everySecond() {
 	now := time.Duration(o.env.Clock())
+	o.w.Wall(o.wall())
 	for i, m := range o.members {
 		if o.env.Stores.Up(m.Store) && o.env.Health.Usable(m.Store) {
 			o.w.Up(i)

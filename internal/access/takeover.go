@@ -115,7 +115,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	}
 	cfg := journal.WriterConfig{Journal: spec.ID, Kind: journal.JournalVolume, Site: env.Site, Epoch: state.Epoch, Members: o.members,
 		Capacity: env.Limits.SegmentBytes, Heard: rec.Commit, HeardStable: rec.Stable, Proven: rec.Proven(),
-		Wall: time.Now().UnixNano()}
+		Wall: o.wall()}
 	if err := o.rebuild(ctx, answers, rec, &cfg); err != nil {
 		return fail(err)
 	}

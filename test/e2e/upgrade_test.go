@@ -105,12 +105,16 @@ func TestUpgrade(t *testing.T) {
 	// Takeovers from one version by the other.
 	for _, name := range []string{"s1n2", "s1n1"} {
 		s.kill(name)
-		served("after " + name + " was killed")
+		until(t, "a is taken over from "+name, 40*time.Second, func() (bool, string) {
+			x := s.show("a")
+			return x.Volume.Owner != name && x.Volume.State == "serving", fmt.Sprintf("%+v", x.Volume)
+		})
 		program := old
 		if slices.Contains(half, name) {
 			program = current
 		}
-		with(program, s.up)
+		with(program, s.up) // the writer's portal may be the one that was killed
+		served("after " + name + " was killed")
 	}
 	// Back, before what only the new version has is used.
 	replace("s1n1", old)
@@ -136,5 +140,7 @@ func TestUpgrade(t *testing.T) {
 		s.check(log(v), s.url(1, 1, iqn[v]))
 		s.check(log(v), s.url(3, 2, iqn[v]))
 	}
-	s.dozo("volume", "create", "after", "1G")
+	// What the version before knows nothing of.
+	s.dozo("volume", "create", "after", "1G", "--ownership", "pin")
+	s.dozo("volume", "set", "a", "--partition", "stop")
 }
