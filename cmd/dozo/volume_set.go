@@ -14,19 +14,23 @@ type volumeSet struct{ req dozov1.SetVolumeRequest }
 func newVolumeSet(a *app) *cobra.Command {
 	var o volumeSet
 	c := &cobra.Command{
-		Use:   "set NAME [--ownership follow|pin] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner]",
+		Use:   "set NAME [--ownership follow|pin] [--partition continue|stop] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner]",
 		Short: "Change policies of a volume",
 		Long: `Change policies of a volume, at once and without a pause.
 
 With --ownership follow the owner moves by itself to where all writes come from; with pin it stays where dozo volume move
 puts it, unless it dies.
 
+With --partition stop the owner stops answering when its site is cut off, and another site takes over by itself; with continue
+it goes on, and only dozo site failover has another site take over. The command returns once the owner goes by it; if the
+owner can not be asked now, the policy is stored, and it says so: until the owner knows, the former policy is in effect.
+
 With --alua-remote, paths by way of access servers of other sites than the owner's are non-optimized (used when there is
 nothing better), standby (used only once the owner is near them) or unavailable.
 
 With --redirect site an initiator that logs in at an access server of another site than its own is sent to one of its own,
 for good; with owner to the owner, each time that it logs in. Neither is for hosts with several paths: leave it off there.`,
-		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --alua-remote standby",
+		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --partition stop\n  dozo volume set web1 --alua-remote standby",
 		Args:    names("NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume = args[0]
@@ -36,7 +40,9 @@ for good; with owner to the owner, each time that it logs in. Neither is for hos
 	c.Flags().StringVar(&o.req.Ownership, "ownership", "", "follow or pin")
 	c.Flags().StringVar(&o.req.AluaRemote, "alua-remote", "", aluaRemoteHelp)
 	c.Flags().StringVar(&o.req.Redirect, "redirect", "", redirectHelp)
-	c.MarkFlagsOneRequired("ownership", "alua-remote", "redirect")
+	c.Flags().StringVar(&o.req.Partition, "partition", "", "what the owner does when its site is cut off: continue or stop")
+	c.MarkFlagsOneRequired("ownership", "partition", "alua-remote", "redirect")
+	_ = c.RegisterFlagCompletionFunc("partition", cobra.FixedCompletions([]string{"continue", "stop"}, cobra.ShellCompDirectiveNoFileComp))
 	completePathPolicies(c)
 	_ = c.RegisterFlagCompletionFunc("ownership", cobra.FixedCompletions([]string{"follow", "pin"}, cobra.ShellCompDirectiveNoFileComp))
 	tenantFlag(c, &o.req.Tenant)

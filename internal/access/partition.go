@@ -24,6 +24,14 @@ import (
 //	asked for ├────────── 7 s, on the owner's clock ──────────┤ silent
 //	          ├───────────────── 10 s or more, on the control store's ─────────────────┤ key gone: may be taken over
 //
+// The policy may be changed while the volume is served, and the owner may hear of that late, or be cut off before it does. So
+// what counts for other sites is not the specification but the owner's own word in the journal's key (JournalState.Stops):
+// it gives its word once it has its lease, and takes it back before it stops heeding the lease. A takeover by the
+// specification's stop gives the word with the same transaction; a new owner that was handed the journal gives it after.
+//
+//	spec: stop ──> lease ──> the journal is still this owner's ──> heeds the lease ──> Stops in the key: others may take over
+//	spec: continue ──> Stops out of the key ──> heeds it no more
+//
 // A node whose key was gone puts it back when it can, and that alone gives nothing back to its owners: each first asks the
 // control store whether its journal is still its own. Whoever took it over did so before the key was there again.
 //
@@ -51,7 +59,8 @@ func (h *controlHold) renewed(asked int64, anew bool) {
 
 // keepHold begins to ask for the lease when there is a volume that needs one.
 func (s *Server) keepHold(spec *control.VolumeSpec) {
-	if spec.Partition != control.PartitionStop || s.holding {
+	state, _, _ := s.env.Control.Journal(spec.ID)
+	if spec.Partition != control.PartitionStop && !state.Stops || s.holding {
 		return
 	}
 	if err := s.env.Control.Hold(s.env.Node, s.env.Clock, s.env.Hold.renewed); err != nil {
@@ -63,7 +72,7 @@ func (s *Server) keepHold(spec *control.VolumeSpec) {
 
 // silent reports that the owner may not answer with success now.
 func (o *Owner) silent() bool {
-	if o.spec.Load().Partition != control.PartitionStop || o.env.Hold == nil {
+	if !o.partition.heeds || o.env.Hold == nil {
 		return false
 	}
 	if mutant.On(mutant.R11Silent) {
@@ -77,6 +86,10 @@ type stopState struct {
 	life   uint64 // of the key in which the journal was seen to be this owner's; 0: not yet
 	asking bool
 	told   bool // that it is silent
+	heeds  bool // the lease
+	stops  bool // the journal's key says so
+	saying bool // the key is being changed
+	retry  time.Duration
 }
 
 func errSilent(o *Owner) error {
@@ -86,8 +99,12 @@ func errSilent(o *Owner) error {
 // keepJournal asks whether the journal is this owner's still, each time that the key was put anew. It runs in the loop.
 func (o *Owner) keepJournal() {
 	x := &o.partition
-	if o.stopErr != nil || o.env.Hold == nil || o.spec.Load().Partition != control.PartitionStop {
+	stop := o.spec.Load().Partition == control.PartitionStop
+	if o.stopErr != nil || o.env.Hold == nil || !stop && !x.heeds && !x.stops {
 		return
+	}
+	if x.heeds || x.stops { // else it is to heed the lease once it is there, and nobody counts on it before
+		o.giveWord(stop)
 	}
 	if silent := o.silent(); silent != x.told && o.w.Serving() {
 		x.told = silent
@@ -98,7 +115,7 @@ func (o *Owner) keepJournal() {
 		}
 	}
 	life := o.env.Hold.lives.Load()
-	if x.asking || life == 0 || life == x.life {
+	if x.asking || life == 0 || life == x.life && (x.heeds || !stop) {
 		return
 	}
 	x.asking = true
@@ -112,9 +129,35 @@ func (o *Owner) keepJournal() {
 			case err != nil:
 			case state.Epoch == o.epoch && state.Owner == o.env.Node:
 				x.life = life
+				x.heeds = x.heeds || o.spec.Load().Partition == control.PartitionStop
 			case o.epoch.Less(state.Epoch):
 				o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: state.Epoch, Detail: "the control store names another owner"})
 			}
+		})
+	})
+}
+
+// giveWord has the journal's key say whether this owner heeds its lease, as the specification wants it. It runs in the loop.
+func (o *Owner) giveWord(stop bool) {
+	x := &o.partition
+	now := time.Duration(o.env.Clock())
+	if x.saying || stop == x.stops && stop == x.heeds || !o.w.Serving() || now < x.retry {
+		return
+	}
+	x.saying = true
+	o.goBackground(func() {
+		ctx, cancel := context.WithTimeout(o.ctx, control.HoldEvery)
+		defer cancel()
+		err := o.env.Control.SetStops(ctx, o.journalID, o.epoch, stop)
+		o.call(func() {
+			x.saying = false
+			if err != nil {
+				x.retry = time.Duration(o.env.Clock()) + lostRetry
+				o.log.Debug("the owner's word on its partition policy is not in its key", "stops", stop, "err", err)
+				return
+			}
+			x.stops, x.heeds, o.state.Stops = stop, stop, stop
+			o.log.Info("partition policy in effect", "stops", stop)
 		})
 	})
 }
@@ -135,7 +178,7 @@ func (s *Server) automatic() bool {
 // siteLost says whether a volume's owner's site is lost to the control store and to this node, and it is this node's business
 // to see whether its own site takes over. Server.mu is held.
 func (s *Server) siteLost(v *Volume, state control.JournalState) bool {
-	if v.spec.Load().Partition != control.PartitionStop || state.Owner == "" || v.forcing {
+	if !state.Stops || state.Owner == "" || v.forcing {
 		return false
 	}
 	owner, ok := s.env.Control.Node(state.Owner)
@@ -178,7 +221,7 @@ func (s *Server) takeFromLost(v *Volume) {
 		return
 	}
 	owner, ok := s.env.Control.Node(x.State.Owner)
-	if !ok || owner.Site == s.env.Site {
+	if !ok || owner.Site == s.env.Site || !x.State.Stops {
 		return
 	}
 	for _, r := range x.Reach {

@@ -124,6 +124,99 @@ func TestASiteThatIsCutOff(t *testing.T) {
 	}
 }
 
+// The policy is changed while the volume is served. What counts is what the owner has said in its key: one that is cut off
+// before it hears of stop goes on, and nobody takes its volume; one that hears of it is silent when it is cut off then; and
+// one that can not take its word back heeds it, whatever the specification says.
+func TestThePolicyIsChanged(t *testing.T) {
+	set := func(t *testing.T, n *nodes, v control.VolumeSpec, p control.Partition) {
+		t.Helper()
+		if _, err := n.ctl.UpdateVolume(t.Context(), v.ID, func(v *control.VolumeSpec) error { v.Partition = p; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stops := func(n *nodes, v control.VolumeSpec) bool { return n.listed(v).Stops }
+	// cutFor cuts the owner's site off, and says for how long the owner acknowledged, and who has the volume in the end.
+	cutFor := func(n *nodes, v control.VolumeSpec, o *Owner, during func()) (acked time.Duration, by ident.NodeName) {
+		n.cutSiteOff(1, true)
+		if during != nil {
+			during()
+		}
+		begun := time.Now()
+		for time.Since(begun) < 25*time.Second {
+			if writeAt(o, 0, make([]byte, 4096), false) == nil {
+				acked = time.Since(begun)
+			}
+			if by = n.listed(v).Owner; by != o.env.Node {
+				break
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		return acked, by
+	}
+	t.Run("stop", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNodes(t, 3, 2, time.Second)
+			v := n.policyVolume(t, control.PartitionContinue)
+			x := n.served(t, v)
+			o := x.srv.Load().Owners()[0]
+			eventually(t, "a write", func() bool { return writeAt(o, 0, make([]byte, 4096), false) == nil })
+			acked, by := cutFor(n, v, o, func() { set(t, n, v, control.PartitionStop) })
+			if by != x.name || acked < 20*time.Second {
+				t.Errorf("cut off before it was told to stop: acknowledged for %v, the owner is %s", acked, by)
+			}
+			n.cutSiteOff(1, false)
+			eventually(t, "the owner has said that it stops", func() bool { return stops(n, v) })
+			if err := writeAt(o, 0, make([]byte, 4096), false); err != nil {
+				t.Errorf("the change of the policy: %v", err)
+			}
+			time.Sleep(3 * time.Second)
+			n.inStep(t, o)
+			if acked, by = cutFor(n, v, o, nil); by == x.name || acked > silentAfter {
+				t.Errorf("cut off after it was told to stop: acknowledged for %v, the owner is %s", acked, by)
+			}
+			n.cutSiteOff(1, false)
+			eventually(t, "the new owner has said that it stops", func() bool { return stops(n, v) })
+			n.stopAll()
+		})
+	})
+	t.Run("continue", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNodes(t, 3, 2, time.Second)
+			v := n.policyVolume(t, control.PartitionStop)
+			x := n.served(t, v)
+			o := x.srv.Load().Owners()[0]
+			eventually(t, "a write", func() bool { return writeAt(o, 0, make([]byte, 4096), false) == nil })
+			if !stops(n, v) {
+				t.Error("who takes a volume with stop says so at once")
+			}
+			set(t, n, v, control.PartitionContinue)
+			eventually(t, "the owner has taken its word back", func() bool { return !stops(n, v) })
+			time.Sleep(3 * time.Second)
+			n.inStep(t, o)
+			if acked, by := cutFor(n, v, o, nil); by != x.name || acked < 20*time.Second {
+				t.Errorf("acknowledged for %v, the owner is %s", acked, by)
+			}
+			n.cutSiteOff(1, false)
+			set(t, n, v, control.PartitionStop)
+			eventually(t, "the owner has said that it stops", func() bool { return stops(n, v) })
+			time.Sleep(3 * time.Second)
+			n.inStep(t, o)
+			// It hears that it may go on, and can not take its word back.
+			n.mem.SetDown(true)
+			goOn := *o.spec.Load()
+			goOn.Partition = control.PartitionContinue
+			o.SetSpec(goOn)
+			time.Sleep(silentAfter + time.Second)
+			if err := writeAt(o, 0, make([]byte, 4096), false); !errors.Is(err, wire.ErrBusy) {
+				t.Errorf("while it is said to stop: %v", err)
+			}
+			n.mem.SetDown(false)
+			eventually(t, "it goes on", func() bool { return writeAt(o, 0, make([]byte, 4096), false) == nil })
+			n.stopAll()
+		})
+	})
+}
+
 // A node whose key was gone for a while, while nobody took over, goes on once it has asked for its journals.
 func TestALeaseThatWasGoneForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -80,6 +80,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	o.doze.wake = make(chan struct{}, 1)
 	o.spec.Store(&spec)
 	o.late.before = hand.late
+	o.partition.heeds, o.partition.stops = state.Stops, state.Stops
 	var err error
 	fail := func(err error) (*Owner, error) {
 		o.cancel()

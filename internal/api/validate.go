@@ -62,7 +62,7 @@ func validate(msg proto.Message) error {
 	case *dozov1.RenameVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkVolumeName("new_name", m.GetNewName()))
 	case *dozov1.SetVolumeRequest:
-		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()))
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()), checkPartition(m.GetPartition()))
 	case *dozov1.MapVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkName("host", m.GetHost()), checkLUN(m.GetLun()))
 	case *dozov1.UnmapVolumeRequest:
@@ -192,10 +192,7 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if d := control.Durability(m.GetDurability()); d != control.Replicated && d != control.Sync {
 		errs = append(errs, invalid("durability %q: want replicated or sync", d))
 	}
-	if p := control.Partition(m.GetPartition()); p != control.PartitionContinue && p != control.PartitionStop {
-		errs = append(errs, invalid("partition %q: want continue or stop", p))
-	}
-	errs = append(errs, checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()))
+	errs = append(errs, checkPartition(m.GetPartition()), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()))
 	if b := m.GetBlockSize(); b != 512 && b != 4096 {
 		errs = append(errs, invalid("block_size %d: want 512 or 4096", b))
 	}
@@ -206,6 +203,13 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 		errs = append(errs, invalid("%d hosts: want %d at most", len(m.GetHosts()), listMax))
 	}
 	return errors.Join(errs...)
+}
+
+func checkPartition(text string) error {
+	if p := control.Partition(text); text != "" && p != control.PartitionContinue && p != control.PartitionStop {
+		return invalid("partition %q: want continue or stop", p)
+	}
+	return nil
 }
 
 func checkOwnership(text string) error {

@@ -464,7 +464,12 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 	if err != nil {
 		return nil, err
 	}
-	v, err = b.n.control().UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
+	c := b.n.control()
+	if _, older := c.OldestLevel(); req.Partition != "" && c.Level() < control.LevelStops {
+		return nil, fmt.Errorf("the partition policy can be changed once all nodes are upgraded, and %v are not: %w", older, control.ErrOlderNodes)
+	}
+	v, err = c.UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
+		v.Partition = cmp.Or(control.Partition(req.Partition), v.Partition)
 		v.Ownership = cmp.Or(control.Ownership(req.Ownership), v.Ownership)
 		v.ALUARemote = cmp.Or(control.RemoteAccess(req.AluaRemote), v.ALUARemote)
 		v.Redirect = cmp.Or(control.Redirect(req.Redirect), v.Redirect)
@@ -473,7 +478,35 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 	if err != nil {
 		return nil, err
 	}
+	if req.Partition != "" {
+		if err := b.policyInEffect(ctx, v); err != nil {
+			return nil, err
+		}
+	}
 	return b.described(ctx, v), nil
+}
+
+// policyPatience is how long a change of the partition policy waits for the owner's word.
+const policyPatience = 10 * time.Second
+
+// policyInEffect waits until the volume's owner goes by its partition policy.
+func (b *backend) policyInEffect(ctx context.Context, v control.VolumeSpec) error {
+	ctx, cancel := context.WithTimeout(ctx, policyPatience)
+	defer cancel()
+	c := b.n.control()
+	changed, stop := c.Subscribe()
+	defer stop()
+	for {
+		state, _, _ := c.Journal(v.ID)
+		if state.Owner == "" || state.Stops == (v.Partition == control.PartitionStop) {
+			return nil // who takes it over from now on goes by the specification
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("volume %s: the policy is stored, and its owner %s has not said that it goes by it: until it does, the former one is in effect: %w", v.Name, state.Owner, api.ErrUnavailable)
+		}
+	}
 }
 
 // DeleteVolume implements api.Volumes. With force the volume is deleted first, so that nobody can log in again, and

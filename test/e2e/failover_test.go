@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -257,4 +258,56 @@ func TestFailover(t *testing.T) {
 		t.Errorf("the state after write %d is there, want %d", got, now)
 	}
 	t.Logf("%v: home again", time.Since(begun))
+}
+
+// TestSiteThatStopsIsTakenOver: a volume is told to stop when its site is cut off, and then its site hears and says nothing any
+// more. Another one takes it over without anybody asking, and what comes back acknowledges nothing.
+func TestSiteThatStopsIsTakenOver(t *testing.T) {
+	s := start(t, 3, 2)
+	iqn := s.create("v", "16M")
+	w := openNumbered(t, s, 1, iqn, "iqn.2026-11.test:old")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	acked := uint64(0)
+	write := func(n int) {
+		t.Helper()
+		for range n {
+			if err := w.write(ctx, acked+1); err != nil {
+				t.Fatal(err)
+			}
+			acked++
+		}
+	}
+	write(50)
+	s.dozo("volume", "set", "v", "--partition", "stop") // it answers once the owner goes by it
+	write(50)
+	s.dozo("volume", "wait", "v", "--replicated", "--timeout", "20s")
+	begun := time.Now()
+	s.signal(syscall.SIGSTOP, "s1n1", "s1n2")
+	var v volumeShow
+	until(t, "another site serves it", 40*time.Second, func() (bool, string) {
+		v = volumeShow{}
+		err := s.tryAsk("s2n1", &v, "volume", "show", "v")
+		return err == nil && v.Volume.Owner != "" && !strings.HasPrefix(v.Volume.Owner, "s1") && v.Volume.State == "serving", fmt.Sprint(v.Volume, err)
+	})
+	t.Logf("served at %s after %v", v.Volume.Owner, time.Since(begun).Round(time.Millisecond))
+	n := openNumbered(t, s, 2, iqn, "iqn.2026-11.test:new")
+	if at := n.last("at the other site"); at != acked {
+		t.Errorf("the state after write %d is there, and %d were acknowledged and everywhere", at, acked)
+	}
+	if err := n.write(ctx, acked+1); err != nil {
+		t.Fatal(err)
+	}
+	s.signal(syscall.SIGCONT, "s1n1", "s1n2")
+	late, end := context.WithTimeout(ctx, 2*time.Second)
+	defer end()
+	if err := w.write(late, acked+7); err == nil {
+		t.Error("a write by a port that was attached before the takeover is acknowledged")
+	}
+	if at := n.last("once the site is back"); at != acked+1 {
+		t.Errorf("the state after write %d is there, want %d", at, acked+1)
+	}
+	if out := s.dozo("events", "--endpoint", "unix://"+filepath.Join(s.dir, "nodes", "s2n1", "api.sock")); !strings.Contains(out, "volume.failover") {
+		t.Errorf("no event says that it was taken over:\n%s", out)
+	}
 }

@@ -258,6 +258,7 @@ func (b *Backend) RenameVolume(ctx context.Context, req *dozov1.RenameVolumeRequ
 func (b *Backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (*dozov1.Volume, error) {
 	return b.changeVolume(ctx, "SetVolume", "volume.set", req.GetTenant(), req.GetVolume(), func(v *dozov1.Volume) error {
 		v.Ownership = cmp.Or(req.GetOwnership(), v.GetOwnership())
+		v.Partition = cmp.Or(req.GetPartition(), v.GetPartition())
 		v.AluaRemote, v.Redirect = cmp.Or(req.GetAluaRemote(), v.GetAluaRemote()), cmp.Or(req.GetRedirect(), v.GetRedirect())
 		return nil
 	})

@@ -412,7 +412,8 @@ func (x *ReplaceStoreRequest) GetNoWait() bool {
 // EmptyProgress is how far the emptying of a node's stores, or of one store, is.
 type EmptyProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// planned (a dry run), owners (volumes are handed over), copying, permits (what is elsewhere by now is let go), empty,
+	// planned (a dry run), owners (volumes are handed over), copying, permits (what is elsewhere by now is let go), empty, voter
+	// (a node: another one gets a voter of the control store in its place),
 	// removed (a node: out of the cluster), lost (declared so).
 	Phase string `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
 	// Volumes that the node owns still.

@@ -1447,7 +1447,9 @@ type SetVolumeRequest struct {
 	// nonoptimized, standby or unavailable; empty: as it is.
 	AluaRemote string `protobuf:"bytes,4,opt,name=alua_remote,json=aluaRemote,proto3" json:"alua_remote,omitempty"`
 	// off, site or owner; empty: as it is.
-	Redirect      string `protobuf:"bytes,5,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	Redirect string `protobuf:"bytes,5,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	// continue or stop; empty: as it is. The answer comes once the owner goes by it.
+	Partition     string `protobuf:"bytes,6,opt,name=partition,proto3" json:"partition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1513,6 +1515,13 @@ func (x *SetVolumeRequest) GetAluaRemote() string {
 func (x *SetVolumeRequest) GetRedirect() string {
 	if x != nil {
 		return x.Redirect
+	}
+	return ""
+}
+
+func (x *SetVolumeRequest) GetPartition() string {
+	if x != nil {
+		return x.Partition
 	}
 	return ""
 }
@@ -2871,14 +2880,15 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x19\n" +
 	"\bnew_name\x18\x03 \x01(\tR\anewName\"?\n" +
 	"\x14RenameVolumeResponse\x12'\n" +
-	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\x9d\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xbb\x01\n" +
 	"\x10SetVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1c\n" +
 	"\townership\x18\x03 \x01(\tR\townership\x12\x1f\n" +
 	"\valua_remote\x18\x04 \x01(\tR\n" +
 	"aluaRemote\x12\x1a\n" +
-	"\bredirect\x18\x05 \x01(\tR\bredirect\"<\n" +
+	"\bredirect\x18\x05 \x01(\tR\bredirect\x12\x1c\n" +
+	"\tpartition\x18\x06 \x01(\tR\tpartition\"<\n" +
 	"\x11SetVolumeResponse\x12'\n" +
 	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xad\x01\n" +
 	"\tVolumeMap\x12\x16\n" +
