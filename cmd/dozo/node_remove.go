@@ -22,9 +22,10 @@ func newNodeRemove(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "remove NAME", Short: "Empty a node and take it out of the cluster",
 		Long: `Empty a node and take it out of the cluster. The node hands over the volumes that it owns, takes no new replicas, and
-those that it has are made on other core servers of its site and let go; I/O goes on meanwhile. Then it leaves: its vote in the
-control store, its entry and its certificates are gone, and its process ends by itself. The command shows how far it is. Where
-it is interrupted the emptying goes on; the same command again waits for it and finishes it.
+those that it has are made on other core servers of its site and let go; I/O goes on meanwhile. Then it leaves: its entry and its
+certificates are gone, and its process ends by itself. If it had a voter of the control store, another node gets one first, one of
+its site where there is one. The command shows how far it is. Where it is interrupted the emptying goes on; the same command
+again waits for it and finishes it.
 
 --cancel ends the emptying, as dozo node undrain does: the node owns volumes and takes replicas again.
 

@@ -176,6 +176,8 @@ func emptyLine(p *dozov1.EmptyProgress) string {
 		return "out of the cluster"
 	case "lost":
 		return "declared lost"
+	case "voter":
+		return "empty; another node gets its vote in the control store"
 	case "planned":
 		fmt.Fprintf(&b, "would hand over %d volumes, change the ensembles of %d, and copy", p.GetVolumes(), p.GetEnsembles())
 	default:

@@ -263,6 +263,7 @@ func (b *backend) RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest)
 			return err
 		}
 	}
+	b.replaceVoter(ctx, c, x) // it joins once the one that is gone is out
 	return b.takeOut(ctx, c, x)
 }
 
@@ -284,6 +285,68 @@ func neededOf(c *control.Client, x control.Node) (n int, name string) {
 		}
 	}
 	return n, name
+}
+
+// voterNote says what becomes of the vote of a node that goes.
+func (b *backend) voterNote(c *control.Client, x control.Node) string {
+	if next, ok := control.ReplaceVoter(c.Sites(), c.Nodes(), x.Name); ok && c.Level() >= control.LevelVoting {
+		return fmt.Sprintf("node %s gets a voter of the control store in the place of the one at %s", next.Name, x.Name)
+	}
+	voters := 0
+	for _, y := range c.Nodes() {
+		if y.Voter && y.Name != x.Name {
+			voters++
+		}
+	}
+	return fmt.Sprintf("the control store is left with %d voters: no other node can have one in the place of %s", voters, x.Name)
+}
+
+// replaceVoter has another node become a voter because a node goes, and names it; false if there is none to be had.
+func (b *backend) replaceVoter(ctx context.Context, c *control.Client, x control.Node) (control.Node, bool) {
+	if b.n.cfg.Control.External {
+		return control.Node{}, false
+	}
+	next, ok := control.ReplaceVoter(c.Sites(), c.Nodes(), x.Name)
+	if !ok {
+		return next, false
+	}
+	if _, err := c.SetVoting(ctx, next.Name); err != nil {
+		b.n.log.Warn("no voter in the place of one that goes", "goes", x.Name, "next", next.Name, "err", err)
+		return next, false
+	}
+	return next, true
+}
+
+// Patience with a voter that joins: etcd wants to have seen the others for five seconds before it takes one more.
+const (
+	voterPatience = 30 * time.Second
+	voterLook     = 200 * time.Millisecond
+)
+
+// awaitVoter waits until a node's voter has its vote, and the node says that it has one.
+func (b *backend) awaitVoter(ctx context.Context, x control.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, voterPatience)
+	defer cancel()
+	admin, err := b.n.openAdmin()
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	for {
+		list, err := admin.Voters(ctx)
+		i := slices.IndexFunc(list, func(v control.Voter) bool { return v.Name == x.Name && !v.Learner })
+		if self, ok := b.n.control().Node(x.Name); err == nil && i >= 0 && ok && self.Voter {
+			return nil
+		}
+		select {
+		case <-time.After(voterLook):
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("node %s has no vote of the control store after %v; it goes on trying", x.Name, voterPatience)
+			}
+			return err
+		}
+	}
 }
 
 // removeVoter takes a node's voter out of the embedded control store.

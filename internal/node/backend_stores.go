@@ -241,13 +241,7 @@ func (e *emptying) plan() error {
 		e.notes = append(e.notes, fmt.Sprintf("site %s is left with one core server: the second copy of each write goes to another site, which takes a round trip", site))
 	}
 	if e.whole && e.node.Voter && !e.b.n.cfg.Control.External {
-		voters := 0
-		for _, x := range e.c.Nodes() {
-			if x.Voter && x.Name != e.node.Name {
-				voters++
-			}
-		}
-		e.notes = append(e.notes, fmt.Sprintf("the control store is left with %d voters; another node becomes one with control.embedded and control.join in its configuration", voters))
+		e.notes = append(e.notes, e.b.voterNote(e.c, e.node))
 	}
 	if e.whole && owned(e.c, e.node.Name) > 0 && !slices.ContainsFunc(e.c.Nodes(), func(y control.Node) bool {
 		return y.Site == e.node.Site && y.Name != e.node.Name && y.Has(control.RoleAccess) && !y.Draining && e.c.Alive(y.Name)
@@ -386,6 +380,15 @@ func (b *backend) DecommissionNode(ctx context.Context, req *dozov1.Decommission
 	}
 	if err := progress(p); err != nil {
 		return err
+	}
+	if next, ok := b.replaceVoter(ctx, c, x); ok {
+		p.Phase = "voter"
+		if err := progress(p); err != nil {
+			return err
+		}
+		if err := b.awaitVoter(ctx, next); err != nil {
+			p.Notes = append(p.Notes, fmt.Sprintf("the vote of %s goes to nobody yet: %v", x.Name, err))
+		}
 	}
 	if err := b.takeOut(ctx, c, x); err != nil {
 		return err

@@ -173,6 +173,9 @@ func voterOf(configFile string) (*config.Config, *pki.Identity, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := appointed(cfg); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", configFile, err)
+	}
 	if !cfg.Control.Embedded {
 		return nil, nil, fmt.Errorf("%s: node %s has no voter of the control store: %w", configFile, cfg.Node, control.ErrInvalid)
 	}

@@ -49,7 +49,7 @@ type Node struct {
 	instance uint64
 	started  time.Time
 
-	voter  *control.Embedded
+	voter  atomic.Pointer[control.Embedded]
 	ctl    atomic.Pointer[control.Client]
 	self   atomic.Pointer[control.Node]
 	stores map[ident.StoreID]*core.Store
@@ -119,6 +119,9 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 		return fmt.Errorf("boot ID: %w", err)
 	}
 	if n.boot, err = ident.ParseBootID(string(text)); err != nil {
+		return err
+	}
+	if err := appointed(cfg); err != nil {
 		return err
 	}
 	if n.id, err = pki.Load(cfg.TLS.CAFile, cfg.TLS.NodeFile); err != nil {
@@ -354,43 +357,15 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 	endpoints := n.voterURLs()
 	tlsConf := n.id.NodeClient("", n.revoked)
 	crl := filepath.Join(n.cfg.StateDir, crlFile)
+	onClose(func() {
+		if e := n.voter.Load(); e != nil {
+			_ = e.Close()
+		}
+	})
 	if c.Embedded {
-		files, err := n.id.Etcd(n.cfg.TLS.CAFile, crl, nil)
-		if err != nil {
+		if err := n.startVoter(ctx, c, fatal); err != nil {
 			return err
 		}
-		voter := control.EmbeddedConfig{Name: n.cfg.Node, Dir: filepath.Join(n.cfg.StateDir, controlDir), ListenPeer: addrPort(c.PeerAddress),
-			ListenClient: addrPort(c.ClientAddress), Join: c.Join, ClusterID: n.id.ClusterID(), TLS: files, Revoked: n.revoked, Log: n.log}
-		for _, v := range c.InitialCluster {
-			voter.Initial = append(voter.Initial, control.VoterAddr{Name: v.Node, Peer: addrPort(v.Peer)})
-		}
-		if _, err := finishRestore(n.cfg.StateDir, time.Now()); err != nil {
-			return fmt.Errorf("control store: %w", err)
-		}
-		if _, err := os.Stat(filepath.Join(n.cfg.StateDir, joinFile)); err == nil {
-			c.Join, voter.Join = true, true // it was restored on another voter
-		}
-		switch {
-		case c.Join && !control.HasVoterData(voter.Dir):
-			if err := n.joinVoters(ctx, &voter, endpoints, tlsConf); err != nil {
-				return err
-			}
-		case c.Join: // it may have been stopped before it got its vote
-			n.wg.Go(func() { n.takeVote(ctx) })
-		}
-		e, err := control.StartEmbedded(ctx, voter)
-		if err != nil {
-			return fmt.Errorf("control store: %w", err)
-		}
-		n.voter = e
-		onClose(func() { _ = e.Close() })
-		n.wg.Go(func() {
-			select {
-			case err := <-e.Failed():
-				fatal <- fmt.Errorf("control store: %w", err)
-			case <-ctx.Done():
-			}
-		})
 	}
 	if c.External {
 		conf, err := externalTLS(c)
@@ -414,7 +389,48 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 	n.wg.Go(func() { n.settleControl(ctx) })
 	if !c.External {
 		n.wg.Go(func() { n.keepVoters(ctx, ctl) })
+		n.wg.Go(func() { n.keepAppointed(ctx, ctl, fatal) })
 	}
+	return nil
+}
+
+// startVoter starts the voter of the control store that runs here.
+func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- error) error {
+	files, err := n.id.Etcd(n.cfg.TLS.CAFile, filepath.Join(n.cfg.StateDir, crlFile), nil)
+	if err != nil {
+		return err
+	}
+	voter := control.EmbeddedConfig{Name: n.cfg.Node, Dir: filepath.Join(n.cfg.StateDir, controlDir), ListenPeer: addrPort(c.PeerAddress),
+		ListenClient: addrPort(c.ClientAddress), Join: c.Join, ClusterID: n.id.ClusterID(), TLS: files, Revoked: n.revoked, Log: n.log}
+	for _, v := range c.InitialCluster {
+		voter.Initial = append(voter.Initial, control.VoterAddr{Name: v.Node, Peer: addrPort(v.Peer)})
+	}
+	if _, err := finishRestore(n.cfg.StateDir, time.Now()); err != nil {
+		return fmt.Errorf("control store: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(n.cfg.StateDir, joinFile)); err == nil {
+		c.Join, voter.Join = true, true // it was restored on another voter
+	}
+	switch {
+	case c.Join && !control.HasVoterData(voter.Dir):
+		if err := n.joinVoters(ctx, &voter, n.voterURLs(), n.id.NodeClient("", n.revoked)); err != nil {
+			return err
+		}
+	case c.Join: // it may have been stopped before it got its vote
+		n.wg.Go(func() { n.takeVote(ctx) })
+	}
+	e, err := control.StartEmbedded(ctx, voter)
+	if err != nil {
+		return fmt.Errorf("control store: %w", err)
+	}
+	n.voter.Store(e)
+	n.wg.Go(func() {
+		select {
+		case err := <-e.Failed():
+			fatal <- fmt.Errorf("control store: %w", err)
+		case <-ctx.Done():
+		}
+	})
 	return nil
 }
 
@@ -468,10 +484,11 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 		}
 		hostID = strings.TrimSpace(string(b))
 	}
-	e := control.Node{Name: n.cfg.Node, Site: site, HostID: hostID, Version: version.Get().Version, Voter: n.voter != nil,
+	voter := n.voter.Load()
+	e := control.Node{Name: n.cfg.Node, Site: site, HostID: hostID, Version: version.Get().Version, Voter: voter != nil,
 		Addrs: control.Addrs{Cluster: addrPort(n.cfg.ClusterAddr), Wan: addrPort(n.cfg.WanAddr), Management: addrPort(n.cfg.ManagementAddr)}}
-	if n.voter != nil {
-		e.Addrs.ControlURL = n.voter.ClientURL()
+	if voter != nil {
+		e.Addrs.ControlURL = voter.ClientURL()
 	}
 	for _, r := range n.cfg.Roles {
 		e.Roles = append(e.Roles, control.Role(r))
@@ -513,7 +530,7 @@ func (n *Node) keepRevocations(ctx context.Context, ctl *control.Client, crl str
 	defer cancel()
 	written := "none yet"
 	for {
-		if list := ctl.Revocations(); serials(list) != written && n.voter != nil {
+		if list := ctl.Revocations(); serials(list) != written && n.voter.Load() != nil {
 			if err := pki.WriteCRL(crl, list, time.Now()); err != nil {
 				n.log.Error("revocation list", "err", err)
 			} else {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,31 +19,43 @@ type storeList struct {
 	}
 }
 
-// TestNodeRemovedAndStoreReplaced takes a core server out and exchanges a disk of another under a writer: both are emptied
+// TestNodeRemovedAndStoreReplaced takes a core server with a voter of the control store out and exchanges a disk of another under a writer: both are emptied
 // first, no command fails, and every acknowledged block is there afterwards through what is left.
 func TestNodeRemovedAndStoreReplaced(t *testing.T) {
 	s := start(t, 2, 3)
 	iqn := s.create("v", "128M")
 	log := filepath.Join(s.dir, "writer.log")
-	w := s.crashWriter(s.url(1, 1, iqn), log, "--size", "16M", "--rate", "500")
+	w := s.crashWriter(s.url(1, 2, iqn), log, "--size", "16M", "--rate", "500")
 	time.Sleep(time.Second)
 	var p struct{ Phase string }
-	s.ask("s1n1", &p, "node", "remove", "s1n2", "--dry-run")
+	s.ask("s1n2", &p, "node", "remove", "s1n1", "--dry-run")
 	if p.Phase != "planned" {
 		t.Fatalf("%+v", p)
 	}
-	s.ask("s1n1", &p, "node", "remove", "s1n2", "--yes", "--timeout", "60s")
+	s.ask("s1n2", &p, "node", "remove", "s1n1", "--yes", "--timeout", "60s")
 	if p.Phase != "removed" {
 		t.Fatalf("%+v", p)
 	}
-	until(t, "its process ends", 10*time.Second, func() (bool, string) { return s.pid("s1n2") == 0, "it runs" })
+	until(t, "its process ends", 10*time.Second, func() (bool, string) { return s.pid("s1n1") == 0, "it runs" })
 	if n := s.nodeList(); len(n) != 6 { // and the witness
 		t.Errorf("%d nodes are left", len(n))
+	}
+	type voter struct {
+		Node        string
+		Up, Learner bool
+	}
+	var ctl struct {
+		Quorum bool
+		Voters []voter
+	}
+	s.ask("s1n2", &ctl, "control", "status")
+	if !ctl.Quorum || len(ctl.Voters) != 3 || !slices.ContainsFunc(ctl.Voters, func(v voter) bool { return strings.HasPrefix(v.Node, "s1") && v.Up && !v.Learner }) {
+		t.Errorf("no other node of the site has got the vote: %+v", ctl)
 	}
 
 	find := func(name string) (id, path string) {
 		var list storeList
-		s.ask("s1n1", &list, "store", "list", "--node", name)
+		s.ask("s1n2", &list, "store", "list", "--node", name)
 		for _, x := range list.Stores {
 			if x.State != "lost" {
 				id, path = x.ID, x.Path
@@ -50,7 +64,7 @@ func TestNodeRemovedAndStoreReplaced(t *testing.T) {
 		return id, path
 	}
 	was, path := find("s2n3")
-	s.ask("s1n1", &p, "store", "replace", "s2n3/disk0", "--timeout", "60s")
+	s.ask("s1n2", &p, "store", "replace", "s2n3/disk0", "--timeout", "60s")
 	if p.Phase != "empty" {
 		t.Fatalf("%+v", p)
 	}
