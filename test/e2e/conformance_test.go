@@ -8,11 +8,11 @@ import (
 )
 
 // TestConformance runs libiscsi's suite, test by test, by the script that also makes docs/conformance.md: at least
-// 210 tests must pass, and none may fail but those that known.txt lists.
+// 209 tests must pass, and none may fail but those that known.txt lists. The one that is left out sleeps for a minute.
 func TestConformance(t *testing.T) {
 	need(t, "iscsi-test-cu")
 	s := start(t, 1, 2)
 	iqn := s.create("conformance", "1G")
-	c := exec.Command("../conformance/run.sh", "-k", s.url(1, 1, iqn), s.url(1, 2, iqn))
+	c := exec.Command("../conformance/run.sh", "-k", "-x", "SCSI.Sanitize.Reset", s.url(1, 1, iqn), s.url(1, 2, iqn))
 	t.Log(s.must(c))
 }
