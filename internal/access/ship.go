@@ -232,8 +232,15 @@ func (o *Owner) shipSession(s *siteShip) error {
 			continue
 		}
 		id := seg.id
-		known := true
-		if o.ask(func() { known = !seg.sealed || seg.end != 0 }); !known {
+		known, room := true, journal.CapacityOf(id, o.env.Limits.SegmentBytes)
+		o.ask(func() {
+			known = !seg.sealed || seg.end != 0
+			// A former owner, or this one under another configuration, may have made larger segments.
+			if seg.sealed {
+				room = journal.CapacityOfCopy(seg.end, room)
+			}
+		})
+		if !known {
 			return wire.Errorf(wire.CodeAbsent, "no store that has segment %s can be reached", id)
 		}
 		if h, ok := o.wholeAt(seg, there[id]); ok {
@@ -259,7 +266,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			return wire.Errorf(wire.CodeUnreached, "no store of site %d is up", s.site)
 		}
 		if !opened[id] && from == 0 {
-			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: journal.CapacityOf(id, o.env.Limits.SegmentBytes), Copy: true}); err != nil {
+			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: room, Copy: true}); err != nil {
 				return fmt.Errorf("open %s at %s: %w", id, dest.ID(), err)
 			}
 			opened[id] = true
