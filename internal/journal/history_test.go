@@ -53,6 +53,7 @@ type model struct {
 	pending  []letter // messages under way, delivered in order
 	members  []int    // the stores of the newest ensemble; all if nil
 	older    [][]int  // ensembles before it that are listed too
+	past     bool     // an owner begins with what is not stable of the past (R8)
 	capacity uint32   // of a segment; 64 KiB if 0
 	home     int      // how many of the members are at the owner's site
 	now      time.Duration
@@ -195,6 +196,7 @@ func (m *model) begin(rec *Recovery, answers map[ident.StoreID]*wire.FenceReply)
 	m.stands(history, rec)
 	cfg := WriterConfig{Journal: testSegment.Journal, Kind: JournalVolume, Epoch: ident.Epoch{Number: m.epoch}, Capacity: 64 << 10,
 		Heard: rec.Commit, HeardStable: rec.Stable, Proven: rec.Proven()}
+	cfg.PastUnstable = m.past && rec.Stable.Seq < rec.Commit.Seq
 	if m.capacity != 0 {
 		cfg.Capacity = m.capacity
 	}

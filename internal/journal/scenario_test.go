@@ -311,6 +311,40 @@ func TestAFlushCoversOlderSegments(t *testing.T) {
 	}
 }
 
+// What an owner has left unsynced is not stable because its successor's own records are: the first flush waits until that has been
+// put right.
+func TestAFlushCoversEarlierEpochs(t *testing.T) {
+	m := newScript(t, 3)
+	m.past = true
+	m.take()
+	m.run(nil)
+	last := m.write(1)
+	m.run(func(_ int, a Action) bool { return a.Kind != ActSync && a.Kind != ActSeal })
+	m.now += time.Minute
+	m.w.Tick(m.now) // the stores hear that it is committed
+	m.drain()
+	m.run(func(_ int, a Action) bool { return a.Kind == ActNotice })
+	m.take(2)
+	if m.w.cfg.Heard != last {
+		t.Fatalf("not what the test is about: the commit point is %v", m.w.cfg.Heard)
+	}
+	m.run(nil)
+	m.w.WantStable(m.w.Commit().Seq)
+	m.drain()
+	m.run(nil)
+	claimed := m.w.Stable()
+	if !m.w.Serving() || m.w.OwnStable().Seq <= last.Seq {
+		t.Fatal("the second owner's own start is not stable")
+	}
+	for _, s := range m.stores {
+		s.powerCut()
+	}
+	rec, _ := m.hear()
+	if end, _ := rec.Hole(0); end < claimed.Seq {
+		t.Errorf("a flush at %d was answered, the prefix that is there ends at %d", claimed.Seq, end)
+	}
+}
+
 // A holder that has booted anew has lost what was not stable there. A flush has it put on another store.
 func TestAFlushAfterAHolderHasBooted(t *testing.T) {
 	m := newScript(t, 3)

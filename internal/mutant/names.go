@@ -9,6 +9,7 @@ const (
 	R1Tail
 	R1TailFirst
 	R1Copied
+	R1Sealed
 	R1Highest
 	R1Fence
 	R2AllButOne
@@ -72,6 +73,7 @@ var names = [...]struct {
 	R1Tail:        {"R1-tail", "what was recovered above the commit point is put on two stores again", 6, "journal TestWhatIsFoundOnOneIsPutOnTwoMembersOfTheNewest"},
 	R1TailFirst:   {"R1-tail-first", "the epoch-start is appended once what was recovered is on two stores", 6, "journal TestTheStartFollowsWhatWasRecovered"},
 	R1Copied:      {"R1-copied", "what a taker has copied again is not committed by that", 6, "journal TestWhatIsCopiedAgainIsNotCommittedByThat"},
+	R1Sealed:      {"R1-sealed", "before the epoch-start is stable nothing is sealed", 6, "journal TestAHolderFailsWhileTheEpochStarts"},
 	R1Highest:     {"R1-highest-epoch", "recovery follows the highest epoch whose start it sees, not the longest run", 6, "journal TestALongerRunOfAnOlderEpoch"},
 	R1Fence:       {"R1-fence", "a store takes nothing from an epoch below its fence", 1, "core TestAppendRefuses"},
 	R2AllButOne:   {"R2-all-but-one", "a takeover waits for all but one store of each ensemble", 1, "journal TestAnotherSiteIsNoAnswerToAFence"},
@@ -95,7 +97,7 @@ var names = [...]struct {
 	R8Flush:       {"R8-flush", "a flush is answered when all before it is stable on two stores", 3, "access TestFlushAfterAPowerCutOfOneOfTwo"},
 	R8Prefix:      {"R8-prefix", "the stable point covers a prefix, over all segments", 3, "journal TestAFlushCoversOlderSegments"},
 	R8Boot:        {"R8-boot", "a holder with another boot ID has lost what was not stable", 3, "journal TestAFlushAfterAHolderHasBooted"},
-	R8Past:        {"R8-past", "what earlier epochs left unstable is made stable before a flush is answered", 3, "access TestFlushAfterATakeoverCoversThePast"},
+	R8Past:        {"R8-past", "what earlier epochs left unstable is made stable before a flush is answered", 3, "journal TestAFlushCoversEarlierEpochs"},
 	R8Checkpoint:  {"R8-checkpoint", "a checkpoint waits until what it covers is stable", 3, "access TestACheckpointIsNoOlderThanWhatItCoversIsStable"},
 	R9Proof:       {"R9-proof", "a stamp is what the client's own stream proves it has received", 4, "access/iscsi TestStamps"},
 	R9Epoch:       {"R9-epoch", "a command stamped in another epoch is refused", 4, "access TestStampsOfTheEpochBefore"},
