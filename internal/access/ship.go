@@ -127,14 +127,14 @@ func (o *Owner) endPast() {
 // loop.
 func (o *Owner) reseal(s *segment, store ident.StoreID, then func()) {
 	st, ok := o.env.Stores.Store(store)
-	id, end, last, start := s.id, s.end, s.last, o.w.Start()
+	id, end, last, start, proven := s.id, s.end, s.last, o.w.Start(), o.provenSince(s.id.Epoch)
 	o.goBackground(func() {
 		var r wire.SealReply
 		var forked bool
 		err := error(wire.Errorf(wire.CodeUnreached, "not registered"))
 		if ok {
 			ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
-			r, forked, err = sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start})
+			r, forked, err = sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start, Proven: proven})
 			o.heard(store, ctx.Err(), err)
 			cancel()
 		}
@@ -291,7 +291,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		}
 		wg.Go(func() {
 			defer func() { <-sealing }()
-			r, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start})
+			r, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start, Proven: end.proven})
 			if err != nil {
 				if ctx.Err() == nil {
 					o.shipFailed(s, seg, dest, err)
@@ -475,9 +475,10 @@ func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (jour
 
 // shipEnd is where a segment ended.
 type shipEnd struct {
-	end   uint32
-	last  ident.Position
-	start wire.EpochStart
+	end    uint32
+	last   ident.Position
+	start  wire.EpochStart
+	proven bool // Owner.provenSince
 }
 
 // shipSegment appends what is committed of one segment to dest until the segment has ended and all of it is
@@ -503,7 +504,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 		var source journal.Store
 		o.ask(func() {
 			end, sealed = seg.end, seg.sealed
-			e = shipEnd{seg.end, seg.last, o.w.Start()}
+			e = shipEnd{seg.end, seg.last, o.w.Start(), o.provenSince(seg.id.Epoch)}
 			commit, stable = o.w.Commit(), o.w.Stable()
 			source = o.readFrom(seg)
 		})
@@ -726,7 +727,9 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 		for _, seg := range todo {
 			var from journal.Store
 			var e shipEnd
-			o.ask(func() { from, e = o.readFrom(seg), shipEnd{seg.end, seg.last, o.w.Start()} })
+			o.ask(func() {
+				from, e = o.readFrom(seg), shipEnd{seg.end, seg.last, o.w.Start(), o.provenSince(seg.id.Epoch)}
+			})
 			to := o.env.roomyFirst(stores, int(seg.id.Number&0xffff))[0]
 			if from == nil && o.env.Stores.Up(to.ID()) {
 				continue // who has it has not been heard yet: the sessions with the other sites ask

@@ -513,6 +513,9 @@ func (o *Owner) provenSince(epoch ident.Epoch) bool {
 			return true
 		}
 		next, known := o.strays.starts[before]
+		if !known {
+			next, known = o.recovered.Starts[before]
+		}
 		if !known || !next.At.Epoch.Less(start.At.Epoch) {
 			return false
 		}

@@ -322,3 +322,57 @@ func TestStraysGo(t *testing.T) {
 	im.check(t)
 	im.o.Close()
 }
+
+// TestProvenSinceIsKnownAtOnce: what a takeover has heard of the epochs before is enough to say which tails may go, before any store has
+// been looked at again. One epoch that is not proven makes forks of all before it.
+func TestProvenSinceIsKnownAtOnce(t *testing.T) {
+	c := newCluster(t, 1, 3)
+	v := c.volume(1<<20, 1, control.Replicated)
+	n := &numbered{blocks: 16, done: map[int]bool{}}
+	o := c.own(v)
+	first := o.epoch
+	proven := func(since ident.Epoch) (yes bool) {
+		o.ask(func() {
+			known := o.strays.starts
+			o.strays.starts = nil
+			yes = o.provenSince(since)
+			o.strays.starts = known
+		})
+		return yes
+	}
+	next := func() {
+		if err := n.write(o); err != nil {
+			t.Fatal(err)
+		}
+		// What the epoch before left without a known end gets one.
+		eventually(t, "no replica is shortened", func() bool {
+			for _, s := range c.seats {
+				for _, r := range c.replicas(s, v.ID) {
+					if r.State == wire.ReplicaShort {
+						return false
+					}
+				}
+			}
+			return true
+		})
+		old := o
+		o = c.own(v)
+		old.Close()
+		if !o.proven {
+			t.Fatalf("epoch %s is not proven", o.epoch)
+		}
+	}
+	next()
+	next()
+	next()
+	if !proven(first) {
+		t.Fatalf("epochs after %s are proven, and known: %v", first, o.recovered.Starts)
+	}
+	o = c.unproven(t, o, v)
+	since := o.epoch
+	next()
+	next()
+	if proven(first) || !proven(since) {
+		t.Fatalf("an epoch that is not proven: %v, after it: %v", proven(first), proven(since))
+	}
+}

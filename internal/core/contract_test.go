@@ -335,6 +335,7 @@ func TestSealRules(t *testing.T) {
 		name  string
 		start func(a *owner) wire.EpochStart
 		also  func(t *testing.T, s *Store, a *owner) // what the store knows besides
+		word  bool                                   // the sender says that every start is proven
 		cut   bool
 	}{
 		{name: "proven, directly behind", start: func(a *owner) wire.EpochStart { return start(4, a.pos[1], true) }, cut: true},
@@ -347,6 +348,10 @@ func TestSealRules(t *testing.T) {
 		{name: "an unknown epoch between", start: func(a *owner) wire.EpochStart {
 			return start(4, ident.Position{Epoch: epoch(3), Seq: 9}, true)
 		}},
+		{name: "an unknown epoch between, which the sender knows", start: func(a *owner) wire.EpochStart {
+			return start(4, ident.Position{Epoch: epoch(3), Seq: 9}, true)
+		}, word: true, cut: true},
+		{name: "a start that is not proven, and a word that says so", start: func(a *owner) wire.EpochStart { return start(4, a.pos[1], false) }, word: true},
 		{name: "forced, then proven", start: func(a *owner) wire.EpochStart {
 			return start(4, ident.Position{Epoch: epoch(3), Seq: 9}, true)
 		}, also: func(t *testing.T, s *Store, a *owner) { putStart(t, s, a.pos[1], false) }},
@@ -360,7 +365,7 @@ func TestSealRules(t *testing.T) {
 				c.also(t, s, a)
 			}
 			m := a.sealMessage(2)
-			m.Epoch, m.Start = epoch(4), c.start(a)
+			m.Epoch, m.Start, m.Proven = epoch(4), c.start(a), c.word
 			_, err := s.Seal(ctx, m)
 			if c.cut {
 				if r := state(s, a); err != nil || r.State != wire.ReplicaSealed || r.End != a.ends[1] {

@@ -290,7 +290,7 @@ func (s *Store) positionAtLocked(r *replica, end uint32, last ident.Position) (k
 // mayCutLocked says whether what lies behind m.Last may be discarded. The owner of the segment itself may
 // abandon what it appended and never got committed. Anybody else needs R14: its own epoch-start, committed, of
 // the highest epoch here (the fence has seen to that), and every epoch-start between the tail and that history
-// proven. A start that isn't known here is not proven.
+// proven. That is the sender's word, who knows them all; without it, of a start that isn't known here it is not known.
 func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
 	if m.Epoch == r.id.Epoch || mutant.On(mutant.R14Cut) {
 		return true
@@ -300,7 +300,7 @@ func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
 		return false
 	}
 	starts := s.starts(r)
-	if followed(r.mu.last, m, starts) {
+	if m.Proven && start.Proven || followed(r.mu.last, m, starts) {
 		return true
 	}
 	for {

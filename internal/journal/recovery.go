@@ -50,6 +50,8 @@ type Recovery struct {
 	// Cuts are the epoch-starts of this history that were not proven: each may have given up records that were
 	// committed before it.
 	Cuts []wire.EpochStart
+	// Starts are the epoch-starts of this history as far back as they were seen without a gap.
+	Starts map[ident.Epoch]wire.EpochStart
 
 	// Lost is set when records at or below the commit point that was seen are not there: it must be reported.
 	// LostStable: even below the stable point; never served without force.
@@ -260,9 +262,11 @@ func (r *Recovery) onChain(p ident.Position, starts map[ident.Epoch]wire.EpochSt
 	return true
 }
 
-// cuts follows the starts back from the highest and gives those that were not proven.
+// cuts follows the starts back from the highest and gives those that were not proven. It notes all.
 func (r *Recovery) cuts(starts map[ident.Epoch]wire.EpochStart) (list []wire.EpochStart) {
+	r.Starts = map[ident.Epoch]wire.EpochStart{}
 	for s := r.Start; s.At.Seq != 0; {
+		r.Starts[s.At.Epoch] = s
 		if !s.Proven {
 			list = append(list, s)
 		}

@@ -99,6 +99,11 @@ func (m *Seal) walk(c *coder) {
 	c.u32(&m.End)
 	c.position(&m.Last)
 	c.epochStart(&m.Start)
+	if c.since(version2) {
+		c.boolean(&m.Proven)
+	} else if !c.enc {
+		m.Proven = false
+	}
 }
 
 func (m *SealReply) walk(c *coder) {

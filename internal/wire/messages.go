@@ -99,6 +99,9 @@ type Seal struct {
 	End     uint32
 	Last    ident.Position
 	Start   EpochStart // the sender's epoch-start, committed
+	// Proven says that every epoch-start of the sender's history that is later than the segment's epoch is proven, also those that
+	// this store has never heard of. False says nothing. Since version 2.
+	Proven bool `since:"2"`
 }
 
 // SealReply answers Seal.
