@@ -290,13 +290,21 @@ func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica, ask
 func (o *Owner) followed(last ident.Position) bool {
 	start := o.w.Start()
 	for last.Epoch.Less(start.Before.Epoch) {
-		next, known := o.strays.starts[start.Before.Epoch]
+		next, known := o.startOf(start.Before.Epoch)
 		if !known || !next.At.Epoch.Less(start.At.Epoch) {
 			return false
 		}
 		start = next
 	}
 	return last.Epoch == start.Before.Epoch && (last.Seq < start.Before.Seq || last == start.Before)
+}
+
+// startOf is the start of an epoch of this history, as replicas have shown it since, or before at the takeover.
+func (o *Owner) startOf(epoch ident.Epoch) (s wire.EpochStart, known bool) {
+	if s, known = o.strays.starts[epoch]; !known {
+		s, known = o.recovered.Starts[epoch]
+	}
+	return s, known
 }
 
 // cutLater has a replica end where its segment does. What it has behind that is held to be ours by position and hash
@@ -492,8 +500,9 @@ func (o *Owner) strayMayGo(r *stray) bool {
 	switch {
 	case id.IsCheckpoint():
 		return after(max(covered, 1)) && (covered > 0 || o.proven)
-	case r.State == wire.ReplicaSealed && r.Last.Seq <= covered && after(covered):
-		// What is sealed was committed, and what is below a committed checkpoint and not in its table was retired.
+	case (r.State == wire.ReplicaSealed || o.followed(r.Last)) && r.Last.Seq <= covered && after(covered):
+		// What is sealed was committed, and what is below a committed checkpoint and not in its table was retired. So was
+		// what is part of the history by epoch and number: another segment had it.
 		return true
 	}
 	// An abandoned epoch's: not part of the history that this epoch goes on from (R14).
@@ -512,10 +521,7 @@ func (o *Owner) provenSince(epoch ident.Epoch) bool {
 		if !epoch.Less(before) {
 			return true
 		}
-		next, known := o.strays.starts[before]
-		if !known {
-			next, known = o.recovered.Starts[before]
-		}
+		next, known := o.startOf(before)
 		if !known || !next.At.Epoch.Less(start.At.Epoch) {
 			return false
 		}

@@ -345,10 +345,12 @@ func TestProvenSinceIsKnownAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		// What the epoch before left without a known end gets one.
-		eventually(t, "no replica is shortened", func() bool {
+		eventually(t, "no replica of the history is shortened", func() bool {
 			for _, s := range c.seats {
 				for _, r := range c.replicas(s, v.ID) {
-					if r.State == wire.ReplicaShort {
+					known := false
+					o.ask(func() { known = o.segs[r.Segment] != nil })
+					if known && r.State == wire.ReplicaShort {
 						return false
 					}
 				}

@@ -206,7 +206,7 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, forked bool, err 
 		switch {
 		case m.Epoch == r.id.Epoch:
 			return 0, false, refused
-		case !followed(r.mu.last, m, s.starts(r)):
+		case !(m.Proven && m.Start.Proven) && !followed(r.mu.last, m, s.starts(r)):
 			// What was sealed was committed then. Who wants less follows another history. Of that a later epoch's owner is
 			// the judge: the replica is kept, as a fork, and counts for nothing any more (R14).
 			if !s.setAsideLocked(r, m, r.note.Load().Length) {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -121,11 +122,31 @@ func inspectFile(t *testing.T, path string) (in inspected) {
 	return in
 }
 
+// retiredWithin is how long a site may keep what the others have retired: its stores were away, and are asked what is left over when shipping
+// to them begins anew, and once a checkpoint that covers it is there.
+const retiredWithin = 90 * time.Second
+
 // everythingThere looks at the files themselves: sites 2 and 3 must hold the records that site 1 holds up to the
 // commit point, without a gap, and sealed replicas of a segment must be the same bytes everywhere. With fromStart
 // nothing can have been retired yet, so the records must begin with the first.
 func everythingThere(t *testing.T, s *system, volume string, fromStart bool) {
 	t.Helper()
+	for until := time.Now().Add(retiredWithin); ; time.Sleep(2 * time.Second) {
+		problems, summary := compareSites(t, s, volume, fromStart)
+		if len(problems) == 0 {
+			t.Log(summary)
+			return
+		}
+		if time.Now().After(until) {
+			t.Errorf("%s\n%s", strings.Join(problems, "\n"), summary)
+			return
+		}
+	}
+}
+
+func compareSites(t *testing.T, s *system, volume string, fromStart bool) (problems []string, summary string) {
+	t.Helper()
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	commit := s.show(volume).Placement.Commit
 	if commit == nil {
 		t.Fatalf("volume %s has no commit point", volume)
@@ -172,12 +193,12 @@ func everythingThere(t *testing.T, s *system, volume string, fromStart bool) {
 		got := covered(site)
 		switch {
 		case len(got) == 0:
-			t.Errorf("%s holds nothing", site)
+			wrong("%s holds nothing", site)
 			continue
 		case got[len(got)-1].last < commit.Seq:
-			t.Errorf("%s holds records up to %d, committed are %d", site, got[len(got)-1].last, commit.Seq)
+			wrong("%s holds records up to %d, committed are %d", site, got[len(got)-1].last, commit.Seq)
 		case fromStart && (len(got) != 1 || got[0].first != 1):
-			t.Errorf("%s holds records %v: want 1 to %d without a gap", site, got, commit.Seq)
+			wrong("%s holds records %v: want 1 to %d without a gap", site, got, commit.Seq)
 		}
 		for _, h := range home {
 			in := false
@@ -185,11 +206,11 @@ func everythingThere(t *testing.T, s *system, volume string, fromStart bool) {
 				in = in || g.first <= h.first && g.last >= min(h.last, commit.Seq)
 			}
 			if !in {
-				t.Errorf("%s holds records %v: not all of %v that site-1 holds", site, got, h)
+				wrong("%s holds records %v: not all of %v that site-1 holds", site, got, h)
 			}
 		}
 	}
-	t.Logf("%d files inspected, %d of them sealed; committed are 1 to %d, site-2 holds %v, site-3 %v", files, sealed, commit.Seq, covered("site-2"), covered("site-3"))
+	return problems, fmt.Sprintf("%d files inspected, %d of them sealed; committed are 1 to %d, site-2 holds %v, site-3 %v", files, sealed, commit.Seq, covered("site-2"), covered("site-3"))
 }
 
 // TestLocalReplicaDropped shows that site 1 keeps one replica of a segment once the other sites hold it and a
