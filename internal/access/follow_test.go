@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -341,21 +342,22 @@ func TestTheOneToFollowDiesAtEachStep(t *testing.T) {
 					f, x := newFollowing(t, 2, 3)
 					y := f.other(x, 3-x.home.site)
 					z := f.other(y, y.home.site)
-					seen := 0
+					var seen atomic.Int32
 					f.onHandOver = func(to *node, m *wire.HandOver, done bool) {
 						if m.Step != step || done {
 							return
 						}
-						if seen++; seen == 1 && old {
+						n := seen.Add(1)
+						if n == 1 && old {
 							x.cut.Store(true)
-						} else if seen == 1 {
+						} else if n == 1 {
 							to.cut.Store(true)
 						}
 					}
 					// Both nodes of the site carry its writes, so whichever dies the writer goes on by the other.
 					f.writer(t, y, 1, 10*time.Millisecond)
 					f.writer(t, z, 2, 20*time.Millisecond)
-					eventually(t, "the step", func() bool { return seen > 0 })
+					eventually(t, "the step", func() bool { return seen.Load() > 0 })
 					time.Sleep(time.Second)
 					x.cut.Store(false)
 					y.cut.Store(false)

@@ -20,7 +20,7 @@ type longerSite struct {
 	o      *Owner
 	seg    ident.SegmentID
 	sealed wire.Replica
-	at     *seat
+	at     atomic.Pointer[seat]
 }
 
 func newLongerSite(t *testing.T, site ident.SiteID) *longerSite {
@@ -31,7 +31,7 @@ func newLongerSite(t *testing.T, site ident.SiteID) *longerSite {
 	quiet.Store(true) // so that only appends say how far it is committed
 	c.wrap = func(s journal.Store) journal.Store {
 		p := &picky{Store: s, silent: new(atomic.Bool), quiet: quiet}
-		if f.at != nil && s.ID() == f.at.id && site == 1 {
+		if at := f.at.Load(); at != nil && s.ID() == at.id && site == 1 {
 			p.silent = silent
 		}
 		return p
@@ -49,15 +49,16 @@ func newLongerSite(t *testing.T, site ident.SiteID) *longerSite {
 	for _, s := range c.seats {
 		for id, r := range c.replicas(s, f.v.ID) {
 			if s.site == site && r.Last == commit {
-				f.at, f.seg, f.sealed = s, id, r
+				f.at.Store(s)
+				f.seg, f.sealed = id, r
 			}
 		}
 	}
 	// It is told that all of this is committed, and seals it; the others are not told.
-	if _, err := f.at.Seal(context.Background(), &wire.Seal{Epoch: o.epoch, Segment: f.seg, End: f.sealed.End, Last: f.sealed.Last}); err != nil {
+	if _, err := f.at.Load().Seal(context.Background(), &wire.Seal{Epoch: o.epoch, Segment: f.seg, End: f.sealed.End, Last: f.sealed.Last}); err != nil {
 		t.Fatal(err)
 	}
-	f.sealed = c.replicas(f.at, f.v.ID)[f.seg]
+	f.sealed = c.replicas(f.at.Load(), f.v.ID)[f.seg]
 	o.Close()
 	silent.Store(true)
 	f.o = c.own(f.v)
@@ -90,12 +91,12 @@ func (f *longerSite) ends(t *testing.T) {
 	f.inStep(t, f.o)
 	eventually(t, "the replica ends where the segment does", func() bool {
 		f.o.look()
-		r := f.replicas(f.at, f.v.ID)[f.seg]
+		r := f.replicas(f.at.Load(), f.v.ID)[f.seg]
 		var end uint32
 		var h *holder
 		f.o.ask(func() {
 			end = f.o.segs[f.seg].end
-			if x := f.o.segs[f.seg].holder(f.at.id); x != nil {
+			if x := f.o.segs[f.seg].holder(f.at.Load().id); x != nil {
 				c := *x
 				h = &c
 			}
@@ -105,7 +106,7 @@ func (f *longerSite) ends(t *testing.T) {
 		}
 		return r.State == wire.ReplicaSealed && r.End == end && h != nil && h.stable && !h.bad && h.over.Seq == 0
 	})
-	if _, forked := f.replicas(f.at, f.v.ID)[f.seg.Fork()]; forked {
+	if _, forked := f.replicas(f.at.Load(), f.v.ID)[f.seg.Fork()]; forked {
 		t.Error("records of the history are kept as a fork")
 	}
 	if got := counter(f.o.env.Metrics.ShipMismatch); got != 0 {
@@ -140,14 +141,17 @@ func TestAReplicaIsNotCutBeforeItsSiteHasTheRest(t *testing.T) {
 	f.o = f.own(f.v)
 	eventually(t, "the store counts as having the segment", func() (ok bool) {
 		f.o.look()
-		f.o.ask(func() { h := f.o.segs[f.seg].holder(f.at.id); ok = h != nil && h.stable && h.over == f.sealed.Last })
+		f.o.ask(func() {
+			h := f.o.segs[f.seg].holder(f.at.Load().id)
+			ok = h != nil && h.stable && h.over == f.sealed.Last
+		})
 		return ok
 	})
 	for range 3 {
 		f.o.look()
 		f.o.ask(func() {})
 	}
-	if r := f.replicas(f.at, f.v.ID)[f.seg]; r.Last != f.sealed.Last || r.Made != f.sealed.Made {
+	if r := f.replicas(f.at.Load(), f.v.ID)[f.seg]; r.Last != f.sealed.Last || r.Made != f.sealed.Made {
 		t.Fatalf("it was cut, or made again: %+v", r)
 	}
 	shipped.Store(true)

@@ -192,8 +192,9 @@ func TestTheOwnersNodeDiesAfterDrops(t *testing.T) {
 			t.Error("the takeover is not proven though all but one answered")
 		}
 		eventually(t, "every block has a replica that can be reached", func() bool {
-			im.o.ask(im.o.awaited)
-			return im.o.repair.awaited == 0
+			left := 0
+			im.o.ask(func() { im.o.awaited(); left = im.o.repair.awaited })
+			return left == 0
 		})
 		im.check(t)
 		for range 20 {
