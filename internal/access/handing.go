@@ -1,0 +1,337 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/mutant"
+	"dozo/internal/wire"
+)
+
+// handing is the old owner's side of one hand-over.
+type handing struct {
+	s      *Server
+	v      *Volume
+	o      *Owner
+	to     control.Node
+	copies bool // to another site, which must have everything first
+	mv     *move
+	log    interface {
+		Info(string, ...any)
+		Warn(string, ...any)
+	}
+
+	stores []ident.StoreID
+	prior  uint64
+	epoch  ident.Epoch
+	pause  time.Duration
+}
+
+func (h *handing) ask(ctx context.Context, patience time.Duration, m *wire.HandOver) (wire.HandOverReply, error) {
+	p, ok := h.s.peers(h.to.Name)
+	if !ok {
+		return wire.HandOverReply{}, wire.Errorf(wire.CodeUnreached, "node %s is not known", h.to.Name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	m.Journal, m.Node, m.Epoch = h.v.id, h.s.env.Node, h.o.epoch
+	return p.HandOver(ctx, m)
+}
+
+func (h *handing) run(ctx context.Context) error {
+	o := h.o
+	if err := h.prepare(ctx); err != nil {
+		return err
+	}
+	stopped := false
+	defer func() {
+		if !stopped {
+			o.resume()
+			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			_, _ = h.ask(cctx, time.Second, &wire.HandOver{Step: wire.HandCancel}) // it forgets by itself in time
+		}
+	}()
+	if h.copies {
+		if err := h.catchUp(ctx); err != nil {
+			return err
+		}
+	}
+	r, err := h.ask(ctx, drainPatience, &wire.HandOver{Step: wire.HandReady})
+	if err != nil {
+		return fmt.Errorf("node %s is not ready: %w", h.to.Name, err)
+	}
+	h.prior = r.Tick
+	_, rev, err := h.key(ctx)
+	if err != nil {
+		return err
+	}
+
+	begun := time.Now()
+	h.mv.phase("draining")
+	dctx, cancel := context.WithTimeout(ctx, drainPatience)
+	defer cancel()
+	at, err := o.freeze(dctx)
+	if err != nil {
+		return err
+	}
+	// A third site's copy is enough for R10, but the taker would read the rest from there, which takes longer than a
+	// little patience.
+	for h.copies && !mutant.On(mutant.R10Stable) && !o.stableAt(h.to.Site, at.Seq) && (time.Since(begun) < thirdPatience || !o.stableAt(0, at.Seq)) {
+		if err := o.Err(); err != nil {
+			return err
+		}
+		select {
+		case <-dctx.Done():
+			return wire.Errorf(wire.CodeBusy, "site %d did not have everything in %v", h.to.Site, drainPatience)
+		case <-o.stopped:
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if ctx.Err() != nil || o.Err() != nil {
+		return errors.Join(ctx.Err(), o.Err())
+	}
+	state, rev, err := h.write(ctx, rev)
+	if err != nil {
+		return err
+	}
+	stopped = true
+	h.epoch = state.Epoch
+	h.mv.phase("taking over")
+	m := &wire.HandOver{Step: wire.HandTake, Next: state.Epoch, Rev: uint64(rev), Sites: state.Sites, Prior: h.prior}
+	for _, e := range state.Ensembles {
+		m.Ensembles = append(m.Ensembles, wire.HandEnsemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
+	}
+	o.handAway(m, h.to.Name)
+	h.v.note(o.epoch, m.Stopped) // what this node's sessions know of the owner's clock from now on
+	h.v.owner.CompareAndSwap(o, nil)
+	h.fence(ctx, m)
+	r, err = h.ask(context.WithoutCancel(ctx), takePatience, m)
+	h.pause = time.Since(begun)
+	if err == nil {
+		h.v.note(r.Epoch, r.Tick)
+	}
+	h.v.wake()
+	if err != nil {
+		return fmt.Errorf("node %s owns it now, but has not said that it serves: %w", h.to.Name, err)
+	}
+	return nil
+}
+
+// fence asks the stores of this site in the taker's name, where that one would have to ask over a distance. What they
+// answer is what they would have answered it: from then on they obey its epoch. Who does not answer soon is asked by it.
+func (h *handing) fence(ctx context.Context, m *wire.HandOver) {
+	if h.to.Site == h.s.env.Site {
+		return
+	}
+	type answer struct {
+		store ident.StoreID
+		reply wire.FenceReply
+		err   error
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fenceForTaker)
+	defer cancel()
+	asked := map[ident.StoreID]bool{}
+	got := make(chan answer, len(m.Ensembles)*control.EnsembleMax)
+	for _, e := range m.Ensembles {
+		for _, id := range e.Stores {
+			st, ok := h.s.env.Stores.Store(id)
+			if asked[id] || !ok || h.s.env.Stores.Site(id) != h.s.env.Site || !h.s.env.Stores.Up(id) {
+				continue
+			}
+			asked[id] = true
+			h.s.wg.Add(1)
+			go func() {
+				defer h.s.wg.Done()
+				r, err := st.Fence(ctx, &wire.Fence{Journal: h.v.id, Epoch: m.Next, Taker: h.to.Name})
+				got <- answer{id, r, err}
+			}()
+		}
+	}
+	replicas := 0
+	for range asked {
+		a := <-got
+		if a.err != nil {
+			h.log.Info("a store near the old owner is left to the taker's fence", "store", a.store, "err", a.err)
+			continue
+		}
+		if replicas += len(a.reply.Replicas); replicas > fenceForTakerMax {
+			continue // too much for the message
+		}
+		m.Fences = append(m.Fences, wire.HandFence{Store: a.store, Reply: a.reply})
+	}
+}
+
+// key reads the journal's key while it is this owner's.
+func (h *handing) key(ctx context.Context) (control.JournalState, control.Rev, error) {
+	state, rev, err := h.s.env.Control.JournalNow(ctx, h.v.id)
+	if err == nil && (state.Epoch != h.o.epoch || state.Owner != h.s.env.Node) {
+		err = wire.Errorf(wire.CodeNotOwner, "node %s owns it at epoch %s", state.Owner, state.Epoch)
+	}
+	return state, rev, err
+}
+
+// write has the control store name the taker. As long as it is not known whether it does, the owner neither goes on
+// nor gives up: everything waits.
+func (h *handing) write(ctx context.Context, rev control.Rev) (control.JournalState, control.Rev, error) {
+	ctl := h.s.env.Control
+	for try := 0; ; try++ {
+		state, now, err := ctl.HandJournal(ctx, h.v.id, rev, h.to.Name, h.stores)
+		var uncertain *control.UncertainError
+		for errors.As(err, &uncertain) && h.s.ctx.Err() == nil {
+			h.log.Warn("whether the control store has the change is not known: commands wait", "err", err)
+			state, now, err = ctl.Settle(h.s.ctx, uncertain)
+		}
+		if err == nil {
+			return state, now, nil
+		}
+		// The owner itself may have changed the list meanwhile.
+		if !errors.Is(err, control.ErrConflict) || try > 2 {
+			return state, now, fmt.Errorf("hand over to %s: %w", h.to.Name, err)
+		}
+		if _, rev, err = h.key(ctx); err != nil {
+			return state, now, err
+		}
+	}
+}
+
+// prepare makes a checkpoint, so that little is left to replay, and has the taker load it.
+func (h *handing) prepare(ctx context.Context) error {
+	o := h.o
+	for range checkpointsMost {
+		begun := time.Now()
+		if err := o.Checkpoint(); err != nil {
+			if o.Err() != nil {
+				return o.Err()
+			}
+			h.log.Warn("checkpoint before a hand-over", "err", err) // it is only slower without
+			break
+		}
+		if time.Since(begun) < 200*time.Millisecond {
+			break
+		}
+	}
+	for until := time.Now().Add(settlePatience); h.copies && !o.checkpointAt(h.to.Site) && time.Now().Before(until); {
+		h.mv.phase("copying the map")
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lagLook):
+		}
+	}
+	h.mv.phase("the new owner prepares")
+	m := &wire.HandOver{Step: wire.HandPrepare}
+	o.ask(func() {
+		if p := o.w.Point(); o.stopErr == nil && p.At.Seq != 0 {
+			m.Point = journal.AppendCheckpoint(nil, p)
+		}
+	})
+	r, err := h.ask(ctx, settlePatience+2*warmPatience, m)
+	if err != nil {
+		return fmt.Errorf("node %s can not prepare: %w", h.to.Name, err)
+	}
+	h.stores = r.Stores
+	return nil
+}
+
+// catchUp waits until what the taker's site lacks fits into the pause; R10 says what is done if it does not.
+func (h *handing) catchUp(ctx context.Context) error {
+	o := h.o
+	ship := o.ship(h.to.Site)
+	if ship == nil {
+		return wire.Errorf(wire.CodeBadRequest, "nothing is shipped to site %d", h.to.Site)
+	}
+	asked := time.Now()
+	if _, err := h.ask(ctx, drainPatience, &wire.HandOver{Step: wire.HandReady}); err != nil {
+		return fmt.Errorf("node %s is not ready: %w", h.to.Name, err)
+	}
+	trip := time.Since(asked)
+	var link linkRate
+	begun := time.Now()
+	var slowed time.Time
+	for {
+		var lag uint64
+		o.ask(func() { lag = o.lagOf(ship) })
+		if err := o.Err(); err != nil {
+			return err
+		}
+		ship.mu.Lock()
+		bytes := ship.mu.bytes
+		state := ship.mu.state
+		ship.mu.Unlock()
+		rate := link.add(time.Now(), bytes, lag > handLagSmall)
+		h.mv.lag(lag)
+		if lag <= handLagSmall || float64(lag) <= rate*(trip+handPause).Seconds() {
+			if o.settledAt(ship) || time.Since(begun) > settlePatience {
+				return nil
+			}
+			h.mv.phase("copying: the last segments become stable")
+			lag = 0
+		}
+		switch now := time.Now(); {
+		case lag == 0:
+		case slowed.IsZero() && now.Sub(begun) > lagPatience && state == "shipping":
+			slowed = now
+			limit := int64(max(rate/2, 1<<20))
+			h.mv.phase("copying: writers are slowed to %d bytes/s", limit)
+			h.log.Info("writers are slowed for a hand-over", "rate", limit, "lag", lag)
+			o.ask(func() { o.setRate(limit) })
+		case slowed.IsZero() && now.Sub(begun) > slowMost, !slowed.IsZero() && now.Sub(slowed) > slowMost:
+			return wire.Errorf(wire.CodeBusy, "site %d lacks %d bytes (%s): it does not catch up", h.to.Site, lag, state)
+		case slowed.IsZero():
+			h.mv.phase("copying")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-o.stopped:
+			return o.stopErr
+		case <-time.After(lagLook):
+		}
+	}
+}
+
+// linkRate is what a link carries, as far as is seen: the most in any linkWindow while there was more to send than fits
+// into a moment, else what it carried lately. Shorter times say nothing: buffers take what the link does not.
+type linkRate struct {
+	seen []linkSeen
+	rate float64
+}
+
+type linkSeen struct {
+	at    time.Time
+	bytes uint64
+	busy  bool
+}
+
+const linkWindow = time.Second
+
+// add takes the bytes that had arrived at a moment and gives the rate, in bytes a second.
+func (l *linkRate) add(at time.Time, bytes uint64, busy bool) float64 {
+	l.seen = append(l.seen, linkSeen{at, bytes, busy})
+	for len(l.seen) > 2 && at.Sub(l.seen[1].at) >= linkWindow {
+		l.seen = l.seen[1:]
+	}
+	first := l.seen[0]
+	took := at.Sub(first.at)
+	if took <= 0 || bytes < first.bytes {
+		return l.rate
+	}
+	now := float64(bytes-first.bytes) / took.Seconds()
+	full := took >= linkWindow/2 && !slices.ContainsFunc(l.seen, func(s linkSeen) bool { return !s.busy })
+	switch {
+	case took < linkWindow/2:
+		l.rate = max(l.rate, now/2) // little is known yet
+	case full:
+		l.rate = max(l.rate, now)
+	default:
+		l.rate = now
+	}
+	return l.rate
+}

@@ -1,0 +1,168 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"dozo/internal/ident"
+	"dozo/internal/journal"
+	"dozo/internal/wire"
+)
+
+// have is what a store of the site has of a segment.
+type have struct {
+	store journal.Store
+	state wire.ReplicaState
+	end   uint32
+	last  ident.Position
+	made  uint64
+}
+
+// siteInventory fences the site's stores (receivers are fenced before their prefix is read, R1) and lists what
+// they have.
+func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident.SegmentID][]have, []journal.Store, error) {
+	there := map[ident.SegmentID][]have{}
+	var stores []journal.Store
+	for _, id := range o.env.Stores.Core(site) {
+		st, ok := o.env.Stores.Store(id)
+		if !ok || !o.env.Stores.Up(id) || o.env.about(id).Lost {
+			continue
+		}
+		fctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
+		var asked uint64
+		o.ask(func() { asked = o.strays.asks() })
+		r, err := st.Fence(fctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+		cancel()
+		o.call(func() {
+			if err == nil {
+				o.reported(id, r.Replicas, asked)
+			}
+			o.strays.asked()
+		})
+		if errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrConflict) {
+			o.call(func() { o.stop(fmt.Errorf("a store of site %d: %w", site, err)) })
+			return nil, nil, err
+		}
+		if err != nil {
+			o.log.Warn("store of another site doesn't answer", "site", site, "store", id, "err", err)
+			continue
+		}
+		stores = append(stores, st)
+		o.noteForks(id, r.Replicas)
+		for _, x := range r.Replicas {
+			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made})
+		}
+	}
+	if len(stores) == 0 {
+		return nil, nil, wire.Errorf(wire.CodeUnreached, "no core server of site %d answers", site)
+	}
+	return there, stores, nil
+}
+
+// wholeAt finds a replica of a site that has all of a segment and is sealed, and says where the segment ends: one that goes
+// on behind it with records that are in other segments here has no less. Where only others are sealed it gives one of those,
+// and false.
+func (o *Owner) wholeAt(seg *segment, list []have) (found *have, whole bool) {
+	for i := range list {
+		h := &list[i]
+		if h.state != wire.ReplicaSealed {
+			continue
+		}
+		o.ask(func() {
+			switch {
+			case !seg.sealed:
+			case seg.end == h.end && seg.last == h.last:
+				whole = true
+				o.confirm(seg, h.store.ID(), h.made)
+			case h.last.Seq > seg.last.Seq && o.followed(h.last):
+				x := seg.holder(h.store.ID())
+				if whole = x != nil && x.stable && !x.bad && x.made == h.made; whole { // reported has entered it
+					h.end, h.last = seg.end, seg.last
+				}
+			}
+		})
+		if found = h; whole {
+			return found, true
+		}
+	}
+	return found, false
+}
+
+// shipFork deals with a sealed replica of a site that is not our segment. What it has behind the segment's end is of another
+// history: the store keeps that as a fork, and the segment ends there where it should (R14). Anything else is an error, and loud.
+func (o *Owner) shipFork(ctx context.Context, s *siteShip, seg *segment, h *have) error {
+	err := wire.Errorf(wire.CodeMismatch, "segment %s is sealed at %s after %s: not where ours ends", seg.id, h.store.ID(), h.last)
+	o.shipFailed(s, seg, h.store, err)
+	var m *wire.Seal
+	o.ask(func() {
+		if o.stopErr == nil && seg.sealed && seg.id.Epoch.Less(o.epoch) && h.last.Seq > seg.last.Seq && !o.followed(h.last) {
+			m = &wire.Seal{Epoch: o.epoch, Segment: seg.id, End: seg.end, Last: seg.last, Start: o.w.Start()}
+		}
+	})
+	if m == nil {
+		return err
+	}
+	sctx, cancel := context.WithTimeout(ctx, 4*o.env.Limits.SyncTimeout)
+	defer cancel()
+	r, forked, failed := sealOrSetAside(sctx, h.store, m)
+	if failed != nil {
+		return fmt.Errorf("%w; set aside: %w", err, failed)
+	}
+	h.end, h.last, h.made = m.End, m.Last, r.Made
+	if forked {
+		o.call(func() { o.setAside(h.store, seg.id, m.Last.Seq) })
+	}
+	return nil
+}
+
+// segmentAfter finds the segment of the history that holds the record after seq, nil if there is none yet, and
+// the seq where the one before it ends.
+func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
+	o.ask(func() {
+		i, _ := slices.BinarySearchFunc(o.order, seq, func(s *segment, seq ident.Seq) int {
+			if s.last.Seq <= seq && s.last.Seq != 0 {
+				return -1
+			}
+			return 1
+		})
+		// Retired and, but for a part that was left somewhere, gone: that part goes too, once the sites have the record of
+		// it. They would wait for ever for a whole one.
+		gone := func(s *segment) bool { return o.retiring(s) && len(s.good()) == 0 }
+		for i < len(o.order) && gone(o.order[i]) {
+			i++
+		}
+		if i == len(o.order) {
+			return
+		}
+		// What is missing in front of it has been retired: nothing needs it.
+		found = o.order[i]
+		for i--; i >= 0; i-- {
+			if !gone(o.order[i]) {
+				before = o.order[i].last.Seq
+				break
+			}
+		}
+	})
+	return found, before
+}
+
+// shipTo chooses the store of the site for a segment: the one that has a part of it already, else one with room, in
+// turn by the segment's number, so that load and capacity spread. With it come the end of that part and the last record in it.
+func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32, ident.Position) {
+	for _, h := range there {
+		// A short one has lost what its power cut took; appends go on from there, compared with what there is.
+		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaCopy || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) {
+			return h.store, h.end, h.last
+		}
+	}
+	stores = o.env.roomyFirst(stores, int(seg.id.Number))
+	for _, st := range stores {
+		taken := slices.ContainsFunc(there, func(h have) bool { return h.store == st && h.state != 0 })
+		if !taken && o.env.Stores.Up(st.ID()) {
+			return st, 0, ident.Position{}
+		}
+	}
+	return nil, 0, ident.Position{}
+}
