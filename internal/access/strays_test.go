@@ -377,4 +377,19 @@ func TestProvenSinceIsKnownAtOnce(t *testing.T) {
 	if proven(first) || !proven(since) {
 		t.Fatalf("an epoch that is not proven: %v, after it: %v", proven(first), proven(since))
 	}
+	// What the power cut left of a segment whose records were copied to another one goes once a checkpoint covers them.
+	if err := o.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "nothing is left over", func() bool {
+		o.look()
+		for _, s := range c.seats {
+			for _, r := range c.replicas(s, v.ID) {
+				if r.State == wire.ReplicaShort {
+					return false
+				}
+			}
+		}
+		return true
+	})
 }

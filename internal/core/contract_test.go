@@ -485,6 +485,20 @@ func TestSealRules(t *testing.T) {
 				s = openStore(t, s.opts)
 			}
 		}
+		// A start in between that this store has never heard of: the sealer's word decides.
+		heard := start(4, ident.Position{Epoch: epoch(3), Seq: a.pos[2].Seq + 1}, true)
+		unheard := a.sealMessage(2)
+		unheard.Epoch, unheard.Start, unheard.Proven = epoch(4), heard, true
+		twin, b := setup(t)
+		if _, err := twin.Seal(ctx, b.sealMessage(3)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := twin.Seal(ctx, unheard); err != nil {
+			t.Fatalf("with the sealer's word: %v", err)
+		}
+		if inv := inventory(t, twin, jA); len(inv) != 1 || inv[b.seg].End != b.ends[1] || inv[b.seg].State != wire.ReplicaSealed {
+			t.Fatalf("%+v", inv)
+		}
 		three := start(3, a.pos[2], true)
 		cut(3, three, 2)
 		putStart(t, s, a.pos[2], true)

@@ -206,7 +206,7 @@ func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, forked bool, err 
 		switch {
 		case m.Epoch == r.id.Epoch:
 			return 0, false, refused
-		case !(m.Proven && m.Start.Proven) && !followed(r.mu.last, m, s.starts(r)):
+		case !vouched(m) && !followed(r.mu.last, m, s.starts(r)):
 			// What was sealed was committed then. Who wants less follows another history. Of that a later epoch's owner is
 			// the judge: the replica is kept, as a fork, and counts for nothing any more (R14).
 			if !s.setAsideLocked(r, m, r.note.Load().Length) {
@@ -300,7 +300,7 @@ func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
 		return false
 	}
 	starts := s.starts(r)
-	if m.Proven && start.Proven || followed(r.mu.last, m, starts) {
+	if vouched(m) || followed(r.mu.last, m, starts) {
 		return true
 	}
 	for {
@@ -316,6 +316,12 @@ func (s *Store) mayCutLocked(r *replica, m *wire.Seal) bool {
 		}
 		start = next
 	}
+}
+
+// vouched reports the sealer's word that all epochs since the segment's were proven: what this replica has beyond its end was
+// either never committed or is elsewhere in the sealer's history.
+func vouched(m *wire.Seal) bool {
+	return m.Proven && m.Start.Proven && m.Start.At.Epoch == m.Epoch && m.Start.At.Seq != 0
 }
 
 // followed reports that a record is part of the history that the sealer's epoch-start follows, as far as the starts

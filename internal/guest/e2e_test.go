@@ -205,7 +205,7 @@ func newLab(t *testing.T) (l *lab.Lab, iqn string, ways []string) {
 	t.Helper()
 	const name = "e2eguest" // test/e2e.sh removes labs called e2e...
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root")
 	}
 	spec, err := lab.NewSpec(name, lab.NodeSites([]string{"east", "west"}, 2), 2)
 	if err != nil {

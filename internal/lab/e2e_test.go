@@ -414,7 +414,7 @@ func TestNodes(t *testing.T) {
 		t.Skip("DOZO_BIN names no program")
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root")
 	}
 	const name = "e2enodes"
 	spec, err := NewSpec(name, NodeSites([]string{"east", "west"}, 1), 2)

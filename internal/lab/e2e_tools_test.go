@@ -36,7 +36,7 @@ func long(t *testing.T) {
 func newTestLab(t *testing.T, name string, sites int, commands ...string) *Lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root")
 	}
 	names, err := ParseSites(strconv.Itoa(sites))
 	if err != nil {
