@@ -559,26 +559,55 @@ func TestLargeReadsAreSpread(t *testing.T) {
 			t.Error("idle stores: this node's own is nearer")
 		}
 		h := im.o.env.Health
-		h.reading(own).Add(1 << 20)
+		h.reading(own).bytes.Add(1 << 20)
+		if h.reading(own).pace.Store(int64(time.Millisecond)); at(nil) != own {
+			t.Error("the own store reads as fast as memory: nobody else need do it")
+		}
+		h.reading(own).pace.Store(int64(20 * time.Millisecond))
 		if at(nil) != other || im.o.readFrom(s).ID() != own {
 			t.Error("the own store is busy: the other one reads what is large")
 		}
 		if at(c.seat(own)) != own {
 			t.Error("one request became two")
 		}
-		h.reading(other).Add(1 << 20)
+		h.reading(other).bytes.Add(1 << 20)
 		if at(nil) != own {
 			t.Error("both are as busy: this node's own is nearer")
 		}
-		h.reading(own).Add(-1 << 20)
-		h.reading(other).Add(-1 << 20)
+		h.reading(own).bytes.Add(-1 << 20)
+		h.reading(other).bytes.Add(-1 << 20)
 	})
 	im.check(t)
 	im.o.ask(func() {
 		for _, s := range c.seats {
-			if n := im.o.env.Health.reading(s.id).Load(); n != 0 {
+			if n := im.o.env.Health.reading(s.id).bytes.Load(); n != 0 {
 				t.Errorf("%d bytes are still counted", n)
 			}
 		}
 	})
+}
+
+// One read that had to wait makes no slow store; one after the other does.
+func TestPaceOfAStore(t *testing.T) {
+	var l readLoad
+	l.note(256<<10, time.Millisecond/4)
+	if p := l.pace.Load(); p != int64(time.Millisecond) {
+		t.Errorf("pace %d after 256 KiB in 250 us", p)
+	}
+	l.note(1<<20, 20*time.Millisecond)
+	if l.pace.Load() >= int64(spreadPace) {
+		t.Error("slow after one read")
+	}
+	for range 8 {
+		l.note(1<<20, 20*time.Millisecond)
+	}
+	if l.pace.Load() < int64(spreadPace) {
+		t.Error("fast after nine slow reads")
+	}
+	for range 16 {
+		l.note(1<<20, time.Millisecond)
+	}
+	if l.pace.Load() >= int64(spreadPace) {
+		t.Error("slow after sixteen fast reads")
+	}
 }

@@ -33,16 +33,40 @@ type Health struct {
 		stores map[ident.StoreID]*ailing
 	}
 
-	reads sync.Map // by ident.StoreID, *atomic.Int64: bytes of large reads that each store is asked for
+	reads sync.Map // by ident.StoreID, *readLoad
 }
 
-// reading counts the bytes of large reads that this node's owners have asked a store for.
-func (h *Health) reading(id ident.StoreID) *atomic.Int64 {
+// readLoad is what this node's owners know of the large reads of a store.
+type readLoad struct {
+	bytes atomic.Int64 // asked for and not answered
+	pace  atomic.Int64 // ns that the store takes for 1 MiB, averaged; of stores in this process only, 0: not known
+}
+
+// reading gives the large reads of a store.
+func (h *Health) reading(id ident.StoreID) *readLoad {
 	if n, ok := h.reads.Load(id); ok {
-		return n.(*atomic.Int64)
+		return n.(*readLoad)
 	}
-	n, _ := h.reads.LoadOrStore(id, new(atomic.Int64))
-	return n.(*atomic.Int64)
+	n, _ := h.reads.LoadOrStore(id, new(readLoad))
+	return n.(*readLoad)
+}
+
+// note takes in that a read of n bytes took so long. The average rises more slowly than it falls: that a busy machine
+// let one read wait for a processor says nothing about the disk, all reads of a busy disk are slow. Of two notes at
+// the same time one may be lost.
+func (l *readLoad) note(n int64, took time.Duration) {
+	if n <= 0 || took <= 0 {
+		return
+	}
+	now, was := int64(took)*(1<<20)/n, l.pace.Load()
+	switch {
+	case was == 0:
+	case now > was:
+		now = was + (now-was)/8
+	default:
+		now = was - (was-now)/4
+	}
+	l.pace.Store(now)
 }
 
 // ailing is what is known of a store that has failed. Guarded by Health.mu.

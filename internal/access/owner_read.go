@@ -104,7 +104,7 @@ func (o *Owner) read(op *Op) {
 	t := newReadTry(o, op, store.ID())
 	if large {
 		t.load, t.bytes = o.env.Health.reading(store.ID()), op.Length
-		t.load.Add(t.bytes)
+		t.load.bytes.Add(t.bytes)
 	}
 	store.Read(&op.read, t.answer)
 	if t.state.Load() == tryWaiting {
@@ -125,7 +125,7 @@ type readTry struct {
 	refs   atomic.Int32 // the loop's and the store's: the last one puts it back
 	answer func(wire.ReadReply, error)
 
-	load  *atomic.Int64 // of the store, which the read is counted in; nil: it is not
+	load  *readLoad // of the store, which the read is counted in; nil: it is not
 	bytes int64
 }
 
@@ -159,7 +159,8 @@ func (t *readTry) unref() {
 func (t *readTry) answered(r wire.ReadReply, err error) {
 	defer t.unref()
 	if t.load != nil {
-		t.load.Add(-t.bytes)
+		t.load.bytes.Add(-t.bytes)
+		t.load.note(t.bytes, r.Took)
 	}
 	if !t.state.CompareAndSwap(tryWaiting, tryAnswered) {
 		release(r)
@@ -278,10 +279,13 @@ func (o *Owner) readFrom(s *segment) journal.Store {
 	return best
 }
 
-// Large reads are spread over the replicas of the site, so that one disk is no bottleneck; small ones stay local.
+// Large reads are spread over the replicas of the site, so that one disk is no bottleneck; small ones stay local, and so
+// do large ones as long as this node's store is fast: what comes from its memory costs less processor time than what
+// another node has to send.
 const (
 	spreadFrom   = 128 << 10
-	spreadRemote = 256 << 10 // by so many bytes a store of another node must have less to do
+	spreadRemote = 256 << 10            // by so many bytes a store of another node must have less to do
+	spreadPace   = 4 * time.Millisecond // for 1 MiB: a store of this node that is quicker reads all
 )
 
 // readSpread chooses the replica of the site whose store has the least to read for this node now. last, if it has the
@@ -290,6 +294,14 @@ func (o *Owner) readSpread(s *segment, last journal.Store) journal.Store {
 	if s == nil {
 		return nil
 	}
+	if last != nil {
+		id := last.ID()
+		for i := range s.holders {
+			if h := &s.holders[i]; h.store == id && !h.going && !h.bad {
+				return last
+			}
+		}
+	}
 	var best ident.StoreID
 	least, found := int64(0), false
 	for i := range s.holders {
@@ -297,12 +309,13 @@ func (o *Owner) readSpread(s *segment, last journal.Store) journal.Store {
 		if h.going || h.bad || o.env.Stores.Site(h.store) != o.env.Site || !o.fit(h.store) {
 			continue
 		}
-		if last != nil && h.store == last.ID() {
-			return last
-		}
-		n := o.env.Health.reading(h.store).Load()
+		load := o.env.Health.reading(h.store)
+		n := load.bytes.Load()
 		if !o.env.Stores.Local(h.store) {
 			n += spreadRemote
+		} else if load.pace.Load() < int64(spreadPace) {
+			best, found = h.store, true
+			break
 		}
 		if !found || n < least {
 			best, least, found = h.store, n, true

@@ -123,8 +123,9 @@ func (s *Store) read(m *wire.Read, cached bool) (reply wire.ReadReply, err error
 			buf.release()
 			return reply, err
 		}
-		s.metrics.read(len(data), s.now()-began)
-		return wire.ReadReply{Data: data, Release: buf.release}, nil
+		took := s.now() - began
+		s.metrics.read(len(data), took)
+		return wire.ReadReply{Data: data, Release: buf.release, Took: took}, nil
 	}
 	buf := getBuffer(total + scratch + headMax)
 	last := headCache{head: buf.b[total+scratch:]}
@@ -138,8 +139,9 @@ func (s *Store) read(m *wire.Read, cached bool) (reply wire.ReadReply, err error
 		}
 		used += len(data)
 	}
-	s.metrics.read(used, s.now()-began)
-	return wire.ReadReply{Data: buf.b[:used], Release: buf.release}, nil
+	took := s.now() - began
+	s.metrics.read(used, took)
+	return wire.ReadReply{Data: buf.b[:used], Release: buf.release, Took: took}, nil
 }
 
 // headCache has the verified header and CRC array of the last large record of a request: where small writes have

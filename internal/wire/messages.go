@@ -201,6 +201,9 @@ type ReadPiece struct {
 type ReadReply struct {
 	Data    []byte
 	Release func()
+
+	// Took is how long the store's disk and the checks took. It is known within a process only, and not sent.
+	Took time.Duration
 }
 
 // ReadRaw asks for bytes of a replica as they are on disk, for replay and copying. The reply is shorter
