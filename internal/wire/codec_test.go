@@ -61,7 +61,7 @@ func fill(r *rand.Rand, v reflect.Value) {
 		for i := range v.NumField() {
 			f := v.Type().Field(i)
 			since, _ := strconv.Atoi(f.Tag.Get("since"))
-			if name := f.Name; name != "Trusted" && name != "Release" && uint16(since) <= fillVersion {
+			if name := f.Name; name != "Trusted" && name != "Release" && name != "Took" && uint16(since) <= fillVersion {
 				fill(r, v.Field(i))
 			}
 		}
