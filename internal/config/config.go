@@ -1,8 +1,12 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"time"
 
 	"dozo/internal/ident"
@@ -125,6 +129,25 @@ type Control struct {
 	CertFile string `yaml:"cert_file,omitempty"`
 	KeyFile  string `yaml:"key_file,omitempty"`
 	Prefix   string `yaml:"prefix,omitempty"` // of all keys, where an external etcd is shared
+}
+
+// VoterFile, in the state directory, says that the node has a voter whatever its configuration says: it was appointed
+// when another one was removed.
+const VoterFile = "control-voter"
+
+// Appointed has the configuration say what the state directory does.
+func (c *Config) Appointed() error {
+	_, err := os.Stat(filepath.Join(c.StateDir, VoterFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = c.BecomeVoter()
+	}
+	if err != nil {
+		return fmt.Errorf("the node was made a voter of the control store: %w", err)
+	}
+	return nil
 }
 
 // BecomeVoter makes it the configuration of a node that has a voter and joins the voters that there are, at the addresses that

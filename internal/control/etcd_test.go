@@ -60,7 +60,7 @@ func freePort(t *testing.T) netip.AddrPort {
 func (k *voterKit) config(t *testing.T, name string) EmbeddedConfig {
 	t.Helper()
 	id := k.identity(t, name, pki.RoleNode)
-	files := must(id.Etcd(filepath.Join(k.dir, pki.CAFile), filepath.Join(k.dir, name+".crl"), nil))(t)
+	files := must(id.Etcd(filepath.Join(k.dir, pki.CAFile), filepath.Join(k.dir, name+".crl")))(t)
 	return EmbeddedConfig{
 		Name: ident.NodeName(name), Dir: filepath.Join(k.dir, "control-"+name), ListenPeer: freePort(t), ListenClient: freePort(t),
 		ClusterID: k.ca.ClusterID(), TLS: files, Log: testLog(),

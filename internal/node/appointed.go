@@ -2,10 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -17,24 +13,6 @@ import (
 // When a node with a voter of the control store is taken out, another one becomes a voter (control.ReplaceVoter). It sees
 // in its own entry that it is to, notes that in its state directory, and joins as a voter does whose configuration says so;
 // from then on it is one, also after a restart.
-
-// voterFile, in the state directory, says that the node has a voter whatever its configuration says.
-const voterFile = "control-voter"
-
-// appointed has the configuration say what the state directory does.
-func appointed(cfg *config.Config) error {
-	_, err := os.Stat(filepath.Join(cfg.StateDir, voterFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = cfg.BecomeVoter()
-	}
-	if err != nil {
-		return fmt.Errorf("the node was made a voter of the control store: %w", err)
-	}
-	return nil
-}
 
 // appointAgain is the pause after a failure to become a voter.
 const appointAgain = 5 * time.Second
@@ -72,7 +50,7 @@ func (n *Node) becomeVoter(ctx context.Context, ctl *control.Client, fatal chan<
 		return err
 	}
 	// The note first: a voter that others count on must be there again after a restart.
-	if err := pki.WriteFileAtomic(filepath.Join(cfg.StateDir, voterFile), []byte("it took the place of a voter that was removed\n")); err != nil {
+	if err := pki.WriteFileAtomic(filepath.Join(cfg.StateDir, config.VoterFile), []byte("it took the place of a voter that was removed\n")); err != nil {
 		return err
 	}
 	if n.voter.Load() == nil {
@@ -83,7 +61,7 @@ func (n *Node) becomeVoter(ctx context.Context, ctl *control.Client, fatal chan<
 	if ctx.Err() != nil { // nobody else ends it any more
 		return n.voter.Load().Close()
 	}
-	if err := pki.WriteCRL(filepath.Join(cfg.StateDir, crlFile), ctl.Revocations(), time.Now()); err != nil {
+	if err := pki.WriteCRL(filepath.Join(cfg.StateDir, pki.CRLFile), ctl.Revocations(), time.Now()); err != nil {
 		n.log.Error("revocation list", "err", err)
 	}
 	return n.register(control.WithActor(ctx, "node/"+string(n.cfg.Node)), ctl)

@@ -45,7 +45,7 @@ func externalEtcd(t *testing.T, addr netip.Addr) (etcd *control.Embedded, use fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	tls, err := id.Etcd(filepath.Join(dir, "ca.crt"), filepath.Join(dir, "crl.pem"), nil)
+	tls, err := id.Etcd(filepath.Join(dir, "ca.crt"), filepath.Join(dir, "crl.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}

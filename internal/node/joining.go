@@ -19,18 +19,15 @@ import (
 	"dozo/internal/wire"
 )
 
-// Files in the node's state directory.
-const (
-	controlDir = "control"
-	crlFile    = "revoked.crl"
-)
+// controlDir, in the state directory, has a voter's data.
+const controlDir = "control"
 
 // startControl starts the voter that runs here, if any, connects, and registers the node.
 func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal chan<- error) error {
 	c := n.cfg.Control
 	endpoints := n.voterURLs()
 	tlsConf := n.id.NodeClient("", n.revoked)
-	crl := filepath.Join(n.cfg.StateDir, crlFile)
+	crl := filepath.Join(n.cfg.StateDir, pki.CRLFile)
 	onClose(func() {
 		if e := n.voter.Load(); e != nil {
 			_ = e.Close()
@@ -70,7 +67,7 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 
 // startVoter starts the voter of the control store that runs here.
 func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- error) error {
-	files, err := n.id.Etcd(n.cfg.TLS.CAFile, filepath.Join(n.cfg.StateDir, crlFile), nil)
+	files, err := n.id.Etcd(n.cfg.TLS.CAFile, filepath.Join(n.cfg.StateDir, pki.CRLFile))
 	if err != nil {
 		return err
 	}

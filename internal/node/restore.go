@@ -89,7 +89,7 @@ func replaceControl(ctx context.Context, cfg *config.Config, id *pki.Identity, s
 	if err := os.RemoveAll(dir); err != nil { // of one that was interrupted
 		return "", err
 	}
-	files, err := id.Etcd(cfg.TLS.CAFile, filepath.Join(cfg.StateDir, crlFile), nil)
+	files, err := id.Etcd(cfg.TLS.CAFile, filepath.Join(cfg.StateDir, pki.CRLFile))
 	if err != nil {
 		return "", err
 	}
@@ -173,7 +173,7 @@ func voterOf(configFile string) (*config.Config, *pki.Identity, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := appointed(cfg); err != nil {
+	if err := cfg.Appointed(); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", configFile, err)
 	}
 	if !cfg.Control.Embedded {

@@ -113,7 +113,7 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 	if n.boot, err = ident.ParseBootID(string(text)); err != nil {
 		return err
 	}
-	if err := appointed(cfg); err != nil {
+	if err := cfg.Appointed(); err != nil {
 		return err
 	}
 	if n.id, err = pki.Load(cfg.TLS.CAFile, cfg.TLS.NodeFile); err != nil {

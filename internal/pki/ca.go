@@ -36,6 +36,7 @@ const (
 	CAFile    = "ca.crt"
 	CAKeyFile = "ca.key"
 	NodeFile  = "node.pem" // certificate chain and key
+	CRLFile   = "revoked.crl"
 )
 
 // CA signs. Only the nodes that hold its key file can make one; everybody else knows its certificate.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -129,6 +130,15 @@ func TestRevocationListForEtcd(t *testing.T) {
 	list, err := x509.ParseRevocationList(der)
 	if err != nil || len(list.RevokedCertificateEntries) != 1 || SerialText(list.RevokedCertificateEntries[0].SerialNumber) != serial {
 		t.Errorf("list %+v, %v; want the serial %s", list, err, serial)
+	}
+	if got, err := ReadCRL(file); err != nil || !slices.Equal(got, []string{serial}) {
+		t.Errorf("read back %v, %v; want %s", got, err, serial)
+	}
+	if err := os.WriteFile(file+".bad", der[:len(der)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadCRL(file + ".bad"); err == nil {
+		t.Errorf("half a list was read: %v", got)
 	}
 	if err := WriteCRL(file, []Revocation{{Serial: "zz"}}, time.Now()); err == nil {
 		t.Error("a serial that is no number was written")

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
+	"os"
 	"slices"
 	"time"
 )
@@ -163,13 +164,16 @@ type EtcdFiles struct {
 }
 
 // Etcd writes what etcd needs beside the identity's own file and says where it is. The identity must have
-// come from Load.
-func (id *Identity) Etcd(caFile, crlFile string, revoked []Revocation) (EtcdFiles, error) {
+// come from Load. A revocation list that is there stays: until the control store has said which one is newer, a
+// certificate that was revoked before a restart must not count again after it.
+func (id *Identity) Etcd(caFile, crlFile string) (EtcdFiles, error) {
 	if id.path == "" {
 		return EtcdFiles{}, fmt.Errorf("certificate files for etcd: the identity of %s is only in memory", id.Self().Name)
 	}
-	if err := WriteCRL(crlFile, revoked, id.now()); err != nil {
-		return EtcdFiles{}, err
+	if _, err := ReadCRL(crlFile); err != nil {
+		if err := WriteCRL(crlFile, nil, id.now()); err != nil {
+			return EtcdFiles{}, err
+		}
 	}
 	return EtcdFiles{CAFile: caFile, CertFile: id.path, CRLFile: crlFile, ServerName: nodeServerName(id.clusterID)}, nil
 }
@@ -196,4 +200,20 @@ func WriteCRL(path string, revoked []Revocation, now time.Time) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return WriteFileAtomic(path, der)
+}
+
+// ReadCRL gives the serial numbers on a list that WriteCRL has written, as Peer.Serial has them.
+func ReadCRL(path string) (serials []string, err error) {
+	der, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	for _, e := range list.RevokedCertificateEntries {
+		serials = append(serials, SerialText(e.SerialNumber))
+	}
+	return serials, nil
 }

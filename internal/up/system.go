@@ -124,6 +124,13 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if s.rec, s.plan, s.ca, err = prepare(dir, o.Wish, time.Now()); err != nil {
 		return nil, err
 	}
+	var gone []Process
+	if s.plan, gone, err = staying(dir, s.plan); err != nil {
+		return nil, err
+	}
+	for _, p := range gone {
+		fmt.Fprintf(s.out, "%s was taken out of the cluster, and is not started\n", p.Name)
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	started, err := s.startMissing()
