@@ -136,7 +136,7 @@ func (c *Client) Reconcile(ctx context.Context) (waiting []ident.StoreID, err er
 		}
 	}
 	for _, s := range need {
-		if a, ok := answered[s]; (!ok || a.Lineage != r.Lineage) && !slices.Contains(r.Lost, s) {
+		if a, ok := answered[s]; (!ok || a.Lineage != r.Lineage) && !slices.Contains(r.Lost, s) && !c.StoreLost(s) {
 			waiting = append(waiting, s)
 		}
 	}
@@ -189,7 +189,9 @@ type settling struct {
 	r       Restoration
 	holders map[ident.JournalID]map[ident.StoreID]HeldJournal
 	offers  map[ident.JournalID]VolumeSpec
-	out     Settled
+	// lostBefore are the stores that the backup says were declared lost.
+	lostBefore map[ident.StoreID]bool
+	out        Settled
 }
 
 func (s *settling) load(ctx context.Context) error {
@@ -204,6 +206,17 @@ func (s *settling) load(ctx context.Context) error {
 			return err
 		}
 		s.offers[v.ID] = v
+	}
+	if pairs, _, err = s.c.listing(ctx, dirLost); err != nil {
+		return err
+	}
+	s.lostBefore = map[ident.StoreID]bool{}
+	for _, p := range pairs {
+		l, _, err := decode[LostStore](p.key, p.value)
+		if err != nil {
+			return err
+		}
+		s.lostBefore[l.ID] = true // LoseStore adds none while this is not settled
 	}
 	if pairs, _, err = s.c.listing(ctx, dirAnswers); err != nil {
 		return err
@@ -344,22 +357,28 @@ func (s *settling) settled(id ident.JournalID, state JournalState) JournalState 
 }
 
 // wide is who must be asked, all but one. One store that is lost is asked in vain, so that all the others must answer:
-// it may have been a member. Where more are lost it can not be known any more what they had.
+// it may have been a member. Where more are lost it can not be known any more what they had. A store that was declared lost
+// before the backup was made has been in no list since, so it matters to those journals only that listed it then.
 func (s *settling) wide(stores []ident.StoreID) (wide []ident.StoreID, unproven bool) {
-	lost := func(x ident.StoreID) bool { return slices.Contains(s.r.Lost, x) }
-	switch len(s.r.Lost) {
+	lost := slices.Clone(s.r.Lost)
+	for _, x := range stores {
+		if s.lostBefore[x] && !slices.Contains(lost, x) {
+			lost = append(lost, x)
+		}
+	}
+	left := slices.DeleteFunc(slices.Clone(stores), func(x ident.StoreID) bool { return slices.Contains(lost, x) })
+	switch len(lost) {
 	case 0:
 		return stores, false
 	case 1:
-		left := slices.DeleteFunc(slices.Clone(stores), lost)
 		if len(left) == 0 {
 			return nil, true
 		}
-		wide = append(left, s.r.Lost[0])
+		wide = append(left, lost[0])
 		slices.SortFunc(wide, ident.StoreID.Compare)
 		return wide, false
 	}
-	return slices.DeleteFunc(slices.Clone(stores), lost), true
+	return left, true
 }
 
 // ownerFor names a node that has the journal next: one of where it was owned last, for a start.

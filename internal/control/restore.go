@@ -224,6 +224,8 @@ func (c *Client) changeRestoration(ctx context.Context, action string, f func(*R
 
 // ExpectStores implements Store.
 func (c *Client) ExpectStores(ctx context.Context, stores []ident.StoreID) error {
+	// Nodes may have noted what they knew before a store was declared lost.
+	stores = slices.DeleteFunc(slices.Clone(stores), c.StoreLost)
 	if r, ok := c.Restoration(); !ok || !r.Pending() || !slices.ContainsFunc(stores, func(s ident.StoreID) bool { return !slices.Contains(r.Stores, s) }) {
 		return nil
 	}

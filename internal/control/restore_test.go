@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -394,6 +395,54 @@ func TestTwoStoresLost(t *testing.T) {
 			t.Errorf("lost %d of %d: %d are asked, unproven %v", len(tc.lost), len(tc.stores), len(got), unproven)
 		}
 	}
+}
+
+// TestLostBeforeTheBackup: a store that was declared lost is not waited for, also if a node has noted that it was there. It
+// counts as lost for those journals only that listed it still.
+func TestLostBeforeTheBackup(t *testing.T) {
+	ctx := t.Context()
+	m := NewMem()
+	c := must(m.Open(ctx, Options{}))(t)
+	t.Cleanup(func() { _ = c.Close() })
+	h := newHistory(t, c) // h.a lists stores 0 and 1
+	must(c.LoseStore(ctx, h.stores[1]))(t)
+	must(c.LoseStore(ctx, h.stores[3]))(t)
+	backup := must(c.Backup(ctx))(t)
+	anew := must(backup.Anew(NewLineage(), time.Now()))(t)
+	m.Renew(anew)
+	eventually(t, c, "the new control store is read", func() bool {
+		cl, err := c.Cluster()
+		return err == nil && cl.Lineage == anew.Cluster.Lineage
+	})
+	if err := c.ExpectStores(ctx, h.stores); err != nil { // as of a note from before
+		t.Fatal(err)
+	}
+	if _, err := c.LoseStore(ctx, h.stores[2]); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "dozo control lost") {
+		t.Errorf("declared lost while it is not settled: %v", err)
+	}
+	if waiting, err := c.Reconcile(ctx); err != nil || !slices.Equal(waiting, []ident.StoreID{h.stores[0], h.stores[2]}) && !slices.Equal(waiting, []ident.StoreID{h.stores[2], h.stores[0]}) {
+		t.Fatalf("waits for %v, %v", waiting, err)
+	}
+	for i, held := range [][]HeldJournal{0: {{ID: h.a.ID, Fence: h.state.Epoch, Highest: h.state.Epoch, Records: true, Site: h.site.ID}}, 2: {}} {
+		if held == nil {
+			continue
+		}
+		if err := c.PutAnswer(ctx, h.stores[i], held); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if waiting, err := c.Reconcile(ctx); err != nil || len(waiting) != 0 {
+		t.Fatalf("waits for %v, %v", waiting, err)
+	}
+	got, _, err := c.JournalNow(ctx, h.a.ID)
+	want := slices.Clone(h.stores[:2])
+	slices.SortFunc(want, ident.StoreID.Compare)
+	// Store 3 was never a member: with that counted as well, nothing would be proven.
+	if err != nil || len(got.Ensembles) != 1 || got.Ensembles[0].Unproven || !slices.Equal(got.Ensembles[0].Stores, want) {
+		t.Errorf("settled as %+v, %v; want the list %v", got, err, want)
+	}
+	eventually(t, c, "it is settled", func() bool { r, ok := c.Restoration(); return ok && !r.Pending() })
+	must(c.LoseStore(ctx, h.stores[2]))(t)
 }
 
 // TestSeedVoter restores into a real etcd: a client of the former voter, at the same address, notices; another voter

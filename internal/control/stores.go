@@ -99,7 +99,8 @@ func (c *Client) LostStores() []LostStore {
 	return slices.SortedFunc(maps.Values(c.cache.mu.lost), func(a, b LostStore) int { return cmp.Compare(a.ID.String(), b.ID.String()) })
 }
 
-// LoseStore implements Store. Declaring a store lost twice changes nothing.
+// LoseStore implements Store. Declaring a store lost twice changes nothing. While a restored control store is not settled
+// DeclareLost is the word for it, since lists are made by it then.
 func (c *Client) LoseStore(ctx context.Context, id ident.StoreID) (LostStore, error) {
 	return again(ctx, c, func(ctx context.Context) (LostStore, error) {
 		was, _, err := read[LostStore](ctx, c, keyLost(id))
@@ -110,7 +111,14 @@ func (c *Client) LoseStore(ctx context.Context, id ident.StoreID) (LostStore, er
 			return was, fmt.Errorf("store %s is declared lost: %w", id, ErrOlderNodes)
 		}
 		l := LostStore{ID: id, Time: c.o.Now().UTC(), By: ActorFrom(ctx)}
-		t := txn{conds: []cond{{key: keyLost(id)}}}
+		r, restored, err := read[Restoration](ctx, c, keyRestored)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return was, err
+		}
+		if err == nil && r.Pending() {
+			return was, fmt.Errorf("the restored control store is not settled: dozo control lost declares store %s lost until it is: %w", id, ErrInUse)
+		}
+		t := txn{conds: []cond{{key: keyLost(id)}, {key: keyRestored, rev: restored}}}
 		name, rev, err := read[ident.NodeName](ctx, c, keyStore(id))
 		switch {
 		case err == nil:

@@ -89,7 +89,7 @@ func (b *backend) restoration(ctx context.Context, c *control.Client, r control.
 		}
 		a, ok := answers[id]
 		switch {
-		case slices.Contains(r.Lost, id):
+		case slices.Contains(r.Lost, id) || c.StoreLost(id):
 			x.State = "lost"
 		case !r.Pending():
 			x.State = "answered"
