@@ -23,7 +23,7 @@ func (w *Writer) fail(member int) {
 	uncommitted := false
 	for _, s := range w.segments {
 		if r := s.replica(member); r != nil && !r.sealed {
-			r.lost = true
+			r.lost, r.asked = true, 0
 		}
 	}
 	for _, b := range w.inflight {

@@ -46,6 +46,7 @@ func (w *Writer) syncMember(member int) {
 	for _, s := range w.segments {
 		if r := s.replica(member); r != nil && !r.lost && !r.sealed && r.stableEnd < r.acked {
 			ids = append(ids, s.ID)
+			r.asked = r.acked
 		}
 	}
 	if len(ids) > 0 {
@@ -70,14 +71,29 @@ func (w *Writer) Synced(member int, reply wire.SyncReply, err error) {
 		w.Pump()
 		return
 	}
+	short := false
 	for _, x := range reply.Synced {
 		for _, s := range w.segments {
-			if s.ID == x.Segment {
-				if r := s.replica(member); r != nil && !r.lost {
-					r.stableEnd = max(r.stableEnd, min(x.StableEnd, r.acked))
-				}
+			r := s.replica(member)
+			if s.ID != x.Segment || r == nil || r.lost {
+				continue
 			}
+			r.stableEnd = max(r.stableEnd, min(x.StableEnd, r.acked))
+			want := r.asked
+			if s.closed { // a seal may have cut what was not committed
+				want = min(want, s.commitEnd)
+			}
+			short = short || !r.sealed && x.StableEnd < want
+			r.asked = 0
 		}
+	}
+	if short {
+		// It has less of a replica than it had acknowledged, in the same boot: what is there is damaged. Asked again it would
+		// say the same for ever.
+		w.restable()
+		w.fail(member)
+		w.Pump()
+		return
 	}
 	more := m.syncMore
 	m.syncMore = false

@@ -88,6 +88,7 @@ type replicaOf struct {
 	retryAt   time.Duration // a lost one is not made again before
 	acked     uint32
 	stableEnd uint32
+	asked     uint32 // it had acknowledged so much when it was asked for an fdatasync that has not been answered; else 0
 	sealed    bool
 }
 
