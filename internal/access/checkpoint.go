@@ -18,7 +18,8 @@ type checkpointState struct {
 	running   bool
 	last      time.Duration // when the last one ended
 	took      time.Duration // by the last one
-	lastBytes uint64        // written then
+	lastBytes uint64        // written then, and copied
+	copied    uint64        // bytes copied by reference: a replay has to look up each of their leaves
 	lastSeq   ident.Seq     // that it covers
 	appliedAt ident.Position
 	number    uint32
@@ -44,7 +45,7 @@ const (
 func (o *Owner) checkpointDue(now time.Duration) bool {
 	c := &o.cp
 	since := now - c.last
-	if since >= o.env.Limits.CheckpointInterval || o.written-c.lastBytes >= o.env.Limits.CheckpointBytes {
+	if since >= o.env.Limits.CheckpointInterval || o.written+c.copied-c.lastBytes >= o.env.Limits.CheckpointBytes {
 		return true
 	}
 	if since < max(deadPause, deadShare*c.took) {
@@ -69,7 +70,7 @@ func (o *Owner) maybeCheckpoint(now time.Duration) {
 		point, err := o.checkpoint()
 		o.call(func() {
 			c.running = false
-			c.last, c.lastBytes, c.took = time.Duration(o.env.Clock()), o.written, time.Since(start)
+			c.last, c.lastBytes, c.took = time.Duration(o.env.Clock()), o.written+c.copied, time.Since(start)
 			if err != nil {
 				if o.stopErr == nil {
 					o.log.Warn("checkpoint", "err", err)

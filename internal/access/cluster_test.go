@@ -295,7 +295,7 @@ type image struct {
 	rng  *rand.Rand
 }
 
-// change does a random write, trim or flush and keeps the model in step.
+// change does a random write, trim, copy or flush and keeps the model in step.
 func (im *image) change(t *testing.T) {
 	t.Helper()
 	size := int64(len(im.want))
@@ -305,7 +305,18 @@ func (im *image) change(t *testing.T) {
 		off, n = off&^4095, (n+4095)&^4095
 		n = min(n, size-off)
 	}
-	switch im.rng.IntN(12) {
+	switch im.rng.IntN(14) {
+	case 12, 13:
+		to := im.rng.Int64N(size/4096) * 4096
+		from := im.rng.Int64N(size/4096) * 4096
+		n := min((1+im.rng.Int64N(40))*4096, (size-max(from, to))/4096*4096)
+		if n == 0 {
+			return
+		}
+		if err := copyAt(im.o, from, to, n); err != nil {
+			t.Fatalf("copy: %v", err)
+		}
+		copy(im.want[to:to+n], im.want[from:from+n])
 	case 0:
 		if err := simple(im.o, wire.OpTrim, off, n); err != nil {
 			t.Fatalf("trim: %v", err)

@@ -333,7 +333,7 @@ func (f *forkSum) add(x *journal.Index, after ident.Seq, when func(offset uint32
 	for i := range x.Entries[from:] {
 		e := &x.Entries[from+i]
 		f.records++
-		if e.Kind == journal.KindWrite || e.Kind == journal.KindTrim {
+		if e.Kind == journal.KindWrite || e.Kind == journal.KindTrim || e.Kind == journal.KindCopy {
 			f.writes++
 		}
 		f.bytes += uint64(journal.RecordSize(e.StoredLen))

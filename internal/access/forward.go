@@ -90,7 +90,7 @@ func (v *Volume) forward(op *Op, until time.Time) {
 	switch op.Kind {
 	case wire.OpWrite, wire.OpOrWrite:
 		m.Data = [][]byte{op.Buf.Bytes()}
-	case wire.OpUnit, wire.OpToken:
+	case wire.OpUnit, wire.OpToken, wire.OpCopy:
 		m.Data = [][]byte{op.Unit}
 	case wire.OpCompareAndWrite:
 		m.Data = [][]byte{op.Compare, op.Buf.Bytes()}

@@ -207,7 +207,7 @@ func (l *late) prune(now uint64) {
 
 func writes(k wire.ForwardOp) bool {
 	switch k {
-	case wire.OpWrite, wire.OpTrim, wire.OpZero, wire.OpCompareAndWrite, wire.OpOrWrite:
+	case wire.OpWrite, wire.OpTrim, wire.OpZero, wire.OpCompareAndWrite, wire.OpOrWrite, wire.OpCopy:
 		return true
 	}
 	return false

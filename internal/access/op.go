@@ -24,7 +24,7 @@ type Op struct {
 
 	Buf     *WriteBuf // OpWrite, OpCompareAndWrite: the payload; the owner's from Submit on
 	Compare []byte    // OpCompareAndWrite
-	Unit    []byte    // OpUnit: a reserve.Command; OpToken: a TokenCall
+	Unit    []byte    // OpUnit: a reserve.Command; OpToken: a TokenCall; OpCopy: a CopyCall
 	Since   uint64    // see wire.Forward
 	Done    func(*Op, error)
 

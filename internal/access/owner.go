@@ -554,8 +554,10 @@ func (o *Owner) everySecond() {
 	if o.stopErr != nil {
 		return
 	}
-	if freed := o.m.Evict(o.env.Limits.MapBudgetBytes); freed > 0 {
-		o.env.Metrics.Evicted.Add(float64(freed))
+	if o.mayEvict() {
+		if freed := o.m.Evict(o.env.Limits.MapBudgetBytes); freed > 0 {
+			o.env.Metrics.Evicted.Add(float64(freed))
+		}
 	}
 	o.everySecondUnit()
 	if o.sayWhatFlushesWaitFor(); o.stopErr != nil {

@@ -511,7 +511,13 @@ func (o *Owner) apply(e *journal.Entry) {
 		o.lastSeg = s
 	}
 	x := e.Entry(e.Offset)
-	if err := o.m.Apply(&x, e.Seq, s.slot); err != nil {
+	var err error
+	if e.Kind == journal.KindCopy {
+		err = o.copied(&x, e.Seq, e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen])
+	} else {
+		err = o.m.Apply(&x, e.Seq, s.slot)
+	}
+	if err != nil {
 		// A bug: rather stop than answer from a map that we do not understand.
 		o.stop(fmt.Errorf("map: %w", err))
 		return

@@ -558,6 +558,8 @@ func (o *Owner) leafLoaded(id volume.LeafID, err error) {
 			o.finish(op, fmt.Errorf("map leaf %d: %w", id, err))
 		} else if op.Kind == wire.OpProvisioned {
 			o.provisioned(op)
+		} else if op.Kind == wire.OpCopy {
+			o.admit(op)
 		} else {
 			o.read(op)
 		}

@@ -102,6 +102,12 @@ func (o *Owner) admit(op *Op) {
 			return
 		}
 		o.merge(op)
+	case wire.OpCopy:
+		if o.mustWait(op, false) {
+			o.waiting = append(o.waiting, op)
+			return
+		}
+		o.copyBlocks(op)
 	case wire.OpTrim, wire.OpZero:
 		if o.mustWait(op, partial(op)) {
 			o.waiting = append(o.waiting, op)

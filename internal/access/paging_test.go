@@ -32,7 +32,23 @@ func (s *sparse) pick(most int64) (block, count int64) {
 }
 
 func (s *sparse) step(o *Owner) error {
-	switch s.rng.IntN(10) {
+	switch s.rng.IntN(11) {
+	case 10:
+		from, count := s.pick(400)
+		to, most := s.pick(400)
+		count = min(count, most)
+		if err := copyAt(o, from*4096, to*4096, count*4096); err != nil {
+			return fmt.Errorf("copy: %w", err)
+		}
+		tags := make([]uint64, count)
+		for i := range tags {
+			tags[i] = s.tags[from+int64(i)]
+		}
+		for i, tag := range tags {
+			if s.tags[to+int64(i)] = tag; tag == 0 {
+				delete(s.tags, to+int64(i))
+			}
+		}
 	case 0:
 		block, count := s.pick(regionBlocks)
 		if err := simple(o, wire.OpTrim, block*4096, count*4096); err != nil {

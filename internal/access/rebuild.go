@@ -134,6 +134,9 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 	if err := rd.unheard(); err != nil {
 		return err
 	}
+	if err := o.fetchSources(cfg.Tail, rd); err != nil {
+		return fmt.Errorf("copies at the end of the history: %w", err)
+	}
 	// Retired before the checkpoint, but not gone everywhere.
 	for slot, seg := range o.m.Segments() {
 		if !seg.Retired || slices.ContainsFunc(o.cp.retired, func(r retiredAt) bool { return slices.Contains(r.segments, seg.ID) }) {
@@ -403,7 +406,7 @@ func (rd *rebuilder) replay(r *journal.Range) error {
 		if seq < r.From {
 			continue
 		}
-		if err := o.replayed(r.Segment, &x.Entries[i], seq, slot); err != nil {
+		if err := o.replayed(r.Segment, &x.Entries[i], seq, slot, rd); err != nil {
 			return err
 		}
 	}
@@ -411,7 +414,7 @@ func (rd *rebuilder) replay(r *journal.Range) error {
 }
 
 // replayed takes one record of the past into the map.
-func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Seq, slot volume.Slot) error {
+func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Seq, slot volume.Slot, parts volume.PartReader) error {
 	if seq <= o.m.Applied() {
 		return nil
 	}
@@ -440,6 +443,15 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 		if err != nil {
 			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
+	case journal.KindCopy:
+		_, body, err := o.readRecord(id, e.Offset)
+		if err == nil {
+			err = o.replayCopy(e, seq, body, parts)
+		}
+		if err != nil {
+			return fmt.Errorf("replay of seq %d: %w", seq, err)
+		}
+		return nil
 	case journal.KindReservation:
 		_, body, err := o.readRecord(id, e.Offset)
 		if err != nil {

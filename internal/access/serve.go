@@ -32,7 +32,7 @@ func (s *Server) Forward(from ident.NodeName, m *wire.Forward, done func(wire.Fo
 		done(wire.ForwardReply{}, wire.Errorf(wire.CodeBadRequest, "%d bytes at %d", m.Length, m.Offset))
 		return
 	}
-	if op.Kind == wire.OpUnit || op.Kind == wire.OpToken {
+	if op.Kind == wire.OpUnit || op.Kind == wire.OpToken || op.Kind == wire.OpCopy {
 		op.Unit = slices.Concat(m.Data...)
 	}
 	if op.Kind == wire.OpWrite || op.Kind == wire.OpCompareAndWrite || op.Kind == wire.OpOrWrite {

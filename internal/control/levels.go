@@ -26,7 +26,8 @@ import (
 //	3  volumes say how paths by way of other sites are, where initiators are sent, and to which hosts they are mapped
 //	4  credentials for discovery
 //	5  journals say whether their owners stop when they are cut off; nodes that are to become voters
-const Level = 5
+//	6  records of copies by reference: see LevelCopies
+const Level = 6
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -34,6 +35,9 @@ const LevelRecords = 2
 
 // LevelStops is the level from which on nodes can read that an owner stops when it is cut off.
 const LevelStops = 5
+
+// LevelCopies is the level from which on nodes take records of copies by reference, and know the command for them.
+const LevelCopies = 6
 
 // levelLost is the level from which on nodes know of stores that were declared lost.
 const levelLost = 2

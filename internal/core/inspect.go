@@ -268,6 +268,11 @@ func (p *inspector) body(rec *journal.Record, b []byte) (text string, err error)
 		if retired, err = journal.DecodeRetired(b); err == nil {
 			text = fmt.Sprintf("%d segments: %v", len(retired), retired)
 		}
+	case journal.KindCopy:
+		var source uint64
+		if source, err = journal.DecodeCopy(b, rec.Count); err == nil {
+			text = fmt.Sprintf("as blocks %d to %d", source, source+uint64(rec.Count)-1)
+		}
 	case journal.KindAttach:
 		var changes []journal.PortChange
 		if changes, err = journal.DecodePortChanges(b); err == nil {

@@ -150,6 +150,30 @@ func DecodeRetired(b []byte) ([]ident.SegmentID, error) {
 	return segments, nil
 }
 
+// CopyBlocksMax bounds the blocks of one copy record: 64 MiB, so that whoever applies it is not held up for long.
+const CopyBlocksMax = 16384
+
+// copySize is the size of a copy record's body.
+const copySize = 1 + 8
+
+// AppendCopy appends the body of a copy record: the first block that is copied from. Count and the first block that is
+// copied to are in the record's header.
+func AppendCopy(dst []byte, source uint64) []byte {
+	return binary.LittleEndian.AppendUint64(append(dst, bodyVersion), source)
+}
+
+// DecodeCopy reads the body of a copy record of count blocks.
+func DecodeCopy(b []byte, count uint32) (source uint64, err error) {
+	if b, err = body(b, "copy", copySize-1, copySize-1); err != nil {
+		return 0, err
+	}
+	source = binary.LittleEndian.Uint64(b)
+	if source > BlocksMax || uint64(count) > BlocksMax-source {
+		return 0, corrupt("copy of blocks %d+%d, which are beyond any volume", source, count)
+	}
+	return source, nil
+}
+
 // body strips the version of a body and holds its length to [least, most].
 func body(b []byte, what string, least, most int) ([]byte, error) {
 	if len(b) == 0 {

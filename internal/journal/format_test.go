@@ -197,6 +197,7 @@ func FuzzIndex(f *testing.F) {
 func FuzzBodies(f *testing.F) {
 	f.Add(AppendPermits(nil, []Permit{{testSegment, ident.StoreID{1}, 7, true, []ident.StoreID{{2}}}}))
 	f.Add(AppendRetired(nil, []ident.SegmentID{testSegment}))
+	f.Add(AppendCopy(nil, 1<<40))
 	f.Add(AppendCuts(nil, []wire.EpochStart{{At: ident.Position{Seq: 9}, Before: ident.Position{Seq: 8}}}))
 	f.Add(AppendPins(nil, []PinChange{{PinForget, ident.Epoch{Number: 3, Lineage: 4}}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -205,6 +206,9 @@ func FuzzBodies(f *testing.F) {
 		}
 		if cuts, err := DecodeCuts(b); err == nil && !bytes.Equal(AppendCuts(nil, cuts), b) {
 			t.Error("decoded and encoded again, the bytes differ")
+		}
+		if source, err := DecodeCopy(b, 16); err == nil && !bytes.Equal(AppendCopy(nil, source), b) {
+			t.Error("decoded and encoded again, the bytes of a copy record differ")
 		}
 		_, _ = DecodePermits(b)
 		_, _ = DecodeRetired(b)

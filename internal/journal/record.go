@@ -42,11 +42,12 @@ const (
 	KindBarrier     Kind = 12 // body: a point that several journals share
 	KindConfirm     Kind = 13 // body: request IDs whose answers the forwarder has (R9)
 	KindPart        Kind = 14 // in checkpoint segments only: body is a part of a checkpoint
-	kindMax         Kind = 14
+	KindCopy        Kind = 15 // body: from which block on. Count blocks from Block on become what those were right before
+	kindMax         Kind = 15
 )
 
 var kindNames = [...]string{"?", "epoch-start", "write", "trim", "checkpoint", "permit", "retire", "relocate", "pin",
-	"attach", "reservation", "metadata", "barrier", "confirm", "part"}
+	"attach", "reservation", "metadata", "barrier", "confirm", "part", "copy"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -299,6 +300,8 @@ func (r *Record) check(reserved uint32) error {
 		return corrupt("write of %d blocks with %d bytes", r.Count, r.LogicalLen)
 	case r.Kind == KindTrim && (r.LogicalLen != 0 || r.Count == 0):
 		return corrupt("trim of %d blocks with %d bytes", r.Count, r.LogicalLen)
+	case r.Kind == KindCopy && (r.LogicalLen != copySize || r.Count == 0 || r.Count > CopyBlocksMax):
+		return corrupt("copy of %d blocks with %d bytes", r.Count, r.LogicalLen)
 	case r.Block+uint64(r.Count) < r.Block || r.Block+uint64(r.Count) > BlocksMax:
 		return corrupt("blocks %d+%d are beyond any volume", r.Block, r.Count)
 	}

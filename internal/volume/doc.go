@@ -11,7 +11,8 @@
 // leaf that isn't in memory is asked for by number; the owner reads its part and hands it to Loaded. A
 // checkpoint runs beside the writes: it shows the map as it was when it began.
 //
-// Invariants: a block is mapped to one block of one write record or to nothing, which reads as zeroes; the
+// Invariants: a block is mapped to one block of one write record or to nothing, which reads as zeroes; several
+// blocks may be mapped to the same one (Copy); the
 // live count of a segment is never below the number of blocks mapped to it, and equal once no leaf is
 // pending; a slot of the segment table is given to another segment only when nothing maps to it; a leaf
 // leaves memory only when its part in the last finished checkpoint says the same.

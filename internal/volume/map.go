@@ -29,6 +29,8 @@ type Map struct {
 	requests Requests
 	states   states
 
+	pieces []Piece // scratch of Copy
+
 	cp    *Checkpoint // the running one
 	point journal.CheckpointPoint
 	root  location // of the last finished checkpoint
@@ -62,7 +64,7 @@ func (m *Map) Requests() *Requests { return &m.requests }
 
 // Apply takes one committed record of the segment in that slot. Records come in order of seq without gaps;
 // those that the map has already are passed over, so a replay may start at the head of a segment. Kinds that
-// map nothing only move Applied; a relocation is applied by Relocate instead. It never needs a leaf from
+// map nothing only move Applied; a relocation is applied by Relocate instead, a copy by Copy. It never needs a leaf from
 // disk: what is written to an absent leaf waits in memory for the rest of it (Pending).
 //
 // Blocks beyond the volume's size are mapped too: the record was admitted under another size, and what a
@@ -80,6 +82,8 @@ func (m *Map) Apply(e *journal.IndexEntry, seq ident.Seq, slot Slot) error {
 			return fmt.Errorf("record %d: %w", seq, err)
 		}
 		m.store(e.Block, uint64(e.Count), makeEntry(slot, e.Offset, 0))
+	case journal.KindCopy, journal.KindRelocate:
+		return fmt.Errorf("record %d: a %s is not applied by its header alone", seq, e.Kind)
 	case journal.KindTrim:
 		if e.Block > BlocksMax || uint64(e.Count) > BlocksMax-e.Block {
 			return fmt.Errorf("record %d: trim of blocks %d+%d beyond any volume", seq, e.Block, e.Count)

@@ -117,6 +117,8 @@ type logged struct {
 	id     ident.SegmentID
 	moves  []loggedMove
 	retire ident.SegmentID
+	copied bool
+	source uint64
 }
 
 type loggedMove struct {
@@ -204,6 +206,15 @@ func (x *model) play(l logged) {
 			}
 			x.check(m.LoadLeaf(need, x.d))
 		}
+	case l.copied:
+		for {
+			need, err := m.Copy(m.Applied()+1, l.entry.Block, l.source, l.entry.Count)
+			x.check(err)
+			if need == NoLeaf {
+				return
+			}
+			x.check(m.LoadLeaf(need, x.d))
+		}
 	default:
 		x.check(m.Apply(&l.entry, m.Applied()+1, x.slot(l.id)))
 	}
@@ -254,6 +265,28 @@ func (x *model) trim(t *rapid.T) {
 	x.record(logged{entry: *trim(block, count), id: x.seg})
 	for i := range count {
 		delete(x.blocks, block+uint64(i))
+	}
+}
+
+// copy has blocks refer to what others refer to, with or without an overlap, from one leaf to another or within one.
+func (x *model) copy(t *rapid.T) {
+	source, count := x.drawRange()
+	block, most := x.drawRange()
+	if rapid.Bool().Draw(t, "near") {
+		block = source + uint64(rapid.IntRange(0, 20).Draw(t, "shift"))
+	}
+	if rapid.Bool().Draw(t, "back") {
+		source, block = block, source
+	}
+	count = min(count, most)
+	x.record(logged{entry: journal.IndexEntry{Kind: journal.KindCopy, Block: block, Count: count}, copied: true, source: source})
+	was := maps.Clone(x.blocks)
+	for i := range uint64(count) {
+		if w, ok := was[source+i]; ok {
+			x.blocks[block+i] = w
+		} else {
+			delete(x.blocks, block+i)
+		}
 	}
 }
 
@@ -573,6 +606,8 @@ func TestMapEqualsModel(t *testing.T) {
 			"fragment":   x.fragment,
 			"trim":       x.trim,
 			"relocate":   x.relocate,
+			"copy":       x.copy,
+			"copyAgain":  x.copy,
 			"newSegment": x.newSegment,
 			"confirm":    x.confirm,
 			"state":      x.setState,

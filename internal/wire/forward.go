@@ -43,11 +43,12 @@ const (
 	OpUnitState       ForwardOp = 9  // the answer's data are a reserve.Snapshot
 	OpOrWrite         ForwardOp = 10 // Data are combined with what is at Offset by a bitwise or
 	OpToken           ForwardOp = 11 // makes, uses or drops a token for ranges; Data and the answer's are an access.TokenCall
-	opMax             ForwardOp = 11
+	OpCopy            ForwardOp = 12 // whole blocks become what others of the volume are, by reference; Data are an access.CopyCall
+	opMax             ForwardOp = 12
 )
 
 var opNames = [...]string{"?", "read", "write", "trim", "zero", "flush", "compare and write", "provisioned",
-	"unit", "unit state", "or write", "token"}
+	"unit", "unit state", "or write", "token", "copy"}
 
 func (o ForwardOp) String() string {
 	if int(o) < len(opNames) {
