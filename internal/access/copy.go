@@ -107,6 +107,7 @@ func (o *Owner) copied(e *journal.IndexEntry, seq ident.Seq, body []byte) error 
 		err = wire.Errorf(wire.CodeBusy, "leaf %d of the map is not in memory", need)
 	}
 	o.cp.copied += uint64(e.Count) * journal.BlockSize
+	o.env.Metrics.Referred.Add(float64(e.Count) * journal.BlockSize)
 	return err
 }
 

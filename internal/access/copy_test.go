@@ -70,6 +70,9 @@ func TestCopyWithinAVolumeIsByReference(t *testing.T) {
 	if n := written() - before; n > 2048 {
 		t.Errorf("copies of 4 MiB have written %d bytes", n)
 	}
+	if n := counter(im.o.env.Metrics.Referred); n != 4<<20+128<<10 {
+		t.Errorf("%g bytes are counted as copied", n)
+	}
 	im.check(t)
 	if mapped, live := im.o.View().Mapped, liveBlocks(im.o); mapped > live {
 		t.Errorf("%d blocks mapped, %d alive", mapped, live)

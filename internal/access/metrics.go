@@ -15,6 +15,7 @@ type Metrics struct {
 	Emptied      prometheus.Counter
 	Moved        prometheus.Counter
 	CopiedBytes  prometheus.Counter
+	Referred     prometheus.Counter
 	ShippedBytes prometheus.Counter
 	ShipMismatch prometheus.Counter
 	Forwarded    prometheus.Counter
@@ -54,6 +55,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Emptied:       counter("replicas_emptied_total", "Replicas made elsewhere because their store is being emptied."),
 		Moved:         counter("replicas_moved_total", "Replicas made elsewhere because their store has less room than others."),
 		CopiedBytes:   counter("copied_bytes_total", "Bytes of replicas that were made again, for whatever reason."),
+		Referred:      counter("copied_by_reference_bytes_total", "Bytes of ranges that were copied within their volume by reference."),
 		ShippedBytes:  counter("shipped_bytes_total", "Bytes of segments that other sites have taken."),
 		SlowFlushes:   counter("slow_flushes_total", "Times that a flush had waited for many seconds and the log said for what."),
 		ShipMismatch:  counter("ship_mismatch_total", "Times a site's copy did not continue the owner's history."),

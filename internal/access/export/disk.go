@@ -261,6 +261,28 @@ func (d *disk) DropToken(req scsi.Request, id scsi.TokenID) {
 	d.token(req, access.TokenCall{What: access.TokenDrop, ID: id}, func(access.TokenCall, error) {})
 }
 
+func (d *disk) Copy(req scsi.Request, from, to, n int64, token *scsi.TokenID, done func(error)) {
+	if !d.v.MayCopy() {
+		done(scsi.ErrNotSupported)
+		return
+	}
+	call := access.CopyCall{From: from}
+	if token != nil {
+		call.HasToken, call.Token = true, *token
+	}
+	op := d.op(req, wire.OpCopy, to, n)
+	op.Unit = call.Append(nil)
+	op.Done = func(op *access.Op, err error) {
+		op.Release()
+		if errors.Is(err, wire.ErrMismatch) {
+			done(&wrapped{scsi.ErrTokenUnknown, err})
+			return
+		}
+		done(translate(err, true))
+	}
+	d.v.Submit(op)
+}
+
 func (d *disk) Flush(req scsi.Request, done func(error)) {
 	op := d.op(req, wire.OpFlush, 0, 0)
 	op.Done = func(op *access.Op, err error) {

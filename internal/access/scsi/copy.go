@@ -1,13 +1,15 @@
 package scsi
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
 // Third-party copy (SPC-4 5.16, 6.4, 6.5, 6.28 to 6.32; SBC-3 5.21 to 5.23, 5.50): the copy manager of a logical unit. Data
-// go from Disk to Disk through the access server and never to the initiator. A copy is a list of pieces, done
+// go from Disk to Disk through the access server and never to the initiator; within a disk, whole physical blocks are
+// copied by reference and go nowhere. A copy is a list of pieces, done
 // in order; within a piece a few records are under way at a time. There is no goroutine: the completion of one
 // call makes the next.
 
@@ -22,7 +24,11 @@ const (
 	copyKept        = 64       // results that are kept for a nexus
 	copyWindow      = 4        // records of a piece under way
 	copyChunk       = RecordMax
+	copyByReference = 16 << 20 // bytes of one Copy: other commands wait while a map takes it in
 )
+
+// CopyMax bounds what a Disk is asked to copy at once.
+const CopyMax = copyByReference
 
 // copyPiece is one contiguous part of a copy.
 type copyPiece struct {
@@ -45,8 +51,9 @@ type copyOp struct {
 	finished  func(*copyOp)
 	action    byte // service action that began it
 	immediate bool
-	tokenData []byte // POPULATE TOKEN: the token
-	discard   bool   // its results are not to be kept
+	tokenData []byte      // POPULATE TOKEN: the token
+	discard   bool        // its results are not to be kept
+	byData    atomic.Bool // a disk has said that it can't copy by reference
 
 	mu struct {
 		sync.Mutex
@@ -200,6 +207,50 @@ func (p *copyPiece) overlapping() bool {
 	return p.src == p.dst && p.srcOff < p.dstOff+p.n && p.dstOff < p.srcOff+p.n
 }
 
+// backwards says that the piece is copied from its end.
+func (p *copyPiece) backwards() bool {
+	return p.src != nil && p.overlapping() && p.dstOff > p.srcOff
+}
+
+// blockOf is the physical block by which a piece can be copied by reference; 0: it can't.
+func (o *copyOp) blockOf(p *copyPiece) int64 {
+	if p.src == nil || p.src != p.dst || o.byData.Load() {
+		return 0
+	}
+	block := int64(p.dst.Geometry().PhysicalBlockSize)
+	if block == 0 || (p.srcOff-p.dstOff)%block != 0 {
+		return 0
+	}
+	return block
+}
+
+// chunk says how much of a piece is copied at once when at bytes of it have been given out: as many whole physical
+// blocks as may be where they can be copied by reference, and what is before the first and behind the last by itself.
+func (o *copyOp) chunk(p *copyPiece, at int64) int64 {
+	left := p.n - at
+	if p.src == nil {
+		return p.n // zeros of any length are one call
+	}
+	block := o.blockOf(p)
+	if block == 0 {
+		return min(copyChunk, left)
+	}
+	edge := p.dstOff + at // towards which it is copied from the left end or, backwards, from the right one
+	odd := (block - edge%block) % block
+	if p.backwards() {
+		edge = p.dstOff + left
+		odd = edge % block
+	}
+	switch whole := left / block * block; {
+	case odd != 0:
+		return min(odd, left)
+	case whole == 0:
+		return left
+	default:
+		return min(copyByReference/block*block, whole)
+	}
+}
+
 // takeLocked gives the next record; nil if there is none now.
 func (o *copyOp) takeLocked() (p *copyPiece, from, n int64) {
 	if o.mu.err == nil && o.stopped() {
@@ -222,12 +273,9 @@ func (o *copyOp) takeLocked() (p *copyPiece, from, n int64) {
 			o.mu.count++
 			continue
 		}
-		n = min(copyChunk, p.n-o.mu.at)
-		if p.src == nil {
-			n = p.n // zeros of any length are one call
-		}
+		n = o.chunk(p, o.mu.at)
 		from = o.mu.at
-		if p.src != nil && p.overlapping() && p.dstOff > p.srcOff {
+		if p.backwards() {
 			from = p.n - o.mu.at - n
 		}
 		o.mu.at += n
@@ -285,15 +333,53 @@ func (o *copyOp) move(p *copyPiece, from, n int64) {
 		p.dst.Zero(o.on(p.dst), p.dstOff+from, n, true, func(err error) { o.step(n, err) })
 		return
 	}
+	if block := o.blockOf(p); block == 0 || n%block != 0 || (p.dstOff+from)%block != 0 {
+		o.moveAll(p, from, n, n)
+		return
+	}
+	p.dst.Copy(o.on(p.dst), p.srcOff+from, p.dstOff+from, n, p.token, func(err error) {
+		if !errors.Is(err, ErrNotSupported) {
+			o.step(n, err)
+			return
+		}
+		o.byData.Store(true)
+		o.moveAll(p, from, n, n)
+	})
+}
+
+// moveAll copies as data what is left of the n bytes of a piece that were given out at once, by the record: more than one
+// if a disk was to copy them by reference, and can't.
+func (o *copyOp) moveAll(p *copyPiece, from, left, n int64) {
+	m := min(copyChunk, left)
+	at := from
+	if p.backwards() {
+		at += left - m
+	} else {
+		from += m
+	}
+	o.moveData(p, at, m, func(err error) {
+		if err != nil || m == left {
+			o.step(n, err)
+			return
+		}
+		o.mu.Lock()
+		o.mu.stepped = time.Now()
+		o.mu.Unlock()
+		o.moveAll(p, from, left-m, n)
+	})
+}
+
+// moveData copies n bytes of a piece by reading and writing.
+func (o *copyOp) moveData(p *copyPiece, from, n int64, done func(error)) {
 	p.src.Read(o.on(p.src), p.srcOff+from, int(n), func(r ReadResult, err error) {
 		if err != nil {
-			o.step(n, err)
+			done(err)
 			return
 		}
 		w, err := p.dst.NewWrite(p.dstOff+from, int(n))
 		if err != nil {
 			r.Release()
-			o.step(n, err)
+			done(err)
 			return
 		}
 		b := w.Bytes()
@@ -307,10 +393,10 @@ func (o *copyOp) move(p *copyPiece, from, n int64) {
 			}
 			if err != nil {
 				w.Release()
-				o.step(n, err)
+				done(err)
 				return
 			}
-			p.dst.Write(o.on(p.dst), w, false, func(err error) { o.step(n, err) })
+			p.dst.Write(o.on(p.dst), w, false, done)
 		}
 		if p.token == nil {
 			write(nil)

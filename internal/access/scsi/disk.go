@@ -72,6 +72,11 @@ type Disk interface {
 	// Zero makes a range of any length read as zeros. With unmap the disk may give its space back, otherwise
 	// space that was provisioned stays so as far as the disk knows that notion.
 	Zero(req Request, off, n int64, unmap bool, done func(error))
+	// Copy makes n bytes at to what those at from are, overlapping or not, at one moment and without moving data: both
+	// share their space from then on. With a token it is done only while that is good for what is copied. Offsets and n
+	// are multiples of the physical block, n is at most CopyMax. ErrNotSupported: the disk can't do this one so; nothing
+	// has happened, and reading and writing will do.
+	Copy(req Request, from, to, n int64, token *TokenID, done func(error))
 	// CompareAndWrite writes b if what is there equals compare, atomically with respect to every other command
 	// from everywhere. It owns b. mismatch is the offset of the first differing byte, -1 if the write was done.
 	CompareAndWrite(req Request, compare []byte, b WriteBuffer, fua bool, done func(mismatch int, err error))

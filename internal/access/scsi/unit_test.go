@@ -3,6 +3,8 @@ package scsi_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"dozo/internal/access/iscsi/iscsitest"
@@ -401,6 +403,64 @@ func TestExtendedCopy(t *testing.T) {
 	status = data(a.run([]byte{0x84, 5, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
 	if len(status) != 32 || status[4] != 1 || status[5] != 1 || binary.BigEndian.Uint64(status[16:]) != 4096 {
 		t.Errorf("RECEIVE COPY STATUS (LID4): %x", status)
+	}
+}
+
+// TestCopiesWithinADisk: SPC-4 6.4.6.2. Ranges of one unit are copied by reference but for what is no whole physical
+// block, and by data where that can't be done; either way what there is is the same, for any ranges and overlaps.
+func TestCopiesWithinADisk(t *testing.T) {
+	for _, reference := range []bool{true, false} {
+		t.Run(fmt.Sprint("by reference ", reference), func(t *testing.T) {
+			a, _ := pair(t)
+			if !reference {
+				a.disk.NoCopies()
+			}
+			rng := rand.New(rand.NewPCG(3, 3))
+			want := make([]byte, 16<<20)
+			for i := range want {
+				want[i] = byte(rng.Uint32())
+			}
+			for off := 0; off < len(want); off += 1 << 20 {
+				w, _ := a.disk.NewWrite(int64(off), 1<<20)
+				copy(w.Bytes(), want[off:])
+				a.disk.Write(scsi.Request{}, w, false, func(err error) {
+					if err != nil {
+						t.Fatal(err)
+					}
+				})
+			}
+			total := uint64(len(want) / 512)
+			for i := range 200 {
+				n := 1 + rng.Uint64N(40)
+				if i%10 == 0 {
+					n = 1 + rng.Uint64N(total/2)
+				}
+				from, to := rng.Uint64N(total-n+1), rng.Uint64N(total-n+1)
+				switch i % 4 {
+				case 0:
+					to = min(total-n, from+rng.Uint64N(20)) // overlapping
+				case 1:
+					to = from - min(from, rng.Uint64N(20))
+				case 2:
+					to = min(total-n, to/8*8+from%8) // the same place within physical blocks
+				}
+				if got := a.thirdParty(0, copyList(5, target(a.disk), segment(0, 0, uint16(n), from, to)), 0); got != good {
+					t.Fatal(got)
+				}
+				copy(want[to*512:(to+n)*512], bytes.Clone(want[from*512:(from+n)*512]))
+			}
+			for off := 0; off < len(want); off += 1 << 20 {
+				a.disk.Read(scsi.Request{}, int64(off), 1<<20, func(r scsi.ReadResult, err error) {
+					if err != nil || !bytes.Equal(bytes.Join(r.Buffers(), nil), want[off:off+1<<20]) {
+						t.Fatalf("what is at %d differs: %v", off, err)
+					}
+					r.Release()
+				})
+			}
+			if got := a.disk.Copied(); reference && got < 16<<20 || !reference && got != -1 {
+				t.Errorf("%d bytes copied by reference", got)
+			}
+		})
 	}
 }
 

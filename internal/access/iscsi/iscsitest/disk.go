@@ -35,6 +35,7 @@ type Disk struct {
 	calls    uint64
 	others   []*Disk
 	tokens   map[scsi.TokenID][]scsi.Range
+	copied   int64 // bytes copied by Copy; below 0: it can't
 
 	buffers sync.Pool
 }
@@ -50,6 +51,7 @@ const (
 	OpCompare Op = "compare"
 	OpFlush   Op = "flush"
 	OpUnit    Op = "unit"
+	OpCopy    Op = "copy"
 )
 
 // NewDisk makes a disk of a size; its identity follows from the name. blockSize is 512 or 4096.
@@ -393,6 +395,53 @@ func (d *Disk) Write(req scsi.Request, w scsi.WriteBuffer, _ bool, done func(err
 		b.Release()
 		done(err)
 	})
+}
+
+// Copy copies under the lock, whole physical blocks only.
+func (d *Disk) Copy(req scsi.Request, from, to, n int64, token *scsi.TokenID, done func(error)) {
+	d.later(func() {
+		err := d.failure(OpCopy, req, to, int(n))
+		if err == nil {
+			d.mu.Lock()
+			err = d.copyLocked(req, from, to, n, token)
+			d.mu.Unlock()
+		}
+		done(err)
+	})
+}
+
+func (d *Disk) copyLocked(req scsi.Request, from, to, n int64, token *scsi.TokenID) error {
+	if d.copied < 0 {
+		return scsi.ErrNotSupported
+	}
+	if (from|to|n)%chunk != 0 || n > scsi.CopyMax {
+		return errors.New("a copy that no disk is to be asked for")
+	}
+	if err := errors.Join(d.check(from, int(n)), d.check(to, int(n)), d.allowed(req, reserve.AccessWrite)); err != nil {
+		return err
+	}
+	if token != nil && d.tokens[*token] == nil {
+		return scsi.ErrTokenUnknown
+	}
+	b := make([]byte, n)
+	d.load(from, b)
+	d.store(to, b)
+	d.copied += n
+	return nil
+}
+
+// Copied counts the bytes that Copy has copied.
+func (d *Disk) Copied() int64 {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.copied
+}
+
+// NoCopies has Copy say that it is not supported.
+func (d *Disk) NoCopies() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.copied = -1
 }
 
 func (d *Disk) check(off int64, n int) error {
