@@ -330,6 +330,14 @@ func TestAResentRequestIsNotAppliedTwice(t *testing.T) {
 	if err := do(o, z); err != nil {
 		t.Fatal(err)
 	}
+	copied := func() *Op {
+		op := copyOpOf(65536, 0, 20480) // zeroes
+		op.Forward, op.Request = true, wire.RequestID{Forwarder: 7, Number: 3}
+		return op
+	}
+	if err := do(o, copied()); err != nil {
+		t.Fatal(err)
+	}
 	for off := int64(0); off < 20480; off += 4096 {
 		if err := writeAt(o, off, y, false); err != nil {
 			t.Fatal(err)
@@ -351,6 +359,9 @@ func TestAResentRequestIsNotAppliedTwice(t *testing.T) {
 		z := NewOp()
 		z.Kind, z.Offset, z.Length, z.Forward, z.Request = wire.OpZero, 8192+512, 8192, true, wire.RequestID{Forwarder: 7, Number: 2}
 		if err := do(o, z); err != nil {
+			t.Fatal(err)
+		}
+		if err := do(o, copied()); err != nil {
 			t.Fatal(err)
 		}
 		got, err := readAt(o, 0, 20480)

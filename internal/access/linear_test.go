@@ -21,7 +21,10 @@ import (
 )
 
 // A block of 4 KiB is eight sectors, each of which holds one number. The history of each block is checked by itself.
-const sectors = 8
+const (
+	sectors      = 8
+	linearBlocks = 3
+)
 
 type blockState [sectors]uint32
 
@@ -32,6 +35,7 @@ type blockInput struct {
 	count  int // sectors of a write
 	old    uint32
 	value  uint32
+	from   int // of a copy: the block that it copies
 }
 
 type blockOutput struct {
@@ -76,6 +80,22 @@ var blockModel = porcupine.Model{
 	DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v -> %+v", input, output) },
 }
 
+// blocksModel is the same for all blocks at once: a copy takes from one what it gives another.
+var blocksModel = porcupine.Model{
+	Init: func() any { return [linearBlocks]blockState{} },
+	Step: func(state, input, output any) (bool, any) {
+		s, in := state.([linearBlocks]blockState), input.(blockInput)
+		if in.kind == wire.OpCopy {
+			s[in.block] = s[in.from]
+			return true, s
+		}
+		ok, b := blockModel.Step(s[in.block], input, output)
+		s[in.block] = b.(blockState)
+		return ok, s
+	},
+	DescribeOperation: blockModel.DescribeOperation,
+}
+
 // blockHistory is the history of all clients. Moments are counted, not timed: the clock of these tests stands still while
 // anything runs.
 type blockHistory struct {
@@ -109,6 +129,7 @@ type linearClient struct {
 	seen    map[int]blockState
 	answers int
 	misses  int
+	copies  bool    // it copies blocks, too
 	failed  []error // what the commands got that had no proper answer
 }
 
@@ -138,7 +159,9 @@ func (c *linearClient) submit(x *node, op *Op) (error, bool) {
 func (c *linearClient) step(t *testing.T, x *node, in blockInput) (ok bool) {
 	op := NewOp()
 	op.Kind, op.Offset, op.Length = in.kind, int64(in.block)*4096, 4096
-	if in.kind != wire.OpRead {
+	if in.kind == wire.OpCopy {
+		op.Unit = (&CopyCall{From: int64(in.from) * 4096}).Append(nil)
+	} else if in.kind != wire.OpRead {
 		n := 512 * max(in.count, 1)
 		op.Offset += int64(in.sector) * 512
 		op.Length = int64(n)
@@ -208,7 +231,9 @@ func (c *linearClient) run(t *testing.T, blocks int, stop <-chan struct{}) {
 			value++
 			in.value = uint32(c.id+1)<<24 | value
 			in.sector = c.rng.IntN(sectors)
-			if k < 6 {
+			if c.copies && k < 5 {
+				in = blockInput{kind: wire.OpCopy, block: in.block, from: c.rng.IntN(blocks)}
+			} else if k < 6 {
 				in.kind, in.count = wire.OpWrite, 1+c.rng.IntN(min(3, sectors-in.sector))
 			} else {
 				// Few sectors, so that several clients compare the same ones.
@@ -260,7 +285,7 @@ func TestClientsSeeOneHistory(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Logf("seed %d; again with DOZO_TEST_SEED=%d", seed, seed)
 			rec := &blockHistory{}
-			synctest.Test(t, func(t *testing.T) { oneHistory(t, seed, rec) })
+			synctest.Test(t, func(t *testing.T) { oneHistory(t, seed, rec, false) })
 			res, _ := porcupine.CheckOperationsVerbose(blockModel, rec.ops, time.Minute)
 			if res != porcupine.Ok {
 				t.Errorf("the history of %d commands is not linearizable: %v", len(rec.ops), res)
@@ -269,8 +294,26 @@ func TestClientsSeeOneHistory(t *testing.T) {
 	}
 }
 
-func oneHistory(t *testing.T, seed uint64, rec *blockHistory) {
-	const blocks, lease = 3, time.Second
+// The same with clients that also copy blocks to one another by reference, whoever the owner is just then.
+func TestCopiesAreOfTheOneHistory(t *testing.T) {
+	seeds := uint64(4)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rec := &blockHistory{}
+			synctest.Test(t, func(t *testing.T) { oneHistory(t, seed, rec, true) })
+			res, _ := porcupine.CheckOperationsVerbose(blocksModel, rec.ops, time.Minute)
+			if res != porcupine.Ok {
+				t.Errorf("the history of %d commands is not linearizable: %v", len(rec.ops), res)
+			}
+		})
+	}
+}
+
+func oneHistory(t *testing.T, seed uint64, rec *blockHistory, copies bool) {
+	const blocks, lease = linearBlocks, time.Second
 	rng := rand.New(rand.NewPCG(seed, 101))
 	n := newNodes(t, 1, 3, lease)
 	n.limit.SegmentBytes = 128 << 10
@@ -283,7 +326,7 @@ func oneHistory(t *testing.T, seed uint64, rec *blockHistory) {
 	var wg sync.WaitGroup
 	var clients []*linearClient
 	for i := range 5 {
-		c := &linearClient{n: n, id: i, v: v.ID, rng: rand.New(rand.NewPCG(seed, uint64(i))), rec: rec, seen: map[int]blockState{}}
+		c := &linearClient{n: n, id: i, v: v.ID, rng: rand.New(rand.NewPCG(seed, uint64(i))), rec: rec, seen: map[int]blockState{}, copies: copies}
 		clients = append(clients, c)
 		wg.Go(func() { c.run(t, blocks, stop) })
 	}
