@@ -166,7 +166,7 @@ func (o *Owner) giveWord(stop bool) {
 // when one site is lost.
 func (s *Server) automatic() bool {
 	sites := map[ident.SiteID]bool{}
-	for _, n := range s.env.Control.Nodes() {
+	for _, n := range s.env.Control.SharedNodes() {
 		if n.Has(control.RoleWitness) {
 			return true
 		}
@@ -184,7 +184,7 @@ func (s *Server) siteLost(v *Volume, state control.JournalState) bool {
 	owner, ok := s.env.Control.Node(state.Owner)
 	lost := ok && owner.Site != s.env.Site && !s.env.Control.Held(state.Owner) && s.env.Clock() < s.env.Hold.until.Load()
 	if lost {
-		for _, n := range s.env.Control.Nodes() {
+		for _, n := range s.env.Control.SharedNodes() {
 			if n.Site == owner.Site && (s.env.Control.Alive(n.Name) || s.reachable(n.Name)) {
 				lost = false
 			}

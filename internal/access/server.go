@@ -107,7 +107,7 @@ func (s *Server) nodeAway() bool {
 		s.away = map[ident.NodeName]time.Time{}
 	}
 	lately := false
-	for _, n := range s.env.Control.Nodes() {
+	for _, n := range s.env.Control.SharedNodes() {
 		if n.Site != s.env.Site || n.Name == s.env.Node || !n.Has(control.RoleAccess) {
 			continue
 		}
@@ -297,7 +297,7 @@ func (s *Server) gone(n ident.NodeName) bool {
 func (s *Server) firstSite(at ident.SiteID, copies []ident.SiteID) ident.SiteID {
 	has := map[ident.SiteID]bool{}
 	var rest []ident.SiteID
-	for _, n := range s.env.Control.Nodes() {
+	for _, n := range s.env.Control.SharedNodes() {
 		if n.Has(control.RoleAccess) {
 			has[n.Site] = true
 			rest = append(rest, n.Site)
@@ -326,7 +326,7 @@ func (s *Server) reachable(n ident.NodeName) bool {
 // chosen reports whether this node is the first of its site's living access servers in the journal's order.
 func (s *Server) chosen(id ident.JournalID, but ident.NodeName) bool {
 	var names, draining []ident.NodeName
-	for _, n := range s.env.Control.Nodes() {
+	for _, n := range s.env.Control.SharedNodes() {
 		if n.Site == s.env.Site && n.Has(control.RoleAccess) && n.Name != but && (n.Name == s.env.Node || s.env.Control.Alive(n.Name) && s.reachable(n.Name)) {
 			if n.Draining {
 				draining = append(draining, n.Name)

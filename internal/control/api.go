@@ -33,6 +33,8 @@ type Store interface {
 	RemoveSite(ctx context.Context, id ident.SiteID) error
 
 	Nodes() []Node // by name
+	// SharedNodes is Nodes without a copy, for what asks often: nobody may change the list.
+	SharedNodes() []Node
 	Node(name ident.NodeName) (Node, bool)
 	// NodeOfStore says which node has the store.
 	NodeOfStore(id ident.StoreID) (Node, bool)

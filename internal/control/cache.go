@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"dozo/internal/ident"
 	"dozo/internal/pki"
@@ -21,6 +22,9 @@ type cache struct {
 		closed bool
 		subs   map[chan struct{}]struct{}
 	}
+	// The nodes by name, nil until somebody asks again after a change. Written with mu held in either way, so that it
+	// never outlives what it was made of.
+	byName atomic.Pointer[[]Node]
 }
 
 type entry[T any] struct {
@@ -145,6 +149,7 @@ func (c *cache) poke() {
 }
 
 func (c *cache) pokeLocked() {
+	c.byName.Store(nil)
 	for ch := range c.mu.subs {
 		select {
 		case ch <- struct{}{}:

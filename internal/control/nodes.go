@@ -13,10 +13,18 @@ import (
 )
 
 // Nodes implements Store.
-func (c *Client) Nodes() []Node {
+func (c *Client) Nodes() []Node { return slices.Clone(c.SharedNodes()) }
+
+// SharedNodes implements Store.
+func (c *Client) SharedNodes() []Node {
 	c.cache.mu.RLock()
 	defer c.cache.mu.RUnlock()
-	return sorted(c.cache.mu.nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	if list := c.cache.byName.Load(); list != nil {
+		return *list
+	}
+	list := sorted(c.cache.mu.nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	c.cache.byName.Store(&list)
+	return list
 }
 
 // Node implements Store.

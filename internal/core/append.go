@@ -200,9 +200,7 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 		}
 		r.mu.pinned = f
 		r.mu.dirtySince = s.now()
-		s.mu.Lock()
-		s.mu.dirty[r] = struct{}{}
-		s.mu.Unlock()
+		s.dirtied(r)
 	}
 	if from == 0 && r.mu.stale > before.Seq {
 		if err := s.wipeLocked(r, f); err != nil {

@@ -98,7 +98,7 @@ func createNotes(fsys vfs.FS, dir string, store ident.StoreID, size int64) error
 
 // growNotes writes zeroes from the file's end on: space that is written can be written again.
 func growNotes(f vfs.File, from, to int64) error {
-	zeroes := make([]byte, 256<<10)
+	zeroes := make([]byte, max(0, min(256<<10, to-from)))
 	for from < to {
 		n := min(int64(len(zeroes)), to-from)
 		if _, err := f.WriteAt(zeroes[:n], from); err != nil {

@@ -20,6 +20,7 @@ const (
 	syncTimeoutGoal = time.Second            // R8: an fdatasync that takes longer is shown
 	openFilesGoal   = 4096                   // handles kept open; those in use may exceed it
 	tickEvery       = 100 * time.Millisecond // how often unsynced replicas are looked at
+	tickIdle        = time.Second            // and while there are none
 )
 
 // Options says how to open a store.

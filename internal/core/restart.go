@@ -235,9 +235,7 @@ func (s *Store) rescan(r *replica) error {
 	if behind := sc.end - r.mu.stableEnd; behind > 0 {
 		r.j.unsynced.Add(int64(behind))
 		r.mu.dirtySince = s.now()
-		s.mu.Lock()
-		s.mu.dirty[r] = struct{}{}
-		s.mu.Unlock()
+		s.dirtied(r)
 	}
 	return nil
 }

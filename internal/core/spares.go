@@ -60,6 +60,7 @@ const (
 	spareLeastGoal = 1 << 20                // smaller files aren't worth a rename
 	spareAge       = time.Minute            // unused that long, a spare is deleted
 	spareStep      = 100 * time.Millisecond // between two deletions, so that they don't hold up the disk
+	spareIdle      = time.Second            // between two looks while there are no spares
 )
 
 // anyAge is for oldest.
@@ -185,14 +186,19 @@ func (s *Store) giveUp(sp *spare) {
 
 // trimSpares deletes spares that nothing uses, and all of them, one by one, while space is short. It runs until the store closes.
 func (s *Store) trimSpares() {
-	ticker := time.NewTicker(spareStep)
-	defer ticker.Stop()
+	timer := time.NewTimer(spareIdle)
+	defer timer.Stop()
 	for {
 		select {
 		case <-s.life.Done():
 			return
-		case <-ticker.C:
-			s.trimOne()
+		case <-timer.C:
+		}
+		s.trimOne()
+		if s.spares.bytes() > 0 {
+			timer.Reset(spareStep)
+		} else {
+			timer.Reset(spareIdle)
 		}
 	}
 }

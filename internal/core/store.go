@@ -58,7 +58,7 @@ type Store struct {
 	life   context.Context // ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	tickle chan struct{} // a journal has too much unsynced
+	tickle chan struct{} // a journal has too much unsynced, or the first replica has anything
 	closed atomic.Bool
 
 	active  atomic.Int64 // requests under way, and one for the store being open

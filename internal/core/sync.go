@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"runtime"
+	"slices"
 	"time"
 
 	"dozo/internal/ident"
@@ -200,31 +201,49 @@ func (s *Store) noteTold() {
 	}
 }
 
+// dirtied notes that a replica has unsynced bytes. r.mu is held.
+func (s *Store) dirtied(r *replica) {
+	s.mu.Lock()
+	s.mu.dirty[r] = struct{}{}
+	first := len(s.mu.dirty) == 1
+	s.mu.Unlock()
+	if !first {
+		return
+	}
+	select {
+	case s.tickle <- struct{}{}:
+	default:
+	}
+}
+
 // background bounds what is unsynced (R8), so that a flush never waits for gigabytes, starts the device on it
-// early, and notes now and then what the journals were told.
+// early, and notes now and then what the journals were told. While nothing is unsynced it looks seldom.
 func (s *Store) background() {
-	ticker := time.NewTicker(tickEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(tickEvery)
+	defer timer.Stop()
 	noted := s.now()
 	for {
 		select {
 		case <-s.life.Done():
 			return
-		case <-ticker.C:
-			now := s.now()
-			s.syncDue(now)
-			if now-noted >= noteEvery {
-				noted = now
-				s.noteTold()
-			}
+		case <-timer.C:
 		case <-s.tickle:
-			s.syncDue(s.now())
 		}
+		now := s.now()
+		wait := tickIdle
+		if s.syncDue(now) {
+			wait = tickEvery
+		}
+		if now-noted >= noteEvery {
+			noted = now
+			s.noteTold()
+		}
+		timer.Reset(wait)
 	}
 }
 
-// syncDue starts the syncs that are due and doesn't wait for them.
-func (s *Store) syncDue(now time.Duration) {
+// syncDue starts the syncs that are due and doesn't wait for them. It reports whether anything is unsynced.
+func (s *Store) syncDue(now time.Duration) bool {
 	s.mu.RLock()
 	dirty := make([]*replica, 0, len(s.mu.dirty))
 	for r := range s.mu.dirty {
@@ -232,8 +251,9 @@ func (s *Store) syncDue(now time.Duration) {
 	}
 	s.mu.RUnlock()
 	if s.failure.Load() != nil {
-		return
+		return false
 	}
+	slices.SortFunc(dirty, func(a, b *replica) int { return a.id.Compare(b.id) })
 	for _, r := range dirty {
 		var hint *handle
 		var from, to uint32
@@ -253,6 +273,7 @@ func (s *Store) syncDue(now time.Duration) {
 			s.handles.release(hint)
 		}
 	}
+	return len(dirty) > 0
 }
 
 // writeBackStep is how much is gathered before the device is started on it: a guess, large enough for the

@@ -30,7 +30,6 @@ type client struct {
 	seen    map[int]blockState
 	value   uint32
 	number  uint64
-	answers int
 
 	attached uint64 // the first epoch that has answered this port
 	told     uint64 // up to which epoch this port has got its error, or need not
@@ -327,7 +326,7 @@ func (c *client) do(in opIn) bool {
 			if in.mutates() && first != 0 {
 				w.hist.maybe(in, first, w.hist.tick())
 			}
-			c.answers++
+			w.answers.Add(1)
 			w.stats.add("client: "+in.kind.String(), 1)
 			if in.fua {
 				w.stats.add("client: FUA", 1)
@@ -457,6 +456,11 @@ func (c *client) next() opIn {
 func (c *client) run() {
 	for !c.w.stopped() {
 		d := time.Duration(c.rng.Int64N(int64(2 * c.w.plan.Think)))
+		if c.w.now() < time.Duration(c.w.troubled.Load()) {
+			d /= 2
+		} else {
+			d = d * 3 / 2
+		}
 		select {
 		case <-time.After(d):
 		case <-c.w.over:

@@ -49,7 +49,8 @@ func (w *World) inject(f *Fault) {
 	for other == n || f.Kind == FaultPartial && other.site != n.site {
 		other = w.nodes[(other.index+1)%len(w.nodes)]
 	}
-	undo := func(g func()) { w.after(f.For, g) }
+	w.trouble()
+	undo := func(g func()) { w.after(f.For, func() { g(); w.trouble() }) }
 	switch f.Kind {
 	case FaultKill:
 		n.kill()
@@ -181,6 +182,12 @@ func (w *World) inject(f *Fault) {
 		}
 	}
 }
+
+// trouble has clients hurry for a while.
+func (w *World) trouble() { w.troubled.Store(int64(w.now() + troubleLasts)) }
+
+// troubleLasts is longer than a takeover takes.
+const troubleLasts = 5 * time.Second
 
 // cut blocks ways, until undo is over.
 func (w *World) cut(ways [][2]*Node, undo func(func())) {

@@ -41,13 +41,11 @@ type pair struct {
 	up, gone bool
 	blocked  int           // how many faults block the way from here to there
 	since    time.Duration // since when, if blocked
-	links    map[linkKey]*link
+	links    linksOf
 }
 
-type linkKey struct {
-	class wire.Class
-	lane  uint8
-}
+// linksOf is the connections of one process to another, by class and lane.
+type linksOf [wire.ClassMax + 1][lanes]*link
 
 // link is a connection of a process to another.
 type link struct {
@@ -62,6 +60,7 @@ type link struct {
 
 // pipe is one direction of a link.
 type pipe struct {
+	in   queue         // what has arrived and is to be read
 	last time.Duration // when the last message arrives
 	n    uint64
 	held []*message // while the way is blocked, in order
@@ -94,9 +93,6 @@ func (n *network) init(w *World) {
 	n.slow = make([]time.Duration, len(w.nodes))
 	for i := range n.pairs {
 		n.pairs[i] = make([]pair, len(w.nodes))
-		for j := range n.pairs[i] {
-			n.pairs[i][j].links = map[linkKey]*link{}
-		}
 	}
 }
 
@@ -148,16 +144,16 @@ func (n *network) linkLocked(p *Proc, to *Node, typ wire.Type, bulk bool, lane u
 		return nil
 	}
 	k, _ := wire.KindOf(typ)
-	key := linkKey{k.Class, lane}
-	if bulk && k.Class != wire.ClassControl {
-		key.class = wire.ClassBulk
+	class := k.Class
+	if bulk && class != wire.ClassControl {
+		class = wire.ClassBulk
 	}
-	l := x.links[key]
+	l := x.links[class][lane]
 	if l == nil {
 		n.conns++
-		l = &link{id: mix(uint64(p.node.index), uint64(to.index), uint64(key.class), uint64(lane), p.start, to.proc.start), from: p, to: to.proc,
+		l = &link{id: mix(uint64(p.node.index), uint64(to.index), uint64(class), uint64(lane), p.start, to.proc.start), from: p, to: to.proc,
 			calls: map[uint64]func([]byte, *wire.Error){}}
-		x.links[key] = l
+		x.links[class][lane] = l
 	}
 	return l
 }
@@ -204,7 +200,7 @@ func (n *network) departLocked(m *message) {
 		dir = 1
 	}
 	p.last = max(p.last+time.Microsecond, n.w.now()+n.delay(from.node, to.node, m.link.id^dir, m.n))
-	n.w.at(p.last, func() { n.arrive(m) })
+	n.w.schedule(event{at: p.last, msg: m})
 }
 
 // arrive is a message's last step but the reading of it.
@@ -265,9 +261,8 @@ func (n *network) breakLinks(from, to *Node) {
 	n.mu.Lock()
 	x := &n.pairs[from.index][to.index]
 	var calls []func([]byte, *wire.Error)
-	for class := wire.Class(0); class <= wire.ClassMax; class++ {
-		for lane := range uint8(lanes) {
-			l := x.links[linkKey{class, lane}]
+	for class := range x.links {
+		for lane, l := range x.links[class] {
 			if l == nil {
 				continue
 			}
@@ -279,7 +274,7 @@ func (n *network) breakLinks(from, to *Node) {
 				}
 			}
 			clear(l.calls)
-			delete(x.links, linkKey{class, lane})
+			x.links[class][lane] = nil
 		}
 	}
 	n.mu.Unlock()
@@ -363,10 +358,9 @@ func (n *network) unblock(from, to *Node) {
 	if x.blocked--; x.blocked > 0 {
 		return
 	}
-	flush := func(links map[linkKey]*link, reply bool) {
-		for class := wire.Class(0); class <= wire.ClassMax; class++ {
-			for lane := range uint8(lanes) {
-				l := links[linkKey{class, lane}]
+	flush := func(links *linksOf, reply bool) {
+		for class := range links {
+			for _, l := range links[class] {
 				if l == nil {
 					continue
 				}
@@ -382,8 +376,8 @@ func (n *network) unblock(from, to *Node) {
 			}
 		}
 	}
-	flush(x.links, false)
-	flush(n.pairs[to.index][from.index].links, true)
+	flush(&x.links, false)
+	flush(&n.pairs[to.index][from.index].links, true)
 }
 
 // isUp reports whether a process has a connection to a node.

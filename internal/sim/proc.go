@@ -64,18 +64,14 @@ type Proc struct {
 	outGate []*message
 	callers []*clientMessage // commands of clients that wait for it to wake
 	replies []func()         // answers to clients that wait for it to wake
-
-	in inbox
 }
 
-// inbox is the messages that have arrived: a goroutine reads those of one connection in order while there are any.
-type inbox struct {
-	mu     sync.Mutex
-	queues map[*link]*queue
-}
-
+// queue is the messages of one direction of a connection that have arrived: a goroutine reads them in order while there
+// are any.
 type queue struct {
+	mu      sync.Mutex
 	list    []*message
+	next    int // in list
 	reading bool
 }
 
@@ -102,7 +98,6 @@ func (n *Node) launch() (*Proc, error) {
 	w := n.w
 	n.count++
 	p := &Proc{w: w, node: n, start: uint64(n.index)<<32 | n.count, fs: vfs.NewFaults(n.disk)}
-	p.in.queues = map[*link]*queue{}
 	p.fs.Add(func(c vfs.Call) error {
 		if n.isDead(p) {
 			return errDead
@@ -382,14 +377,9 @@ func (n *Node) resume() {
 
 // read hands an arrived message to the goroutine that reads its connection.
 func (p *Proc) read(m *message) {
-	b := &p.in
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	q := b.queues[m.link]
-	if q == nil {
-		q = &queue{}
-		b.queues[m.link] = q
-	}
+	q := &m.pipe().in
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.list = append(q.list, m)
 	if !q.reading {
 		q.reading = true
@@ -399,15 +389,16 @@ func (p *Proc) read(m *message) {
 
 func (p *Proc) readAll(q *queue) {
 	for {
-		p.in.mu.Lock()
-		if len(q.list) == 0 {
-			q.reading = false
-			p.in.mu.Unlock()
+		q.mu.Lock()
+		if q.next == len(q.list) {
+			clear(q.list)
+			q.list, q.next, q.reading = q.list[:0], 0, false
+			q.mu.Unlock()
 			return
 		}
-		m := q.list[0]
-		q.list = q.list[1:]
-		p.in.mu.Unlock()
+		m := q.list[q.next]
+		q.next++
+		q.mu.Unlock()
 		if m.reply {
 			if done := p.w.net.answered(m); done != nil {
 				done(m.payload, m.err)

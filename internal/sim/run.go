@@ -103,7 +103,8 @@ func Run(t *testing.T, plan Plan, out io.Writer) Result {
 
 // live is the world's life.
 func (w *World) live() {
-	w.over, w.quiet, w.poke = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
+	w.over, w.quiet = make(chan struct{}), make(chan struct{})
+	w.mu.alarm = time.NewTimer(idle)
 	w.clientCuts = map[[2]int]int{}
 	w.ctl = control.NewMem()
 	w.chain.init(w)
@@ -122,6 +123,9 @@ func (w *World) live() {
 		busy.Go(c.run)
 	}
 	time.Sleep(w.plan.Length)
+	for w.answers.Load() < commandsLeast && w.now() < 2*w.plan.Length {
+		time.Sleep(100 * time.Millisecond)
+	}
 	close(w.quiet)
 	idle := make(chan struct{})
 	w.wg.Go(func() { busy.Wait(); close(idle) })
@@ -131,17 +135,16 @@ func (w *World) live() {
 	case <-time.After(clientsMax):
 		w.fail("%v after all faults have ended, a client still has no answer (%s)", clientsMax+healed, w.why())
 	}
-	answers := 0
-	for _, c := range w.clients {
-		answers += c.answers
-	}
-	w.stats.add("client: commands answered", answers)
+	w.stats.add("client: commands answered", int(w.answers.Load()))
 	close(w.over)
+	w.wake()
 	<-idle
 	w.teardown()
 }
 
 const (
+	commandsLeast = 1000 // answered to clients; where faults took too much of their time they get more
+
 	clientsMax = 40 * time.Second  // for a client's last command after its time is over
 	settleMax  = 150 * time.Second // for the replicas to be the same everywhere
 )

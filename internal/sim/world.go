@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"container/heap"
 	"fmt"
 	"io"
 	"log/slog"
@@ -33,10 +32,13 @@ type World struct {
 	clients []*client
 	hist    history
 	chain   chain
-	wg      sync.WaitGroup // of everything that the world has started
-	over    chan struct{}  // closed when everything is to end
-	quiet   chan struct{}  // closed when clients are to begin nothing more
+	wg      crew          // everything that the world has started
+	over    chan struct{} // closed when everything is to end
+	quiet   chan struct{} // closed when clients are to begin nothing more
 	draws   atomic.Uint64
+	answers atomic.Int64 // to clients
+
+	troubled atomic.Int64 // a time.Duration: until when a fault that began or ended is recent
 
 	clientCuts map[[2]int]int // client and node between which nothing passes; guarded by network.mu
 	ended      bool           // no process may begin any more; guarded by network.mu
@@ -47,50 +49,102 @@ type World struct {
 		events eventHeap
 		next   uint64
 		target time.Duration // what the driver sleeps for
+		alarm  *time.Timer   // its clock
 		broken []string      // what was found wrong
 	}
-	poke chan struct{}
 }
 
-// event is something that the driver makes happen. f must not wait.
+// crew is a number of goroutines that somebody waits for. A sync.WaitGroup does the same; in a bubble each use of one costs
+// as much as all else that a message costs.
+type crew struct{ n atomic.Int64 }
+
+func (c *crew) Go(f func()) {
+	c.n.Add(1)
+	go func() {
+		f()
+		c.n.Add(-1)
+	}()
+}
+
+// Wait looks now and then, which on virtual time costs nothing.
+func (c *crew) Wait() {
+	for c.n.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// event is something that the driver makes happen: a message's arrival, or f, which must not wait.
 type event struct {
 	at  time.Duration
 	key uint64 // orders what happens at one moment
+	msg *message
 	f   func()
 }
 
+func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.key < o.key }
+
+// eventHeap is a heap of what is to happen, the next first.
 type eventHeap []event
 
-func (h eventHeap) Len() int { return len(h) }
-func (h eventHeap) Less(i, j int) bool {
-	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].key < h[j].key
+func (h *eventHeap) push(e event) {
+	list := append(*h, e)
+	*h = list
+	i := len(list) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !e.before(&list[up]) {
+			break
+		}
+		list[i] = list[up]
+		i = up
+	}
+	list[i] = e
 }
-func (h eventHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *eventHeap) Push(x any)   { *h = append(*h, x.(event)) }
-func (h *eventHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = event{}
-	*h = old[:len(old)-1]
-	return e
+
+func (h *eventHeap) pop() event {
+	list := *h
+	first, e := list[0], list[len(list)-1]
+	list[len(list)-1] = event{}
+	list = list[:len(list)-1]
+	*h = list
+	if len(list) == 0 {
+		return first
+	}
+	i := 0
+	for {
+		down := 2*i + 1
+		if down >= len(list) {
+			break
+		}
+		if down+1 < len(list) && list[down+1].before(&list[down]) {
+			down++
+		}
+		if !list[down].before(&e) {
+			break
+		}
+		list[i] = list[down]
+		i = down
+	}
+	list[i] = e
+	return first
 }
 
 // now is how long the world has been there.
 func (w *World) now() time.Duration { return time.Since(w.start) }
 
 // at has the driver call f at a moment, never before what is asked for from within f.
-func (w *World) at(when time.Duration, f func()) {
+func (w *World) at(when time.Duration, f func()) { w.schedule(event{at: when, f: f}) }
+
+func (w *World) schedule(e event) {
 	w.mu.Lock()
 	w.mu.next++
-	heap.Push(&w.mu.events, event{when, w.mu.next, f})
-	early := when < w.mu.target
-	w.mu.Unlock()
-	if early {
-		select {
-		case w.poke <- struct{}{}:
-		default:
-		}
+	e.key = w.mu.next
+	w.mu.events.push(e)
+	if e.at < w.mu.target {
+		w.mu.target = e.at
+		w.mu.alarm.Reset(e.at - w.now())
 	}
+	w.mu.Unlock()
 }
 
 // after is at, from now.
@@ -101,33 +155,43 @@ const idle = time.Hour
 
 // drive makes events happen until the world is over.
 func (w *World) drive() {
-	t := time.NewTimer(idle)
-	defer t.Stop()
 	for {
 		now := w.now()
 		w.mu.Lock()
 		var e event
 		due := len(w.mu.events) > 0 && w.mu.events[0].at <= now
-		wait := idle
 		if due {
-			e = heap.Pop(&w.mu.events).(event)
-		} else if len(w.mu.events) > 0 {
-			wait = w.mu.events[0].at - now
+			e = w.mu.events.pop()
+			w.mu.target = 0 // awake: it looks again anyway
+		} else {
+			wait := idle
+			if len(w.mu.events) > 0 {
+				wait = w.mu.events[0].at - now
+			}
+			w.mu.target = now + wait
+			w.mu.alarm.Reset(wait)
 		}
-		w.mu.target = now + wait
+		over := !due && w.isOver()
 		w.mu.Unlock()
-		if due {
-			e.f()
-			continue
-		}
-		t.Reset(wait)
-		select {
-		case <-t.C:
-		case <-w.poke:
-		case <-w.over:
+		switch {
+		case over:
 			return
+		case !due:
+			<-w.mu.alarm.C
+		case e.msg != nil:
+			w.net.arrive(e.msg)
+		default:
+			e.f()
 		}
 	}
+}
+
+// wake has the driver see that the world is over.
+func (w *World) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.target = 0
+	w.mu.alarm.Reset(0)
 }
 
 // fail notes that something is wrong; the run goes on to its end.

@@ -77,7 +77,7 @@ func (f *memFile) writeLocked(p []byte, off int64) (n int, err error) {
 		return 0, &fs.PathError{Op: "write", Path: f.name, Err: syscall.EBADF}
 	}
 	for n < len(p) {
-		pg, err := f.pageLocked(off / pageSize)
+		pg, err := f.pageLocked(off/pageSize, off%pageSize == 0 && len(p)-n >= pageSize)
 		if err != nil {
 			return n, err
 		}
@@ -89,8 +89,9 @@ func (f *memFile) writeLocked(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// pageLocked gives a page that may be written: its own copy, with its space taken.
-func (f *memFile) pageLocked(i int64) (*page, error) {
+// pageLocked gives a page that may be written: its own copy, with its space taken. Where all of it is to be written, what
+// it held is not copied.
+func (f *memFile) pageLocked(i int64, whole bool) (*page, error) {
 	n := f.n
 	pg := n.pages[i]
 	if pg == nil {
@@ -102,8 +103,11 @@ func (f *memFile) pageLocked(i int64) (*page, error) {
 		pg = new(page)
 		n.pages[i] = pg
 	} else if pg == n.synced[i] {
-		fresh := *pg
-		pg = &fresh
+		fresh := new(page)
+		if !whole {
+			*fresh = *pg
+		}
+		pg = fresh
 		n.pages[i] = pg
 	}
 	n.dirty[i] = struct{}{}
@@ -153,7 +157,7 @@ func (f *memFile) Truncate(size int64) error {
 	n.allocated = min(n.allocated, (size+pageSize-1)/pageSize*pageSize)
 	f.m.used -= before - n.charged()
 	if at := size % pageSize; at != 0 && n.pages[size/pageSize] != nil {
-		pg, err := f.pageLocked(size / pageSize)
+		pg, err := f.pageLocked(size/pageSize, false)
 		if err != nil {
 			return err
 		}

@@ -62,6 +62,16 @@ func dozoSeed(seed uint64) {
 	"runtime/proc.go": {
 		{"func preemptone(pp *p) bool {\n", "func preemptone(pp *p) bool {\n\tif pp != nil {\n\t\treturn false\n\t}\n"},
 	},
+	// Goroutines begin with a stack that most need: growing it was a tenth of a seed's time.
+	"runtime/stack.go": {
+		{"var startingStackSize uint32 = fixedStack\n", "var startingStackSize uint32 = 8 * fixedStack / 2\n"},
+		{"\t\tstartingStackSize = fixedStack\n", "\t\tstartingStackSize = 8 * fixedStack / 2\n"},
+		{"\tstartingStackSize = uint32(round2(int32(avg)))\n", "\t_ = avg\n"},
+	},
+	// A seed's memory is never used twice; with large pages the kernel has less to do for it.
+	"runtime/mem_linux.go": {
+		{"\tif debug.disablethp != 0 {\n\t\tsysNoHugePageOS(v, n)\n\t}\n}\n", "\tif debug.disablethp != 0 {\n\t\tsysNoHugePageOS(v, n)\n\t} else {\n\t\tsysHugePageOS(v, n)\n\t}\n}\n"},
+	},
 	"internal/sync/mutex.go": {
 		{"\tstarvationThresholdNs = 1e6\n", "\tstarvationThresholdNs = 1e18\n"},
 	},
