@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/wire"
 )
@@ -220,11 +221,34 @@ func (s *Server) tickLoop() {
 	}
 }
 
+// others lists the access servers of this site that can be reached.
+func (s *Server) others() (list []ident.NodeName) {
+	for _, n := range s.env.Control.Nodes() {
+		if n.Site == s.env.Site && n.Name != s.env.Node && n.Has(control.RoleAccess) && s.reachable(n.Name) {
+			list = append(list, n.Name)
+		}
+	}
+	return list
+}
+
+// askTick asks the owners of volumes, as far as they are known, how late it is there.
 func (s *Server) askTick(list []*Volume) {
 	byNode := map[ident.NodeName][]*Volume{}
+	var others []ident.NodeName
 	for _, v := range list {
-		if n := v.OwnerNode(); n != "" && n != s.env.Node {
+		switch n := v.OwnerNode(); {
+		case n == "" || n == s.env.Node:
+		case s.reachable(n):
 			byNode[n] = append(byNode[n], v)
+		default:
+			// Another one may serve it by now, which this node has not heard of: the control store's word can come late by
+			// way of a voter that died with the owner.
+			if others == nil {
+				others = s.others()
+			}
+			for _, x := range others {
+				byNode[x] = append(byNode[x], v)
+			}
 		}
 	}
 	var wg sync.WaitGroup
@@ -246,6 +270,7 @@ func (s *Server) askTick(list []*Volume) {
 			}
 			for i, t := range r.Ticks {
 				if i < len(vs) && t.Tick != 0 {
+					vs[i].hear(n, t.Epoch)
 					vs[i].note(t.Epoch, t.Tick)
 					vs[i].unitSeen(t.Epoch, t.Unit)
 				}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,6 +43,7 @@ type node struct {
 	keeper *LeaseKeeper
 	cut    atomic.Bool
 	dark   atomic.Bool // leases are not asked for, though all else can be reached
+	deaf   atomic.Bool // of journals' keys nothing more is heard
 	srv    atomic.Pointer[Server]
 	end    func()
 	starts uint64
@@ -155,7 +157,30 @@ func (v nodeStores) Up(id ident.StoreID) bool    { _, err := v.x.far[id].get(); 
 
 func (x *node) env() Env {
 	return Env{Health: NewHealth(x.clock, nil), Node: x.name, Site: x.home.site, Stores: nodeStores{x.n.cluster, x}, Leases: x.keeper,
-		Control: x.n.ctl, Clock: x.clock, Log: x.n.log.With("node", x.name), Metrics: NewMetrics(prometheus.NewRegistry()), Limits: x.n.limit}
+		Control: &hardOfHearing{Store: x.n.ctl, x: x}, Clock: x.clock, Log: x.n.log.With("node", x.name), Metrics: NewMetrics(prometheus.NewRegistry()), Limits: x.n.limit}
+}
+
+// hardOfHearing is the control store as a node sees it whose watch can be interrupted: what it has been told of a journal's
+// key stays.
+type hardOfHearing struct {
+	control.Store
+	x    *node
+	mu   sync.Mutex
+	told map[ident.JournalID]control.JournalState
+}
+
+func (h *hardOfHearing) Journal(id ident.JournalID) (control.JournalState, control.Rev, bool) {
+	state, rev, ok := h.Store.Journal(id)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if old, known := h.told[id]; known && h.x.deaf.Load() {
+		return old, rev, ok
+	}
+	if h.told == nil {
+		h.told = map[ident.JournalID]control.JournalState{}
+	}
+	h.told[id] = state
+	return state, rev, ok
 }
 
 // serve starts the node's access role.

@@ -42,7 +42,7 @@ const (
 	claimsMax       = 100 // so many keys may share a transaction (R3)
 	takeoverRetry   = time.Second
 	ownerAwayAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
-	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nobody listens there any more
+	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nobody listens there any more, or has said nothing for seconds
 	lookEvery       = 100 * time.Millisecond  // at the nodes of the site
 	lookClosely     = 5 * time.Second         // at volumes too, after a node of the site has gone away
 	forwardPatience = 25 * time.Second        // below initiators' command timeouts of 30 s
@@ -276,7 +276,7 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 		v.wanted = time.Now()
 	}
 	patience := ownerAwayAfter
-	if s.gone(state.Owner) {
+	if s.gone(state.Owner) || s.silent(state.Owner) {
 		patience = ownerGoneAfter
 	}
 	return time.Since(v.wanted) > patience && s.chosen(v.id, state.Owner)
@@ -290,6 +290,16 @@ func (s *Server) gone(n ident.NodeName) bool {
 	}
 	g, ok := p.(interface{ Gone() bool })
 	return ok && g.Gone()
+}
+
+// silent reports that a node has been waited for already: nothing was heard of it for longer than a hiccup takes.
+func (s *Server) silent(n ident.NodeName) bool {
+	p, ok := s.peers(n)
+	if !ok {
+		return false
+	}
+	x, ok := p.(interface{ Silent() bool })
+	return ok && x.Silent()
 }
 
 // firstSite is where a new journal's owner is: at the site asked for, or where that has no access servers, at

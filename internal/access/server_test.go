@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,4 +46,56 @@ func TestOwnerStatusOfARecovery(t *testing.T) {
 	if got := ask(); len(got) != 1 || !strings.HasPrefix(got[0].State, "recovering: stores are away") || len(got[0].State) > ownerStateMax {
 		t.Errorf("%+v", got)
 	}
+}
+
+// A node that hears nothing from the control store learns from the new owner itself who that is: what waited there for the
+// one that died goes on.
+func TestTheOwnersOwnWordIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 1, 3, time.Second)
+		v := n.volume(1<<20, 1, control.Replicated)
+		first := n.served(t, v)
+		vols := map[*node]*Volume{}
+		for _, x := range n.list {
+			vols[x] = x.volumeAt(v)
+			vols[x].Open()
+			defer vols[x].Close()
+			eventually(t, "a stamp", func() bool { return vols[x].Stamp().Tick != 0 })
+		}
+		var third *node
+		for _, x := range n.list {
+			if x != first && !x.srv.Load().chosen(v.ID, first.name) {
+				third = x
+			}
+		}
+		if third == nil {
+			// Who takes it over is known once the first is out of reach.
+			third = n.other(first, 1)
+		}
+		third.deaf.Store(true)
+		first.cut.Store(true)
+		eventually(t, "another owner", func() bool {
+			for _, x := range n.list {
+				if x != first && vols[x].Owner() != nil {
+					return true
+				}
+			}
+			return false
+		})
+		if vols[third].Owner() != nil {
+			t.Skip("the one that was to be deaf owns it") // the journal's ID is random
+		}
+		began := time.Now()
+		if _, err := through(third, v, wire.OpWrite, 0, make([]byte, 4096), 0); err != nil && !errors.Is(err, wire.ErrStale) {
+			t.Errorf("a write by way of the node that heard nothing: %v", err)
+		}
+		if waited := time.Since(began); waited > 5*time.Second {
+			t.Errorf("it took %v", waited)
+		}
+		state, _, _ := third.srv.Load().env.Control.Journal(v.ID)
+		if state.Owner != first.name || vols[third].OwnerNode() == first.name {
+			t.Errorf("by the control store %s owns it, by its word %s", state.Owner, vols[third].OwnerNode())
+		}
+		n.stopAll()
+	})
 }

@@ -18,6 +18,7 @@ type Volume struct {
 
 	owner  atomic.Pointer[Owner] // here; nil if elsewhere
 	stamp  atomic.Pointer[wire.Stamp]
+	heard  atomic.Pointer[servedBy] // who serves it, by that node's own word
 	unit   volumeUnit
 	users  atomic.Int32 // sessions: their stamps are kept fresh
 	held   atomic.Int32 // commands that wait for an owner
@@ -114,11 +115,35 @@ func (v *Volume) note(epoch ident.Epoch, tick uint64) {
 	}
 }
 
-// OwnerNode is the node that owns the journal, as far as is known.
+// servedBy is a node that has said that it serves the volume, and at which epoch.
+type servedBy struct {
+	node  ident.NodeName
+	epoch ident.Epoch
+}
+
+// OwnerNode is the node that owns the journal, as far as is known: by the control store, or by the word of one that serves
+// it at a higher epoch than what has come from there.
 func (v *Volume) OwnerNode() ident.NodeName {
 	if v.owner.Load() != nil {
 		return v.srv.env.Node
 	}
 	state, _, _ := v.srv.env.Control.Journal(v.id)
+	if h := v.heard.Load(); h != nil && state.Epoch.Less(h.epoch) {
+		return h.node
+	}
 	return state.Owner
+}
+
+// hear notes a node's word that it serves the volume.
+func (v *Volume) hear(node ident.NodeName, epoch ident.Epoch) {
+	for {
+		old := v.heard.Load()
+		if old != nil && !old.epoch.Less(epoch) {
+			return
+		}
+		if v.heard.CompareAndSwap(old, &servedBy{node, epoch}) {
+			v.wake()
+			return
+		}
+	}
 }

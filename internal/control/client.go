@@ -152,6 +152,9 @@ func (c *Client) follow(rev Rev) {
 		if c.life.Err() != nil {
 			return
 		}
+		if errors.Is(err, errMoved) {
+			continue
+		}
 		c.o.Log.Warn("watch of the control store was interrupted", "err", err, "rev", rev)
 		if errors.Is(err, errRenewed) {
 			c.kv.renew()

@@ -98,6 +98,10 @@ func OpenEtcd(ctx context.Context, e EtcdConfig, o Options) (*Client, error) {
 		e := e
 		e.Endpoints = []string{endpoint}
 		return e.dial(k.log)
+	}, func(ctx context.Context, cli *clientv3.Client) error {
+		// A voter answers such a read by itself, whoever leads and whether or not anybody does.
+		_, err := cli.Get(ctx, k.prefix+keyCluster, clientv3.WithSerializable(), clientv3.WithKeysOnly())
+		return err
 	})
 	return open(ctx, k, o)
 }
@@ -211,11 +215,16 @@ func (k *etcdKV) commit(ctx context.Context, t txn) (txnResult, error) {
 func (k *etcdKV) watch(ctx context.Context, dir string, after Rev, f func([]change, Rev) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	cli, wctx, _, done := k.near.use(ctx, k.cli, true)
+	defer done()
 	// Requiring a leader ends the watch at a voter that is cut off from the others, instead of hearing nothing
 	// from it for ever; the next attempt goes to another one.
-	ch := k.cli.Watch(clientv3.WithRequireLeader(ctx), k.prefix+dir, clientv3.WithPrefix(), clientv3.WithRev(int64(after)+1), clientv3.WithProgressNotify())
+	ch := cli.Watch(clientv3.WithRequireLeader(wctx), k.prefix+dir, clientv3.WithPrefix(), clientv3.WithRev(int64(after)+1), clientv3.WithProgressNotify())
 	for res := range ch {
 		if err := res.Err(); err != nil {
+			if cause := context.Cause(wctx); cause != nil && ctx.Err() == nil {
+				return cause
+			}
 			if res.CompactRevision != 0 || errors.Is(err, rpctypes.ErrCompacted) {
 				return errCompacted
 			}
@@ -242,6 +251,9 @@ func (k *etcdKV) watch(ctx context.Context, dir string, after Rev, f func([]chan
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := context.Cause(wctx); err != nil {
+		return err
+	}
 	return errors.New("control store: watch ended")
 }
 
@@ -265,41 +277,71 @@ func (k *etcdKV) keep(ctx context.Context, key string, value []byte, ttl time.Du
 
 // keepOnce holds the key by one lease until the lease is lost or ctx ends.
 func (k *etcdKV) keepOnce(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	lease, err := k.cli.Grant(ctx, max(int64(ttl/time.Second), 1))
+	id, err := k.grantWith(ctx, key, value, ttl)
+	if id != 0 {
+		defer k.revoke(ctx, id)
+	}
 	if err != nil {
 		return err
 	}
-	defer func() {
-		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
-		defer cancel()
-		_, _ = k.cli.Revoke(rctx, lease.ID) // it runs out anyway
-	}()
-	if _, err := k.cli.Put(ctx, k.prefix+key, string(value), clientv3.WithLease(lease.ID)); err != nil {
-		return err
+	t := time.NewTicker(ttl / 4)
+	defer t.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+		r, err := k.renewLease(ctx, id, ttl/4)
+		switch {
+		case err == nil && r.TTL > 0:
+			last = time.Now()
+		case errors.Is(err, rpctypes.ErrLeaseNotFound) || err == nil:
+			return errors.New("lease ran out")
+		case time.Since(last) > 2*ttl:
+			return err // perhaps it is there, perhaps not: a new one is asked for
+		}
 	}
-	beats, err := k.cli.KeepAlive(ctx, lease.ID)
+}
+
+// grantWith puts a key with a lease of its own. A lease that is given with an error is one that may have to be given back.
+func (k *etcdKV) grantWith(ctx context.Context, key string, value []byte, ttl time.Duration) (clientv3.LeaseID, error) {
+	lease, err := attempt(ctx, k, etcdAttempt, func(ctx context.Context, cli *clientv3.Client) (*clientv3.LeaseGrantResponse, error) {
+		return cli.Grant(ctx, max(int64(ttl/time.Second), 1))
+	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	for range beats {
-	}
-	return errors.New("lease ran out")
+	_, err = attempt(ctx, k, etcdAttempt, func(ctx context.Context, cli *clientv3.Client) (*clientv3.PutResponse, error) {
+		return cli.Put(ctx, k.prefix+key, string(value), clientv3.WithLease(lease.ID))
+	})
+	return lease.ID, err
+}
+
+func (k *etcdKV) renewLease(ctx context.Context, id clientv3.LeaseID, timeout time.Duration) (*clientv3.LeaseKeepAliveResponse, error) {
+	return attempt(ctx, k, timeout, func(ctx context.Context, cli *clientv3.Client) (*clientv3.LeaseKeepAliveResponse, error) {
+		return cli.KeepAliveOnce(ctx, id)
+	})
+}
+
+// revoke gives a lease back; it runs out anyway.
+func (k *etcdKV) revoke(ctx context.Context, id clientv3.LeaseID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	_, _ = attempt(ctx, k, releaseTimeout, func(ctx context.Context, cli *clientv3.Client) (*clientv3.LeaseRevokeResponse, error) {
+		return cli.Revoke(ctx, id)
+	})
 }
 
 func (k *etcdKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
 	asked := clock()
 	gctx, cancel := context.WithTimeout(ctx, HoldEvery)
 	defer cancel()
-	lease, err := k.cli.Grant(gctx, int64(HoldTTL/time.Second))
-	if err != nil {
-		return err
+	id, err := k.grantWith(gctx, key, value, HoldTTL)
+	if id != 0 {
+		defer k.revoke(ctx, id)
 	}
-	defer func() {
-		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
-		defer cancel()
-		_, _ = k.cli.Revoke(rctx, lease.ID) // it runs out anyway
-	}()
-	if _, err := k.cli.Put(gctx, k.prefix+key, string(value), clientv3.WithLease(lease.ID)); err != nil {
+	if err != nil {
 		return err
 	}
 	renewed(asked, true)
@@ -312,9 +354,7 @@ func (k *etcdKV) hold(ctx context.Context, key string, value []byte, clock func(
 		case <-t.C:
 		}
 		asked := clock()
-		actx, cancel := context.WithTimeout(ctx, HoldEvery)
-		r, err := k.cli.KeepAliveOnce(actx, lease.ID)
-		cancel()
+		r, err := k.renewLease(ctx, id, HoldEvery)
 		switch {
 		case err == nil && r.TTL > 0:
 			last = time.Now()

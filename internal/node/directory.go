@@ -22,7 +22,7 @@ func (n *Node) addrOf(x control.Node) peer.Addr {
 	if same || !at.IsValid() {
 		at = x.Addrs.Cluster
 	}
-	return peer.Addr{Node: x.Name, Cluster: at.String(), Plain: same && n.cfg.PlainData}
+	return peer.Addr{Node: x.Name, Cluster: at.String(), Plain: same && n.cfg.PlainData, Near: same}
 }
 
 func (n *Node) peerOf(x control.Node) *peer.Peer { return n.pool.Peer(n.addrOf(x)) }

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -223,22 +224,33 @@ func (c *client) serve() error {
 	return err
 }
 
+// errSilent is why a connection ends on which nothing was heard for too long.
+var errSilent = errors.New("no sign of life")
+
 // look is called by the pinger: it sends a ping if nothing came for a while and ends a link without signs of
 // life. For paced and long transfers, bytes that the kernel of the other side has taken count too.
-func (c *client) look(now time.Time, o *Options) {
+func (c *client) look(now time.Time, ping, dead time.Duration) {
 	received, sent := c.received.Load(), c.sent.Load()
 	if received != c.lastReceived || c.class == wire.ClassBulk && sent != c.lastSent || c.lastSign.IsZero() {
 		c.lastReceived, c.lastSent, c.lastSign = received, sent, now
 	}
-	if now.Sub(c.lastSign) >= o.DeadAfter {
-		c.fail(fmt.Errorf("no sign of life for %v", now.Sub(c.lastSign).Round(time.Millisecond)))
+	if now.Sub(c.lastSign) >= dead {
+		c.fail(fmt.Errorf("%w for %v", errSilent, now.Sub(c.lastSign).Round(time.Millisecond)))
 		return
 	}
 	if now.Before(c.nextPing) {
 		return
 	}
-	c.nextPing = now.Add(o.PingInterval)
+	c.nextPing = now.Add(ping)
 	c.post(wire.Header{Type: wire.TypePing}, &wire.Ping{})
+}
+
+// pardon takes a time in which this process did not get to look out of the silence: what has come meanwhile has not
+// been read either.
+func (c *client) pardon(d time.Duration) {
+	if !c.lastSign.IsZero() {
+		c.lastSign = c.lastSign.Add(d)
+	}
 }
 
 func unreached(node ident.NodeName, err error) *wire.Error {

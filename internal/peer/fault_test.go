@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -277,6 +278,92 @@ func TestStoppedPeerIsNoticed(t *testing.T) {
 		} else if !errors.Is(err, wire.ErrUnreached) {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Of a process that hangs nobody waits twice: the connections to it that are near are given up soon, and calls fail at once
+// from then on, although its host goes on taking connections.
+func TestNobodyWaitsForAStoppedPeerAgain(t *testing.T) {
+	cmd, addr := startChild(t)
+	down := make(chan error, 10)
+	up := make(chan struct{}, 10)
+	o := insecure(t, "client")
+	o.NearPingInterval, o.NearDeadAfter, o.PingInterval, o.DeadAfter = 20*time.Millisecond, 400*time.Millisecond, 50*time.Millisecond, time.Hour
+	o.DialTimeout, o.BackoffMax = time.Second, 50*time.Millisecond
+	var dialled atomic.Int32
+	o.Dial = func(ctx context.Context, addr string, class wire.Class) (net.Conn, error) {
+		if class != wire.ClassControl {
+			dialled.Add(1)
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	}
+	o.OnDown = func(_ ident.NodeName, err error) { down <- err }
+	o.OnUp = func(ident.NodeName, uint64) { up <- struct{}{} }
+	addr.Near = true
+	pool := startPool(t, o)
+	p := pool.Peer(addr)
+	remote := pool.Store(ident.StoreID{}, addr)
+	<-up
+	if _, err := remote.Seal(t.Context(), &wire.Seal{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGCONT) })
+	waitFor(t, func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+		return err == nil && strings.Contains(string(b), ") T ")
+	})
+	failed := make(chan error, 3)
+	ask := func() {
+		remote.Append(&wire.Append{Segment: testSegment(1), Data: [][]byte{{1}}}, func(_ wire.AppendReply, err error) { failed <- err })
+	}
+	ask() // makes a connection that is never finished, or waits for an answer
+	if err := <-down; !errors.Is(err, errSilent) {
+		t.Errorf("down because of: %v", err)
+	}
+	if err := <-failed; !errors.Is(err, wire.ErrUnreached) {
+		t.Errorf("an append under way: %v", err)
+	}
+	if !p.Silent() {
+		t.Error("it is not said that nothing was heard")
+	}
+	before := dialled.Load()
+	ask()
+	if err := <-failed; !errors.Is(err, wire.ErrUnreached) {
+		t.Errorf("a later append: %v", err)
+	}
+	if dialled.Load() != before {
+		t.Error("an append waited for a connection to be made")
+	}
+	if _, err := remote.Seal(t.Context(), &wire.Seal{}); !errors.Is(err, wire.ErrUnreached) {
+		t.Errorf("a later question: %v", err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	<-up
+	if p.Silent() {
+		t.Error("it is there again")
+	}
+	waitFor(t, func() bool { // connections that were begun while it was stopped end first
+		_, err := remote.Seal(t.Context(), &wire.Seal{})
+		return err == nil
+	})
+}
+
+// A process that did not run for a while does not take its own silence for that of others.
+func TestOwnSilenceIsNobodysFault(t *testing.T) {
+	c := &client{link: &link{handler: nil}}
+	c.mu.err = errClosed // nothing is sent
+	now := time.Now()
+	c.nextPing = now.Add(time.Hour)
+	c.look(now, time.Second, 3*time.Second)
+	now = now.Add(time.Minute)
+	c.pardon(time.Minute)
+	if c.look(now, time.Second, 3*time.Second); now.Sub(c.lastSign) != 0 {
+		t.Errorf("silent for %v", now.Sub(c.lastSign))
 	}
 }
 

@@ -50,8 +50,12 @@ type Options struct {
 
 	PingInterval time.Duration // of idle connections; 1 s
 	DeadAfter    time.Duration // without a sign of life; 3 s
-	DialTimeout  time.Duration // handshakes included; 3 s
-	BackoffMax   time.Duration // between attempts to connect; 2 s
+	// The same for the control connections to nodes whose Addr says Near: how soon a node that hangs is known to hang is
+	// most of the pause that its clients see. 500 ms and 2 s, and never more than those above.
+	NearPingInterval time.Duration
+	NearDeadAfter    time.Duration
+	DialTimeout      time.Duration // handshakes included; 3 s
+	BackoffMax       time.Duration // between attempts to connect; 2 s
 
 	// QueueMax is how many bytes may wait on a connection to be sent. What comes when it is full is refused
 	// with wire.CodeBusy, at once and without having been sent: a peer that is slow never holds its callers
@@ -78,6 +82,8 @@ type Options struct {
 func (o Options) withDefaults() (Options, error) {
 	o.PingInterval = cmp.Or(o.PingInterval, time.Second)
 	o.DeadAfter = cmp.Or(o.DeadAfter, 3*time.Second)
+	o.NearPingInterval = min(cmp.Or(o.NearPingInterval, 500*time.Millisecond), o.PingInterval)
+	o.NearDeadAfter = min(cmp.Or(o.NearDeadAfter, 2*time.Second), o.DeadAfter)
 	o.DialTimeout = cmp.Or(o.DialTimeout, 3*time.Second)
 	o.BackoffMax = cmp.Or(o.BackoffMax, 2*time.Second)
 	o.QueueMax = cmp.Or(o.QueueMax, 64<<20)

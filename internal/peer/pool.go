@@ -21,6 +21,7 @@ type Addr struct {
 	Cluster string // host:port for everything
 	Bulk    string // host:port for ClassBulk, where another path leads between sites; empty: Cluster
 	Plain   bool   // data without encryption, if Options.PlainData: for nodes of one site on a trusted network
+	Near    bool   // of the same site: see Options.NearDeadAfter
 	Pace    Limiter
 }
 
@@ -134,7 +135,9 @@ type Peer struct {
 	at    atomic.Pointer[Addr]
 	slots [wire.ClassMax + 1][]slot
 	up    atomic.Bool
-	gone  atomic.Bool   // see Gone
+	gone  atomic.Bool // see Gone
+	quiet atomic.Bool // see Silent
+	down  atomic.Pointer[downState]
 	next  atomic.Uint32 // spreads what has no order over connections of a class
 
 	ctx    context.Context // until the node is forgotten or the pool closed
@@ -149,6 +152,25 @@ func (p *Peer) Up() bool { return p.up.Load() }
 // Gone reports that the node's process has ended, for all that this node can see: its host refused the last attempt to
 // connect, as nobody listens there. That is more than not being up, which a slow network or a hanging node is too.
 func (p *Peer) Gone() bool { return p.gone.Load() }
+
+// Silent reports that the node's control connection is away because nothing was heard of it for Options.NearDeadAfter or
+// DeadAfter: its process hangs, or the way to it is cut.
+func (p *Peer) Silent() bool { return p.quiet.Load() }
+
+// downState is why a node can't be reached. As long as there is one, calls fail at once: a host whose process hangs goes on
+// taking connections, and a call that waited for one to be made would wait for as long as an attempt may take, though
+// everybody knows better.
+type downState struct{ why error }
+
+// fall notes that the node can't be reached: what waits for a connection to it fails.
+func (p *Peer) fall(why error) {
+	p.down.Store(&downState{why})
+	for _, slots := range p.slots {
+		for i := range slots {
+			slots[i].fall()
+		}
+	}
+}
 
 func (p *Peer) close() {
 	p.cancel()
@@ -171,6 +193,8 @@ func (p *Peer) submit(class wire.Class, key uint64, x *call) {
 //	empty ── submit ──> dialling ── ok ──> up ── link ends ──> empty
 //	  ^                    │ fails
 //	  └── next submit ── resting (calls fail until the pause is over)
+//
+// While the node is known to be away (Peer.down) calls fail and nobody dials but the keeper.
 type slot struct {
 	peer  *Peer
 	class wire.Class
@@ -179,7 +203,8 @@ type slot struct {
 	mu struct {
 		sync.Mutex
 		dialling bool
-		waiting  []*call // in order; sent when up
+		abort    context.CancelFunc // of the attempt under way; not of the keeper's
+		waiting  []*call            // in order; sent when up
 		bytes    int
 		until    time.Time // resting
 		pause    time.Duration
@@ -201,12 +226,14 @@ func (s *slot) submit(x *call) {
 		return
 	}
 	s.mu.Lock()
-	c := s.link.Load()
+	c, down := s.link.Load(), s.peer.down.Load()
 	var err error
 	switch {
 	case c != nil:
 	case s.mu.gone:
 		err = unreached(s.peer.addr().Node, errClosed)
+	case down != nil:
+		err = unreached(s.peer.addr().Node, down.why)
 	case !s.mu.dialling && time.Now().Before(s.mu.until):
 		err = unreached(s.peer.addr().Node, s.mu.why)
 	case len(s.mu.waiting) >= 1<<slotBits || s.mu.bytes >= s.peer.pool.opt.QueueMax:
@@ -256,8 +283,11 @@ func (s *slot) dialLocked() {
 		return // end follows and fails what waits
 	}
 	s.mu.dialling = true
+	ctx, abort := context.WithCancel(s.peer.ctx)
+	s.mu.abort = abort
 	p.wg.Go(func() {
-		pprof.Do(s.peer.ctx, pprof.Labels("peer", string(s.peer.addr().Node), "class", s.class.String()), func(ctx context.Context) { _ = s.live(ctx, nil) })
+		defer abort()
+		pprof.Do(ctx, pprof.Labels("peer", string(s.peer.addr().Node), "class", s.class.String()), func(ctx context.Context) { _ = s.live(ctx, nil) })
 	})
 }
 
@@ -265,7 +295,7 @@ func (s *slot) dialLocked() {
 func (s *slot) live(ctx context.Context, up func(*client)) error {
 	c, err := s.dial(ctx)
 	s.mu.Lock()
-	s.mu.dialling = false
+	s.mu.dialling, s.mu.abort = false, nil
 	if err == nil && s.mu.gone {
 		c.fail(errClosed)
 	}
@@ -314,6 +344,16 @@ func (s *slot) live(ctx context.Context, up func(*client)) error {
 	s.mu.Unlock()
 	s.peer.pool.opt.Log.Info("connection ended", "peer", s.peer.addr().Node, "class", s.class.String(), "err", err)
 	return err
+}
+
+// fall ends the attempt to connect, if one is under way, with what waits for it. Peer.down is set: no other begins. The
+// keeper's attempts go on.
+func (s *slot) fall() {
+	s.mu.Lock()
+	if s.mu.abort != nil {
+		s.mu.abort()
+	}
+	s.mu.Unlock()
 }
 
 // restLocked makes calls fail for a while, each time longer.
@@ -386,14 +426,24 @@ func (p *Peer) keep(ctx context.Context) {
 		s.mu.Lock()
 		s.mu.dialling = true
 		s.mu.Unlock()
+		reached := false
 		err := s.live(ctx, func(c *client) {
+			reached = true
 			p.up.Store(true)
 			p.gone.Store(false)
+			p.quiet.Store(false)
+			p.down.Store(nil)
 			p.endRests()
 			o.Log.Info("peer is up", "peer", c.hello.Node, "instance", c.hello.Instance)
 			o.OnUp(c.hello.Node, c.hello.Instance)
 		})
 		p.gone.Store(errors.Is(err, syscall.ECONNREFUSED))
+		if silent := errors.Is(err, errSilent); silent || !reached {
+			if silent {
+				p.quiet.Store(true)
+			}
+			p.fall(err)
+		}
 		if p.up.Swap(false) {
 			o.OnDown(p.addr().Node, err)
 		} else if ctx.Err() == nil {
@@ -424,18 +474,34 @@ func (p *Peer) endRests() {
 // ping looks after every connection of the peer, often enough that a dead one is seen in time.
 func (p *Peer) ping(done <-chan struct{}) {
 	o := &p.pool.opt
-	tick := time.NewTicker(min(o.PingInterval, o.DeadAfter) / 4)
+	every := min(o.PingInterval/4, o.DeadAfter/4, o.NearPingInterval/2, o.NearDeadAfter/4)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
+	last := time.Now()
 	for {
 		select {
 		case <-done:
 			return
-		case now := <-tick.C:
-			for _, slots := range p.slots {
-				for i := range slots {
-					if c := slots[i].link.Load(); c != nil {
-						c.look(now, o)
+		case <-tick.C:
+		}
+		now := time.Now()
+		late := now.Sub(last) - every
+		last = now
+		near, quiet := p.addr().Near, p.quiet.Load()
+		for class, slots := range p.slots {
+			interval, dead := o.PingInterval, o.DeadAfter
+			switch {
+			case wire.Class(class) == wire.ClassControl && near:
+				interval, dead = o.NearPingInterval, o.NearDeadAfter
+			case quiet: // these need not wait for as long again
+				dead = max(o.NearDeadAfter/2, o.PingInterval+every)
+			}
+			for i := range slots {
+				if c := slots[i].link.Load(); c != nil {
+					if late > every {
+						c.pardon(late)
 					}
+					c.look(now, interval, dead)
 				}
 			}
 		}
