@@ -102,7 +102,7 @@ bench-growth: build ## throughput of one site with 2 and 4 core servers, their d
 lint: ## gofmt, go vet, staticcheck (pinned in tools/go.mod), direction of imports
 	./test/lint.sh
 
-fuzz: ## every fuzz target for FUZZTIME=30s
+fuzz: ## every fuzz target for FUZZTIME=30s; the processor time is counted in test/fuzz.tsv
 	./test/fuzz.sh $(FUZZTIME)
 
 generate: ## make the API's Go code from proto/ again (needs protoc)

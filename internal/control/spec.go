@@ -159,7 +159,7 @@ const (
 // RemoteAccess says in which state a volume's paths are by way of access servers of other sites than the owner's.
 type RemoteAccess string
 
-// The states (SPC-4 5.15.2.4). Non-optimized paths are used when there is nothing better; standby ones only once the
+// The states (SPC-4 5.16.2.4). Non-optimized paths are used when there is nothing better; standby ones only once the
 // owner is near them; unavailable ones are that and don't answer for the volume's reservations and modes either.
 const (
 	RemoteNonOptimized RemoteAccess = "nonoptimized"

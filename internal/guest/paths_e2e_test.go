@@ -73,7 +73,7 @@ group() { sg_vpd -p 0x83 "$1" | sed -n 's/.*[Tt]arget port group: \(0x[0-9a-f]*\
 same() { cmp "$1" "$2"; }
 read_at() { dd if="$1" bs=512 skip="$2" count="$3" iflag=direct status=none; }
 
-# SPC-4 6.36, 6.45: the path that is not optimized asks for the unit.
+# SPC-4 6.37, 6.45: the path that is not optimized asks for the unit.
 echo "states $(state $a)$(state $b)"
 case $(state $a)$(state $b) in
 01|0?) to=$b from=$a ;;

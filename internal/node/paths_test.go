@@ -83,7 +83,7 @@ func (p *path) own() uint16 {
 		p.t.Fatal(err)
 	}
 	for d := c.In[4:c.InLen]; len(d) >= 4; d = d[4+int(d[3]):] {
-		if d[1]&0x0f == 5 { // SPC-4 7.8.6.7: target port group
+		if d[1]&0x0f == 5 { // SPC-4 7.8.6.8: target port group
 			return binary.BigEndian.Uint16(d[6:])
 		}
 	}
@@ -91,7 +91,7 @@ func (p *path) own() uint16 {
 	return 0
 }
 
-// groupsOfPorts: SPC-4 5.15, 6.36, 6.45, with an initiator at each of two access servers.
+// groupsOfPorts: SPC-4 5.16, 6.37, 6.45, with an initiator at each of two access servers.
 func groupsOfPorts(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *testNode) {
 	t.Helper()
 	v, err := c.Volumes.Create(ctx, &dozov1.CreateVolumeRequest{Name: "alua", SizeBytes: 8 << 20})
@@ -104,7 +104,7 @@ func groupsOfPorts(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 	ga, gb := a.own(), b.own()
 	by, other := a, b
 	eventually(t, "nobody is optimized", func() error {
-		// SPC-4 5.15.2.4.2, 5.15.2.4.3: the owner alone is optimized; its neighbour is not.
+		// SPC-4 5.16.2.4.2, 5.16.2.4.3: the owner alone is optimized; its neighbour is not.
 		x, y := a.states(0), b.states(0)
 		if x[ga] == 0x80 && x[gb] == 0x01 && y[ga] == 0x80 && y[gb] == 0x01 {
 			return nil
@@ -136,7 +136,7 @@ func groupsOfPorts(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 	if got := other.sense(0, tur, nil, 0); got != "good" {
 		t.Errorf("who asked is told %s", got)
 	}
-	// SPC-4 5.15.2.6: the others are told, at whichever access server they are.
+	// SPC-4 5.16.2.5: the others are told, at whichever access server they are.
 	eventually(t, "the other initiator is not told", func() error {
 		if got := by.sense(0, tur, nil, 0); got != "6/2a06" {
 			return fmt.Errorf("%s", got)

@@ -231,7 +231,7 @@ func (c *conn) readHeader(h *header) error {
 	return checkHeader(h, int(max(c.params.MaxRecvDataSegment, 8192)))
 }
 
-// errHeaderDigest ends a connection: where the next PDU begins is not known any more (RFC 7143 7.7). errDataDigest
+// errHeaderDigest ends a connection: where the next PDU begins is not known any more (RFC 7143 7.8). errDataDigest
 // does at error recovery level 0 (7.8).
 var (
 	errHeaderDigest = errors.New("header digest is wrong")

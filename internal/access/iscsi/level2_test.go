@@ -58,7 +58,7 @@ func TestQueries(t *testing.T) {
 	}
 	release()
 	c.good(c.finish(itt, nil))
-	// What the session has, REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS says (SPC-4 6.37).
+	// What the session has, REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS says (SPC-4 6.36).
 	report := []byte{0xa3, 0x0d, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0}
 	if r := c.good(c.do(report, 4, nil)); r.data[0] != 0xde || r.data[1] != 0x07 {
 		t.Errorf("% x", r.data)

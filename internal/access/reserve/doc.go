@@ -14,5 +14,5 @@
 // AttentionsMax. Attentions is safe for concurrent use; the other types are plain values.
 //
 // Bytes: docs/format.md, "State of a unit" (State), docs/wire.md, "Unit" (Command, Snapshot). Standards: SPC-4
-// 5.13 (reservations), 5.15 (asymmetric access), SAM-5 5.14 (unit attentions), SPC-2 5.5 (RESERVE, RELEASE).
+// 5.13 (reservations), 5.16 (asymmetric access), SAM-5 5.14 (unit attentions), SPC-2 5.5 (RESERVE, RELEASE).
 package reserve

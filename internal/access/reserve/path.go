@@ -2,7 +2,7 @@ package reserve
 
 import "slices"
 
-// AccessState is an asymmetric access state (SPC-4 table 175).
+// AccessState is an asymmetric access state (SPC-4 table 307).
 type AccessState uint8
 
 // The states. A group of ours is active or, by the volume's policy, standby or unavailable; it is transitioning while

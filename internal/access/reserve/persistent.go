@@ -56,7 +56,10 @@ func (c *change) register(cmd *Command, own *Registration) bool {
 		return true
 	case cmd.ServiceKey == 0:
 		return false // nothing is registered, and nothing is to be
-	case own != nil && slices.ContainsFunc(cmd.Others, func(n NexusID) bool { return n.initiatorPort() != cmd.Nexus.initiatorPort() }):
+	case slices.ContainsFunc(cmd.Others, func(n NexusID) bool {
+		return n.initiatorPort() != cmd.Nexus.initiatorPort() && (own != nil || c.Registered(n) != nil)
+	}):
+		// SPEC_I_PT is for who is not registered (table 67 and its note b).
 		c.Outcome = InvalidParameter
 		return false
 	}
@@ -146,7 +149,7 @@ func (c *change) release(cmd *Command) bool {
 	return true
 }
 
-// preempt is SPC-4 5.13.11.2.4 to .7.
+// preempt is SPC-4 5.13.11.2.4 to .6.
 func (c *change) preempt(cmd *Command) bool {
 	holder := c.holder()
 	takes := c.Type.all() && cmd.ServiceKey == 0 || holder != nil && holder.Key == cmd.ServiceKey && !c.Type.all()
@@ -176,7 +179,7 @@ func (c *change) preempt(cmd *Command) bool {
 		}
 	}
 	if !found {
-		c.Outcome = Conflict // SPC-4 5.13.11.2.4: no registration has that key
+		c.Outcome = Conflict // SPC-4 5.13.11.2.5: no registration has that key
 		return false
 	}
 	c.Registrations = slices.DeleteFunc(c.Registrations, goes)
@@ -213,7 +216,7 @@ func (c *change) move(cmd *Command) bool {
 	case !c.Holds(cmd.Nexus) || c.Type.all():
 		c.Outcome = Conflict
 		return false
-	case cmd.ServiceKey == 0 || len(cmd.Others) != 1 || cmd.Others[0] == cmd.Nexus:
+	case cmd.ServiceKey == 0 || len(cmd.Others) != 1 || cmd.Others[0].initiatorPort() == cmd.Nexus.initiatorPort():
 		c.Outcome = InvalidParameter
 		return false
 	}

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Type is the type of a persistent reservation (SPC-4 table 207).
+// Type is the type of a persistent reservation (SPC-4 6.15.3).
 type Type uint8
 
 // The types. The numbers are SPC's.
@@ -161,7 +161,7 @@ func (s *State) HolderKey() uint64 {
 // Idle reports that no reservation of any kind can be in anybody's way.
 func (s *State) Idle() bool { return s.Type == NoReservation && s.Legacy == nil }
 
-// Access classifies commands by what reservations do to them (SPC-4 table 63, SBC-3 table 13, SPC-2 table 9).
+// Access classifies commands by what reservations do to them (SPC-4 table 65, SBC-3 table 13, SPC-2 table 9).
 type Access uint8
 
 // The classes.

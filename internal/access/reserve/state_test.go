@@ -99,6 +99,8 @@ func TestPersistentReserveOut(t *testing.T) {
 			{"a", Command{Action: Register, ServiceKey: 1, Others: []NexusID{nexuses["b"], nexuses["a2"]}}, Good, "a:1 a2:1 b:1", ""},
 			{"a", Command{Action: Register, Key: 1, ServiceKey: 2, Others: []NexusID{nexuses["b"]}}, InvalidParameter, "=", ""},
 			{"a", Command{Action: Register, Key: 1, Others: []NexusID{nexuses["a2"]}}, Good, "b:1", ""},
+			// Table 67, note b: one of the list is registered already. Nothing is done, for the others neither.
+			{"a", Command{Action: Register, ServiceKey: 9, Others: []NexusID{nexuses["b"], nexuses["c"]}}, InvalidParameter, "=", ""},
 		}},
 		{"5.13.9 reserving", append(registered[:2:2],
 			step{"c", reserveAs(0, WriteExclusive), Conflict, "=", ""},
@@ -130,29 +132,29 @@ func TestPersistentReserveOut(t *testing.T) {
 			step{"a", register(1, 0), Good, "c:3", "2a04>c"},
 			step{"c", reserveAs(3, ExclusiveAccess), Good, "[c:3] type3", ""},
 			step{"c", register(3, 0), Good, "", ""})},
-		{"5.13.11.2.8 clearing", append(registered[:3:3],
+		{"5.13.11.2.7 clearing", append(registered[:3:3],
 			step{"a", reserveAs(1, ExclusiveAccess), Good, "[a:1] b:2 c:3 type3", ""},
 			step{"b", Command{Action: Clear, Key: 1}, Conflict, "=", ""},
 			step{"b", Command{Action: Clear, Key: 2}, Good, "", "2a03>a 2a03>c"})},
-		{"5.13.11.2.4 preempting registrations", append(registered[:3:3],
+		{"5.13.11.2.5 removing registrations", append(registered[:3:3],
 			step{"a", Command{Action: Preempt, Key: 1, ServiceKey: 9}, Conflict, "=", ""},
 			step{"a", Command{Action: Preempt, Key: 1}, InvalidParameter, "=", ""},
 			step{"a", Command{Action: Preempt, Key: 1, ServiceKey: 2}, Good, "a:1 c:3", "2a05>b"},
 			step{"c", reserveAs(3, WriteExclusive), Good, "a:1 [c:3] type1", ""},
 			step{"c", Command{Action: PreemptAndAbort, Key: 3, ServiceKey: 1}, Good, "[c:3] type1", "2a05>a!"})},
-		{"5.13.11.2.5 preempting the holder", append(registered[:3:3],
+		{"5.13.11.2.4.3 preempting the holder", append(registered[:3:3],
 			step{"a", reserveAs(1, WriteExclusiveRegistrants), Good, "[a:1] b:2 c:3 type5", ""},
 			step{"b", Command{Action: Preempt, Key: 2, ServiceKey: 1, Type: 2}, InvalidCDB, "=", ""},
 			step{"b", Command{Action: Preempt, Key: 2, ServiceKey: 1, Type: WriteExclusiveRegistrants}, Good, "[b:2] c:3 type5", "2a05>a"},
 			step{"c", Command{Action: PreemptAndAbort, Key: 3, ServiceKey: 2, Type: ExclusiveAccess}, Good, "[c:3] type3", "2a05>b!"})},
-		{"5.13.11.2.5 another type is news to those who stay", append(registered[:3:3],
+		{"5.13.11.2.4.3 another type is news to those who stay", append(registered[:3:3],
 			step{"a", reserveAs(1, WriteExclusiveRegistrants), Good, "[a:1] b:2 c:3 type5", ""},
 			step{"b", Command{Action: Preempt, Key: 2, ServiceKey: 1, Type: ExclusiveAccess}, Good, "[b:2] c:3 type3", "2a05>a 2a04>c"})},
-		{"5.13.11.2.6 preempting all registrants", append(registered[:3:3],
+		{"5.13.11.2.4.3, 5.13.11.2.6 preempting all registrants", append(registered[:3:3],
 			step{"a", reserveAs(1, WriteExclusiveAll), Good, "a:1 b:2 c:3 type7", ""},
 			step{"b", Command{Action: Preempt, Key: 2, ServiceKey: 1, Type: WriteExclusive}, Good, "b:2 c:3 type7", "2a05>a"},
 			step{"b", Command{Action: PreemptAndAbort, Key: 2, Type: WriteExclusive}, Good, "[b:2] type1", "2a05>c!"})},
-		{"5.13.11.2.5 preempting oneself changes the type", append(registered[:2:2],
+		{"5.13.11.2.4.3 preempting oneself changes the type", append(registered[:2:2],
 			step{"a", reserveAs(1, WriteExclusive), Good, "[a:1] b:2 type1", ""},
 			step{"a", Command{Action: Preempt, Key: 1, ServiceKey: 1, Type: ExclusiveAccess}, Good, "[a:1] b:2 type3", "2a04>b"})},
 		{"5.13.8 moving", append(registered[:2:2],
@@ -160,6 +162,7 @@ func TestPersistentReserveOut(t *testing.T) {
 			step{"a", reserveAs(1, WriteExclusive), Good, "[a:1] b:2 type1", ""},
 			step{"b", Command{Action: RegisterAndMove, Key: 2, ServiceKey: 5, Others: []NexusID{nexuses["c"]}}, Conflict, "=", ""},
 			step{"a", Command{Action: RegisterAndMove, Key: 1, ServiceKey: 5, Others: []NexusID{nexuses["a"]}}, InvalidParameter, "=", ""},
+			step{"a", Command{Action: RegisterAndMove, Key: 1, ServiceKey: 5, Others: []NexusID{nexuses["a2"]}}, InvalidParameter, "=", ""}, // the same initiator port
 			step{"a", Command{Action: RegisterAndMove, Key: 1, Others: []NexusID{nexuses["c"]}}, InvalidParameter, "=", ""},
 			step{"a", Command{Action: RegisterAndMove, Key: 1, ServiceKey: 5, Others: []NexusID{nexuses["c"]}}, Good, "a:1 b:2 [c:5] type1", ""},
 			step{"c", Command{Action: RegisterAndMove, Key: 5, ServiceKey: 6, Unregister: true, Others: []NexusID{nexuses["b"]}}, Good, "a:1 [b:6] type1", ""})},
@@ -212,7 +215,7 @@ func TestPersistentReserveOut(t *testing.T) {
 	}
 }
 
-// TestGeneration is SPC-4 5.13.4: which service actions count.
+// TestGeneration is SPC-4 6.16.2: which service actions count.
 func TestGeneration(t *testing.T) {
 	s := new(State)
 	do := func(who string, c Command) uint32 {
@@ -237,7 +240,7 @@ func TestGeneration(t *testing.T) {
 	}
 }
 
-// TestAllows is SPC-4 table 63 and SBC-3 table 13, a row for each class, a column for each type.
+// TestAllows is SPC-4 table 65 and SBC-3 table 13, a row for each class, a column for each type.
 func TestAllows(t *testing.T) {
 	for _, x := range []struct {
 		t                            Type

@@ -6,11 +6,11 @@ import (
 	"dozo/internal/access/reserve"
 )
 
-// Asymmetric logical unit access (SPC-4 5.15): which target port groups there are, and in which states, is the Disk's
+// Asymmetric logical unit access (SPC-4 5.16): which target port groups there are, and in which states, is the Disk's
 // word. A unit that changes hands goes on taking commands, so "transitioning" is only reported, never a reason to end a
-// command (5.15.2.7); standby and unavailable are, except for the commands that the opcode table marks.
+// command (5.16.2.5); standby and unavailable are, except for the commands that the opcode table marks.
 
-// reportTargetPortGroups lists the paths (SPC-4 6.36).
+// reportTargetPortGroups lists the paths (SPC-4 6.37).
 func (u *Unit) reportTargetPortGroups(c *Command) {
 	b := append(c.inBuf[:0], make([]byte, 4)...)
 	switch c.CDB[1] >> 5 {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Third-party copy (SPC-4 5.16, 6.4, 6.5, 6.28 to 6.32; SBC-3 5.21 to 5.23, 5.50): the copy manager of a logical unit. Data
+// Third-party copy (SPC-4 5.17, 6.3 to 6.5, 6.20 to 6.26; SBC-3 5.21 to 5.23, 5.50): the copy manager of a logical unit. Data
 // go from Disk to Disk through the access server and never to the initiator; within a disk, whole physical blocks are
 // copied by reference and go nowhere. A copy is a list of pieces, done
 // in order; within a piece a few records are under way at a time. There is no goroutine: the completion of one
@@ -438,7 +438,7 @@ func (u *Unit) launch(c *Command, o *copyOp, failed func(*Command, *copyOp)) {
 	o.start()
 }
 
-// copySense is what an error of a Disk means to who asked for the copy (SPC-4 5.16.7.4).
+// copySense is what an error of a Disk means to who asked for the copy (SPC-4 5.17.7.4).
 func copySense(err error) senseData {
 	switch x := outcomeOf(err); x.code {
 	case codeTokenUnknown, codeTokenCancelled, codeTokenExpired:

@@ -32,7 +32,7 @@ type copyHeader struct {
 	inline           uint64
 }
 
-// parseHeader reads the header of EXTENDED COPY (LID1) (SPC-4 6.4.3) or (LID4) (6.4.2).
+// parseHeader reads the header of EXTENDED COPY (LID1) (SPC-4 6.5) or (LID4) (6.4.2).
 func parseCopyHeader(b []byte, wide bool) (h copyHeader, code Code, at int) {
 	be := binary.BigEndian
 	if wide {

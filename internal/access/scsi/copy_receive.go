@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// The service actions of RECEIVE COPY (SPC-4 6.28 to 6.32).
+// The service actions of RECEIVE COPY (SPC-4 6.20 to 6.26).
 const (
 	receiveStatusLID1 = 0x00
 	receiveParameters = 0x03
@@ -67,7 +67,7 @@ func (u *Unit) receiveCopy(c *Command) {
 		be.PutUint32(b, uint32(len(b)-4))
 		u.copies.drop(list)
 	default:
-		// COPY OPERATION STATUS (SPC-4 table 246) has other codes for what is not over, and one for what was ended.
+		// COPY OPERATION STATUS (SPC-4 6.24) has other codes for what is not over, and one for what was ended.
 		const foreground, background, terminated = 0x11, 0x12, 0x60
 		switch {
 		case !done && o.immediate:
@@ -108,7 +108,7 @@ func (u *Unit) receiveCopy(c *Command) {
 	c.answer(b, allocation)
 }
 
-// appendCopyParameters is RECEIVE COPY (OPERATING PARAMETERS) (SPC-4 6.29).
+// appendCopyParameters is RECEIVE COPY (OPERATING PARAMETERS) (SPC-4 6.22).
 func appendCopyParameters(b []byte) []byte {
 	be := binary.BigEndian
 	p := make([]byte, 44)

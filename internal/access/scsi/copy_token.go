@@ -11,7 +11,7 @@ type Range struct{ Off, N int64 }
 // TokenID names a token at the unit that made it.
 type TokenID [16]byte
 
-// ROD types (SPC-4 table 110, SBC-3 table 43).
+// ROD types (SPC-4 5.17.6.2, SBC-3 4.24).
 const (
 	rodPointInTimeVulnerable = 0x00800000 // a copy of that moment, which ends when its source changes
 	rodZero                  = 0xffff0001
@@ -112,7 +112,7 @@ func (u *Unit) populateToken(c *Command) {
 	})
 }
 
-// appendToken encodes a ROD token (SPC-4 5.16.6.5). Who made it and the token's ID are all that counts.
+// appendToken encodes a ROD token (SPC-4 5.17.6.5). Who made it and the token's ID are all that counts.
 func (u *Unit) appendToken(b []byte, id TokenID, total int64) []byte {
 	be := binary.BigEndian
 	t := make([]byte, tokenLength)

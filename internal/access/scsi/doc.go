@@ -19,5 +19,5 @@
 //
 // Units: offsets and lengths of the Disk are bytes, LBAs are logical blocks.
 //
-// Bytes: SPC-4 (INCITS 513), SBC-3 (INCITS 514).
+// Bytes: SPC-4 (INCITS 513), SBC-3 (INCITS 514). Sections and tables of SPC-4 are those of revision 36f.
 package scsi

@@ -174,7 +174,7 @@ func portName(target string, number uint16) string {
 }
 
 // appendName adds a designator of the SCSI name string type; it ends in a null and is padded to a multiple of
-// four (SPC-4 7.8.6.10).
+// four (SPC-4 7.8.6.11).
 func appendName(b []byte, association byte, s string) []byte {
 	const iSCSI, utf8, piv, typeName = 0x50, 0x3, 0x80, 0x8
 	if len(s) > 247 {

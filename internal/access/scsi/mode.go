@@ -15,6 +15,7 @@ const (
 	pageControl       = 0x0a
 	pageExceptions    = 0x1c
 	pageAll           = 0x3f
+	subpageExtension  = 0x01 // of pageControl
 	subpageThresholds = 0x02 // of pageExceptions: logical block provisioning
 	subpageAll        = 0xff
 )
@@ -36,6 +37,9 @@ const (
 	modeGLTSD  = 0x02
 	modeSWP    = 0x08 // control, byte 4
 	thresholds = 16   // where the threshold descriptors begin
+
+	// initialPriority is the priority of commands that state none: the middle one (SAM-5 8.7).
+	initialPriority = 8
 )
 
 var modePages = []modePage{
@@ -58,6 +62,12 @@ var modePages = []modePage{
 			m.DescriptorSense, m.WriteProtect = p[2]&modeDSense != 0, p[4]&modeSWP != 0
 		},
 		func(p []byte, g Geometry) { p[2], p[4] = modeDSense, flag(!g.ReadOnly, modeSWP) }},
+	{pageControl, subpageExtension, 32,
+		func(p []byte, _ Geometry, _ reserve.Modes) {
+			p[4] = 0x01            // IALUAE: states follow the owner by themselves. There is no timestamp (TCMOS, SCSIP)
+			p[5] = initialPriority // MAXIMUM SENSE DATA LENGTH 0: as long as it is
+		},
+		nil, nil},
 	{pageExceptions, 0, 12,
 		func(p []byte, _ Geometry, _ reserve.Modes) { p[2] = 0x08 }, // DEXCPT: failures are reported where they happen
 		nil, nil},

@@ -16,8 +16,8 @@ const (
 	checksStatus                 // conflicts with another's RESERVE (reserve.AccessStatus)
 	checksRead                   // conflicts with exclusive access, and reads nothing of the Disk
 	checksWrite                  // conflicts with every reservation, and writes nothing to the Disk
-	inStandby                    // runs by a path in standby (SPC-4 5.15.2.4.4)
-	inUnavailable                // and by one that is unavailable (SPC-4 5.15.2.4.5)
+	inStandby                    // runs by a path in standby (SPC-4 5.16.2.4.4)
+	inUnavailable                // and by one that is unavailable (SPC-4 5.16.2.4.5)
 )
 
 // opcode is one command that a device type supports.
@@ -162,6 +162,7 @@ func diskOpcodes() []opcode {
 		op(0x5f, 0x05, "PERSISTENT RESERVE OUT, PREEMPT AND ABORT", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
 		op(0x5f, 0x06, "PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
 		op(0x5f, 0x07, "PERSISTENT RESERVE OUT, REGISTER AND MOVE", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).reserveOut),
+		op(0x5f, 0x08, "PERSISTENT RESERVE OUT, REPLACE LOST RESERVATION", "00 00 ff 00 00 ff ff ff ff 00", inStandby, (*Unit).prepareReserveOut, (*Unit).replaceLost),
 		op(0x83, 0x00, "EXTENDED COPY (LID1)", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copies, (*Unit).prepareCopyList, (*Unit).extendedCopy),
 		op(0x83, 0x01, "EXTENDED COPY (LID4)", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copies, (*Unit).prepareCopyList, (*Unit).extendedCopy),
 		op(0x83, 0x10, "POPULATE TOKEN", "00 00 00 00 00 00 ff ff ff ff ff ff ff ff 1f 00", needsReady|checksRead, (*Unit).prepareCopyList, (*Unit).populateToken),

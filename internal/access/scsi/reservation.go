@@ -43,10 +43,11 @@ func appendReserveIn(b []byte, action byte, s *reserve.State) []byte {
 	const readKeys, readReservation, reportCapabilities, readFullStatus = 0, 1, 2, 3
 	if action == reportCapabilities {
 		const (
-			compatible, specify, allPorts, persist = 0x10, 0x08, 0x04, 0x01 // CRH, SIP_C, ATP_C, PTPL_C
-			typesValid, allowTestUnitReady         = 0x80, 0x10             // TMV, ALLOW COMMANDS 001b
+			replaceLost, compatible        = 0x80, 0x10       // RLR_C, CRH
+			specify, allPorts, persist     = 0x08, 0x04, 0x01 // SIP_C, ATP_C, PTPL_C
+			typesValid, allowTestUnitReady = 0x80, 0x10       // TMV, ALLOW COMMANDS 001b
 		)
-		b = append(b, 0, 8, compatible|specify|allPorts|persist, typesValid|allowTestUnitReady, 0xea, 0x01, 0, 0)
+		b = append(b, 0, 8, replaceLost|compatible|specify|allPorts|persist, typesValid|allowTestUnitReady, 0xea, 0x01, 0, 0)
 		if s.Persist {
 			b[3] |= 0x01 // PTPL_A
 		}
@@ -132,6 +133,27 @@ func (u *Unit) prepareReserveOut(c *Command) {
 	if c.WantOut < 24 || c.WantOut > reserveListMax {
 		c.illegal(codeParameterListLength)
 	}
+}
+
+// replaceLost is REPLACE LOST RESERVATION (SPC-4 5.13.11.3). Reservations are part of the volume's history: the device
+// server never finds that it has lost them while it has the rest, and then the standard has this refused.
+func (u *Unit) replaceLost(c *Command) {
+	if len(c.outBuf) != 24 { // SPC-4 6.16.3: the basic parameter list, and nothing behind it
+		c.illegal(codeParameterListLength)
+		c.finish()
+		return
+	}
+	u.disk.ShowUnit(c.Request, func(s *reserve.Snapshot, err error) {
+		switch {
+		case err != nil:
+			c.fail(err)
+		case s.State.Legacy != nil: // SPC-4 5.13.3: whoever has it
+			c.conflict()
+		default:
+			c.illegal(codeInvalidRelease)
+		}
+		c.finish()
+	})
 }
 
 func (u *Unit) reserveOut(c *Command) {

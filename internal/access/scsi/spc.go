@@ -136,7 +136,7 @@ func (o *opcode) appendOne(b []byte, timeouts bool) []byte {
 	return b
 }
 
-// reportTaskManagement says which task management functions the transports offer (SPC-4 6.37).
+// reportTaskManagement says which task management functions the transports offer (SPC-4 6.36).
 func (u *Unit) reportTaskManagement(c *Command) {
 	const (
 		abortTask, abortTaskSet, clearTaskSet, logicalUnitReset = 0x80, 0x40, 0x10, 0x08

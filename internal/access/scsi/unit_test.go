@@ -57,7 +57,7 @@ func TestPersistentReservations(t *testing.T) {
 		{"write of the holder", sense(a.run(write, 0, make([]byte, 512))), good},
 		{"write of another", sense(b.run(write, 0, make([]byte, 512))), conflict},
 		{"read of another", sense(b.run([]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 512, nil)), good},
-		{"MODE SENSE of another (table 63)", sense(b.run([]byte{0x1a, 0, 0x3f, 0, 255, 0}, 255, nil)), conflict},
+		{"MODE SENSE of another (table 65)", sense(b.run([]byte{0x1a, 0, 0x3f, 0, 255, 0}, 255, nil)), conflict},
 		{"TEST UNIT READY of another", sense(b.run(make([]byte, 6), 0, nil)), good},
 		{"release of the wrong type", a.prout(2, reserve.ExclusiveAccess, 0xa1, 0, 0), "5/2604"},
 		{"SPEC_I_PT with the ignoring action", a.prout(6, 0, 0, 1, 8), "5/2600 field 20"},
@@ -65,7 +65,11 @@ func TestPersistentReservations(t *testing.T) {
 		{"what the preempted learns", sense(a.run(make([]byte, 6), 0, nil)), "6/2a05"},
 		{"read of the preempted", sense(a.run([]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 512, nil)), conflict},
 		{"clear", b.prout(3, 0, 0xb1, 0, 0), good},
-		{"action 8", b.prout(8, 0, 0xb1, 0, 0), "5/2400 field 1"},
+		{"replace what isn't lost (5.13.11.3)", b.prout(8, reserve.WriteExclusive, 0, 0xb1, 0), "5/2604"},
+		{"the same with a list of 28 bytes", sense(b.run([]byte{0x5f, 8, 1, 0, 0, 0, 0, 0, 28, 0}, 0, make([]byte, 28))), "5/1a00"},
+		{"and with another's RESERVE (5.13.3)", sense(a.run([]byte{0x16, 0, 0, 0, 0, 0}, 0, nil)) + b.prout(8, reserve.WriteExclusive, 0, 0xb1, 0) +
+			sense(a.run([]byte{0x17, 0, 0, 0, 0, 0}, 0, nil)), good + conflict + good},
+		{"action 9", b.prout(9, 0, 0xb1, 0, 0), "5/2400 field 1"},
 		{"list of 23 bytes", sense(a.run([]byte{0x5f, 0, 0, 0, 0, 0, 0, 0, 23, 0}, 0, make([]byte, 23))), "5/1a00"},
 		{"list of 25 bytes", sense(a.run([]byte{0x5f, 0, 0, 0, 0, 0, 0, 0, 25, 0}, 0, make([]byte, 25))), "5/1a00"},
 	} {
@@ -87,7 +91,7 @@ func TestPersistentReserveInData(t *testing.T) {
 	if d := b.prin(1); be.Uint32(d[4:]) != 16 || be.Uint64(d[8:]) != 0xa1 || d[21] != byte(reserve.ExclusiveAccessRegistrants) {
 		t.Errorf("READ RESERVATION: %x", d)
 	}
-	if d := b.prin(2); !bytes.Equal(d, []byte{0, 8, 0x1d, 0x91, 0xea, 0x01, 0, 0}) {
+	if d := b.prin(2); !bytes.Equal(d, []byte{0, 8, 0x9d, 0x91, 0xea, 0x01, 0, 0}) {
 		t.Errorf("REPORT CAPABILITIES: %x", d)
 	}
 	d := b.prin(3)
@@ -185,6 +189,19 @@ func TestModeSelect(t *testing.T) {
 	}
 	if d := page(b, 0, 8, 0); d[8+2]&4 != 0 || page(b, 3, 8, 0)[8+2]&4 != 0 || page(b, 2, 8, 0)[8+2]&4 == 0 {
 		t.Errorf("current, saved or default WCE: %x", d)
+	}
+	// SPC-4 7.5.9, the control extension page: implicit transitions, and nothing that can be changed.
+	extension := page(a, 0, 0x0a, 1)
+	if d := extension[8:]; len(d) != 32 || !bytes.Equal(d[:8], []byte{0x80 | 0x40 | 0x0a, 1, 0, 28, 1, 8, 0, 0}) || !bytes.Equal(page(a, 1, 0x0a, 1)[12:], make([]byte, 28)) {
+		t.Errorf("control extension page: %x, changeable %x", d, page(a, 1, 0x0a, 1))
+	}
+	extension[8] &^= 0x80
+	if got := set(a, 0, extension); got != good {
+		t.Errorf("control extension page as it is: %s", got)
+	}
+	extension[8+4] |= 4 // TCMOS
+	if got := set(a, 0, extension); got != "5/2600 field 12" {
+		t.Errorf("control extension page with TCMOS: %s", got)
 	}
 	control := page(a, 0, 0x0a, 0)
 	control[8] &^= 0x80
@@ -300,7 +317,7 @@ func TestSanitize(t *testing.T) {
 	}
 }
 
-// segment is a block to block segment descriptor (SPC-4 6.4.6.6).
+// segment is a block to block segment descriptor (SPC-4 6.4.6.4).
 func segment(src, dst uint16, blocks uint16, from, to uint64) []byte {
 	be := binary.BigEndian
 	b := []byte{2, 0, 0, 24}
@@ -309,7 +326,7 @@ func segment(src, dst uint16, blocks uint16, from, to uint64) []byte {
 	return be.AppendUint64(be.AppendUint64(b, from), to)
 }
 
-// target is an identification descriptor with the NAA (SPC-4 6.4.5.2).
+// target is an identification descriptor with the NAA (SPC-4 6.4.5.6).
 func target(d scsi.Disk) []byte {
 	b := make([]byte, 32)
 	naa := d.Identity().NAA()
@@ -334,7 +351,7 @@ func (r *rig) thirdParty(action byte, list []byte, list4 uint32) string {
 	return sense(r.run(cdb, 0, list))
 }
 
-// TestExtendedCopy: SPC-4 6.4, 6.28.
+// TestExtendedCopy: SPC-4 6.4, 6.5, 6.25.
 func TestExtendedCopy(t *testing.T) {
 	a, _ := pair(t)
 	other := iscsitest.NewDisk("other", 8<<20, 4096)
@@ -406,7 +423,7 @@ func TestExtendedCopy(t *testing.T) {
 	}
 }
 
-// TestCopiesWithinADisk: SPC-4 6.4.6.2. Ranges of one unit are copied by reference but for what is no whole physical
+// TestCopiesWithinADisk: SPC-4 6.4.6.4. Ranges of one unit are copied by reference but for what is no whole physical
 // block, and by data where that can't be done; either way what there is is the same, for any ranges and overlaps.
 func TestCopiesWithinADisk(t *testing.T) {
 	for _, reference := range []bool{true, false} {
@@ -476,7 +493,7 @@ func rangeList(head int, list ...[2]uint32) []byte {
 	return b
 }
 
-// TestTokens: SBC-3 5.21, 5.50; SPC-4 6.31.
+// TestTokens: SBC-3 5.21, 5.50; SPC-4 6.26.
 func TestTokens(t *testing.T) {
 	a, b := pair(t)
 	pattern := bytes.Repeat([]byte("dozo"), 16*128)
@@ -530,7 +547,7 @@ func TestTokens(t *testing.T) {
 		t.Errorf("zeroed: %q", d[:8])
 	}
 
-	// In the background, and ended there (SPC-4 6.3, COPY OPERATION STATUS of 6.31).
+	// In the background, and ended there (SPC-4 6.3, COPY OPERATION STATUS of 6.24).
 	status := func(list byte) byte {
 		return data(a.run([]byte{0x84, 5, 0, 0, 0, list, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 64, nil))[5]
 	}
@@ -629,7 +646,7 @@ func twoSites(generation uint64, own, other, far reserve.AccessState) reserve.Pa
 	return p
 }
 
-// TestAccessStates: SPC-4 5.15.2.4 (what works in which state), 6.36 (report).
+// TestAccessStates: SPC-4 5.16.2.4 (what works in which state), 6.37 (report).
 func TestAccessStates(t *testing.T) {
 	r := newRig(t, 512).ready()
 	const optimized, non, standby, unavailable = reserve.ActiveOptimized, reserve.ActiveNonOptimized, reserve.Standby, reserve.Unavailable
@@ -687,7 +704,7 @@ func TestAccessStates(t *testing.T) {
 	}
 }
 
-// TestSetTargetPortGroups: SPC-4 6.45, and 5.15.2.6 for who gets the unit attention.
+// TestSetTargetPortGroups: SPC-4 6.45, and 5.16.2.5 for who gets the unit attention.
 func TestSetTargetPortGroups(t *testing.T) {
 	a, b := pair(t)
 	const optimized, non = reserve.ActiveOptimized, reserve.ActiveNonOptimized
@@ -747,7 +764,7 @@ func TestSetTargetPortGroups(t *testing.T) {
 	if got := stpg([2]byte{3, 0}); got != "4/670a" {
 		t.Errorf("one that fails: %s", got)
 	}
-	// SPC-4 table 67: it conflicts with another's reservation.
+	// SPC-4 table 65: it conflicts with another's reservation.
 	b.prout(0, 0, 0, 7, 0)
 	b.prout(1, reserve.WriteExclusive, 7, 0, 0)
 	if got := stpg([2]byte{1, 0}); got != conflict {
