@@ -65,15 +65,17 @@ for dir in $(grep -rlE '^func Fuzz' --include='*_test.go' internal | xargs -n1 d
 	go test -c -fuzz . -o "$work/fuzz.test" "./$dir"
 	for target in $(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$dir"/*_test.go | sort); do
 		echo "== $target in $dir"
-		TIMEFORMAT='%U %S'
 		status=0
-		# shellcheck disable=SC2016
-		{ time (cd "$dir" && exec "$work/fuzz.test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "${1:-30s}" \
-			-test.fuzzcachedir "$cache/$(go list .)" ${FUZZPROCS:+-test.parallel "$FUZZPROCS"} </dev/null) >"$work/log" 2>&1 || status=$?; } 2>"$work/time"
+		times >"$work/before"
+		(cd "$dir" && exec "$work/fuzz.test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "${1:-30s}" \
+			-test.fuzzcachedir "$cache/$(go list .)" ${FUZZPROCS:+-test.parallel "$FUZZPROCS"} </dev/null) >"$work/log" 2>&1 || status=$?
+		times >"$work/after"
 		tail -n 2 "$work/log"
 		if [ -n "$count" ]; then
-			printf '%s\t%s\t%s\t%s\t%.0f\n' "$(date -u +%F)" "$revision" "$dir" "$target" \
-				"$(awk '{ print $1 + $2 }' "$work/time")" >>"$tally"
+			# The second line of each is what the shell's children have taken that are over.
+			seconds=$(cat "$work/before" "$work/after" | awk -F '[ms ]+' 'NR == 2 { was = $1 * 60 + $2 + $3 * 60 + $4 }
+				NR == 4 { printf "%.0f", $1 * 60 + $2 + $3 * 60 + $4 - was }')
+			printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%F)" "$revision" "$dir" "$target" "$seconds" >>"$tally"
 		fi
 		if [ $status -ne 0 ]; then
 			cat "$work/log"

@@ -78,7 +78,7 @@ func (o *Owner) copyBlocks(op *Op) {
 	source := uint64(call.From) / journal.BlockSize
 	yes, need := o.m.MayCopy(source, uint32(op.count))
 	if need != volume.NoLeaf {
-		o.loadLeaf(need, op)
+		o.copyAfter(need, op)
 		return
 	}
 	if !yes {
@@ -93,6 +93,21 @@ func (o *Owner) copyBlocks(op *Op) {
 	o.w.Queue(e)
 	op.seq = e.Seq
 	o.uncommitted = append(o.uncommitted, op)
+}
+
+// copyAfter goes on with a copy once a leaf is in memory. Until then it is one of those that are being decided, as a merge
+// is: others wait for it, what refuses it meanwhile does so, and the same request sent again is not another copy.
+func (o *Owner) copyAfter(need volume.LeafID, op *Op) {
+	op.merging = true
+	o.merging++
+	o.waiting = append(o.waiting, op)
+	leaf := NewOp()
+	leaf.Kind = wire.OpCopy
+	leaf.Done = func(leaf *Op, err error) {
+		leaf.Release()
+		o.post(event{kind: evMerged, op: op, err: err})
+	}
+	o.loadLeaf(need, leaf)
 }
 
 // copied applies a committed copy to the map. What it needs was in memory when the record was queued, or was fetched with

@@ -2,14 +2,18 @@ package access
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"dozo/internal/control"
+	"dozo/internal/journal"
+	"dozo/internal/volume"
 	"dozo/internal/wire"
 )
 
@@ -197,6 +201,97 @@ func TestNoCopyRecordsForOlderNodes(t *testing.T) {
 	eventually(t, "the node is known to be upgraded", func() bool { return c.ctl.Level() == control.Level })
 	if err := copyAt(o, 0, 65536, 65536); err != nil {
 		t.Errorf("with all upgraded: %v", err)
+	}
+}
+
+// heldReads is a store whose reads of raw bytes wait once hold is set.
+type heldReads struct {
+	journal.Store
+	hold  *atomic.Bool
+	until <-chan struct{}
+	asked chan<- struct{}
+}
+
+func (h heldReads) ReadRaw(ctx context.Context, m *wire.ReadRaw) (wire.ReadReply, error) {
+	if h.hold.Load() {
+		select {
+		case h.asked <- struct{}{}:
+		default:
+		}
+		<-h.until
+	}
+	return h.Store.ReadRaw(ctx, m)
+}
+
+// While a copy waits for a leaf of the map, a reset refuses it (R9), the same request sent again is not a second copy, and
+// an owner that ends answers it.
+func TestACopyThatWaitsForALeaf(t *testing.T) {
+	for _, what := range []string{"reset", "again", "stop"} {
+		t.Run(what, func(t *testing.T) {
+			c := newCluster(t, 1, 2)
+			c.limit.MapBudgetBytes = 1
+			var hold atomic.Bool
+			until, asked := make(chan struct{}), make(chan struct{}, 1)
+			c.wrap = func(s journal.Store) journal.Store { return heldReads{s, &hold, until, asked} }
+			v := c.volume(16<<20, 1, control.Replicated)
+			o := c.own(v)
+			defer o.Close()
+			if err := writeAt(o, 0, bytes.Repeat([]byte{7}, 8192), false); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+			o.ask(func() {
+				o.m.Evict(1)
+				o.m.Evict(1)
+				if _, need := o.m.MayCopy(0, 1); need == volume.NoLeaf {
+					t.Error("the leaf is in memory")
+				}
+			})
+			hold.Store(true)
+			nexus := &wire.Nexus{Initiator: "iqn.a", Digest: [16]byte{1}}
+			request := func() *Op {
+				op := copyOpOf(0, 8<<20, 8192)
+				op.Nexus, op.Session, op.Stamp = nexus, 1, o.Stamp()
+				op.Forward, op.Request = true, wire.RequestID{Forwarder: 5, Number: 1}
+				return op
+			}
+			var before uint64
+			o.ask(func() { before = uint64(o.w.At().Seq) })
+			first := send(o, request())
+			select {
+			case <-asked:
+			case err := <-first:
+				t.Fatalf("it did not wait: %v", err)
+			}
+			var second chan error
+			switch what {
+			case "reset":
+				if _, err := o.Bar(&wire.Bar{Kind: wire.BarLUNReset, Nexus: *nexus}); err != nil {
+					t.Fatal(err)
+				}
+				o.ask(func() { before = uint64(o.w.At().Seq) }) // the reset is a record, too
+			case "again":
+				second = send(o, request())
+			case "stop":
+				o.call(func() { o.stop(errClosed) })
+			}
+			close(until)
+			err := <-first
+			var made uint64
+			o.ask(func() { made = uint64(o.w.At().Seq) - before })
+			switch {
+			case what == "reset" && (!errors.Is(err, wire.ErrStale) || made != 0):
+				t.Errorf("after a reset: %v, %d records", err, made)
+			case what == "stop" && !errors.Is(err, wire.ErrNotOwner):
+				t.Errorf("of an owner that ended: %v", err)
+			case what == "again":
+				if again := <-second; err != nil || again != nil || made != 1 {
+					t.Errorf("sent twice: %v and %v, %d records", err, again, made)
+				}
+			}
+		})
 	}
 }
 

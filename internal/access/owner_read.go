@@ -559,7 +559,7 @@ func (o *Owner) leafLoaded(id volume.LeafID, err error) {
 		} else if op.Kind == wire.OpProvisioned {
 			o.provisioned(op)
 		} else if op.Kind == wire.OpCopy {
-			o.admit(op)
+			o.finish(op, nil) // copyAfter's
 		} else {
 			o.read(op)
 		}

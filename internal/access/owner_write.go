@@ -362,6 +362,10 @@ func (o *Owner) merged(op *Op, err error) {
 		o.queueWrite(op)
 		return
 	}
+	if op.Kind == wire.OpCopy {
+		o.copyBlocks(op)
+		return
+	}
 	o.zeroParts(op)
 }
 
