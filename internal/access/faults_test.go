@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -305,6 +306,49 @@ func TestAnnouncementAboveTheCommitPointThatIsKnown(t *testing.T) {
 	im.o = c.own(v)
 	im.check(t)
 	im.o.Close()
+}
+
+// The first checkpoint of all, announced above the commit point that restarted stores know: what it covers is retired and
+// gone, and there is none before it that the history could begin with.
+func TestTheFirstAnnouncementIsAboveTheCommitPointThatIsKnown(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	v := c.volume(1<<20, 1, control.Replicated)
+	o := c.own(v)
+	fill := func(b byte) {
+		for off := int64(0); off < 64<<10; off += 4096 {
+			if err := writeAt(o, off, bytes.Repeat([]byte{b}, 4096), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fill(1)
+	o.ask(o.w.CloseIdle)
+	first := o.Segments()[0].ID
+	fill(2) // nothing of the first segment lives
+	if err := o.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the first segment is gone from both stores", func() bool {
+		if err := simple(o, wire.OpFlush, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		o.ask(o.dropSome)
+		return !slices.ContainsFunc(o.Segments(), func(s SegmentView) bool { return s.ID == first })
+	})
+	for _, s := range c.seats {
+		c.powerCut(s)
+	}
+	o.Close()
+	for _, s := range c.seats {
+		c.start(s)
+	}
+	o = c.own(v)
+	defer o.Close()
+	for off := int64(0); off < 64<<10; off += 4096 {
+		if got, err := readAt(o, off, 4096); err != nil || got[0] != 2 {
+			t.Fatalf("at %d: %v, %d", off, err, got[:1])
+		}
+	}
 }
 
 func forwarded(o *Owner, request uint64, off int64, data []byte) error {

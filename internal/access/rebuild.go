@@ -49,6 +49,10 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 				return err
 			}
 		}
+		// The newest one may be announced in the tail only, and what it covers have gone since.
+		if point, err = rd.tailPoint(tail, point, rec.Commit.Seq); err != nil {
+			return err
+		}
 		end, hole := rec.Hole(point.At.Seq)
 		if !hole {
 			break
@@ -87,16 +91,8 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		cfg.Tail = tail
 	}
 	// An announcement in the tail counts too: it becomes committed with the tail, and the next owner will go by it.
-	for _, e := range cfg.Tail {
-		if e.Kind == journal.KindCheckpoint {
-			found, err := journal.DecodeCheckpoint(e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen])
-			if err != nil {
-				return fmt.Errorf("checkpoint announcement: %w", err)
-			}
-			if found.At.Seq > point.At.Seq && (!o.fallsBack() || rd.complete(found)) {
-				point = found
-			}
-		}
+	if point, err = rd.tailPoint(cfg.Tail, point, rec.Last.Seq); err != nil {
+		return err
 	}
 	if o.m = o.hand.loaded(point); o.m != nil {
 		cfg.Point = point
@@ -175,6 +171,23 @@ func announced(records []*journal.Entry) (at ident.Position, err error) {
 		}
 	}
 	return at, nil
+}
+
+// tailPoint is the newest checkpoint at or below seq that the tail announces, p if there is none newer.
+func (rd *rebuilder) tailPoint(tail []*journal.Entry, p journal.CheckpointPoint, seq ident.Seq) (journal.CheckpointPoint, error) {
+	for _, e := range tail {
+		if e.Kind != journal.KindCheckpoint {
+			continue
+		}
+		found, err := journal.DecodeCheckpoint(e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen])
+		if err != nil {
+			return p, fmt.Errorf("checkpoint announcement at seq %d: %w", e.Seq, err)
+		}
+		if found.At.Seq > p.At.Seq && found.At.Seq <= seq && (!rd.o.fallsBack() || rd.complete(found)) {
+			p = found
+		}
+	}
+	return p, nil
 }
 
 func (o *Owner) ensembles() (list [][]ident.StoreID) {
