@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"sort"
@@ -134,6 +136,7 @@ func runSeed(bin string, seed uint64, mutant, trace string, patience time.Durati
 		"SIM_TRACE="+trace, "GOTRACEBACK=all")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is for the batch: a seed that has begun ends
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -176,9 +179,14 @@ func show(w io.Writer, r *outcome) {
 	}
 }
 
-// runSeeds runs a batch and sums it up.
+// progressEvery is how often a long batch says how far it is.
+const progressEvery = time.Minute
+
+// runSeeds runs a batch and sums it up: what was run so far, if it is interrupted.
 func runSeeds(o *options, bin string) error {
 	began := time.Now()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
 	var mu sync.Mutex
 	count := map[string]int{}
 	hashes := map[uint64]string{}
@@ -186,6 +194,7 @@ func runSeeds(o *options, bin string) error {
 	var messages uint64
 	var simulated float64
 	next := o.first
+	said := began
 	var wg sync.WaitGroup
 	var trouble error
 	for range o.procs {
@@ -194,7 +203,7 @@ func runSeeds(o *options, bin string) error {
 				mu.Lock()
 				seed := next
 				next++
-				stop := seed >= o.first+o.seeds || failed >= o.keep || trouble != nil || o.limit > 0 && time.Since(began) > o.limit
+				stop := seed >= o.first+o.seeds || failed >= o.keep || trouble != nil || ctx.Err() != nil || o.limit > 0 && time.Since(began) > o.limit
 				mu.Unlock()
 				if stop {
 					return
@@ -216,6 +225,10 @@ func runSeeds(o *options, bin string) error {
 				if len(r.Broken) > 0 {
 					failed++
 					show(os.Stdout, r)
+				}
+				if now := time.Now(); now.Sub(said) > progressEvery {
+					said = now
+					fmt.Fprintf(os.Stderr, "%d of %d seeds, %d failed, %v\n", done, o.seeds, failed, now.Sub(began).Round(time.Second))
 				}
 				mu.Unlock()
 			}
