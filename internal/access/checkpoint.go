@@ -214,7 +214,7 @@ func ownEntry(kind journal.Kind, body []byte) *journal.Entry {
 func (o *Owner) waitStable(seq ident.Seq) error {
 	op := NewOp()
 	done := make(chan error, 1)
-	op.Kind, op.seq = wire.OpFlush, seq
+	op.Kind, op.seq, op.home = wire.OpFlush, seq, true
 	op.Done = func(op *Op, err error) { done <- err; op.Release() }
 	o.call(func() {
 		if o.stopErr != nil {

@@ -122,7 +122,7 @@ func (o *Owner) readFar(op *Op) {
 		return
 	}
 	op.assemble(op.far)
-	o.finish(op, nil)
+	o.answer(op)
 }
 
 // fly asks for the blocks of a piece that are neither in the cache nor asked for already; op, if there is one, waits for

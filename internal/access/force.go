@@ -58,6 +58,9 @@ func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswe
 	}
 	rec := journal.Recover(o.ensembles(), heard)
 	o.forced = !settled && !rec.Enough
+	if o.forced && state.Forced.Hear > 0 && len(o.wholeSites(heard)) < min(state.Forced.Hear, journal.HeardSites(len(state.Sites), state.Ack)) {
+		return nil, nil // R11: what was acknowledged might be left behind
+	}
 	if o.forced && slices.ContainsFunc(rec.Missing, func(id ident.StoreID) bool { return !state.Lost(id) && !o.spare(state, heard, id) }) {
 		return nil, nil
 	}

@@ -28,7 +28,7 @@ func (c *cluster) force(t *testing.T, v control.VolumeSpec, lost ident.SiteID) c
 			}
 		}
 	}
-	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, "n1", gone, "")
+	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, "n1", gone, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

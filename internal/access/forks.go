@@ -124,7 +124,7 @@ func (o *Owner) forkLoop() {
 				continue
 			}
 			for _, x := range list {
-				there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made})
+				there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made, x.Unsure})
 			}
 			looked[id] = true
 			stores = append(stores, st)
@@ -364,6 +364,15 @@ func (o *Owner) reportUnproven(rec *journal.Recovery) {
 	last := rec.Last.Seq
 	if lost := uint64(rec.Seen.Seq - min(rec.Seen.Seq, last)); rec.Lost && lost > o.loss.records {
 		o.loss.records = lost
+	}
+	if o.ack.kept {
+		beyond := o.loss.records
+		o.loss = loss{at: o.loss.at}
+		note := fmt.Sprintf("epoch %s begins after seq %d; nothing that was acknowledged is lost: %s; %d records that nobody was told of are left behind, as far as is known",
+			o.epoch, last, sitesWhole(o.state.Ack), beyond)
+		o.log.Warn("taken over by what other sites hold", "seq", last, "left", beyond)
+		o.report("volume.kept", note)
+		return
 	}
 	note := fmt.Sprintf("epoch %s begins after seq %d and is not proven: the end of the history was not known", o.epoch, last)
 	if o.forced {

@@ -104,7 +104,8 @@ func (h *handing) run(ctx context.Context) error {
 	stopped = true
 	h.epoch = state.Epoch
 	h.mv.phase("taking over")
-	m := &wire.HandOver{Step: wire.HandTake, Next: state.Epoch, Rev: uint64(rev), Sites: state.Sites, Prior: h.prior}
+	m := &wire.HandOver{Step: wire.HandTake, Next: state.Epoch, Rev: uint64(rev), Sites: state.Sites, Prior: h.prior,
+		Ack: uint16(state.Ack), AckSince: state.AckSince}
 	for _, e := range state.Ensembles {
 		m.Ensembles = append(m.Ensembles, wire.HandEnsemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
 	}

@@ -114,7 +114,7 @@ func (o *Owner) freeze(ctx context.Context) (at ident.Position, err error) {
 			if err = o.stopErr; err != nil {
 				return
 			}
-			if len(o.uncommitted)+len(o.waiting)+len(o.split)+len(o.stableWait)+o.merging > 0 || !o.w.AllCommitted() {
+			if len(o.uncommitted)+len(o.waiting)+len(o.split)+len(o.stableWait)+len(o.ack.wait)+o.merging > 0 || !o.w.AllCommitted() {
 				return
 			}
 			done, at = true, o.w.At()

@@ -300,7 +300,7 @@ func (s *Server) nearStores(state control.JournalState) (list []ident.StoreID) {
 // take is the taker's last step: it answers once this node serves.
 func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wire.HandOver) (r wire.HandOverReply, err error) {
 	hand := &handed{rev: control.Rev(m.Rev), told: true, late: newLateBefore(m), requests: m.Requests, fences: m.Fences, hot: m.Hot}
-	hand.state = control.JournalState{Owner: s.env.Node, Epoch: m.Next, Sites: m.Sites}
+	hand.state = control.JournalState{Owner: s.env.Node, Epoch: m.Next, Sites: m.Sites, Ack: int(m.Ack), AckSince: m.AckSince}
 	for _, e := range m.Ensembles {
 		hand.state.Ensembles = append(hand.state.Ensembles, control.Ensemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
 	}

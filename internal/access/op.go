@@ -48,6 +48,8 @@ type Op struct {
 	over     bool  // its answer is decided
 	fresh    bool  // with ErrNotOwner: nothing has been done about it, and its buffer is whole
 	child    bool  // made by the owner for a part of another
+	home     bool  // it waits for the owner's site alone (R11)
+	early    bool  // a read that shows nobody what other sites may not hold yet
 	pieces   []volume.Piece
 	read     wire.Read
 	replies  []wire.ReadReply

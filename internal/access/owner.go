@@ -66,6 +66,8 @@ type Owner struct {
 	viewing       bool // it only looks at the history: a view of a fork
 	forced        bool // it goes without stores that R2 asks for
 	partition     stopState
+	ack           ackState
+	holed         bool         // the history was cut at a hole
 	loss          loss         // what is known to be lost by that
 	farAnswers    fenceAnswers // what other sites said then
 	forks         forks
@@ -384,7 +386,7 @@ func (o *Owner) stop(err error) {
 		o.w.Stop(err)
 	}
 	gone := wire.Errorf(wire.CodeNotOwner, "%v", err)
-	for _, list := range [][]*Op{o.uncommitted, o.waiting, o.stableWait} {
+	for _, list := range [][]*Op{o.uncommitted, o.waiting, o.stableWait, o.ack.wait} {
 		for _, op := range list {
 			if !op.merging { // one that is has its blocks being read into it: merged answers it
 				o.finish(op, gone)
@@ -396,7 +398,7 @@ func (o *Owner) stop(err error) {
 			o.finish(op, gone)
 		}
 	}
-	o.uncommitted, o.waiting, o.stableWait = nil, nil, nil
+	o.uncommitted, o.waiting, o.stableWait, o.ack.wait = nil, nil, nil, nil
 	clear(o.leafWait)
 	o.releaseLeaseless()
 	o.giveBackHeld(gone)
@@ -483,6 +485,7 @@ func (o *Owner) timers() {
 				o.w.Wall(time.Now().UnixNano())
 			}
 			o.keepJournal()
+			o.keepAcks()
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {
 				o.settlePast()

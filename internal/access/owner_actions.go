@@ -606,8 +606,7 @@ func (o *Owner) enter(s *segment) {
 func (o *Owner) nowServing() {
 	o.log.Info("owner serves", "epoch", o.epoch, "seq", o.w.At().Seq, "proven", o.proven,
 		"took", time.Since(o.started).Round(time.Millisecond))
-	o.ports.strict = !o.proven
-	o.ports.started(o.w.Start()) // before anything that waits is let in
+	o.keptAll()
 	if o.beginForks(); o.stopErr != nil {
 		return
 	}

@@ -57,6 +57,7 @@ func (o *Owner) read(op *Op) {
 		return
 	}
 	op.pieces = pieces
+	o.sees(op)
 	op.read.Journal = o.journalID
 	op.read.Pieces = op.read.Pieces[:0]
 	o.far.noteRead(op.first)
@@ -90,7 +91,7 @@ func (o *Owner) read(op *Op) {
 	}
 	if holes == len(pieces) {
 		op.assemble(nil)
-		o.finish(op, nil)
+		o.answer(op)
 		return
 	}
 	if far {
@@ -173,6 +174,10 @@ func (t *readTry) answered(r wire.ReadReply, err error) {
 	}
 	op.replies = append(op.replies, r)
 	op.assemble(r.Data)
+	if op.seq != 0 { // other sites may not hold what it saw
+		o.call(func() { o.answer(op) })
+		return
+	}
 	op.Epoch, op.Tick = o.epoch, o.tick()
 	op.Done(op, nil)
 }
@@ -349,6 +354,7 @@ func (o *Owner) readAgain(op *Op, err error) {
 		return
 	}
 	op.pieces = pieces
+	o.sees(op)
 	o.readSlow(op)
 }
 
@@ -409,7 +415,7 @@ func (o *Owner) readSlow(op *Op) {
 		o.call(func() {
 			answer := func() {
 				op.assemble(data)
-				o.finish(op, nil)
+				o.answer(op)
 			}
 			switch {
 			case o.stopErr != nil:
@@ -515,7 +521,8 @@ func (o *Owner) provisioned(op *Op) {
 	}
 	op.Mapped = mapped
 	op.Extent = min(int64(op.first+run)*journal.BlockSize, size) - op.Offset
-	o.finish(op, nil)
+	op.seq = o.lastShown()
+	o.answer(op)
 }
 
 // loadLeaf fetches a leaf of the map that was paged out; commands wait for it.

@@ -102,7 +102,8 @@ func NexusOf(n reserve.NexusID) wire.Nexus {
 
 // unitWaits says that a change of the unit is in flight that the command may depend on.
 func (o *Owner) unitWaits(op *Op) bool {
-	if mutant.On(mutant.R7Unit) || o.unit.state == o.unit.committed || o.unit.state.Version == o.unit.committed.Version {
+	flying := o.unit.state != o.unit.committed && o.unit.state.Version != o.unit.committed.Version
+	if mutant.On(mutant.R7Unit) || !flying && (o.ack.rule == nil || o.ack.unit <= o.ack.rule.Held()) {
 		return false
 	}
 	return op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState || op.Nexus != nil && op.Kind != wire.OpProvisioned

@@ -134,7 +134,7 @@ func (o *Owner) dropBuf(op *Op) {
 // (R9). Its parts are found one by one: a request is answered once all that were sent are committed.
 func (o *Owner) answered(op *Op) bool {
 	id := journal.RequestID{Forwarder: op.Request.Forwarder, Number: op.Request.Number}
-	for _, list := range [][]*Op{o.uncommitted, o.waiting, o.split, o.stableWait} {
+	for _, list := range [][]*Op{o.uncommitted, o.waiting, o.split, o.stableWait, o.ack.wait} {
 		for _, u := range list {
 			if u != op && u.Forward && !u.child && u.Request == op.Request && !u.over {
 				// The same request is under way: it was sent twice over two connections. The first answers both.
@@ -168,7 +168,7 @@ func (o *Owner) answered(op *Op) bool {
 	if op.FUA || op.Kind == wire.OpUnit || o.durable() {
 		o.awaitStable(op)
 	} else {
-		o.finish(op, nil)
+		o.answer(op)
 	}
 	return true
 }
@@ -256,6 +256,7 @@ func (o *Owner) merge(op *Op) {
 	}
 	r.first, r.count = uint64(r.Offset)/journal.BlockSize, uint64(r.Length)/journal.BlockSize
 	r.barred = true
+	r.early = op.Kind != wire.OpCompareAndWrite // what is merged gets its place behind what it was merged with
 	r.Done = func(r *Op, err error) {
 		if err == nil {
 			err = o.mergeRead(op, r)
@@ -448,6 +449,7 @@ func (o *Owner) committed() bool {
 		if o.stopErr != nil {
 			return true
 		}
+		o.ack.written(e)
 		op, ok := e.Context.(*Op)
 		if !ok {
 			if fn, ok := e.Context.(func(ident.Seq)); ok {
@@ -475,7 +477,7 @@ func (o *Owner) committed() bool {
 		if op.FUA || sync {
 			o.waitFor(op)
 		} else {
-			o.finish(op, nil)
+			o.answer(op)
 		}
 	}
 	// Those committed are the oldest: they are at the head.
@@ -509,7 +511,7 @@ func (o *Owner) retryWaiting() {
 
 // awaitStable answers op once everything up to op.seq is stable (R8).
 func (o *Owner) awaitStable(op *Op) {
-	if op.seq <= o.w.Stable().Seq || mutant.On(mutant.R8Flush) {
+	if op.seq <= o.stableFor(op) || mutant.On(mutant.R8Flush) {
 		o.finish(op, nil)
 		return
 	}
@@ -521,6 +523,7 @@ func (o *Owner) waitFor(op *Op) {
 	op.waits = o.tick()
 	o.stableWait = append(o.stableWait, op)
 	o.w.WantStable(op.seq)
+	o.wantSynced(op)
 }
 
 // releaseStable answers flushes and FUA writes up to the stable point.
@@ -531,10 +534,9 @@ func (o *Owner) releaseStable() {
 	if len(o.stableWait) == 0 || !o.w.Serving() {
 		return
 	}
-	stable := o.w.Stable().Seq
 	kept := o.stableWait[:0]
 	for _, op := range o.stableWait {
-		if op.seq <= stable {
+		if op.seq <= o.stableFor(op) {
 			o.finish(op, nil)
 		} else {
 			kept = append(kept, op)

@@ -245,7 +245,11 @@ func (s *Server) takeFromLost(v *Volume) {
 		log.Warn("a volume whose site is lost waits: stores of other sites are missing too; dozo volume recover goes without them", "missing", strings.Join(others, " "))
 		return
 	}
-	state, _, err := s.env.Control.ForceJournal(ctx, v.id, x.Rev, s.env.Node, lost, x.State.Owner)
+	if x.Need > 0 && !x.Kept() {
+		log.Warn("a volume whose site is lost waits: with too few of its sites heard whole, acknowledged writes might be left behind", "heard", len(x.Whole), "needed", x.Need)
+		return
+	}
+	state, _, err := s.env.Control.ForceJournal(ctx, v.id, x.Rev, s.env.Node, lost, x.State.Owner, x.Need)
 	var uncertain *control.UncertainError
 	if errors.As(err, &uncertain) {
 		state, _, err = s.env.Control.Settle(ctx, uncertain)
@@ -257,8 +261,12 @@ func (s *Server) takeFromLost(v *Volume) {
 	s.env.Metrics.SiteTakeovers.Inc()
 	log.Warn("a volume is taken over from a site that is lost", "owner", x.State.Owner, "site", owner.Site, "epoch", state.Epoch.String(), "seq", x.Last)
 	spec := v.Spec()
+	lostText := loss{records: x.Records, bytes: x.Bytes, span: x.Span}.String()
+	if x.Kept() {
+		lostText = "nothing that was acknowledged: " + sitesWhole(x.State.Ack)
+	}
 	e := control.Event{Time: time.Now(), Actor: "node/" + string(s.env.Node), Action: "volume.failover", Object: "volume/" + spec.Tenant + "/" + spec.Name,
-		Note: fmt.Sprintf("from %s, whose site is lost, by partition policy stop; lost: %s", x.State.Owner, loss{records: x.Records, bytes: x.Bytes, span: x.Span})}
+		Note: fmt.Sprintf("from %s, whose site is lost, by partition policy stop; lost: %s", x.State.Owner, lostText)}
 	if err := s.env.Control.AppendEvent(ctx, e); err != nil {
 		log.Warn("event not written", "action", e.Action, "err", err)
 	}

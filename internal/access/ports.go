@@ -154,7 +154,9 @@ func (o *Owner) applyPorts(kind journal.Kind, rec *journal.Record, body []byte) 
 		if err != nil {
 			return err
 		}
-		o.ports.started(s)
+		if s.At.Epoch != o.epoch || !o.ack.kept || !o.ack.silent { // else: keptAll
+			o.ports.started(s)
+		}
 	}
 	return nil
 }
@@ -226,7 +228,8 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 // queuePorts makes changes a record, and calls then once it is stable.
 func (o *Owner) queuePorts(changes []journal.PortChange, then func(error)) {
 	op := NewOp()
-	op.Kind = wire.OpFlush
+	// At home: what a site takeover forgets of ports, it gives no errors for, or gives them to all that are not known.
+	op.Kind, op.home = wire.OpFlush, true
 	op.Done = func(op *Op, err error) { then(err); op.Release() }
 	o.queueOwn(journal.KindAttach, journal.AppendPortChanges(nil, changes), func(seq ident.Seq) {
 		op.seq = seq

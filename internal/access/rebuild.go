@@ -62,6 +62,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		}
 		o.log.Error("a hole in the history: it ends there", "seq", end, "commit", rec.Commit.Seq)
 		rec.CutAt(end)
+		o.holed = true
 		if rec.LostStable && !o.forced && !mutant.On(mutant.R4LostStable) {
 			return errLostStable(o, rec)
 		}

@@ -40,10 +40,11 @@ type siteShip struct {
 
 	mu struct {
 		sync.Mutex
-		mark    ident.Position          // the site holds everything up to here
-		stable  ident.Seq               // and stably to here
-		sealed  map[ident.Seq]ident.Seq // stable runs beyond it, by the seq before them: seals end in any order
-		gap     *ident.Seq              // what follows it is at a store that is away, and waited for; nil: nothing is
+		mark    ident.Position // the site holds everything up to here
+		stable  ident.Seq      // and stably to here
+		sealed  stableRuns     // stable runs beyond it: seals end in any order
+		gap     *ident.Seq     // what follows it is at a store that is away, and waited for; nil: nothing is
+		reach   reach          // how far it is for acknowledgements
 		segment ident.SegmentID
 		shipped uint32        // of segment
 		dest    ident.StoreID // that the open one goes to
@@ -75,6 +76,7 @@ func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 	if p.Seq > s.mu.mark.Seq && (s.mu.gap == nil || p.Seq <= *s.mu.gap) {
 		s.mu.mark = p
 	}
+	s.mu.reach.to(p.Seq)
 	s.mu.segment, s.mu.shipped = id, end
 	s.mu.confirmed = time.Now()
 	s.mu.Unlock()
@@ -91,6 +93,7 @@ func (o *Owner) afterServing() {
 	o.endPast()
 	o.fillHot(o.hand.hot)
 	o.serveUnit()
+	defer o.beginAcks()
 	for _, site := range o.state.Sites {
 		if site == o.env.Site {
 			continue
@@ -175,7 +178,7 @@ func (o *Owner) shipLoop(s *siteShip) {
 			o.log.Warn("shipping interrupted", "site", s.site, "err", err)
 		}
 		select {
-		case <-time.After(shipRetry):
+		case <-time.After(o.shipRetry()):
 		case <-o.ctx.Done():
 		}
 	}
@@ -195,8 +198,9 @@ func (o *Owner) shipSession(s *siteShip) error {
 	}
 	o.lookedAt(stores)
 	s.mu.Lock()
-	s.mu.mark, s.mu.stable, s.mu.sealed, s.mu.gap = ident.Position{}, 0, map[ident.Seq]ident.Seq{}, nil // watermarks are computed from what is readable now (R12)
+	s.mu.mark, s.mu.stable, s.mu.sealed, s.mu.gap, s.mu.reach = ident.Position{}, 0, nil, nil, reach{} // watermarks are computed from what is readable now (R12)
 	s.mu.Unlock()
+	o.endUnsure(there)
 	away := o.awaySince(s, stores)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -238,6 +242,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			after = h.last.Seq
 			s.progress(h.last, id, h.end)
 			s.markStable(before, h.last.Seq)
+			o.siteMoved()
 			continue
 		} else if h != nil {
 			if err := o.shipFork(ctx, s, seg, h); err != nil {
@@ -245,11 +250,13 @@ func (o *Owner) shipSession(s *siteShip) error {
 			}
 			continue
 		}
-		if o.waitsFor(seg, away) {
+		if waits, has := o.waitsFor(seg, away); waits {
 			if s.leaveGap(before) {
 				wg.Go(func() { o.watchAway(ctx, away, failed) })
 			}
 			o.ask(func() { after = seg.last.Seq })
+			s.passOver(before, after, has)
+			o.siteMoved()
 			continue
 		}
 		dest, from, last := o.shipTo(seg, there[id], stores)
@@ -269,6 +276,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		same := false
 		if o.ask(func() { same = from > 0 && seg.end == from && seg.last == last }); same {
 			s.progress(last, id, from) // nothing has to be sent for it to be known
+			o.siteMoved()
 		}
 		end, err := o.shipSegment(ctx, s, seg, before, dest, from, failed)
 		if err != nil {
@@ -295,6 +303,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			}
 			o.call(func() { o.confirm(seg, dest.ID(), r.Made) })
 			s.markStable(before, end.last.Seq)
+			o.siteMoved()
 		})
 	}
 }
@@ -304,17 +313,8 @@ func (s *siteShip) markStable(before, last ident.Seq) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.confirmed = time.Now()
-	s.mu.sealed[before] = last
-	for more := true; more; {
-		more = false
-		for b, l := range s.mu.sealed {
-			if b <= s.mu.stable {
-				delete(s.mu.sealed, b)
-				more = more || l > s.mu.stable
-				s.mu.stable = max(s.mu.stable, l)
-			}
-		}
-	}
+	s.mu.stable = s.mu.sealed.add(s.mu.stable, before, last)
+	s.mu.reach.made(before, last)
 }
 
 // shipEnd is where a segment ended.
@@ -339,7 +339,35 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 	defer syncs.Wait()
 	var syncing atomic.Int32
 	lastSent := false
+	synced := uint64(0) // a sync was sent behind everything up to here
 	sentAt := time.Time{}
+	// makeStable has the site make stable what was sent, if there is reason to: one at a time, so that many writes share an
+	// fdatasync; but the last one of a hand-over waits for none, and where flushes wait for the site (R11), they do not wait
+	// for each other.
+	makeStable := func(e *shipEnd) {
+		last, wanted := o.move.drained.Load(), o.ack.on.Load() && o.ack.want.Load() > synced
+		if n := syncing.Load(); n > 0 && (!last || lastSent) && (n >= ackSyncs || !wanted) {
+			return
+		}
+		if !wanted && !o.unstable(s, seg, at, last) {
+			return
+		}
+		lastSent, synced = last, uint64(e.last.Seq)
+		syncing.Add(1)
+		syncs.Go(func() {
+			more, err := o.shipStable(ctx, s, seg, before, dest, last)
+			syncing.Add(-1)
+			if err != nil {
+				select {
+				case failed <- err:
+				default:
+				}
+			}
+			if more { // there may be more to make stable; if it made none, asking again at once won't either
+				s.wakeUp()
+			}
+		})
+	}
 	for {
 		var end uint32
 		var sealed bool
@@ -368,33 +396,13 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 				}
 				return e, nil
 			}
-			// One at a time, so that many writes share an fdatasync; but the last one of a hand-over waits for none.
-			last := o.move.drained.Load()
-			if n := syncing.Load(); n == 0 || last && !lastSent {
-				if o.unstable(s, seg, at, last) {
-					lastSent = last
-					syncing.Add(1)
-					syncs.Go(func() {
-						more, err := o.shipStable(ctx, s, seg, before, dest, last)
-						syncing.Add(-1)
-						if err != nil {
-							select {
-							case failed <- err:
-							default:
-							}
-						}
-						if more { // there may be more to make stable; if it made none, asking again at once won't either
-							s.wakeUp()
-						}
-					})
-				}
-			}
+			makeStable(&e)
 			if err := o.shipWait(ctx, s, failed); err != nil {
 				return e, err
 			}
 			continue
 		}
-		if end-at < shipSmall && !sealed && time.Since(sentAt) < shipGather && !o.move.hurry.Load() {
+		if end-at < shipSmall && !sealed && time.Since(sentAt) < shipGather && !o.move.hurry.Load() && !o.ack.on.Load() {
 			select {
 			case <-time.After(shipGather):
 			case <-ctx.Done():
@@ -443,10 +451,13 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 					s.progress(reply.Held, seg.id, next)
 					s.took(n, o.move.hurry.Load())
 					o.env.Metrics.ShippedBytes.Add(float64(n))
+					o.siteMoved()
 				}
 				<-window
 			})
-		at = next
+		if at = next; at == end && o.ack.on.Load() && o.ack.want.Load() > synced {
+			makeStable(&e)
+		}
 	}
 }
 
@@ -455,7 +466,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 func (o *Owner) unstable(s *siteShip, seg *segment, sent uint32, last bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.mu.stable < s.mu.mark.Seq || last && (s.mu.segment != seg.id || s.mu.shipped < sent)
+	return s.mu.stable < s.mu.mark.Seq || s.mu.reach.stable < s.mu.reach.mark || last && (s.mu.segment != seg.id || s.mu.shipped < sent)
 }
 
 // shipStable has what a site holds of an open segment made stable once nothing more is to be shipped, so that
@@ -468,10 +479,11 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 	if err != nil {
 		return false, fmt.Errorf("sync %s at %s: %w", seg.id, dest.ID(), err)
 	}
+	defer o.siteMoved()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.confirmed = time.Now()
-	was := s.mu.stable
+	was := s.mu.stable + s.mu.reach.stable
 	for _, x := range r.Synced {
 		// Earlier segments of the site are sealed, or their seal is under way and will move the mark itself.
 		if x.Segment != seg.id {
@@ -483,8 +495,9 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 		if s.mu.stable >= before {
 			s.mu.stable = max(s.mu.stable, min(x.Stable.Seq, s.mu.mark.Seq))
 		}
+		s.mu.reach.madeOpen(before, x.Stable.Seq)
 	}
-	return s.mu.stable > was, nil
+	return s.mu.stable+s.mu.reach.stable > was, nil
 }
 
 // shipFailed makes a mismatch loud: it is never shipped over (§2.3).

@@ -61,20 +61,24 @@ func (o *Owner) awaySince(s *siteShip, answered []journal.Store) (away []awaySto
 // waitsFor reports that a segment is not shipped now, because a store has it that is away and waited for: as its own
 // word was, or, where this owner has not heard it yet, perhaps. What this epoch has made itself is only where it was
 // shipped to.
-func (o *Owner) waitsFor(seg *segment, away []awayStore) (yes bool) {
+//
+// has says that it is the store's own word.
+func (o *Owner) waitsFor(seg *segment, away []awayStore) (yes, has bool) {
 	if len(away) == 0 {
-		return false
+		return false, false
 	}
 	o.ask(func() {
 		yes = seg.sealed && slices.ContainsFunc(away, func(a awayStore) bool {
 			h := seg.holder(a.id)
 			if h != nil {
-				return h.stable && !h.bad && !h.going
+				there := h.stable && !h.bad && !h.going
+				has = has || there
+				return there
 			}
 			return seg.id.Epoch != o.epoch && !o.strays.heard[a.id]
 		})
 	})
-	return yes
+	return yes, has
 }
 
 // leaveGap notes that the site lacks what follows a record; true for the first gap of a session.

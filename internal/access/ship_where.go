@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -18,6 +19,8 @@ type have struct {
 	end   uint32
 	last  ident.Position
 	made  uint64
+
+	unsure bool
 }
 
 // siteInventory fences the site's stores (receivers are fenced before their prefix is read, R1) and lists what
@@ -25,34 +28,49 @@ type have struct {
 func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident.SegmentID][]have, []journal.Store, error) {
 	there := map[ident.SegmentID][]have{}
 	var stores []journal.Store
+	type answer struct {
+		st journal.Store
+		r  wire.FenceReply
+		e  error
+	}
+	got := make([]answer, 0, 4)
 	for _, id := range o.env.Stores.Core(site) {
-		st, ok := o.env.Stores.Store(id)
-		if !ok || !o.env.Stores.Up(id) || o.env.about(id).Lost {
-			continue
+		if st, ok := o.env.Stores.Store(id); ok && o.env.Stores.Up(id) && !o.env.about(id).Lost {
+			got = append(got, answer{st: st})
 		}
-		fctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
-		var asked uint64
-		o.ask(func() { asked = o.strays.asks() })
-		r, err := st.Fence(fctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
-		cancel()
-		o.call(func() {
-			if err == nil {
-				o.reported(id, r.Replicas, asked)
-			}
-			o.strays.asked()
+	}
+	var wg sync.WaitGroup
+	for i := range got {
+		wg.Go(func() { // all at once: the site may be far away
+			a := &got[i]
+			fctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
+			defer cancel()
+			var asked uint64
+			o.ask(func() { asked = o.strays.asks() })
+			a.r, a.e = a.st.Fence(fctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+			o.call(func() {
+				if a.e == nil {
+					o.reported(a.st.ID(), a.r.Replicas, asked)
+				}
+				o.strays.asked()
+			})
 		})
+	}
+	wg.Wait()
+	for i := range got {
+		st, r, err := got[i].st, &got[i].r, got[i].e
 		if errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrConflict) {
 			o.call(func() { o.stop(fmt.Errorf("a store of site %d: %w", site, err)) })
 			return nil, nil, err
 		}
 		if err != nil {
-			o.log.Warn("store of another site doesn't answer", "site", site, "store", id, "err", err)
+			o.log.Warn("store of another site doesn't answer", "site", site, "store", st.ID(), "err", err)
 			continue
 		}
 		stores = append(stores, st)
-		o.noteForks(id, r.Replicas)
+		o.noteForks(st.ID(), r.Replicas)
 		for _, x := range r.Replicas {
-			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made})
+			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made, x.Unsure})
 		}
 	}
 	if len(stores) == 0 {

@@ -30,7 +30,15 @@ type Survey struct {
 	Records, Bytes uint64
 	Span           time.Duration
 	Stable         bool
+
+	// Where the journal's key says that other sites hold what was acknowledged (R11): which sites have been heard whole, and
+	// how many have to be so that a takeover without the others leaves nothing acknowledged behind; 0: the key does not say it.
+	Whole []ident.SiteID
+	Need  int
 }
+
+// Kept reports that a takeover leaves nothing behind that was acknowledged, by the policy --ack=site:K.
+func (x *Survey) Kept() bool { return x.Need > 0 && len(x.Whole) >= x.Need }
 
 // SiteReach is how far a site's stores get together.
 type SiteReach struct {
@@ -74,6 +82,9 @@ func (s *Server) Survey(ctx context.Context, id ident.JournalID) (*Survey, error
 			sites[site] = fenceAnswers{}
 		}
 		sites[site][store] = a
+	}
+	if state.Ack > 0 {
+		x.Whole, x.Need = o.wholeSites(answers), journal.HeardSites(len(state.Sites), state.Ack)
 	}
 	for site, of := range sites {
 		if slices.Contains(state.Sites, site) {

@@ -129,6 +129,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	for _, a := range answers {
 		o.strays.learnStarts(a.Replicas)
 	}
+	o.loadAcks(answers, rec)
 	if !o.proven {
 		o.loss = o.measureLoss(ctx, answers, rec)
 		o.reportUnproven(rec)

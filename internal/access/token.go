@@ -113,6 +113,9 @@ func (o *Owner) token(op *Op) {
 	}
 	if err == nil {
 		op.Data = append(op.Data[:0], call.Append(nil))
+		op.seq = o.lastShown()
+		o.answer(op)
+		return
 	}
 	o.finish(op, err)
 }

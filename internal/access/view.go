@@ -107,6 +107,8 @@ func (o *Owner) publish() {
 		v.Forks += uint32(f.segments)
 		v.ForkBytes += f.bytes
 	}
+	waits, _ := o.acksWait(o.tick())
+	v.Kept = o.ack.kept
 	switch {
 	case o.stopErr != nil:
 		v.State = "stopped: " + o.stopErr.Error()
@@ -116,6 +118,8 @@ func (o *Owner) publish() {
 		v.State = "waiting for a second core server"
 	case o.w.Degraded():
 		v.State = "degraded: one core server of the site, the second copy at another"
+	case waits != "":
+		v.State = waits
 	case o.repair.awaited > 0:
 		v.State = fmt.Sprintf("degraded: %d segments are only at stores that can not be reached", o.repair.awaited)
 	default:

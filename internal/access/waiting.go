@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"dozo/internal/control"
 	"dozo/internal/ident"
 )
 
@@ -16,6 +17,7 @@ import (
 //   - records before it are not committed: fewer than two members of the ensemble can be reached, or none has room
 //   - a segment of this epoch is on one store only: the other holder failed, and there is no other member to copy to, or what
 //     that one has in the replica's place keeps it from being made again
+//   - fewer other sites have them than --ack=site:K asks for
 //   - a segment of a former epoch is: likewise; the copy is under way, fails, or its only holder can't be reached
 const (
 	flushSlow  = 5 * time.Second  // from here on it is said why a flush takes so long
@@ -77,6 +79,9 @@ func (o *Owner) whatFlushesWaitFor(seq ident.Seq) string {
 		list = append(list, fmt.Sprintf("segment %s of a former epoch, to %d, at %s", s.id, s.last.Seq, o.describeHolders(s)))
 	}
 	list = append(list, o.w.Unstable(seq)...)
+	if o.ack.rule != nil && seq > o.ack.rule.Synced() {
+		list = append(list, fmt.Sprintf("%s on stable storage (--ack %s): %s", sitesHold(o.ack.rule.Need()), control.AckText(o.ack.rule.Need()), strings.Join(o.sitesBehind(), ", ")))
+	}
 	const most = 8
 	if n := len(list); n > most {
 		list = append(list[:most], fmt.Sprintf("and %d more", n-most))

@@ -124,10 +124,14 @@ type Store interface {
 	// SetStops puts the word of an epoch's owner into its key, that it stops when it is cut off from the control store, or
 	// that it does not any more. ErrConflict if the journal has another epoch. Of an error nothing is known but that.
 	SetStops(ctx context.Context, id ident.JournalID, epoch ident.Epoch, yes bool) error
+	// SetAck puts the word of an epoch's owner into its key, how many other sites hold what it acknowledges and answers
+	// reads with, and since which record. Errors as of SetStops.
+	SetAck(ctx context.Context, id ident.JournalID, epoch ident.Epoch, sites int, since ident.Seq) error
 	// ForceJournal names a new owner at the next epoch without waiting for the stores in lost, members of listed
 	// ensembles (R2, R11): takeovers from then on go without them, and are not proven. unheld, if it is not empty, is a
-	// node that must not be holding (Hold); ErrInUse if it is.
-	ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName) (JournalState, Rev, error)
+	// node that must not be holding (Hold); ErrInUse if it is. hear is how many sites such a takeover has to hear whole, where
+	// the key says that other sites hold what was acknowledged (Forced.Hear).
+	ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int) (JournalState, Rev, error)
 	// ChangeEnsembles replaces lists of ensembles, each if its key is still at its revision: up to 100 in a
 	// transaction, and one that conflicts doesn't hinder the others. The answer has one result per change.
 	ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult

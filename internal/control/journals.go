@@ -3,7 +3,6 @@ package control
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -143,7 +142,7 @@ func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev
 }
 
 // ForceJournal implements Store.
-func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName) (JournalState, Rev, error) {
+func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int) (JournalState, Rev, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	if newOwner == "" {
@@ -164,6 +163,10 @@ func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Re
 	next.Owner, next.Stops = newOwner, false
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
 	next.Forced = &Forced{Epoch: next.Epoch, Lost: slices.Clone(lost)}
+	if base.Ack > 0 {
+		from, _ := c.Node(base.Owner)
+		next.Forced.Hear, next.Forced.From, next.Forced.Silent = hear, from.Site, unheld != "" && unheld == base.Owner && base.Stops
+	}
 	if next = next.unforced(); next.Validate() != nil {
 		return base, rev, next.Validate()
 	}
@@ -183,25 +186,7 @@ func (c *Client) SetStops(ctx context.Context, id ident.JournalID, epoch ident.E
 	if yes && c.level() < LevelStops {
 		return fmt.Errorf("journal %s: %w", id, ErrOlderNodes)
 	}
-	_, raw, err := c.clusterFor(ctx)
-	if err != nil {
-		return err
-	}
-	for {
-		base, rev, err := c.JournalNow(ctx, id)
-		switch {
-		case err != nil:
-			return err
-		case base.Epoch != epoch:
-			return fmt.Errorf("journal %s is at epoch %s: %w", id, base.Epoch, ErrConflict)
-		}
-		next := base.Clone()
-		next.Stops = yes
-		res := c.commitOne(ctx, journalChange{journal: id, expect: rev, changeID: newChangeID(), state: next, cluster: raw})
-		if !errors.Is(res.Err, ErrConflict) || res.State.Epoch != epoch {
-			return res.Err
-		}
-	}
+	return c.giveWord(ctx, id, epoch, func(s *JournalState) { s.Stops = yes })
 }
 
 // ChangeEnsembles implements Store.

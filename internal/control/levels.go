@@ -27,7 +27,8 @@ import (
 //	4  credentials for discovery
 //	5  journals say whether their owners stop when they are cut off; nodes that are to become voters
 //	6  records of copies by reference: see LevelCopies
-const Level = 6
+//	7  volumes say how many other sites hold what is acknowledged, and journals since when
+const Level = 7
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -38,6 +39,9 @@ const LevelStops = 5
 
 // LevelCopies is the level from which on nodes take records of copies by reference, and know the command for them.
 const LevelCopies = 6
+
+// LevelAck is the level from which on owners wait for other sites before they acknowledge, where a volume asks for it.
+const LevelAck = 7
 
 // levelLost is the level from which on nodes know of stores that were declared lost.
 const levelLost = 2
@@ -58,9 +62,10 @@ type nodeLevel struct {
 // laterFields are the fields of values below a directory that came after level 1, with the level and the value that means
 // the same as leaving it out.
 var laterFields = map[string]map[string]laterField{
-	dirVolumes:  {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}},
-	dirNodes:    {"leaving": {2, `false`}, "voting": {5, `false`}},
-	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}, "forced": {2, `null`}, "stops": {5, `false`}},
+	dirVolumes: {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}, "ack": {7, `0`}},
+	dirNodes:   {"leaving": {2, `false`}, "voting": {5, `false`}},
+	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}, "forced": {2, `null`}, "stops": {5, `false`},
+		"ack": {7, `0`}, "ack_since": {7, `0`}, "hear": {7, `0`}, "from": {7, `0`}, "silent": {7, `false`}},
 }
 
 type laterField struct {

@@ -320,7 +320,7 @@ func (s *settling) highest(id ident.JournalID) (epoch ident.Epoch, stores []iden
 // settled makes a journal's key from the one in the backup and what the stores have said.
 func (s *settling) settled(id ident.JournalID, state JournalState) JournalState {
 	next := state.Clone()
-	next.Unheard, next.Stops = false, false // its owner may have taken its word back since
+	next.Unheard, next.Stops, next.Ack, next.AckSince = false, false, 0, 0 // its owner may have taken its word back since
 	epoch, stores, _, deleted := s.highest(id)
 	if state.Epoch.Less(epoch) {
 		next.Epoch = epoch

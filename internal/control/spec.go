@@ -192,6 +192,7 @@ type VolumeSpec struct {
 	Ownership  Ownership         `json:"ownership,omitempty"`   // empty, of volumes that are older than it: follow
 	ALUARemote RemoteAccess      `json:"alua_remote,omitempty"` // empty: nonoptimized
 	Redirect   Redirect          `json:"redirect,omitempty"`    // empty: off
+	Ack        int               `json:"ack,omitempty"`         // so many other sites hold a write before it is acknowledged; 0: local
 	Labels     map[string]string `json:"labels,omitempty"`
 	Hosts      []string          `json:"hosts,omitempty"` // names of the tenant's hosts that may use it; empty: all
 	Maps       []Map             `json:"maps,omitempty"`  // LUNs of the hosts' target
@@ -236,6 +237,11 @@ type JournalState struct {
 	// Stops says that the owner of this epoch goes silent when it loses its lease of the control store, whatever the
 	// specification says by now: only then may another site take the journal over by itself (R11). It is the owner's word.
 	Stops bool `json:"stops,omitempty"`
+	// Ack says that everything that was acknowledged or read is held by so many sites beside the one that had two copies
+	// of it (R11), whatever the specification says by now: it is the owner's word, given once it is so and taken back before
+	// it is not. AckSince is the record from which on the owner has waited for them.
+	Ack      int       `json:"ack,omitempty"`
+	AckSince ident.Seq `json:"ack_since,omitempty"`
 }
 
 // Forced is in a journal's key from a takeover without the answers that R2 asks for until the ensembles that it
@@ -246,6 +252,12 @@ type Forced struct {
 	Epoch ident.Epoch `json:"epoch"`
 	// Lost are the members of listed ensembles that are not waited for. If they answer they are heard.
 	Lost []ident.StoreID `json:"lost"`
+	// Hear is how many of the journal's sites have to be heard whole before a takeover goes on without the lost stores: with
+	// so many nothing that was acknowledged is left behind (JournalState.Ack). 0: as many as there are.
+	Hear int `json:"hear,omitempty"`
+	// From is the site of the owner that was given up; Silent, that it could answer nothing any more by then.
+	From   ident.SiteID `json:"from,omitempty"`
+	Silent bool         `json:"silent,omitempty"`
 }
 
 // Newest gives the newest ensemble, the only one whose grants count (R3).
@@ -269,7 +281,9 @@ func (s JournalState) Clone() JournalState {
 		out.Ensembles = nil
 	}
 	if s.Forced != nil {
-		out.Forced = &Forced{Epoch: s.Forced.Epoch, Lost: append([]ident.StoreID(nil), s.Forced.Lost...)}
+		f := *s.Forced
+		f.Lost = append([]ident.StoreID(nil), s.Forced.Lost...)
+		out.Forced = &f
 	}
 	return out
 }

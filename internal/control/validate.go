@@ -170,6 +170,9 @@ func (v VolumeSpec) Validate() error {
 	if v.Sites < 1 {
 		return invalidf("volume %s: copies at %d sites: want at least 1", v.Name, v.Sites)
 	}
+	if v.Ack < 0 || v.Ack >= v.Sites && v.Ack > 0 {
+		return invalidf("volume %s: acknowledged with %s, and %s", v.Name, AckText(v.Ack), otherCopies(v.Sites))
+	}
 	if v.AtSite == 0 {
 		return invalidf("volume %s: no home site", v.Name)
 	}
@@ -230,6 +233,9 @@ func (s JournalState) Validate() error {
 		if !slices.ContainsFunc(s.Ensembles, func(e Ensemble) bool { return slices.ContainsFunc(e.Stores, s.Lost) }) {
 			return invalidf("forced at epoch %s, and no listed store is lost", f.Epoch)
 		}
+	}
+	if s.Ack < 0 || s.Ack > 0 && s.Ack >= len(s.Sites) {
+		return invalidf("acknowledged with %s, and %s", AckText(s.Ack), otherCopies(len(s.Sites)))
 	}
 	for i, id := range s.Sites {
 		if id == 0 || slices.Contains(s.Sites[:i], id) {

@@ -68,7 +68,7 @@ func (c *Client) CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.S
 		v.Created = c.o.Now().UTC()
 	}
 	v.Deleted, v.Confirmed = nil, nil
-	journal := JournalState{Sites: slices.Clone(sites)}
+	journal := JournalState{Sites: slices.Clone(sites), Ack: v.Ack} // of nothing, all sites hold all
 	for _, err := range []error{v.Validate(), journal.Validate()} {
 		if err != nil {
 			return VolumeSpec{}, err

@@ -112,6 +112,9 @@ func (s *Store) describe(r *replica) wire.Replica {
 	if d.State == wire.ReplicaOpen && d.StableEnd < d.End && s.failure.Load() != nil {
 		d.State = wire.ReplicaShort
 	}
+	// Whoever sealed it has seen all of it; before that, what a copy had beyond its stable end went with the page cache,
+	// and nobody knows how much that was.
+	d.Unsure = d.State == wire.ReplicaCopy && (n.Boot != s.opts.Boot || d.StableEnd < d.End && s.failure.Load() != nil)
 	return d
 }
 

@@ -48,6 +48,9 @@ const (
 	R11Ports
 	R11Silent
 	R11Anew
+	R11Acks
+	R11Reads
+	R11Sites
 	R12Complete
 	R12Prefix
 	R13Fence
@@ -111,6 +114,9 @@ var names = [...]struct {
 	R10Stable:     {"R10-stable", "a hand-over to another site waits until everything is stable there", 5, "access TestTheSiteThatWasLeftIsLostAtOnce"},
 	R11Ports:      {"R11-ports", "after a takeover that is not proven attached ports get errors", 3, "access TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven"},
 	R11Silent:     {"R11-silent", "with the policy stop an owner without the control store's lease is silent", 1, "access TestASiteThatIsCutOff/stop"},
+	R11Acks:       {"R11-acks", "with --ack=site:K nothing is acknowledged before K other sites hold it", 1, "access TestAWriteWaitsForOtherSites"},
+	R11Reads:      {"R11-reads", "nor is it read", 1, "access TestWhatOtherSitesDoNotHoldIsNotRead"},
+	R11Sites:      {"R11-sites", "a site takeover that is to leave nothing acknowledged behind hears n-K sites whole", 1, "access TestASiteTakeoverHearsEnoughSites"},
 	R11Anew:       {"R11-anew", "a lease of the control store that was put anew says nothing about the journals", 1, "access TestALeaseThatIsPutAnewGivesNothingBack"},
 	R12Complete:   {"R12-complete", "nothing is retired until every site holds the checkpoint that allows it", 5, "access TestNothingIsRetiredThatASiteNeeds"},
 	R12Prefix:     {"R12-prefix", "nothing is retired until every site's prefix has passed the checkpoint that allows it", 5, "access TestNothingIsRetiredThatASiteNeeds"},

@@ -108,7 +108,7 @@ func (c *coder) journalStatus(s *JournalStatus) {
 		c.u64(&s.LostBytes)
 		c.u64(&s.LostNanos)
 	} else if !c.enc {
-		s.LostBytes, s.LostNanos, s.Cuts = 0, 0, nil
+		s.LostBytes, s.LostNanos, s.Cuts, s.Kept = 0, 0, nil, false
 	}
 	c.u32(&s.Forks)
 	c.u64(&s.ForkBytes)
@@ -124,6 +124,7 @@ func (c *coder) journalStatus(s *JournalStatus) {
 			c.position(&x.Before)
 			c.boolean(&x.Forgotten)
 		})
+		c.boolean(&s.Kept)
 	}
 	list(c, &s.Sites, 2+positionSize+8+8+8+8, func(c *coder, t *SiteStatus) {
 		c.site(&t.Site)

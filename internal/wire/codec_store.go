@@ -141,6 +141,11 @@ func (c *coder) replica(r *Replica) {
 	c.u32(&r.StableEnd)
 	c.epochStart(&r.Start)
 	c.u64(&r.Made)
+	if c.since(version2) {
+		c.boolean(&r.Unsure)
+	} else if !c.enc {
+		r.Unsure = false
+	}
 }
 
 func (m *Inventory) walk(c *coder) {

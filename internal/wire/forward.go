@@ -194,6 +194,7 @@ type JournalStatus struct {
 	Forks     uint32     // segments whose replica is set aside: records that are not of this history (R14)
 	ForkBytes uint64
 	Cuts      []Cut `since:"2"` // of this history, oldest first
+	Kept      bool  `since:"2"` // with Unproven: nothing that was acknowledged is missing all the same (R11, --ack=site:K)
 }
 
 // Cut is an epoch-start that was not proven: what went on behind Before otherwise is a fork.

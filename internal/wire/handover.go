@@ -55,6 +55,10 @@ type HandOver struct {
 
 	// HandTake: leaves of the map that were read lately, those that were read most first.
 	Hot []uint64 `since:"2"`
+
+	// HandTake: of the journal's key, too.
+	Ack      uint16    `since:"2"`
+	AckSince ident.Seq `since:"2"`
 }
 
 // HandEnsemble is an entry of the list of ensembles.
@@ -164,7 +168,7 @@ func (m *HandOver) walk(c *coder) {
 	})
 	if !c.since(version2) {
 		if !c.enc {
-			m.Fences, m.Hot = nil, nil
+			m.Fences, m.Hot, m.Ack, m.AckSince = nil, nil, 0, 0
 		}
 		return // they make it faster, no more
 	}
@@ -173,6 +177,8 @@ func (m *HandOver) walk(c *coder) {
 		f.Reply.walk(c)
 	})
 	list(c, &m.Hot, 8, (*coder).u64)
+	c.u16(&m.Ack)
+	c.seq(&m.AckSince)
 }
 
 func (m *HandOverReply) walk(c *coder) {

@@ -160,6 +160,9 @@ type Replica struct {
 	StableEnd uint32
 	Start     EpochStart // of the segment's epoch, from its header or from the record within; zero if neither
 	Made      uint64     // tells this replica from every other that its store ever had of the segment
+
+	// Unsure: a copy that was open when its host lost its page cache, or whose disk has failed: it may have had more.
+	Unsure bool `since:"2"`
 }
 
 // Inventory lists replicas in ident.SegmentID.Compare order, those after After, at most Limit (0: 4,096). A
