@@ -127,6 +127,8 @@ func (a *app) failovers(w interface{ Write([]byte) (int, error) }, list []*dozov
 		lost, bytes, seconds := "none known", "", ""
 		if v.GetProven() {
 			lost = "none"
+		} else if v.GetKept() {
+			lost = "none acknowledged"
 		}
 		if v.GetLostRecords() > 0 {
 			lost, bytes, seconds = fmt.Sprintf("at least %d", v.GetLostRecords()), size.Format(v.GetLostBytes()), fmt.Sprintf("%.1f", v.GetLostSeconds())

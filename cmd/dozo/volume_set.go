@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -14,7 +15,7 @@ type volumeSet struct{ req dozov1.SetVolumeRequest }
 func newVolumeSet(a *app) *cobra.Command {
 	var o volumeSet
 	c := &cobra.Command{
-		Use:   "set NAME [--ownership follow|pin] [--partition continue|stop] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner]",
+		Use:   "set NAME [--ownership follow|pin] [--partition continue|stop] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner] [--ack local|site:K]",
 		Short: "Change policies of a volume",
 		Long: `Change policies of a volume, at once and without a pause.
 
@@ -29,8 +30,13 @@ With --alua-remote, paths by way of access servers of other sites than the owner
 nothing better), standby (used only once the owner is near them) or unavailable.
 
 With --redirect site an initiator that logs in at an access server of another site than its own is sent to one of its own,
-for good; with owner to the owner, each time that it logs in. Neither is for hosts with several paths: leave it off there.`,
-		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --partition stop\n  dozo volume set web1 --alua-remote standby",
+for good; with owner to the owner, each time that it logs in. Neither is for hosts with several paths: leave it off there.
+
+With --ack site:K a write is acknowledged only once K other sites hold it too (dozo volume create). Raised, it is in effect
+once K sites have caught up, from a record that dozo volume show names; until then writes are acknowledged as before. Lowered, it
+is in effect when the command returns: writes that wait for a site which can not be reached go on. From then on what the
+remaining sites do not hold is lost if the owner's site is.`,
+		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --partition stop\n  dozo volume set web1 --alua-remote standby\n  dozo volume set ledger --ack local",
 		Args:    names("NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume = args[0]
@@ -41,9 +47,11 @@ for good; with owner to the owner, each time that it logs in. Neither is for hos
 	c.Flags().StringVar(&o.req.AluaRemote, "alua-remote", "", aluaRemoteHelp)
 	c.Flags().StringVar(&o.req.Redirect, "redirect", "", redirectHelp)
 	c.Flags().StringVar(&o.req.Partition, "partition", "", "what the owner does when its site is cut off: continue or stop")
-	c.MarkFlagsOneRequired("ownership", "partition", "alua-remote", "redirect")
+	c.Flags().StringVar(&o.req.Ack, "ack", "", ackHelp)
+	c.MarkFlagsOneRequired("ownership", "partition", "alua-remote", "redirect", "ack")
 	_ = c.RegisterFlagCompletionFunc("partition", cobra.FixedCompletions([]string{"continue", "stop"}, cobra.ShellCompDirectiveNoFileComp))
 	completePathPolicies(c)
+	completeAck(c)
 	_ = c.RegisterFlagCompletionFunc("ownership", cobra.FixedCompletions([]string{"follow", "pin"}, cobra.ShellCompDirectiveNoFileComp))
 	tenantFlag(c, &o.req.Tenant)
 	return c
@@ -53,6 +61,12 @@ const (
 	aluaRemoteHelp = "state of the paths by way of other sites than the owner's: nonoptimized, standby or unavailable"
 	redirectHelp   = "where initiators that log in are sent: off (nowhere), site (to their own site's access servers) or owner"
 )
+
+const ackHelp = "when a write is acknowledged: `local` (two servers of the site hold it) or site:K (and K other sites)"
+
+func completeAck(c *cobra.Command) {
+	_ = c.RegisterFlagCompletionFunc("ack", cobra.FixedCompletions([]string{"local", "site:1", "site:2"}, cobra.ShellCompDirectiveNoFileComp))
+}
 
 func completePathPolicies(c *cobra.Command) {
 	_ = c.RegisterFlagCompletionFunc("alua-remote", cobra.FixedCompletions([]string{"nonoptimized", "standby", "unavailable"}, cobra.ShellCompDirectiveNoFileComp))
@@ -64,6 +78,9 @@ func (o *volumeSet) run(ctx context.Context, a *app) error {
 		resp, err := c.Volumes.Set(ctx, &o.req)
 		if err != nil {
 			return err
+		}
+		if v := resp.GetVolume(); o.req.GetAck() != "" && v.GetAck() != v.GetAckInEffect() {
+			fmt.Fprintf(a.err, "%s is in effect until the other sites have caught up: dozo volume show %s\n", v.GetAckInEffect(), v.GetName())
 		}
 		return a.printVolume(resp.GetVolume(), "changed")
 	})

@@ -69,12 +69,24 @@ func (a *app) volumeFacts(v *dozov1.Volume, p *dozov1.Placement) error {
 		"Size", fmt.Sprintf("%s (%d bytes), blocks of %d", size.Format(v.GetSizeBytes()), v.GetSizeBytes(), v.GetBlockSize()),
 		"Holds", size.Format(p.GetMappedBytes()),
 		"Policy", fmt.Sprintf("%s, %s, %s when cut off, ownership %s", siteCount(v), v.GetDurability(), v.GetPartition(), v.GetOwnership()),
+		"Acknowledged", ackFact(v),
 		"Paths", fmt.Sprintf("%s at other sites, redirect %s", v.GetAluaRemote(), v.GetRedirect()),
 		"Hosts", strings.Join(v.GetHosts(), ", "), "Labels", strings.Join(labels, ", "), "Created", when(v.GetCreated()), "IQN", v.GetIqn(),
 		"State", v.GetState(), "Protection", v.GetProtection(), "Degraded", degraded, "Owner", owner,
 		"Committed", position(p.GetCommit()), "Stable", position(p.GetStable()), "Checkpoint", position(p.GetCheckpoint()),
 		"Segments", fmt.Sprintf("%d open, %d sealed", p.GetSegmentsOpen(), p.GetSegmentsSealed()),
 		"Not heard", strings.Join(p.GetUnheard(), ", "))
+}
+
+// ackFact says when writes of a volume are acknowledged, and since when that is so.
+func ackFact(v *dozov1.Volume) string {
+	switch {
+	case v.GetAck() != v.GetAckInEffect():
+		return fmt.Sprintf("%s, once the other sites have caught up; %s is in effect", v.GetAck(), v.GetAckInEffect())
+	case v.GetAckSince() > 0:
+		return fmt.Sprintf("%s, since record %d", v.GetAck(), v.GetAckSince())
+	}
+	return v.GetAck()
 }
 
 func position(p *dozov1.Position) string {

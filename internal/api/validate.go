@@ -62,7 +62,7 @@ func validate(msg proto.Message) error {
 	case *dozov1.RenameVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkVolumeName("new_name", m.GetNewName()))
 	case *dozov1.SetVolumeRequest:
-		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()), checkPartition(m.GetPartition()))
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()), checkPartition(m.GetPartition()), checkAck(m.GetAck()))
 	case *dozov1.MapVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkName("host", m.GetHost()), checkLUN(m.GetLun()))
 	case *dozov1.UnmapVolumeRequest:
@@ -184,6 +184,9 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if m.Redirect == "" {
 		m.Redirect = string(control.RedirectOff)
 	}
+	if m.Ack == "" {
+		m.Ack = control.AckText(0)
+	}
 	if m.BlockSize == 0 {
 		m.BlockSize = 512
 	}
@@ -192,7 +195,7 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if d := control.Durability(m.GetDurability()); d != control.Replicated && d != control.Sync {
 		errs = append(errs, invalid("durability %q: want replicated or sync", d))
 	}
-	errs = append(errs, checkPartition(m.GetPartition()), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()))
+	errs = append(errs, checkPartition(m.GetPartition()), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()), checkAck(m.GetAck()))
 	if b := m.GetBlockSize(); b != 512 && b != 4096 {
 		errs = append(errs, invalid("block_size %d: want 512 or 4096", b))
 	}
@@ -210,6 +213,15 @@ func checkPartition(text string) error {
 		return invalid("partition %q: want continue or stop", p)
 	}
 	return nil
+}
+
+// checkAck takes an acknowledgement policy. How many other sites there are, the control store knows.
+func checkAck(text string) error {
+	if text == "" {
+		return nil
+	}
+	_, err := control.ParseAck(text)
+	return err
 }
 
 func checkOwnership(text string) error {

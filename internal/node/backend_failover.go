@@ -90,6 +90,19 @@ func (b *backend) plan(ctx context.Context, v control.VolumeSpec, site, to ident
 	}
 	s := f.s
 	f.msg.LastSeq, f.msg.LostRecords, f.msg.LostBytes, f.msg.LostSeconds, f.msg.Proven = uint64(s.Last), s.Records, s.Bytes, s.Span.Seconds(), s.Enough
+	f.msg.SitesNeeded, f.msg.Kept = uint32(s.Need), s.Kept()
+	var whole []string
+	for _, id := range s.Whole {
+		if id != site { // what it has counts once it is back
+			whole = append(whole, b.siteName(id))
+		}
+	}
+	if f.msg.SitesWhole = whole; s.Need > 0 && len(whole) < s.Need {
+		f.msg.Kept = false
+	}
+	if f.msg.Kept && !s.Enough { // what survivors know of beyond, nobody was told of
+		f.msg.LostRecords, f.msg.LostBytes, f.msg.LostSeconds = 0, 0, 0
+	}
 	if !s.LastAt.IsZero() {
 		f.msg.LastTime = timestamppb.New(s.LastAt)
 	}
@@ -134,12 +147,25 @@ func (b *backend) plan(ctx context.Context, v control.VolumeSpec, site, to ident
 		f.refuse("refused", "no access server that can be reached may take it over")
 	case s.Last == 0 && len(s.State.Ensembles) > 0 && !force:
 		f.refuse("refused", "no store that can be reached has anything of it")
-	case len(elsewhere) > 0 && !force:
+	case s.Need > 0 && !f.msg.Kept && !s.Enough && !force:
+		f.refuse("refused", "with the policy %s nothing that was acknowledged is left behind if %d of its sites are heard with all of their core servers, and %s; --force goes without, and acknowledged writes may be lost",
+			control.AckText(s.State.Ack), s.Need, heardWhole(whole))
+	case len(elsewhere) > 0 && !force && !f.msg.Kept:
 		f.refuse("refused", "its takeover needs %s, which do not answer either; --force goes without them", strings.Join(elsewhere, ", "))
 	case s.Stable && !force && site == 0:
 		f.refuse("refused", "records would be lost that were on stable storage when they were last heard of; --force accepts that")
 	}
 	return f
+}
+
+func heardWhole(sites []string) string {
+	switch len(sites) {
+	case 0:
+		return "none is"
+	case 1:
+		return "only " + sites[0] + " is"
+	}
+	return "only " + strings.Join(sites, " and ") + " are"
 }
 
 // force writes the decision.
@@ -160,7 +186,11 @@ func (b *backend) force(ctx context.Context, f *failing, site ident.SiteID, forc
 	if f.v.Partition == control.PartitionStop && !force {
 		unheld = f.s.State.Owner
 	}
-	state, _, err := c.ForceJournal(ctx, f.v.ID, f.s.Rev, f.taker, lost, unheld)
+	hear := 0
+	if !force {
+		hear = f.s.Need
+	}
+	state, _, err := c.ForceJournal(ctx, f.v.ID, f.s.Rev, f.taker, lost, unheld, hear)
 	var uncertain *control.UncertainError
 	if errors.As(err, &uncertain) {
 		state, _, err = c.Settle(ctx, uncertain)
@@ -206,6 +236,7 @@ func (b *backend) follow(ctx context.Context, list []*failing, progress func() e
 			changed = true
 			x, _ := b.n.control().Node(st.Owner)
 			m.State, m.Message, m.Owner, m.OwnerSite, m.Epoch, m.Proven = "serving", "", string(st.Owner), b.siteName(x.Site), st.Epoch.String(), !st.Unproven
+			m.Kept = st.Kept
 			m.LostRecords, m.LostBytes, m.LostSeconds = st.Lost, st.LostBytes, time.Duration(st.LostNanos).Seconds()
 		}
 		if changed {

@@ -425,7 +425,7 @@ func (b *backend) CloneFork(ctx context.Context, req *dozov1.CloneForkRequest, s
 	c := b.n.control()
 	state, _, _ := c.Journal(v.ID)
 	clone, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Tenant: v.Tenant, SizeBytes: v.SizeBytes, BlockSize: v.BlockSize, Sites: v.Sites, AtSite: v.AtSite,
-		Durability: v.Durability, Partition: v.Partition, Labels: v.Labels, Hosts: v.Hosts}, state.Sites)
+		Durability: v.Durability, Partition: v.Partition, Ack: v.Ack, Labels: v.Labels, Hosts: v.Hosts}, state.Sites)
 	if err != nil {
 		return err
 	}

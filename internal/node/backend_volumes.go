@@ -42,7 +42,13 @@ func (b *backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	if err != nil {
 		return nil, err
 	}
-	v, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Tenant: req.Tenant, SizeBytes: int64(req.SizeBytes), BlockSize: int(req.BlockSize),
+	ack := 0
+	if req.Ack != "" {
+		if ack, err = control.ParseAck(req.Ack); err != nil {
+			return nil, err
+		}
+	}
+	v, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Ack: ack, Tenant: req.Tenant, SizeBytes: int64(req.SizeBytes), BlockSize: int(req.BlockSize),
 		Sites: len(sites), AtSite: home.ID, Durability: control.Durability(req.Durability), Partition: control.Partition(req.Partition),
 		Ownership: control.Ownership(req.Ownership), ALUARemote: control.RemoteAccess(req.AluaRemote), Redirect: control.Redirect(req.Redirect),
 		Labels: req.Labels, Hosts: req.Hosts}, sites)
@@ -88,9 +94,10 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 	out := &dozov1.Volume{Id: v.ID.String(), Tenant: v.Tenant, Name: v.Name, SizeBytes: uint64(v.SizeBytes), BlockSize: uint32(v.BlockSize),
 		Sites: uint32(v.Sites), AtSite: b.siteName(v.AtSite), Durability: string(v.Durability), Partition: string(v.Partition), Labels: v.Labels,
 		Ownership: string(cmp.Or(v.Ownership, control.OwnershipFollow)), AluaRemote: string(cmp.Or(v.ALUARemote, control.RemoteNonOptimized)),
-		Redirect: string(cmp.Or(v.Redirect, control.RedirectOff)),
+		Redirect: string(cmp.Or(v.Redirect, control.RedirectOff)), Ack: control.AckText(v.Ack),
 		Hosts:    v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
 	state, _, _ := c.Journal(v.ID)
+	out.AckInEffect, out.AckSince = control.AckText(state.Ack), uint64(state.AckSince)
 	if state.Owner != "" {
 		out.Owner, out.Epoch = string(state.Owner), state.Epoch.String()
 		if x, ok := c.Node(state.Owner); ok {
@@ -468,7 +475,19 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 	if _, older := c.OldestLevel(); req.Partition != "" && c.Level() < control.LevelStops {
 		return nil, fmt.Errorf("the partition policy can be changed once all nodes are upgraded, and %v are not: %w", older, control.ErrOlderNodes)
 	}
+	ack := -1
+	if req.Ack != "" {
+		if ack, err = control.ParseAck(req.Ack); err != nil {
+			return nil, err
+		}
+		if _, older := c.OldestLevel(); c.Level() < control.LevelAck {
+			return nil, fmt.Errorf("when writes are acknowledged can be changed once all nodes are upgraded, and %v are not: %w", older, control.ErrOlderNodes)
+		}
+	}
 	v, err = c.UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
+		if ack >= 0 {
+			v.Ack = ack
+		}
 		v.Partition = cmp.Or(control.Partition(req.Partition), v.Partition)
 		v.Ownership = cmp.Or(control.Ownership(req.Ownership), v.Ownership)
 		v.ALUARemote = cmp.Or(control.RemoteAccess(req.AluaRemote), v.ALUARemote)
@@ -483,11 +502,43 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 			return nil, err
 		}
 	}
+	if ack >= 0 {
+		if err := b.ackInEffect(ctx, v); err != nil {
+			return nil, err
+		}
+	}
 	return b.described(ctx, v), nil
 }
 
 // policyPatience is how long a change of the partition policy waits for the owner's word.
 const policyPatience = 10 * time.Second
+
+// ackPatience is how long a policy that was raised is waited for: other sites that are in step have it in effect in moments.
+const ackPatience = 5 * time.Second
+
+// ackInEffect waits until the volume's owner goes by its acknowledgement policy. One that was raised may take for ever.
+func (b *backend) ackInEffect(ctx context.Context, v control.VolumeSpec) error {
+	wctx, cancel := context.WithTimeout(ctx, policyPatience)
+	defer cancel()
+	c := b.n.control()
+	changed, stop := c.Subscribe()
+	defer stop()
+	begun := time.Now()
+	look := time.NewTicker(ackPatience / 10)
+	defer look.Stop()
+	for {
+		state, _, _ := c.Journal(v.ID)
+		if state.Ack == v.Ack || state.Owner == "" || state.Ack < v.Ack && time.Since(begun) > ackPatience {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-look.C:
+		case <-wctx.Done():
+			return fmt.Errorf("volume %s: the policy is stored, and its owner %s has not said that it goes by it: until it does, %s is in effect: %w", v.Name, state.Owner, control.AckText(state.Ack), api.ErrUnavailable)
+		}
+	}
+}
 
 // policyInEffect waits until the volume's owner goes by its partition policy.
 func (b *backend) policyInEffect(ctx context.Context, v control.VolumeSpec) error {

@@ -144,7 +144,7 @@ func (b *Backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	v := &dozov1.Volume{
 		Id: id, Tenant: req.GetTenant(), Name: req.GetName(), SizeBytes: req.GetSizeBytes(), BlockSize: req.GetBlockSize(),
 		Sites: cmp.Or(req.GetSites(), 3), AtSite: cmp.Or(req.GetAtSite(), "site-1"), Durability: req.GetDurability(), Partition: req.GetPartition(), Ownership: req.GetOwnership(),
-		AluaRemote: req.GetAluaRemote(), Redirect: req.GetRedirect(),
+		AluaRemote: req.GetAluaRemote(), Redirect: req.GetRedirect(), Ack: req.GetAck(), AckInEffect: req.GetAck(),
 		Labels: req.GetLabels(), Hosts: req.GetHosts(), Created: timestamppb.New(Epoch), Iqn: "iqn.2026-01.dozo:" + id,
 		State: "serving", Owner: "s1n1", OwnerSite: "site-1", Epoch: "1", Protection: "replicated",
 	}
@@ -259,6 +259,7 @@ func (b *Backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 	return b.changeVolume(ctx, "SetVolume", "volume.set", req.GetTenant(), req.GetVolume(), func(v *dozov1.Volume) error {
 		v.Ownership = cmp.Or(req.GetOwnership(), v.GetOwnership())
 		v.Partition = cmp.Or(req.GetPartition(), v.GetPartition())
+		v.Ack, v.AckInEffect = cmp.Or(req.GetAck(), v.GetAck()), cmp.Or(req.GetAck(), v.GetAckInEffect())
 		v.AluaRemote, v.Redirect = cmp.Or(req.GetAluaRemote(), v.GetAluaRemote()), cmp.Or(req.GetRedirect(), v.GetRedirect())
 		return nil
 	})

@@ -523,7 +523,13 @@ type VolumeFailover struct {
 	// Sites that have copies and answer, the one with most first.
 	Reach []*SiteReach `protobuf:"bytes,17,rep,name=reach,proto3" json:"reach,omitempty"`
 	// Stores that a takeover would wait for, and that do not answer.
-	Missing       []string `protobuf:"bytes,18,rep,name=missing,proto3" json:"missing,omitempty"`
+	Missing []string `protobuf:"bytes,18,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Nothing that was acknowledged is missing, though the takeover is not proven: by the volume's policy site:K, since
+	// sites_needed of its sites have been heard whole.
+	Kept bool `protobuf:"varint,19,opt,name=kept,proto3" json:"kept,omitempty"`
+	// With the policy site:K in effect: how many sites have to be heard whole for that, and which have been.
+	SitesNeeded   uint32   `protobuf:"varint,20,opt,name=sites_needed,json=sitesNeeded,proto3" json:"sites_needed,omitempty"`
+	SitesWhole    []string `protobuf:"bytes,21,rep,name=sites_whole,json=sitesWhole,proto3" json:"sites_whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -680,6 +686,27 @@ func (x *VolumeFailover) GetReach() []*SiteReach {
 func (x *VolumeFailover) GetMissing() []string {
 	if x != nil {
 		return x.Missing
+	}
+	return nil
+}
+
+func (x *VolumeFailover) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+func (x *VolumeFailover) GetSitesNeeded() uint32 {
+	if x != nil {
+		return x.SitesNeeded
+	}
+	return 0
+}
+
+func (x *VolumeFailover) GetSitesWhole() []string {
+	if x != nil {
+		return x.SitesWhole
 	}
 	return nil
 }
@@ -935,7 +962,7 @@ const file_dozo_v1_site_proto_rawDesc = "" +
 	"\x05alive\x18\x03 \x03(\tR\x05alive\"1\n" +
 	"\tSiteReach\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x10\n" +
-	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\x91\x04\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\xe9\x04\n" +
 	"\x0eVolumeFailover\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
@@ -957,7 +984,11 @@ const file_dozo_v1_site_proto_rawDesc = "" +
 	"\flost_seconds\x18\x0f \x01(\x01R\vlostSeconds\x12\x16\n" +
 	"\x06proven\x18\x10 \x01(\bR\x06proven\x12(\n" +
 	"\x05reach\x18\x11 \x03(\v2\x12.dozo.v1.SiteReachR\x05reach\x12\x18\n" +
-	"\amissing\x18\x12 \x03(\tR\amissing\"B\n" +
+	"\amissing\x18\x12 \x03(\tR\amissing\x12\x12\n" +
+	"\x04kept\x18\x13 \x01(\bR\x04kept\x12!\n" +
+	"\fsites_needed\x18\x14 \x01(\rR\vsitesNeeded\x12\x1f\n" +
+	"\vsites_whole\x18\x15 \x03(\tR\n" +
+	"sitesWhole\"B\n" +
 	"\x13FailbackSiteRequest\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"]\n" +

@@ -66,7 +66,14 @@ type Volume struct {
 	AluaRemote string `protobuf:"bytes,20,opt,name=alua_remote,json=aluaRemote,proto3" json:"alua_remote,omitempty"`
 	// Where initiators that log in are sent: off (they are served where they are), site (to their own site's access
 	// servers, for good) or owner (to the owner, this time). An access server that drains always sends them elsewhere.
-	Redirect      string `protobuf:"bytes,21,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	Redirect string `protobuf:"bytes,21,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	// When a write is acknowledged: local (two servers of the owner's site hold it) or site:K (and K other sites do).
+	Ack string `protobuf:"bytes,22,opt,name=ack,proto3" json:"ack,omitempty"`
+	// What is in effect: everything acknowledged is held by so many other sites. It differs from ack while the policy is being
+	// raised, until the other sites have caught up.
+	AckInEffect string `protobuf:"bytes,23,opt,name=ack_in_effect,json=ackInEffect,proto3" json:"ack_in_effect,omitempty"`
+	// The record from which on that was so; 0 for local, and for a volume that was made with it.
+	AckSince      uint64 `protobuf:"varint,24,opt,name=ack_since,json=ackSince,proto3" json:"ack_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,6 +253,27 @@ func (x *Volume) GetRedirect() string {
 		return x.Redirect
 	}
 	return ""
+}
+
+func (x *Volume) GetAck() string {
+	if x != nil {
+		return x.Ack
+	}
+	return ""
+}
+
+func (x *Volume) GetAckInEffect() string {
+	if x != nil {
+		return x.AckInEffect
+	}
+	return ""
+}
+
+func (x *Volume) GetAckSince() uint64 {
+	if x != nil {
+		return x.AckSince
+	}
+	return 0
 }
 
 // StoreRef is a data directory of a node, as a place of replicas.
@@ -826,7 +854,9 @@ type CreateVolumeRequest struct {
 	// nonoptimized (default), standby or unavailable.
 	AluaRemote string `protobuf:"bytes,12,opt,name=alua_remote,json=aluaRemote,proto3" json:"alua_remote,omitempty"`
 	// off (default), site or owner.
-	Redirect      string `protobuf:"bytes,13,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	Redirect string `protobuf:"bytes,13,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	// local (default) or site:K: a write is acknowledged once K other sites hold it too, K less than sites.
+	Ack           string `protobuf:"bytes,14,opt,name=ack,proto3" json:"ack,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,6 +978,13 @@ func (x *CreateVolumeRequest) GetAluaRemote() string {
 func (x *CreateVolumeRequest) GetRedirect() string {
 	if x != nil {
 		return x.Redirect
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetAck() string {
+	if x != nil {
+		return x.Ack
 	}
 	return ""
 }
@@ -1449,7 +1486,10 @@ type SetVolumeRequest struct {
 	// off, site or owner; empty: as it is.
 	Redirect string `protobuf:"bytes,5,opt,name=redirect,proto3" json:"redirect,omitempty"`
 	// continue or stop; empty: as it is. The answer comes once the owner goes by it.
-	Partition     string `protobuf:"bytes,6,opt,name=partition,proto3" json:"partition,omitempty"`
+	Partition string `protobuf:"bytes,6,opt,name=partition,proto3" json:"partition,omitempty"`
+	// local or site:K; empty: as it is. Lowered, the answer comes once the owner goes by it. Raised, it comes once it is in effect,
+	// or after some seconds: ack_in_effect says what is.
+	Ack           string `protobuf:"bytes,7,opt,name=ack,proto3" json:"ack,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1522,6 +1562,13 @@ func (x *SetVolumeRequest) GetRedirect() string {
 func (x *SetVolumeRequest) GetPartition() string {
 	if x != nil {
 		return x.Partition
+	}
+	return ""
+}
+
+func (x *SetVolumeRequest) GetAck() string {
+	if x != nil {
+		return x.Ack
 	}
 	return ""
 }
@@ -2739,7 +2786,7 @@ var File_dozo_v1_volume_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x12dozo/v1/site.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x05\n" +
+	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x12dozo/v1/site.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x05\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -2770,7 +2817,10 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\townership\x18\x13 \x01(\tR\townership\x12\x1f\n" +
 	"\valua_remote\x18\x14 \x01(\tR\n" +
 	"aluaRemote\x12\x1a\n" +
-	"\bredirect\x18\x15 \x01(\tR\bredirect\x1a9\n" +
+	"\bredirect\x18\x15 \x01(\tR\bredirect\x12\x10\n" +
+	"\x03ack\x18\x16 \x01(\tR\x03ack\x12\"\n" +
+	"\rack_in_effect\x18\x17 \x01(\tR\vackInEffect\x12\x1b\n" +
+	"\tack_since\x18\x18 \x01(\x04R\backSince\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
@@ -2825,7 +2875,7 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\rsite_replicas\x18\r \x03(\v2\x15.dozo.v1.SiteReplicasR\fsiteReplicas\x12!\n" +
 	"\fmapped_bytes\x18\x0e \x01(\x04R\vmappedBytes\x12,\n" +
 	"\bsegments\x18\x0f \x03(\v2\x10.dozo.v1.SegmentR\bsegments\x12\x18\n" +
-	"\aunheard\x18\x10 \x03(\tR\aunheard\"\xda\x03\n" +
+	"\aunheard\x18\x10 \x03(\tR\aunheard\"\xec\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2845,7 +2895,8 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\townership\x18\v \x01(\tR\townership\x12\x1f\n" +
 	"\valua_remote\x18\f \x01(\tR\n" +
 	"aluaRemote\x12\x1a\n" +
-	"\bredirect\x18\r \x01(\tR\bredirect\x1a9\n" +
+	"\bredirect\x18\r \x01(\tR\bredirect\x12\x10\n" +
+	"\x03ack\x18\x0e \x01(\tR\x03ack\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -2880,7 +2931,7 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x19\n" +
 	"\bnew_name\x18\x03 \x01(\tR\anewName\"?\n" +
 	"\x14RenameVolumeResponse\x12'\n" +
-	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xbb\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xcd\x01\n" +
 	"\x10SetVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1c\n" +
@@ -2888,7 +2939,8 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\valua_remote\x18\x04 \x01(\tR\n" +
 	"aluaRemote\x12\x1a\n" +
 	"\bredirect\x18\x05 \x01(\tR\bredirect\x12\x1c\n" +
-	"\tpartition\x18\x06 \x01(\tR\tpartition\"<\n" +
+	"\tpartition\x18\x06 \x01(\tR\tpartition\x12\x10\n" +
+	"\x03ack\x18\a \x01(\tR\x03ack\"<\n" +
 	"\x11SetVolumeResponse\x12'\n" +
 	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xad\x01\n" +
 	"\tVolumeMap\x12\x16\n" +
