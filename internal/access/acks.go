@@ -149,7 +149,7 @@ func (e *Env) lostLately(site ident.SiteID) bool {
 // beginAcks is what an owner that serves begins with.
 func (o *Owner) beginAcks() {
 	a := &o.ack
-	a.base = o.w.Start().At.Seq
+	a.base = o.w.Start().Before.Seq
 	a.unit = a.base
 	if mutant.On(mutant.R11Reads) {
 		a.base, a.unit = 0, 0

@@ -150,7 +150,7 @@ func (b *backend) plan(ctx context.Context, v control.VolumeSpec, site, to ident
 	case s.Need > 0 && !f.msg.Kept && !s.Enough && !force:
 		f.refuse("refused", "with the policy %s nothing that was acknowledged is left behind if %d of its sites are heard with all of their core servers, and %s; --force goes without, and acknowledged writes may be lost",
 			control.AckText(s.State.Ack), s.Need, heardWhole(whole))
-	case len(elsewhere) > 0 && !force && !f.msg.Kept:
+	case len(elsewhere) > 0 && !force:
 		f.refuse("refused", "its takeover needs %s, which do not answer either; --force goes without them", strings.Join(elsewhere, ", "))
 	case s.Stable && !force && site == 0:
 		f.refuse("refused", "records would be lost that were on stable storage when they were last heard of; --force accepts that")
