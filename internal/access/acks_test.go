@@ -58,7 +58,9 @@ func put(t *testing.T, o *Owner, block int64, i byte) {
 func ackWaits(t *testing.T, o *Owner, op *Op, answer chan error) (waits bool) {
 	t.Helper()
 	eventually(t, "the command waits or is answered", func() bool {
-		o.ask(func() { waits = slices.Contains(o.ack.wait, op) || slices.Contains(o.stableWait, op) || slices.Contains(o.waiting, op) })
+		o.ask(func() {
+			waits = slices.Contains(o.ack.wait, op) || slices.Contains(o.stableWait, op) || slices.Contains(o.waiting, op)
+		})
 		return waits || len(answer) > 0
 	})
 	return waits && len(answer) == 0

@@ -95,7 +95,7 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 		Sites: uint32(v.Sites), AtSite: b.siteName(v.AtSite), Durability: string(v.Durability), Partition: string(v.Partition), Labels: v.Labels,
 		Ownership: string(cmp.Or(v.Ownership, control.OwnershipFollow)), AluaRemote: string(cmp.Or(v.ALUARemote, control.RemoteNonOptimized)),
 		Redirect: string(cmp.Or(v.Redirect, control.RedirectOff)), Ack: control.AckText(v.Ack),
-		Hosts:    v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
+		Hosts: v.Hosts, Created: timestamppb.New(v.Created), Iqn: export.IQN(v.ID), State: "unknown", Protection: "unknown"}
 	state, _, _ := c.Journal(v.ID)
 	out.AckInEffect, out.AckSince = control.AckText(state.Ack), uint64(state.AckSince)
 	if state.Owner != "" {
