@@ -72,7 +72,7 @@ func (a *app) volumeFacts(v *dozov1.Volume, p *dozov1.Placement) error {
 		"Acknowledged", ackFact(v),
 		"Paths", fmt.Sprintf("%s at other sites, redirect %s", v.GetAluaRemote(), v.GetRedirect()),
 		"Hosts", strings.Join(v.GetHosts(), ", "), "Labels", strings.Join(labels, ", "), "Created", when(v.GetCreated()), "IQN", v.GetIqn(),
-		"State", v.GetState(), "Protection", v.GetProtection(), "Degraded", degraded, "Owner", owner,
+		"State", v.GetState(), "Waits", strings.TrimPrefix(v.GetStateReason(), "waiting for "), "Protection", v.GetProtection(), "Degraded", degraded, "Owner", owner,
 		"Committed", position(p.GetCommit()), "Stable", position(p.GetStable()), "Checkpoint", position(p.GetCheckpoint()),
 		"Segments", fmt.Sprintf("%d open, %d sealed", p.GetSegmentsOpen(), p.GetSegmentsSealed()),
 		"Not heard", strings.Join(p.GetUnheard(), ", "))

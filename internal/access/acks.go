@@ -37,12 +37,13 @@ import (
 // A volume that was made with the policy has it in its key before it has an owner.
 
 const (
-	ackSyncs    = 4 // syncs under way at a site while flushes wait for it
-	ackRetry    = 50 * time.Millisecond
-	ackLag      = 1 << 20         // bytes that a site may lack for the policy to be raised: what a link carries in a moment
-	ackArming   = 2 * time.Second // in which it has to have them then
-	ackKeyRetry = time.Second     // after the key could not be changed
-	ackSlow     = 3 * time.Second // from here on it is said that commands wait
+	ackSyncs     = 4 // syncs under way at a site while flushes wait for it
+	ackRetryMost = 400 * time.Millisecond
+	ackRetry     = 50 * time.Millisecond
+	ackLag       = 1 << 20         // bytes that a site may lack for the policy to be raised: what a link carries in a moment
+	ackArming    = 2 * time.Second // in which it has to have them then
+	ackKeyRetry  = time.Second     // after the key could not be changed
+	ackSlow      = 3 * time.Second // from here on it is said that commands wait
 )
 
 // ackState is what the owner's loop keeps of it.
@@ -282,10 +283,10 @@ func (o *Owner) wantSynced(op *Op) {
 	}
 }
 
-// shipRetry is how long shipping rests after it was interrupted.
-func (o *Owner) shipRetry() time.Duration {
+// shipRetry is how long shipping rests after it was interrupted, so many times in a row.
+func (o *Owner) shipRetry(failed int) time.Duration {
 	if o.ack.on.Load() {
-		return ackRetry
+		return min(ackRetry<<min(failed, 8), ackRetryMost)
 	}
 	return shipRetry
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dozo/internal/access/reserve"
@@ -498,4 +499,80 @@ func TestAckIsHeldAgainstCopies(t *testing.T) {
 	if !errors.Is(err, control.ErrInvalid) || !strings.Contains(err.Error(), "want local or site:1") {
 		t.Errorf("fewer copies: %v", err)
 	}
+}
+
+// A site is cut off from a volume with site:1 and the policy stop. What is written there meanwhile is not acknowledged; another site takes over by
+// itself, with everything that was, says so, and ports that were attached go on without errors. The old site's write is a fork.
+func TestASiteThatIsCutOffKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 3, 2, time.Second)
+		v := n.ackVolume(3, 1, control.PartitionStop)
+		x := n.served(t, v)
+		o := x.srv.Load().Owners()[0]
+		eventually(t, "a write", func() bool { return writeAt(o, 0, filled(1), false) == nil })
+		var near *node // of another site
+		for _, y := range n.list {
+			if y.home.site != x.home.site {
+				near = y
+			}
+		}
+		client := near.client(t, v.ID, "iqn.2026-11.test:a")
+		read := func() error {
+			done := make(chan error, 1)
+			op := client.op(wire.OpRead)
+			op.Done = func(op *Op, err error) {
+				if err == nil && op.Data[0][0] == 9 {
+					err = errors.New("a write that was never acknowledged")
+				}
+				op.Release()
+				done <- err
+			}
+			client.volume().Submit(op)
+			select {
+			case err := <-done:
+				return err
+			case <-time.After(20 * time.Second):
+				return errors.New("no answer")
+			}
+		}
+		eventually(t, "the client's read", func() bool { return read() == nil })
+		n.inStep(t, o)
+		time.Sleep(3 * time.Second)
+		n.cutSiteOff(x.home.site, true)
+		// It commits what it gets: two stores of its site take it.
+		beyond := writeOp(0, filled(9))
+		lost := send(o, beyond)
+		eventually(t, "another site has taken it over", func() bool { return n.listed(v).Owner != x.name })
+		eventually(t, "and serves it", func() bool { y := n.owner(v.ID, nil); return y != nil && y != x })
+		o2 := n.owner(v.ID, nil).srv.Load().Owners()[0]
+		if o2.proven || !o2.ack.kept || !o2.ack.silent {
+			t.Errorf("proven %v, kept %v, silent %v", o2.proven, o2.ack.kept, o2.ack.silent)
+		}
+		eventually(t, "the client's read after the takeover", func() bool {
+			err := read()
+			if errors.Is(err, wire.ErrUnproven) {
+				t.Fatal("an attached port gets errors, though nothing that was acknowledged is missing")
+			}
+			return err == nil
+		})
+		if d, err := readAt(o2, 0, 4096); err != nil || d[0] != 1 {
+			t.Errorf("the acknowledged write: %v", err)
+		}
+		if err := writeAt(o2, 4096, filled(2), false); err != nil {
+			t.Errorf("a write with the other one of the sites that are left: %v", err)
+		}
+		n.cutSiteOff(x.home.site, false)
+		eventually(t, "the old owner is over", func() bool { return isClosed(o.Stopped()) })
+		if err := <-lost; err == nil {
+			t.Error("a write is acknowledged at a site that is cut off")
+		}
+		eventually(t, "what was left behind is reported", func() bool { return len(n.events("volume.fork")) > 0 })
+		n.inStep(t, o2)
+		// The specification reaches the owner by itself.
+		if _, err := n.ctl.UpdateVolume(t.Context(), v.ID, func(v *control.VolumeSpec) error { v.Ack = 0; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the owner goes by the changed policy", func() bool { return n.listed(v).Ack == 0 })
+		n.stopAll()
+	})
 }

@@ -188,6 +188,13 @@ func (o *Owner) lagOf(s *siteShip) (n uint64) {
 	return n
 }
 
+// counted is how many bytes the site has taken.
+func (s *siteShip) counted() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.bytes
+}
+
 // took counts what a site has taken; urgent has the ship look at once whether that was all.
 func (s *siteShip) took(n int, urgent bool) {
 	s.mu.Lock()

@@ -194,7 +194,7 @@ func (s *Server) reconcile() {
 			return
 		}
 		old := s.mu.volumes[spec.ID]
-		resized := old != nil && old.spec.Load().SizeBytes != spec.SizeBytes || old != nil && (old.spec.Load().Durability != spec.Durability || old.spec.Load().Partition != spec.Partition)
+		resized := old != nil && old.spec.Load().SizeBytes != spec.SizeBytes || old != nil && (old.spec.Load().Durability != spec.Durability || old.spec.Load().Partition != spec.Partition || old.spec.Load().Ack != spec.Ack)
 		v := s.volumeLocked(spec)
 		s.keepHold(&spec)
 		o := v.owner.Load()

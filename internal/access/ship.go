@@ -166,8 +166,14 @@ func mayPass(err error) bool {
 }
 
 func (o *Owner) shipLoop(s *siteShip) {
+	var failed int // sessions in a row that have shipped nothing
+	var said time.Time
 	for o.ctx.Err() == nil {
+		before := s.counted()
 		err := o.shipSession(s)
+		if failed++; s.counted() != before {
+			failed = 0
+		}
 		if o.ctx.Err() != nil {
 			return
 		}
@@ -175,10 +181,13 @@ func (o *Owner) shipLoop(s *siteShip) {
 			o.log.Info("shipping looks at a site again", "site", s.site, "why", err)
 		} else {
 			s.set(fmt.Sprintf("waiting: %v", err))
-			o.log.Warn("shipping interrupted", "site", s.site, "err", err)
+			if failed == 0 || time.Since(said) >= shipRetry-ackRetry { // it may be tried more often than that
+				said = time.Now()
+				o.log.Warn("shipping interrupted", "site", s.site, "err", err)
+			}
 		}
 		select {
-		case <-time.After(o.shipRetry()):
+		case <-time.After(o.shipRetry(failed)):
 		case <-o.ctx.Done():
 		}
 	}

@@ -110,7 +110,9 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 	case state.Owner == "":
 		out.State = "new"
 	case st != nil:
-		out.State = stateWord(st.State)
+		if out.State = stateWord(st.State); out.State == "waiting" {
+			out.StateReason = st.State
+		}
 		if out.State == "recovering" {
 			break // what it says of copies is not known yet
 		}

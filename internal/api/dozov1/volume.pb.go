@@ -73,7 +73,9 @@ type Volume struct {
 	// raised, until the other sites have caught up.
 	AckInEffect string `protobuf:"bytes,23,opt,name=ack_in_effect,json=ackInEffect,proto3" json:"ack_in_effect,omitempty"`
 	// The record from which on that was so; 0 for local, and for a volume that was made with it.
-	AckSince      uint64 `protobuf:"varint,24,opt,name=ack_since,json=ackSince,proto3" json:"ack_since,omitempty"`
+	AckSince uint64 `protobuf:"varint,24,opt,name=ack_since,json=ackSince,proto3" json:"ack_since,omitempty"`
+	// With state waiting: for what.
+	StateReason   string `protobuf:"bytes,25,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -274,6 +276,13 @@ func (x *Volume) GetAckSince() uint64 {
 		return x.AckSince
 	}
 	return 0
+}
+
+func (x *Volume) GetStateReason() string {
+	if x != nil {
+		return x.StateReason
+	}
+	return ""
 }
 
 // StoreRef is a data directory of a node, as a place of replicas.
@@ -2786,7 +2795,7 @@ var File_dozo_v1_volume_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x12dozo/v1/site.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x05\n" +
+	"\x14dozo/v1/volume.proto\x12\adozo.v1\x1a\x14dozo/v1/common.proto\x1a\x12dozo/v1/site.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x06\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -2820,7 +2829,8 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\bredirect\x18\x15 \x01(\tR\bredirect\x12\x10\n" +
 	"\x03ack\x18\x16 \x01(\tR\x03ack\x12\"\n" +
 	"\rack_in_effect\x18\x17 \x01(\tR\vackInEffect\x12\x1b\n" +
-	"\tack_since\x18\x18 \x01(\x04R\backSince\x1a9\n" +
+	"\tack_since\x18\x18 \x01(\x04R\backSince\x12!\n" +
+	"\fstate_reason\x18\x19 \x01(\tR\vstateReason\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
