@@ -212,7 +212,7 @@ func (a *ackState) written(e *journal.Entry) {
 		return
 	}
 	switch e.Kind {
-	case journal.KindWrite, journal.KindTrim:
+	case journal.KindWrite, journal.KindTrim, journal.KindCopy:
 		a.recent = append(a.recent, ackRange{e.Block, uint64(e.Count), e.Seq})
 	case journal.KindReservation:
 		a.unit = e.Seq
