@@ -138,6 +138,7 @@ func TestTheSegmentInDangerIsCopiedFirst(t *testing.T) {
 // A store that an operator declares lost counts for nothing at once: no grace, nobody waits for it, and what it held is
 // made again.
 func TestALostStoreIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 4)
 	c.limit.SegmentBytes, c.limit.RepairGrace = 64<<10, time.Hour
 	im := c.filled(1, 60)
@@ -184,6 +185,7 @@ func TestALostStoreIsNotWaitedFor(t *testing.T) {
 // A store that is to go is emptied: no new segments, other ensembles, copies elsewhere, then permits, at home and at
 // another site, though owners die at any moment of it.
 func TestALeavingStoreIsEmptied(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(4) {
 		c := newCluster(t, 2, 4)
 		c.limit.SegmentBytes = 64 << 10
@@ -245,6 +247,7 @@ func TestALeavingStoreIsEmptied(t *testing.T) {
 // long as that is so. At another site it goes elsewhere all the same when its store is emptied, and without waiting for the
 // next checkpoint that time or bytes would bring.
 func TestAnOldCheckpointLeavesAStoreOfAnotherSite(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 3)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(8<<20, 2, control.Replicated) // two leaves
@@ -357,6 +360,7 @@ func TestTheReplicaWithRoomStays(t *testing.T) {
 // Replicas move from crowded stores to one with room until the difference is tolerable, by copies and permits; new
 // segments go where there is room at once.
 func TestReplicasMoveToWhereThereIsRoom(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 5)
 	c.limit.SegmentBytes = 64 << 10
 	im := c.filled(1, 80)
@@ -437,6 +441,7 @@ func (o *Owner) live(id ident.SegmentID) (yes bool) {
 // What rots on a replica that nobody reads is found by the scrubber and made again from a good one, at home and at another
 // site; what was rotten is counted, and its file kept.
 func TestRotIsHealedWithoutARead(t *testing.T) {
+	t.Parallel()
 	for _, nodes := range []int{2, 3} {
 		c := newCluster(t, 2, nodes)
 		c.limit.SegmentBytes = 64 << 10

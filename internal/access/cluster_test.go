@@ -359,6 +359,7 @@ func (im *image) check(t *testing.T) {
 }
 
 func TestVolumeReadsWhatWasWritten(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 2)
 	v := c.volume(3<<20+512*7, 1, control.Replicated)
 	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(1, 2))}
@@ -416,6 +417,7 @@ func TestConcurrentWritesAreAllThere(t *testing.T) {
 }
 
 func TestSitesHoldAndOneLocalReplicaGoes(t *testing.T) {
+	t.Parallel()
 	began := time.Now()
 	c := newCluster(t, 3, 2)
 	v := c.volume(4<<20, 3, control.Replicated)
@@ -525,6 +527,7 @@ func TestAStoreDiesAndComesBack(t *testing.T) {
 
 // What the status says is degraded is what has lost a copy for longer than the grace, in segments and in bytes.
 func TestDegradedBytesAreThoseOfTheSegmentsThatLackACopy(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 2)
 	v := c.volume(2<<20, 1, control.Replicated)
 	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(7, 8))}
@@ -568,6 +571,7 @@ func TestDegradedBytesAreThoseOfTheSegmentsThatLackACopy(t *testing.T) {
 
 // The power cut that kill -9 is not: every flushed write survives, the rest is a prefix.
 func TestPowerCutOfBothHolders(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(6) {
 		c := newCluster(t, 1, 2)
 		v := c.volume(1<<20, 1, control.Replicated)

@@ -13,6 +13,7 @@ import (
 // A member that stays away is replaced, what it held is made again, and the ensemble that lists it leaves the list:
 // then the next loss of one is as harmless as the first was.
 func TestAMemberThatIsGoneIsReplaced(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 6)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(1<<20, 1, control.Replicated)

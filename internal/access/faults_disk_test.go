@@ -32,6 +32,7 @@ func (c *cluster) flip(t *testing.T, s *seat, seg SegmentView, off int64) {
 
 // What one disk has changed silently is read from the other and made again; what both have is an error.
 func TestCorruptBlocks(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 2)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(1<<20, 1, control.Replicated)
@@ -84,6 +85,7 @@ func TestCorruptBlocks(t *testing.T) {
 
 // Full disks refuse writes with an error, flushes and reads go on, and so do writes once there is room.
 func TestFullDisks(t *testing.T) {
+	t.Parallel()
 	for _, both := range []bool{false, true} {
 		c := newCluster(t, 1, 2)
 		v := c.volume(4<<20, 1, control.Replicated)
@@ -147,6 +149,7 @@ func TestFullDisks(t *testing.T) {
 
 // A segment that was retired leaves a hole that a site, compared anew, has to get over.
 func TestWatermarksGetOverRetiredSegments(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 2)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(256<<10, 2, control.Replicated)
@@ -191,6 +194,7 @@ func TestWatermarksGetOverRetiredSegments(t *testing.T) {
 // A volume that is overwritten has checkpoints early enough that it needs little space, and its segments are written
 // over the files of old ones; what it says stays true through kills and power cuts.
 func TestOverwritingNeedsLittleSpace(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 2)
 	c.limit.SegmentBytes = 64 << 10
 	c.limit.CheckpointDead = 512 << 10

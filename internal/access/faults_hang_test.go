@@ -43,6 +43,7 @@ var everything = []vfs.Op{vfs.OpCreate, vfs.OpOpen, vfs.OpRemove, vfs.OpRename, 
 // A disk that hangs, the owner's own or another's, costs one deadline: writes, flushes and reads go on with the
 // other members while it hangs, and it is used again afterwards.
 func TestAHungDiskIsLeft(t *testing.T) {
+	t.Parallel()
 	for _, victim := range []int{0, 1} {
 		for _, ops := range [][]vfs.Op{{vfs.OpWrite}, {vfs.OpSyncData}, everything} {
 			c := newFaultyCluster(t, 1, 3)
@@ -89,6 +90,7 @@ func TestAHungDiskIsLeft(t *testing.T) {
 
 // A member that doesn't open the next segment is passed over, whatever else waits for it.
 func TestAHungOpenIsPassedOver(t *testing.T) {
+	t.Parallel()
 	c := newFaultyCluster(t, 1, 3)
 	c.limit.SegmentBytes = 64 << 10
 	c.limit.SyncTimeout = time.Hour // nothing but the other pair ends the wait
@@ -113,6 +115,7 @@ func TestAHungOpenIsPassedOver(t *testing.T) {
 
 // A takeover doesn't wait for this node's own disk either.
 func TestATakeoverPassesOverAHungDisk(t *testing.T) {
+	t.Parallel()
 	c := newFaultyCluster(t, 1, 3)
 	v := c.volume(1<<20, 1, control.Replicated)
 	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(5, 4))}
@@ -197,6 +200,7 @@ func TestAFailingStoreIsTriedMoreAndMoreSeldom(t *testing.T) {
 // are left, and nothing wrong is ever read. A store whose fdatasync failed takes nothing any more, one that only
 // failed a write neither; a full one goes on being read and sealed.
 func TestDiskErrorsUnderALiveOwner(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct {
 		name   string
 		fault  func() vfs.Fault

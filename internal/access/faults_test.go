@@ -100,6 +100,7 @@ func (n *numbered) check(t *testing.T, o *Owner, least int, what string) {
 
 // Stores and owners die at random moments, with writes under way.
 func TestCrashLoop(t *testing.T) {
+	t.Parallel()
 	seeds := uint64(8)
 	if testing.Short() {
 		seeds = 3
@@ -191,6 +192,11 @@ func TestCrashLoop(t *testing.T) {
 				n.check(t, o, least, what)
 			}
 			if sites > 1 {
+				defer func() {
+					if t.Failed() {
+						t.Logf("commit %d, sites %+v, segments %+v", o.View().Commit, o.View().Sites, o.Segments())
+					}
+				}()
 				eventually(t, "the other sites have everything", func() bool {
 					o.ask(o.publish)
 					for _, s := range o.View().Sites {
@@ -237,6 +243,7 @@ func TestFlushAfterAPowerCutOfOneOfTwo(t *testing.T) {
 
 // What a former owner left in the page caches is flushed by the first flush of the next one.
 func TestFlushAfterATakeoverCoversThePast(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 2)
 	v := c.volume(1<<20, 1, control.Replicated)
 	for round := range 10 {
@@ -418,6 +425,7 @@ func TestAResentRequestIsNotAppliedTwice(t *testing.T) {
 
 // Every command is answered once, whatever ends the owner while it is under way.
 func TestEachCommandIsAnsweredOnce(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 2)
 	v := c.volume(1<<20, 1, control.Replicated)
 	for range 15 {
@@ -491,6 +499,7 @@ func (c *cluster) boot() (b [16]byte) { b[0] = 1; return b }
 
 // A site with one core server that lost its power goes on from what it has.
 func TestASiteGoesOnAfterItsPowerCut(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 2)
 	c.seats = c.seats[:3] // one at site 2
 	v := c.volume(1<<20, 2, control.Replicated)
@@ -520,6 +529,7 @@ func TestASiteGoesOnAfterItsPowerCut(t *testing.T) {
 
 // A site whose copy is another history is never shipped over.
 func TestADivergedSiteIsLoud(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 2)
 	v := c.volume(1<<20, 2, control.Replicated)
 	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 8))}

@@ -234,6 +234,7 @@ func TestOwnershipFollowsTheWriter(t *testing.T) {
 
 // A pinned volume stays; once it is not any more it follows.
 func TestAPinnedVolumeStays(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f, x := newFollowing(t, 2, 2)
 		pin := func(o control.Ownership) {
@@ -256,6 +257,7 @@ func TestAPinnedVolumeStays(t *testing.T) {
 
 // An operator moves the volume ahead of its user: it waits there until the user has come.
 func TestAVolumeThatWasMovedAheadStays(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f, x := newFollowing(t, 2, 2)
 		y := f.other(x, 3-x.home.site)
@@ -281,6 +283,7 @@ func TestAVolumeThatWasMovedAheadStays(t *testing.T) {
 // Written from two sites at once it does not move at all; written from each in turn for long enough to follow, it moves
 // ever more seldom. It stays correct all the time.
 func TestAVolumeOfTwoSitesDoesNotBounce(t *testing.T) {
+	t.Parallel()
 	for _, phase := range []time.Duration{0, 4 * time.Second} {
 		t.Run(fmt.Sprint("phases of ", phase), func(t *testing.T) {
 			rec := &blockHistory{}
@@ -335,6 +338,7 @@ func TestAVolumeOfTwoSitesDoesNotBounce(t *testing.T) {
 
 // Whoever dies while the volume follows: it is served, with everything, and it follows once that is possible.
 func TestTheOneToFollowDiesAtEachStep(t *testing.T) {
+	t.Parallel()
 	for _, step := range []wire.HandStep{wire.HandPrepare, wire.HandReady, wire.HandTake} {
 		for _, old := range []bool{false, true} {
 			t.Run(fmt.Sprintf("step %d/old owner %v", step, old), func(t *testing.T) {

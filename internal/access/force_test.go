@@ -189,6 +189,7 @@ func TestSiteFailover(t *testing.T) {
 
 // What a survivor was told makes the loss known in records, bytes and seconds, though the site is gone.
 func TestLossIsKnownFromWhatSurvivorsWereTold(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 3)
 	v := c.volume(1<<20, 2, control.Replicated)
 	n := &numbered{blocks: 64, done: map[int]bool{}}
@@ -325,6 +326,7 @@ func TestTheSiteReturnsInTheMiddleOfAFailover(t *testing.T) {
 // While parts of the history are only at stores that can not be reached, a takeover after the forced one waits for them; it
 // cuts nothing.
 func TestAfterAForcedTakeoverNothingIsCut(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3, 3)
 	c.limit.SegmentBytes = 64 << 10
 	c.limit.UncertainWait = 200 * time.Millisecond

@@ -196,6 +196,7 @@ func (f *forkedSite) flushes(t *testing.T) {
 
 // A site of two stores gets its second copy of a segment of which one of them has a fork, and keeps the fork.
 func TestAForkAtOneOfTwoStores(t *testing.T) {
+	t.Parallel()
 	f := newForkedSite(t)
 	f.silent.Store(false)
 	f.held.Store(false)
@@ -205,6 +206,7 @@ func TestAForkAtOneOfTwoStores(t *testing.T) {
 // There is no room to set the fork aside as a copy. It keeps the segment's name then; but there is no other store for the
 // segment, and flushes would wait for ever.
 func TestAForkThatCanNotBeCopied(t *testing.T) {
+	t.Parallel()
 	f := newForkedSite(t)
 	f.seats[1].faults.Add(func(c vfs.Call) error {
 		if c.Op == vfs.OpCreate && strings.HasSuffix(c.Path, f.seg.Fork().String()) {
@@ -220,6 +222,7 @@ func TestAForkThatCanNotBeCopied(t *testing.T) {
 // The next owner has a store set the fork aside, and only then compares what the store had said before with what it has:
 // an old answer takes back nothing that was learned since.
 func TestAnAnswerThatIsOlderThanTheRepair(t *testing.T) {
+	t.Parallel()
 	f := newForkedSite(t)
 	f.o.Close()
 	f.silent.Store(false)
@@ -293,6 +296,7 @@ func TestAnAnswerThatIsOlderThanADrop(t *testing.T) {
 
 // A permit that waits until it is stable does not keep the segment from its second copy, for which it would wait itself.
 func TestAPermitOfAnUnsettledSegment(t *testing.T) {
+	t.Parallel()
 	f := newForkedSite(t)
 	f.o.Close()
 	f.silent.Store(false)

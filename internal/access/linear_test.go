@@ -267,6 +267,7 @@ func (n *nodes) owner(v ident.JournalID, but *node) *node {
 // What clients at several access servers see is one history, in the order of their commands, whatever happens to
 // owners and stores: writes of single sectors, COMPARE AND WRITE and reads of the same few blocks.
 func TestClientsSeeOneHistory(t *testing.T) {
+	t.Parallel()
 	var seeds []uint64
 	for seed := range uint64(12) {
 		seeds = append(seeds, seed)

@@ -123,11 +123,13 @@ func TestASiteThatHasSealedMoreThanTheTakerHeardOf(t *testing.T) {
 
 // The same at home: the segment is on two stores at once.
 func TestAStoreThatHasSealedMoreThanTheTakerHeardOf(t *testing.T) {
+	t.Parallel()
 	newLongerSite(t, 1).ends(t)
 }
 
 // As long as the site lacks the other segment that has the rest, its replica is not cut: with the home site it would be gone.
 func TestAReplicaIsNotCutBeforeItsSiteHasTheRest(t *testing.T) {
+	t.Parallel()
 	f := newLongerSite(t, 2)
 	f.o.Close()
 	var shipped atomic.Bool

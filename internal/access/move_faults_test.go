@@ -21,6 +21,7 @@ import (
 // The taker's node dies at each step of a hand-over, before it has heard of it or after it has done it: before the
 // control store names it the old owner goes on; after, it is an owner that died. Nobody's history breaks.
 func TestTheTakerDiesAtEachStep(t *testing.T) {
+	t.Parallel()
 	for _, sites := range []int{1, 2} {
 		for _, step := range []wire.HandStep{wire.HandPrepare, wire.HandReady, wire.HandTake} {
 			for _, after := range []bool{false, true} {
@@ -267,6 +268,7 @@ func TestToAnotherSiteAndBackAndASiteIsLost(t *testing.T) {
 // What R10 prevents: the site that was moved to lacks what was acknowledged before. The site that is left is lost at
 // once after the hand-over, before anything else happens.
 func TestTheSiteThatWasLeftIsLostAtOnce(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(8) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNodes(t, 2, 3, time.Second)

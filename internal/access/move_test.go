@@ -110,6 +110,7 @@ var requests struct {
 
 // A hand-over within the site under load: one history, and not one command fails.
 func TestAHandOverIsNoErrorToAnybody(t *testing.T) {
+	t.Parallel()
 	for _, sites := range []int{1, 2} {
 		t.Run(fmt.Sprint(sites, " sites"), func(t *testing.T) {
 			for seed := range uint64(3) {

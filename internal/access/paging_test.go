@@ -129,6 +129,7 @@ func (s *sparse) check(o *Owner) error {
 // A volume whose map doesn't fit its budget reads what was written: leaves come and go under concurrent writers,
 // checkpoints and one owner after another.
 func TestAMapFarLargerThanItsBudget(t *testing.T) {
+	t.Parallel()
 	// With 1 byte nothing stays that may go; the other budget leaves room for some of the leaves.
 	for _, budget := range []int64{1, 180 << 10} {
 		t.Run(fmt.Sprint(budget), func(t *testing.T) {

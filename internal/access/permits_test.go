@@ -40,6 +40,7 @@ func localHolders(c *cluster, o *Owner, at ident.Seq) (one map[*seat]int, more i
 // Once one of the two local replicas has gone (R5), all can be read from the other or from other sites: by the owner
 // that gave the permits and by those after it, with either local store dead, killed or without power.
 func TestAfterDropsEverythingStaysReadable(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3, 2)
 	c.limit.SegmentBytes = 128 << 10
 	v := c.volume(4<<20, 3, control.Replicated)
@@ -117,6 +118,7 @@ func TestAfterDropsEverythingStaysReadable(t *testing.T) {
 // finds the history and its map without them, reads the bytes at other sites, and makes local replicas again; with all
 // other sites away it waits for what it can't do without, and goes on as soon as one is back.
 func TestTheOwnersNodeDiesAfterDrops(t *testing.T) {
+	t.Parallel()
 	for _, far := range []bool{true, false} {
 		c := newCluster(t, 3, 2)
 		c.limit.SegmentBytes = 128 << 10

@@ -381,9 +381,15 @@ func (rd *rebuilder) headerPoint(r *journal.Range) (p journal.CheckpointPoint, e
 func (rd *rebuilder) replay(r *journal.Range) error {
 	o := rd.o
 	s := o.segs[r.Segment]
-	if slot, ok := o.m.Slot(r.Segment); ok && r.To <= o.m.Applied() {
-		seg, _ := o.m.Segment(slot)
-		if seg.Sealed {
+	if r.To <= o.m.Applied() {
+		slot, ok := o.m.Slot(r.Segment)
+		if !ok {
+			// Retired, and gone from everywhere once: a store that was away, or whose power cut took the removal back, has it
+			// still. That is a stray, and may be permitted to go already; as a segment it would then be one without a replica.
+			delete(o.segs, r.Segment)
+			return nil
+		}
+		if seg, _ := o.m.Segment(slot); seg.Sealed {
 			s.slot, s.last, s.end = slot, seg.Last, seg.End
 			o.order = append(o.order, s)
 			return nil

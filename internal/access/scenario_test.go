@@ -164,6 +164,7 @@ func TestASegmentOfAnOlderEnsembleIsFound(t *testing.T) {
 // An owner that has not heard all stores, and does not know the end, takes no ensemble off the list: what it has missed is
 // found by nobody any more, silently (R3).
 func TestAnOwnerThatIsNotProvenTakesNothingOffTheList(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 6)
 	c.limit.UncertainWait = 200 * time.Millisecond
 	v := c.volume(1<<20, 1, control.Replicated)

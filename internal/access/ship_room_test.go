@@ -10,6 +10,7 @@ import (
 // Found by reading: segments of an owner with a larger limits.segment_size were never shipped by a successor with a smaller
 // one, which opened replicas that they did not fit in.
 func TestSegmentsLargerThanOnesOwnAreShipped(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 2)
 	c.limit.SegmentBytes = 512 << 10
 	v := c.volume(4<<20, 2, control.Replicated)

@@ -82,6 +82,7 @@ func (c *cluster) events(action string) (notes []string) {
 // A and B both lose unsynced writes with all traces of them; everybody answers; nothing is reported (R4): but the
 // other site has them, and they are all there again.
 func TestBothHoldersLoseTheirPowerAndTheOtherSiteHasAll(t *testing.T) {
+	t.Parallel()
 	for _, nodes := range []int{2, 3} { // with two, the third member of the ensemble is at the other site
 		t.Run(fmt.Sprint(nodes, " nodes"), func(t *testing.T) {
 			c := newCluster(t, 2, nodes)
@@ -175,6 +176,7 @@ func TestAShippedPartIsNoWordOnTheEnd(t *testing.T) {
 // A site that could not be asked comes back with what the others have given up: it is kept as a fork, shown, not
 // overwritten and not dropped, and the site holds this history beside it.
 func TestWhatASiteHasBeyondIsKeptAsAFork(t *testing.T) {
+	t.Parallel()
 	for _, sealed := range []bool{false, true} {
 		t.Run(fmt.Sprint("sealed ", sealed), func(t *testing.T) {
 			c := newCluster(t, 2, 3)

@@ -44,6 +44,7 @@ func (l *thinLink) Append(m *wire.Append, done func(wire.AppendReply, error)) {
 // Writers run ahead of another site, by more than the link carries: they are slowed until it has caught up, to no less
 // than half of the link (R10), and the volume moves. Nobody sees an error.
 func TestWritersAreSlowedForAHandOver(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := newNodes(t, 2, 2, time.Second)
 		n.limit.SegmentBytes = 1 << 20

@@ -43,6 +43,7 @@ func (o *Owner) look() {
 // A replica that is found damaged when its store starts is made again, where there is no other store in its own
 // place; its file is kept; and the store counts again.
 func TestADamagedReplicaIsReplaced(t *testing.T) {
+	t.Parallel()
 	for _, nodes := range []int{2, 3} {
 		c := newCluster(t, 1, nodes)
 		c.limit.SegmentBytes = 64 << 10
@@ -113,6 +114,7 @@ func (c *cluster) name(id ident.SegmentID) string {
 
 // Bad bytes found while reading are replaced too, and the file that has them is kept.
 func TestACorruptFileIsSetAside(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 2)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(1<<20, 1, control.Replicated)
@@ -191,6 +193,7 @@ func TestAStoreThatLacksAReplicaCountsForNothing(t *testing.T) {
 
 // A permit that is read again by a later owner doesn't take what a repair has made at the same store since.
 func TestAPermitMeansOneReplica(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 2)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(1<<20, 2, control.Replicated)
@@ -255,6 +258,7 @@ func TestAPermitMeansOneReplica(t *testing.T) {
 
 // What abandoned epochs, abandoned checkpoints and stores that were away have left is found and goes.
 func TestStraysGo(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, 2)
 	c.limit.SegmentBytes = 64 << 10
 	v := c.volume(1<<20, 2, control.Replicated)
@@ -326,6 +330,7 @@ func TestStraysGo(t *testing.T) {
 // TestProvenSinceIsKnownAtOnce: what a takeover has heard of the epochs before is enough to say which tails may go, before any store has
 // been looked at again. One epoch that is not proven makes forks of all before it.
 func TestProvenSinceIsKnownAtOnce(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, 3)
 	v := c.volume(1<<20, 1, control.Replicated)
 	n := &numbered{blocks: 16, done: map[int]bool{}}
@@ -392,4 +397,77 @@ func TestProvenSinceIsKnownAtOnce(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// A replica of a segment that was retired long ago is there again (the power cut took its removal back), its owner permits
+// it to go, and dies before it went. The next owner hears of it; it must not become a segment of the history again, without a
+// replica once it has gone: other sites would wait for it for ever, and nothing would be retired any more.
+func TestALeftoverOfARetiredSegmentIsNoSegmentAgain(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	c.limit.SegmentBytes = 64 << 10
+	v := c.volume(256<<10, 2, control.Replicated)
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(9, 1))}
+	overwrite := func() {
+		for off := int64(0); off < v.SizeBytes; off += 32 << 10 {
+			data := make([]byte, 32<<10)
+			data[5] = byte(im.rng.Uint32())
+			if err := writeAt(im.o, off, data, false); err != nil {
+				t.Fatal(err)
+			}
+			copy(im.want[off:], data)
+		}
+	}
+	overwrite()
+	c.inStep(t, im.o)
+	away := c.seats[1]
+	left := c.replicas(away, v.ID)
+	c.kill(away)
+	var gone []journal.Permit
+	eventually(t, "segments that the store has are retired", func() bool {
+		overwrite()
+		if err := im.o.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		im.o.ask(func() {
+			im.o.dropSome()
+			for id, s := range im.o.segs { // it has confirmed that they are gone
+				if seg, ok := im.o.m.Segment(s.slot); ok && seg.Retired && !id.IsCheckpoint() {
+					s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.store == away.id })
+				}
+			}
+		})
+		gone = gone[:0]
+		for id, r := range left {
+			if !id.IsCheckpoint() && !slices.ContainsFunc(im.o.Segments(), func(s SegmentView) bool { return s.ID == id }) {
+				gone = append(gone, journal.Permit{Segment: id, Store: away.id, Made: r.Made})
+			}
+		}
+		return len(gone) > 1
+	})
+	if err := im.o.Checkpoint(); err != nil { // which has them no more
+		t.Fatal(err)
+	}
+	im.o.ask(func() { im.o.permit(gone) })
+	if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.inStep(t, im.o)
+	im.o.Close()
+	c.start(away)
+	im.o = c.own(v)
+	for _, s := range im.o.Segments() {
+		if slices.ContainsFunc(gone, func(p journal.Permit) bool { return p.Segment == s.ID }) {
+			t.Errorf("segment %s is back", s.ID)
+		}
+	}
+	eventually(t, "what was left has gone", func() bool {
+		im.o.look()
+		have := c.replicas(away, v.ID)
+		return !slices.ContainsFunc(gone, func(p journal.Permit) bool { _, there := have[p.Segment]; return there })
+	})
+	im.change(t)
+	c.inStep(t, im.o)
+	im.check(t)
+	im.o.Close()
 }
