@@ -133,6 +133,23 @@ func sharedUnit(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *testNo
 		t.Errorf("copied: %q", got[:8])
 	}
 
+	// SPC-4 6.4.6.4: within the volume, by reference, whichever access server has the command; the source is overwritten afterwards.
+	for i, p := range []*path{a, dial(n2, iqns[0], "iqn.2026-11.test:c")} {
+		list := make([]byte, 16)
+		list[0], list[3], list[11] = 10, 32, 28
+		list = append(list, identify(p)...)
+		at := byte(32 + 8*i)
+		segment := make([]byte, 28)
+		segment[0], segment[3], segment[11], segment[27] = 2, 24, 8, at
+		list = append(list, segment...)
+		p.wants("EXTENDED COPY within the volume", good, []byte{0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(list))}, list, 0)
+		p.wants("write to its source", good, write, bytes.Repeat([]byte{byte(i)}, 4096), 0)
+		if got := p.wants("read of the copy", good, []byte{0x28, 0, 0, 0, 0, at, 0, 0, 8, 0}, nil, 4096); !bytes.Equal(got, data) {
+			t.Errorf("copied within the volume: %q", got[:8])
+		}
+		p.wants("write of what was there", good, write, data, 0)
+	}
+
 	// SBC-3 5.21, 5.50: a token made at one server, used at another volume's, at the other server.
 	ranges := func(head int, lba byte) []byte {
 		b := make([]byte, head+16)
