@@ -22,11 +22,19 @@ import (
 //	others at its site  active/non-optimized
 //	at other sites      active/non-optimized, standby or unavailable, as the volume's policy says
 //
-// While the volume changes hands, the groups of the old and the new owner are transitioning. That is only reported: the
+// While the volume changes hands, the group of the old owner is transitioning. That is only reported: the
 // unit attention comes once the new owner serves, so that an initiator that asks on hearing of it finds states to stay.
+// The group of the new one is not: it takes commands, and keeps them until it serves. Linux leaves a group alone that is
+// transitioning, asks again after 2 s, and fails what it has for it, so that its path is not used before the next check.
 
 // pathsFresh is how long what was found is kept while nothing is heard of another owner.
 const pathsFresh = 200 * time.Millisecond
+
+// stayAfterChange is for how long a volume that has changed hands does not go to another site because of SET TARGET PORT
+// GROUPS. When a path is lost, Linux sends the command by every path of the group that it switches to, whatever site that
+// leads to, and each would have the volume: it stays at the owner that the site has just found, and the initiator, which is
+// told so, uses the paths as they are. A guess: longer than switching over takes.
+const stayAfterChange = 5 * time.Second
 
 // setOptimizedTimeout bounds SET TARGET PORT GROUPS, below initiators' command timeouts of 30 s.
 const setOptimizedTimeout = 20 * time.Second
@@ -43,6 +51,7 @@ type pathView struct {
 	owner  ident.NodeName      // whom steady follows
 	epoch  ident.Epoch         // newest heard of
 	at     time.Time
+	moved  time.Time // when the owner was seen to have changed
 }
 
 // pathsOf finds what is kept of a volume. It stays when sessions go: generations of what initiators know must not begin
@@ -74,6 +83,11 @@ func (e *Exports) look(v *access.Volume, p *paths) reserve.PathInfo {
 	if !serves && old != nil {
 		next.owner = old.owner
 	}
+	if old != nil {
+		if next.moved = old.moved; next.owner != old.owner && old.owner != "" {
+			next.moved = next.at
+		}
+	}
 	spec := v.Spec()
 	if now, ok := e.ctl.Volume(v.ID()); ok {
 		spec = &now // the volume learns of policies a little later
@@ -88,7 +102,9 @@ func (e *Exports) look(v *access.Volume, p *paths) reserve.PathInfo {
 		}
 	}
 	if !serves {
-		next.info.Groups = e.transition(next.steady, next.owner, owner)
+		if n, ok := e.ctl.Node(next.owner); ok && next.owner != owner {
+			next.info.Groups = transition(next.steady, n.TPGT)
+		}
 	}
 	p.now.Store(next)
 	return next.info
@@ -127,18 +143,31 @@ func (e *Exports) groups(spec *control.VolumeSpec, owner ident.NodeName) (list [
 	return list, remote
 }
 
-// transition marks the groups of nodes that give or take.
-func (e *Exports) transition(steady []reserve.PortGroup, nodes ...ident.NodeName) []reserve.PortGroup {
+// transition marks the group of the node that gives.
+func transition(steady []reserve.PortGroup, giver uint16) []reserve.PortGroup {
 	list := slices.Clone(steady)
-	for _, name := range nodes {
-		n, _ := e.ctl.Node(name)
-		for i := range list {
-			if list[i].ID == n.TPGT {
-				list[i].State = reserve.Transitioning
-			}
+	for i := range list {
+		if list[i].ID == giver {
+			list[i].State = reserve.Transitioning
 		}
 	}
 	return list
+}
+
+// stays reports that a volume does not go to a group now, though an initiator asks for it.
+func (w *pathView) stays(group uint16, now time.Time) bool {
+	if w == nil || w.moved.IsZero() || now.Sub(w.moved) > stayAfterChange {
+		return false
+	}
+	place := func(is func(*reserve.PortGroup) bool) uint16 {
+		for i := range w.steady {
+			if is(&w.steady[i]) {
+				return w.steady[i].Place
+			}
+		}
+		return 0
+	}
+	return place(func(g *reserve.PortGroup) bool { return g.ID == group }) != place(func(g *reserve.PortGroup) bool { return g.State == reserve.ActiveOptimized })
 }
 
 // remoteState is the policy's word in the device server's terms.
@@ -162,6 +191,10 @@ func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
 	i := slices.IndexFunc(nodes, func(n control.Node) bool { return n.TPGT == group && n.Has(control.RoleAccess) })
 	if i < 0 {
 		done(scsi.ErrGroupsNotSet)
+		return
+	}
+	if d.Paths(); d.paths.now.Load().stays(group, time.Now()) {
+		done(errors.Join(scsi.ErrGroupsNotSet, errors.New("the volume has just changed hands")))
 		return
 	}
 	if !e.srv.Go(func(ctx context.Context) {

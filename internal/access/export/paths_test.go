@@ -1,0 +1,44 @@
+package export
+
+import (
+	"testing"
+	"time"
+
+	"dozo/internal/access/reserve"
+)
+
+// A volume that has just changed hands stays at its site, whoever asks: Linux asks by all paths of a group that it switches to.
+func TestAVolumeStaysAfterAChange(t *testing.T) {
+	now := time.Now()
+	groups := []reserve.PortGroup{
+		{ID: 1, State: reserve.ActiveNonOptimized, Place: 1},
+		{ID: 2, State: reserve.ActiveOptimized, Place: 1},
+		{ID: 3, State: reserve.ActiveNonOptimized, Place: 2},
+	}
+	for _, x := range []struct {
+		what  string
+		view  *pathView
+		group uint16
+		want  bool
+	}{
+		{"nothing is known", nil, 3, false},
+		{"it was there all the time", &pathView{steady: groups}, 3, false},
+		{"another site, right afterwards", &pathView{steady: groups, moved: now.Add(-time.Second)}, 3, true},
+		{"the same site", &pathView{steady: groups, moved: now.Add(-time.Second)}, 1, false},
+		{"where it is", &pathView{steady: groups, moved: now.Add(-time.Second)}, 2, false},
+		{"another site, later", &pathView{steady: groups, moved: now.Add(-time.Minute)}, 3, false},
+	} {
+		if got := x.view.stays(x.group, now); got != x.want {
+			t.Errorf("%s: %v", x.what, got)
+		}
+	}
+}
+
+// Who gives is transitioning; who takes takes commands.
+func TestOnlyTheGiverIsTransitioning(t *testing.T) {
+	steady := []reserve.PortGroup{{ID: 1, State: reserve.ActiveOptimized}, {ID: 2, State: reserve.ActiveNonOptimized}}
+	got := transition(steady, 1)
+	if got[0].State != reserve.Transitioning || got[1].State != reserve.ActiveNonOptimized || steady[0].State != reserve.ActiveOptimized {
+		t.Errorf("%+v of %+v", got, steady)
+	}
+}
