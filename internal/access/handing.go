@@ -31,6 +31,22 @@ type handing struct {
 	prior  uint64
 	epoch  ident.Epoch
 	pause  time.Duration
+	parts  handParts
+}
+
+// handParts is what a pause was made of.
+type handParts struct {
+	drained time.Duration // what was let in is committed
+	copied  time.Duration // and stable where the volume goes to
+	written time.Duration // the control store names the taker
+	fenced  time.Duration // the stores of this site obey it
+	taken   time.Duration // it has said that it serves
+}
+
+// attrs are the parts for the log, each without the ones before it.
+func (p *handParts) attrs() []any {
+	const to = 100 * time.Microsecond
+	return []any{"drained", p.drained.Round(to), "copied", p.copied.Round(to), "written", p.written.Round(to), "fenced", p.fenced.Round(to), "taken", p.taken.Round(to)}
 }
 
 func (h *handing) ask(ctx context.Context, patience time.Duration, m *wire.HandOver) (wire.HandOverReply, error) {
@@ -74,6 +90,9 @@ func (h *handing) run(ctx context.Context) error {
 	}
 
 	begun := time.Now()
+	lap := func(at *time.Duration) {
+		*at = time.Since(begun) - h.parts.drained - h.parts.copied - h.parts.written - h.parts.fenced
+	}
 	h.mv.phase("draining")
 	dctx, cancel := context.WithTimeout(ctx, drainPatience)
 	defer cancel()
@@ -81,6 +100,7 @@ func (h *handing) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	lap(&h.parts.drained)
 	// A third site's copy is enough for R10, but the taker would read the rest from there, which takes longer than a
 	// little patience.
 	for h.copies && !mutant.On(mutant.R10Stable) && !o.stableAt(h.to.Site, at.Seq) && (time.Since(begun) < thirdPatience || !o.stableAt(0, at.Seq)) {
@@ -97,10 +117,12 @@ func (h *handing) run(ctx context.Context) error {
 	if ctx.Err() != nil || o.Err() != nil {
 		return errors.Join(ctx.Err(), o.Err())
 	}
+	lap(&h.parts.copied)
 	state, rev, err := h.write(ctx, rev)
 	if err != nil {
 		return err
 	}
+	lap(&h.parts.written)
 	stopped = true
 	h.epoch = state.Epoch
 	h.mv.phase("taking over")
@@ -113,7 +135,9 @@ func (h *handing) run(ctx context.Context) error {
 	h.v.note(o.epoch, m.Stopped) // what this node's sessions know of the owner's clock from now on
 	h.v.owner.CompareAndSwap(o, nil)
 	h.fence(ctx, m)
+	lap(&h.parts.fenced)
 	r, err = h.ask(context.WithoutCancel(ctx), takePatience, m)
+	lap(&h.parts.taken)
 	h.pause = time.Since(begun)
 	if err == nil {
 		h.v.note(r.Epoch, r.Tick)

@@ -226,7 +226,7 @@ func (s *Server) runMove(ctx context.Context, v *Volume, o *Owner, to control.No
 		mv.r.Phase, mv.r.LagBytes, mv.r.Epoch, mv.r.Pause = "done", 0, h.epoch, h.pause
 		s.env.Metrics.HandedOver.Inc()
 		s.env.Metrics.HandSeconds.Observe(h.pause.Seconds())
-		h.log.Info("handed over", "pause", h.pause.Round(time.Microsecond), "next", h.epoch.String())
+		h.log.Info("handed over", append([]any{"pause", h.pause.Round(time.Microsecond), "next", h.epoch.String()}, h.parts.attrs()...)...)
 		return
 	}
 	s.env.Metrics.HandFailed.Inc()
