@@ -22,7 +22,7 @@ at() { "$dozo" lab exec --name $lab "$1" -- "$dozo" "${@:2}"; }
 measure() {
 	at "$1" bench iscsi --workload write:4k:1 --fua 100 --size 16M --ramp 1s --runtime "${seconds}s" --max-errors 10 -q -o json \
 		"$(at east volume targets v | grep -o "iscsi://$2[^ ]*" | head -n 1)" |
-		python3 -c 'import json,sys; w=json.load(sys.stdin)["writes"]; print("%.0f %.0f %.0f" % (w["n"]/float(sys.argv[1]), w["p50_us"], w["p99_us"]))' "$seconds"
+		python3 -c 'import json,sys; w=json.load(sys.stdin)["write"]; print("%.0f %.0f %.0f" % (w["n"]/float(sys.argv[1]), w["p50_us"], w["p99_us"]))' "$seconds"
 }
 "$dozo" lab up --name $lab --sites 3 --nodes 2 --rtt "${RTT:-18ms}" --rate 1gbit --dir "$work/lab" >"$work/up.txt" 2>&1 || { cat "$work/up.txt" >&2; exit 1; }
 at east volume create v 256M --at east --ownership pin >/dev/null || exit 1
