@@ -191,6 +191,7 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 	if int64(v.offset)+int64(journal.IndexSize(len(r.mu.index)+len(sc.fresh))) > int64(r.mu.capacity) {
 		return beyond(r, from, data.left)
 	}
+	need := v.offset + uint32(journal.IndexSize(len(r.mu.index)+len(sc.fresh)))
 	f := r.mu.pinned
 	if f == nil {
 		var err error
@@ -206,6 +207,9 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 		if err := s.wipeLocked(r, f); err != nil {
 			return err
 		}
+	}
+	if err := s.growLocked(r, f, need); err != nil {
+		return err
 	}
 	sc.bufs = data.rest(sc.bufs[:0])
 	if _, err := f.WriteVAt(sc.bufs, int64(from)); err != nil {
@@ -232,7 +236,7 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 // for the rest of something damaged.
 func (s *Store) writeFailedLocked(r *replica, f *handle, end uint32, err error) error {
 	if cut := f.Truncate(int64(end)); cut == nil {
-		_ = f.Preallocate(int64(r.mu.capacity)) // best effort: without it the next append may find no space
+		_ = takeSpace(f, max(r.mu.taken, end), r.mu.capacity) // best effort: without it the next append may find no space
 	}
 	e := ioError("write "+r.path, err)
 	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {

@@ -263,7 +263,7 @@ func TestFullDiskStillFencesAndSeals(t *testing.T) {
 	var open []*owner
 	var err error
 	for i := range uint32(10) {
-		o := newOwner(t, segment(jA, 1, i))
+		o := newOwner(t, segment(jA, 1, 2+i)) // not the first ones of an epoch, which take space as they grow
 		if _, err = s.OpenSegment(context.Background(), &wire.OpenSegment{Epoch: o.epoch, Segment: o.seg, Capacity: testCapacity}); err != nil {
 			break
 		}

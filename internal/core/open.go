@@ -130,7 +130,8 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 	if err != nil {
 		return ioError("create "+r.path, err)
 	}
-	if err = f.Preallocate(int64(capacity)); err == nil {
+	r.mu.taken = spaceAtOpen(id, capacity)
+	if err = takeSpace(f, r.mu.taken, capacity); err == nil {
 		if err = f.SyncData(); err != nil {
 			s.fail("fdatasync "+r.path, err)
 		}

@@ -37,6 +37,7 @@ type replica struct {
 		state     wire.ReplicaState
 		closing   bool // a seal is under way or done: no appends
 		capacity  uint32
+		taken     uint32 // bytes of the file that space was taken for by this process, at most capacity: space.go
 		before    ident.Position
 		last      ident.Position
 		start     wire.EpochStart

@@ -244,11 +244,13 @@ func (s *Store) recycle(sp *spare, r *replica, capacity uint32) (f vfs.File, err
 	switch {
 	case err != nil:
 	case sp.size > int64(capacity):
+		r.mu.taken = capacity
 		if err = f.Truncate(int64(capacity)); err == nil {
 			_, err = f.WriteAt(none[:], int64(capacity)-journal.TrailerSize)
 		}
 	default:
-		err = f.Preallocate(int64(capacity))
+		r.mu.taken = max(uint32(sp.size), spaceAtOpen(r.id, capacity))
+		err = takeSpace(f, r.mu.taken, capacity)
 	}
 	if err == nil {
 		if err = f.SyncData(); err != nil {
@@ -274,7 +276,8 @@ func (s *Store) recycle(sp *spare, r *replica, capacity uint32) (f vfs.File, err
 func (s *Store) wipeLocked(r *replica, f vfs.File) error {
 	err := f.Truncate(0)
 	if err == nil {
-		err = f.Preallocate(int64(r.mu.capacity))
+		r.mu.taken = spaceAtOpen(r.id, r.mu.capacity)
+		err = takeSpace(f, r.mu.taken, r.mu.capacity)
 	}
 	if err == nil {
 		err = f.SyncData()

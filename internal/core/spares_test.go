@@ -424,7 +424,7 @@ func TestSparesGiveWayToSpace(t *testing.T) {
 
 	// Another journal wants all of the space.
 	m.SetCapacity(used() + 1<<20 + 1<<19)
-	o := newOwner(t, segment(jB, 1, 1))
+	o := newOwner(t, segment(jB, 1, 2))
 	if _, err := s.OpenSegment(bg, &wire.OpenSegment{Epoch: o.epoch, Segment: o.seg, Capacity: testCapacity}); err != nil {
 		t.Fatalf("with a spare to give up: %v", err)
 	}
@@ -432,7 +432,7 @@ func TestSparesGiveWayToSpace(t *testing.T) {
 		t.Fatalf("%d spares", n)
 	}
 	wantFiles(t, m, 0)
-	_, err = s.OpenSegment(bg, &wire.OpenSegment{Epoch: o.epoch, Segment: segment(jB, 1, 2), Capacity: testCapacity})
+	_, err = s.OpenSegment(bg, &wire.OpenSegment{Epoch: o.epoch, Segment: segment(jB, 1, 3), Capacity: testCapacity})
 	wantCode(t, err, wire.CodeNoSpace)
 
 	// Its own journal needs no more than the rest of the file, even where nothing is free.

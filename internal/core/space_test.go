@@ -1,0 +1,92 @@
+package core
+
+import (
+	"testing"
+
+	"dozo/internal/vfs"
+	"dozo/internal/wire"
+)
+
+// The first segments of an epoch, and checkpoints, take space as they grow: what is opened and hardly written to costs little.
+func TestFirstSegmentsTakeSpaceAsTheyGrow(t *testing.T) {
+	m := vfs.NewMem(1 << 30)
+	s := openStore(t, testOptions(m, boot1))
+	used := func() int64 {
+		u, err := m.Usage("/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int64(u.Total - u.Free)
+	}
+	for number, most := range map[uint32]int64{0: spaceFirst, 1: spaceFirst, 2: testCapacity} {
+		before := used()
+		o := newOwner(t, segment(jA, 1, number))
+		o.open(s)
+		o.write(s, 1, 1)
+		if took := used() - before; took < most || took > most+spaceFirst { // the notes may grow
+			t.Errorf("segment %d takes %d bytes with one block in it; want %d", number, took, most)
+		}
+	}
+	o := newOwner(t, segment(jB, 1, 0))
+	o.open(s)
+	before := used()
+	for range 60 {
+		o.write(s, 1, 2)
+	}
+	if took, want := used()-before, int64(o.off); took < want-spaceFirst || took > 4*want {
+		t.Errorf("%d bytes were appended, and %d taken", want, took)
+	}
+	o.seal(s)
+	o.wantRecords(s, len(o.ends))
+}
+
+// Where there is no space to grow into, the append says so and changes nothing; the store goes on, and what is open can be
+// sealed as it is, or go on once there is space.
+func TestASegmentThatCanNotGrow(t *testing.T) {
+	m := vfs.NewMem(0)
+	opts := testOptions(m, boot1)
+	s := openStore(t, opts)
+	a, b := newOwner(t, segment(jA, 1, 0)), newOwner(t, segment(jB, 1, 0))
+	for _, o := range []*owner{a, b} {
+		o.open(s)
+		for range 5 {
+			o.write(s, 1, 1)
+		}
+	}
+	u, _ := m.Usage("/")
+	m.SetCapacity(int64(u.Total - u.Free))
+	grow := func(o *owner) (n int, err error) {
+		for n = range 100 {
+			was := *o
+			data := o.make(1, 3)
+			if _, err = appendAt(s, &wire.Append{Epoch: o.epoch, Segment: o.seg, Offset: was.off, Data: [][]byte{data}}); err != nil {
+				*o = was
+				return n, err
+			}
+		}
+		return n, nil
+	}
+	for _, o := range []*owner{a, b} {
+		n, err := grow(o)
+		wantCode(t, err, wire.CodeNoSpace)
+		if n == 0 {
+			t.Error("nothing could be appended to what was taken already")
+		}
+		if _, err := grow(o); err == nil {
+			t.Error("appended again where there is no space")
+		}
+	}
+	if why := s.Failed(); why != "" {
+		t.Fatalf("the store failed: %s", why)
+	}
+	a.seal(s)
+	a.wantRecords(s, len(a.ends))
+	m.SetCapacity(1 << 30)
+	if _, err := grow(b); err != nil {
+		t.Fatal(err)
+	}
+	b.seal(s)
+	s2 := openStore(t, testOptions(powerCut(m, 0, 1), boot2))
+	a.wantRecords(s2, len(a.ends))
+	b.wantRecords(s2, len(b.ends))
+}
