@@ -32,6 +32,7 @@ type Metrics struct {
 	SyncSeconds  prometheus.Histogram
 	Forks        prometheus.Counter
 	SlowFlushes  prometheus.Counter
+	Strays       prometheus.Gauge
 
 	SiteTakeovers prometheus.Counter
 }
@@ -73,9 +74,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		SiteTakeovers: counter("site_takeovers_total", "Volumes with the partition policy stop that this node has taken over from a site that was lost."),
 		HandSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "dozo", Subsystem: "access", Name: "hand_over_pause_seconds",
 			Help: "How long commands waited for a hand-over, as the old owner saw it.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 12)}),
+		Strays: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "dozo", Subsystem: "access", Name: "stray_replicas",
+			Help: "Replicas of no segment that stores have reported and that are not yet permitted to go."}),
 		SyncSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "dozo", Subsystem: "access", Name: "sync_seconds",
 			Help: "How long stores took for an fdatasync.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}),
 	}
-	reg.MustRegister(m.SyncSeconds, m.HandSeconds)
+	reg.MustRegister(m.SyncSeconds, m.HandSeconds, m.Strays)
 	return m
 }

@@ -381,6 +381,7 @@ func (o *Owner) stop(err error) {
 		return
 	}
 	o.stopErr = err
+	o.showStrays()
 	o.log.Warn("owner stopped", "epoch", o.epoch, "err", err)
 	if o.w != nil {
 		o.w.Stop(err)
@@ -568,6 +569,7 @@ func (o *Owner) everySecond() {
 	}
 	o.tellSites()
 	o.releaseCuts()
+	o.showStrays()
 	o.publish()
 }
 

@@ -3,6 +3,7 @@ package access
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"slices"
 	"time"
 
@@ -14,11 +15,15 @@ import (
 // Replicas that the owner's table doesn't have, or has otherwise: left by abandoned epochs and checkpoints, by a
 // store that was away while a segment was retired, shipped twice because a store was down, damaged while nobody
 // looked. Stores report all that they have with every fence; the owner asks its own site's after it begins to
-// serve and now and then, the others' with every session of shipping. Nothing goes but by a committed record that
+// serve and now and then, the others' with every session of shipping and, more rarely, while one lasts. Nothing goes but by a committed record that
 // names the very replica that was reported (R13).
 
 // strayEvery is how often stores are asked what they have: what is left over costs space and nothing else.
 const strayEvery = 10 * time.Minute
+
+// strayEveryFar is the same for stores of other sites. A session of shipping may last for months, and what is left over
+// there during it would stay as long. With ten thousand volumes on three sites that is a question each 90 ms in all.
+const strayEveryFar = time.Hour
 
 // leavingEvery is how often a store is asked that is being emptied and has something still: somebody waits for it.
 const leavingEvery = 10 * time.Second
@@ -27,11 +32,13 @@ const leavingEvery = 10 * time.Second
 type strayState struct {
 	answers map[ident.StoreID]*wire.FenceReply // of the takeover, until the first look
 	starts  map[ident.Epoch]wire.EpochStart    // of former epochs, as replicas show them
-	due     time.Duration                      // next look
+	due     time.Duration                      // next look at the stores of this site
+	farDue  time.Duration                      // and of the others; 0: not set yet
 	asking  bool
 	leaving map[ident.StoreID]time.Duration // when stores that are being emptied were asked
 	found   map[permitKey]stray
 	heard   map[ident.StoreID]bool // stores that have said what they have
+	shown   int                    // of found, as the metric has it
 	lost    map[permitKey]bool     // set aside by this owner's word, to be made again
 
 	// What a store says of a replica is as old as the question. moment counts what this owner has learned of replicas
@@ -115,17 +122,31 @@ func (o *Owner) lookForStrays(now time.Duration) {
 		x.answers = nil
 	}
 	o.askLeaving(now)
-	if now < x.due || x.asking {
+	if x.farDue == 0 { // what they have was, or will be, heard when shipping to them begins
+		x.farDue = now + strayEveryFar - o.phase(strayEveryFar/2)
+	}
+	near, far := now >= x.due, now >= x.farDue
+	if !near && !far || x.asking {
 		return
 	}
 	x.asking = true
-	x.due = now + strayEvery
 	ids := map[ident.StoreID]bool{}
-	for _, m := range o.members {
-		ids[m.Store] = true
+	if near {
+		x.due = now + strayEvery - o.phase(strayEvery/4)
+		for _, m := range o.members {
+			ids[m.Store] = true
+		}
+		for _, id := range o.env.Stores.Core(o.env.Site) {
+			ids[id] = true
+		}
 	}
-	for _, id := range o.env.Stores.Core(o.env.Site) {
-		ids[id] = true
+	if far {
+		x.farDue = now + strayEveryFar - o.phase(strayEveryFar/4)
+		for _, site := range o.remoteSites() {
+			for _, id := range o.env.Stores.Core(site) {
+				ids[id] = true
+			}
+		}
 	}
 	o.goBackground(func() {
 		for id := range ids {
@@ -135,8 +156,23 @@ func (o *Owner) lookForStrays(now time.Duration) {
 	})
 }
 
+// showStrays has the metric say how many are known of; none once the owner has stopped.
+func (o *Owner) showStrays() {
+	n := len(o.strays.found)
+	if o.stopErr != nil {
+		n = 0
+	}
+	o.env.Metrics.Strays.Add(float64(n - o.strays.shown))
+	o.strays.shown = n
+}
+
+// phase is a part of d that differs between journals: thousands that were taken over at once do not ask at once for ever.
+func (o *Owner) phase(d time.Duration) time.Duration {
+	return time.Duration(binary.LittleEndian.Uint64(o.journalID[:]) % uint64(d))
+}
+
 // askLeaving asks the stores that are being emptied, at any site: what they have that is in no table would keep them from
-// becoming empty, and other sites' stores are asked only when shipping to them begins anew.
+// becoming empty, and other sites' stores are asked rarely otherwise.
 func (o *Owner) askLeaving(now time.Duration) {
 	x := &o.strays
 	for _, site := range o.state.Sites {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
@@ -470,4 +473,75 @@ func TestALeftoverOfARetiredSegmentIsNoSegmentAgain(t *testing.T) {
 	c.inStep(t, im.o)
 	im.check(t)
 	im.o.Close()
+
+// Replicas of no segment at another site are asked about while the session of shipping lasts, not only when it begins, and no
+// more often than they must.
+func TestStraysOfAnotherSiteAreAskedAbout(t *testing.T) {
+	c := newCluster(t, 2, 2)
+	var questions atomic.Int32
+	c.wrap = func(s journal.Store) journal.Store { return &asked{s, &questions} }
+	v := c.volume(1<<20, 2, control.Replicated)
+	o := c.own(v)
+	defer o.Close()
+	if err := writeAt(o, 0, make([]byte, 4096), true); err != nil {
+		t.Fatal(err)
+	}
+	c.inStep(t, o)
+	far := c.seats[2]
+	stray := ident.SegmentID{Site: 1, Journal: v.ID, Epoch: o.epoch, Number: 99}
+	if _, err := far.OpenSegment(context.Background(), &wire.OpenSegment{Epoch: o.epoch, Segment: stray, Capacity: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	there := func() bool { _, ok := c.replicas(far, v.ID)[stray]; return ok }
+	o.look()
+	if !there() {
+		t.Fatal("it went though nobody has asked about it")
+	}
+	var due time.Duration
+	o.ask(func() {
+		due = o.strays.farDue - time.Duration(o.env.Clock())
+		o.strays.farDue = 1
+		o.everySecond()
+	})
+	if due <= 0 || due > strayEveryFar {
+		t.Errorf("the first look was to be in %v", due)
+	}
+	eventually(t, "it is asked about, and goes", func() bool {
+		o.ask(o.everySecond)
+		return !there()
+	})
+	o.ask(func() { due = o.strays.farDue - time.Duration(o.env.Clock()) })
+	if due < strayEveryFar/2 || due > strayEveryFar {
+		t.Errorf("the next look is in %v", due)
+	}
+	was := questions.Load()
+	for range 5 {
+		o.ask(o.everySecond)
+	}
+	if n := questions.Load() - was; n != 0 {
+		t.Errorf("%d questions more within five seconds", n)
+	}
+	eventually(t, "the metric says that none is left", func() bool {
+		o.ask(o.everySecond)
+		return gaugeOf(o.env.Metrics.Strays) == 0
+	})
+}
+
+// asked counts the questions what a store has.
+type asked struct {
+	journal.Store
+	n *atomic.Int32
+}
+
+func (a *asked) Fence(ctx context.Context, m *wire.Fence) (wire.FenceReply, error) {
+	a.n.Add(1)
+	return a.Store.Fence(ctx, m)
+}
+
+func gaugeOf(g interface{ Write(*dto.Metric) error }) float64 {
+	var m dto.Metric
+	if err := g.Write(&m); err != nil {
+		return -1
+	}
+	return m.GetGauge().GetValue()
 }
