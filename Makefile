@@ -12,6 +12,7 @@ DIR     ?= $(CURDIR)/dozo-data
 UPFLAGS ?=
 # Rounds of the long crash test, seconds for each fuzz target.
 ROUNDS   ?= 100
+VOLUMES  ?= 1000
 FUZZTIME ?= 30s
 # Seeds of the simulator, further flags of internal/sim/batch, mutants.
 SEEDS    ?= 1000
@@ -26,7 +27,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test robust upgrade-test conformance sim sim-short mutants sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust many upgrade-test conformance sim sim-short mutants sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +61,9 @@ crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, and r
 
 robust: build ## ROUNDS=100 rounds of faults at random among real processes in namespaces, with a check of what clients saw (root)
 	./test/robust.sh $(ROUNDS)
+
+many: build ## VOLUMES=1000 volumes on three sites of two nodes: what they cost, and what happens when a node dies; ends above 8 GB of disk
+	E2E_MANY=$(VOLUMES) ./test/e2e.sh -timeout 6h -v -run TestVolumesAtThreeSites $(TESTFLAGS)
 
 upgrade-test: build ## build the previous version (FROM=REVISION) and upgrade a cluster from it, node by node, under I/O
 	./test/upgrade.sh $(FROM)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs rounds of faults among real processes: test/robust.sh ROUNDS. ROBUST_SEED=N draws the same ones again, ROBUST_ONLY=TEXT
-# only those whose name has TEXT, ROBUST_KEEP=1 keeps the nodes' directories. Needs root.
+# only those whose name has TEXT (or one of several, with commas between), ROBUST_KEEP=1 keeps the nodes' directories. Needs root.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 ./test/deps.sh || exit 1

@@ -36,10 +36,7 @@ func (o *nodeList) run(ctx context.Context, a *app) error {
 		}
 		g := view.NewGrid("NAME", "SITE", "ADDRESS", "ROLES", "STATE", "PID", "VOTER", "USED", "CAPACITY", "VERSION")
 		for _, n := range resp.GetNodes() {
-			var used, capacity uint64
-			for _, s := range n.GetStores() {
-				used, capacity = used+s.GetUsedBytes(), capacity+s.GetCapacityBytes()
-			}
+			used, capacity := nodeSpace(n.GetStores())
 			voter, pid := "", ""
 			if n.GetVoter() {
 				voter = "yes"
@@ -55,4 +52,21 @@ func (o *nodeList) run(ctx context.Context, a *app) error {
 		}
 		return g.Write(a.out)
 	})
+}
+
+// nodeSpace is what the stores of a node use and have together. Those on one file system have no more than that has.
+func nodeSpace(stores []*dozov1.NodeStore) (used, capacity uint64) {
+	shared := map[uint64]uint64{} // capacity on each file system
+	for _, s := range stores {
+		used += s.GetUsedBytes()
+		fs := s.GetFileSystem()
+		if fs == 0 {
+			capacity += s.GetCapacityBytes() // its node does not run, or is older than this program
+			continue
+		}
+		before := shared[fs]
+		shared[fs] = min(before+s.GetCapacityBytes(), max(s.GetFileSystemBytes(), before))
+		capacity += shared[fs] - before
+	}
+	return used, capacity
 }

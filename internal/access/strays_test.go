@@ -473,6 +473,7 @@ func TestALeftoverOfARetiredSegmentIsNoSegmentAgain(t *testing.T) {
 	c.inStep(t, im.o)
 	im.check(t)
 	im.o.Close()
+}
 
 // Replicas of no segment at another site are asked about while the session of shipping lasts, not only when it begins, and no
 // more often than they must.

@@ -100,6 +100,9 @@ func (b *backend) ownNode(ctx context.Context, c *control.Client) (*dozov1.Node,
 			continue
 		}
 		s.CapacityBytes, s.UsedBytes = status.Capacity, status.Used
+		if x, err := st.Blocks(ctx); err == nil {
+			s.FileSystem, s.FileSystemBytes = x.FileSystem, x.FileSystemBytes
+		}
 		switch {
 		case status.Failed != "":
 			s.State = storeFailed

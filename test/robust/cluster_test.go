@@ -57,6 +57,7 @@ type cluster struct {
 	lab   string
 	procs []*proc
 	iqn   string
+	hosts int // that were added to the control store
 }
 
 func (c *cluster) proc(name string) *proc {

@@ -3,13 +3,19 @@
 package robust
 
 import (
+	"context"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
+
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
 )
 
 // fault does something bad and gives what undoes it. owner owns the volume, other is another node of its site.
@@ -83,6 +89,31 @@ func fill(c *cluster, p *proc) func() {
 			_ = os.Remove(n)
 		}
 	}
+}
+
+// changes makes so many changes of the control store, as far as it takes them. Each is a few KiB.
+func (c *cluster) changes(at *proc, n int) {
+	client, err := api.Dial(api.ClientOptions{Endpoints: []string{"unix://" + filepath.Join(at.dir, "api.sock")}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	made := 0
+	for range n {
+		c.hosts++
+		req := &dozov1.AddHostRequest{Tenant: "default", Name: fmt.Sprintf("h%05d", c.hosts)}
+		for k := range 16 {
+			req.InitiatorNames = append(req.InitiatorNames, fmt.Sprintf("iqn.2026-11.test:h%05d-%02d-%s", c.hosts, k, strings.Repeat("x", 180)))
+		}
+		one, end := context.WithTimeout(ctx, 500*time.Millisecond)
+		if _, err := client.Hosts.Add(one, req); err == nil {
+			made++
+		}
+		end()
+	}
+	c.t.Logf("%d of %d changes were made", made, n)
 }
 
 // leader is the voter that leads the control store.
@@ -162,7 +193,24 @@ var faults = []fault{
 	{name: "another core server's disk is full", hold: 2 * time.Second, do: func(c *cluster, _, other *proc, _ *rand.Rand) func() { return fill(c, other) }},
 	{name: "control store's leader killed", hold: time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return killProc(c, leader(c)) }},
 	{name: "control store's leader stopped", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return stopProc(leader(c)) }},
-	{name: "a voter's disk is full", hold: 2 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return fill(c, leader(c)) }},
+	{name: "a voter's disk is full", hold: 2 * time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
+		p := leader(c)
+		empty := fill(c, p)
+		// What etcd has set aside lasts for a while: changes until it finds the disk full.
+		c.changes(owner, 40)
+		return func() {
+			empty()
+			select { // it is dying if it found the disk full
+			case <-p.done:
+			case <-time.After(time.Second):
+			}
+			if !p.alive() {
+				c.t.Logf("%s has ended", p.name)
+				c.start(p)
+			}
+			c.ready(p)
+		}
+	}},
 	{name: "a voter's disk hangs", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return freeze(c, leader(c)) }},
 	{name: "200 ms and 2 % loss between the voters", hold: 3 * time.Second, do: func(c *cluster, _, _ *proc, _ *rand.Rand) func() { return far(c) }},
 	{name: "owner killed, 200 ms and 2 % loss between the voters", hold: 2 * time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, rng *rand.Rand) func() {
@@ -187,6 +235,26 @@ var faults = []fault{
 				return err == nil && v.Volume.Owner != owner.name, v.Volume.Owner
 			})
 			back()
+		}
+	}},
+	// Two of three core servers of the site: nothing is acknowledged by the third alone, and nobody may take over before one is back.
+	{name: "owner and a core server lost while the control store is away", hold: 3 * time.Second, do: func(c *cluster, owner, other *proc, rng *rand.Rand) func() {
+		a, b := stopProc(c.voters()[0]), stopProc(c.voters()[1])
+		time.Sleep(time.Duration(rng.IntN(1000)) * time.Millisecond)
+		other.kill()
+		time.Sleep(time.Duration(rng.IntN(500)) * time.Millisecond)
+		owner.kill()
+		return func() {
+			// In either order: the voters first, or the servers, which then start without a control store.
+			back := []func(){func() { a(); b() }, func() { c.start(owner); c.start(other) }}
+			if rng.IntN(2) == 0 {
+				back[0], back[1] = back[1], back[0]
+			}
+			back[0]()
+			time.Sleep(time.Duration(rng.IntN(1000)) * time.Millisecond)
+			back[1]()
+			c.ready(owner)
+			c.ready(other)
 		}
 	}},
 	{name: "owner drained", hold: time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {

@@ -66,7 +66,9 @@ func TestRobust(t *testing.T) {
 	t.Logf("rounds are drawn from ROBUST_SEED=%d", seed)
 	pool := faults
 	if only := os.Getenv("ROBUST_ONLY"); only != "" {
-		pool = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !strings.Contains(f.name, only) })
+		pool = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool {
+			return !slices.ContainsFunc(strings.Split(only, ","), func(text string) bool { return strings.Contains(f.name, text) })
+		})
 	}
 	c := startCluster(t)
 	sum := &summary{pauses: map[string][]time.Duration{}}

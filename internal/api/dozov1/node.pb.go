@@ -232,9 +232,13 @@ type NodeStore struct {
 	CapacityBytes uint64                 `protobuf:"varint,4,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
 	UsedBytes     uint64                 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
 	// ok, full, failed (not to be used until the host has rebooted), or unknown.
-	State         string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	// The file system that it is on, as its node numbers them, and how large that is. Two stores of one node with the same
+	// number share its space: together they have no more than that. 0: not known.
+	FileSystem      uint64 `protobuf:"varint,7,opt,name=file_system,json=fileSystem,proto3" json:"file_system,omitempty"`
+	FileSystemBytes uint64 `protobuf:"varint,8,opt,name=file_system_bytes,json=fileSystemBytes,proto3" json:"file_system_bytes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeStore) Reset() {
@@ -307,6 +311,20 @@ func (x *NodeStore) GetState() string {
 		return x.State
 	}
 	return ""
+}
+
+func (x *NodeStore) GetFileSystem() uint64 {
+	if x != nil {
+		return x.FileSystem
+	}
+	return 0
+}
+
+func (x *NodeStore) GetFileSystemBytes() uint64 {
+	if x != nil {
+		return x.FileSystemBytes
+	}
+	return 0
 }
 
 type ListNodesRequest struct {
@@ -1277,7 +1295,7 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x06stores\x18\x10 \x03(\v2\x12.dozo.v1.NodeStoreR\x06stores\x12\x1a\n" +
 	"\bdraining\x18\x11 \x01(\bR\bdraining\x12\x18\n" +
 	"\avolumes\x18\x12 \x01(\rR\avolumes\x12\x18\n" +
-	"\aleaving\x18\x13 \x01(\bR\aleaving\"\xa1\x01\n" +
+	"\aleaving\x18\x13 \x01(\bR\aleaving\"\xee\x01\n" +
 	"\tNodeStore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x12\n" +
@@ -1285,7 +1303,10 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x05 \x01(\x04R\tusedBytes\x12\x14\n" +
-	"\x05state\x18\x06 \x01(\tR\x05state\"<\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x1f\n" +
+	"\vfile_system\x18\a \x01(\x04R\n" +
+	"fileSystem\x12*\n" +
+	"\x11file_system_bytes\x18\b \x01(\x04R\x0ffileSystemBytes\"<\n" +
 	"\x10ListNodesRequest\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x14\n" +
 	"\x05local\x18\x02 \x01(\bR\x05local\"8\n" +
