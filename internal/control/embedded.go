@@ -98,11 +98,27 @@ func StartEmbedded(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
 	if err != nil {
 		return nil, err
 	}
-	etcd, err := embed.StartEtcd(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("start embedded control store %s: %w", c.Name, err)
+	failed := make(chan error, 1)
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(c.Log, lastWords{failed}))
+	type started struct {
+		etcd *embed.Etcd
+		err  error
 	}
-	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: make(chan error, 1), done: make(chan struct{})}
+	start := make(chan started, 1)
+	go func() { // it ends with StartEtcd, or by lastWords
+		etcd, err := embed.StartEtcd(cfg)
+		start <- started{etcd, err}
+	}()
+	var s started
+	select {
+	case s = <-start:
+	case s.err = <-failed:
+	}
+	if s.err != nil {
+		return nil, fmt.Errorf("start embedded control store %s: %w", c.Name, s.err)
+	}
+	etcd := s.etcd
+	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: failed, done: make(chan struct{})}
 	e.wg.Go(func() { e.attend(c.Name) })
 	select {
 	case <-etcd.Server.ReadyNotify():
@@ -185,7 +201,6 @@ func (c EmbeddedConfig) etcd() (*embed.Config, error) {
 	if c.Revoked != nil {
 		cfg.GRPCAdditionalServerOptions = revokedGuard{c.Revoked}.options()
 	}
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(c.Log))
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("embedded control store %s: %w", c.Name, err)
 	}
@@ -265,18 +280,32 @@ func (e *Embedded) Leads() bool {
 	return e.etcd.Server.Leader() == e.etcd.Server.MemberID()
 }
 
-// Close stops the voter and waits for it. A second call does nothing.
+// ErrVoterDied is what Failed gives if the voter can not go on because of its disk, or of itself; not if it was removed.
+var ErrVoterDied = errors.New("the voter has died")
+
+// closePatience is how long Close waits for a voter. One that has died may hold for ever what the rest of it waits for.
+const closePatience = 10 * time.Second
+
+// Close stops the voter and waits for it, unless it has died and does not end. A second call does nothing.
 func (e *Embedded) Close() error {
 	e.closeOnce.Do(func() {
 		close(e.done)
 		e.wg.Wait()
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed) // also if that ends by lastWords
+			select {
+			case <-e.etcd.Server.ReadyNotify():
+			default:
+				// Before a voter is ready its listeners wait for that, and Close for them: end the wait first.
+				e.etcd.Server.Stop()
+			}
+			e.etcd.Close()
+		}()
 		select {
-		case <-e.etcd.Server.ReadyNotify():
-		default:
-			// Before a voter is ready its listeners wait for that, and Close for them: end the wait first.
-			e.etcd.Server.Stop()
+		case <-closed:
+		case <-time.After(closePatience):
 		}
-		e.etcd.Close()
 	})
 	return nil
 }

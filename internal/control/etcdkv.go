@@ -60,7 +60,7 @@ func (e EtcdConfig) dial(log *slog.Logger) (*clientv3.Client, error) {
 		TLS:                  e.TLS,
 		DialKeepAliveTime:    etcdPingAfter,
 		DialKeepAliveTimeout: etcdPingTimeout,
-		Logger:               zapLogger(log),
+		Logger:               zapLogger(log, nil),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("control store at %s: %w", strings.Join(e.Endpoints, ", "), err)

@@ -2,7 +2,9 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -10,9 +12,33 @@ import (
 
 // zapLogger gives etcd's code a logger that writes to ours, a level lower than etcd thinks: what it warns of
 // (a peer that is slow or restarting) is its daily business, and nobody has to act upon its errors as long as
-// the others of the majority are there.
-func zapLogger(log *slog.Logger) *zap.Logger {
-	return zap.New(&slogCore{log: log.With("part", "etcd")})
+// the others of the majority are there. end, if given, is what happens when etcd's code wants to end the process.
+func zapLogger(log *slog.Logger, end zapcore.CheckWriteHook) *zap.Logger {
+	var o []zap.Option
+	if end != nil {
+		o = []zap.Option{zap.WithFatalHook(end), zap.WithPanicHook(end)}
+	}
+	return zap.New(&slogCore{log: log.With("part", "etcd")}, o...)
+}
+
+// lastWords is what happens when etcd's code says that it can not go on, because its disk is full or fails: it means to
+// end the process, in which there is more than a voter. The goroutine that says it ends, and with it the voter: without that
+// goroutine it neither votes nor answers, which is what a voter does that has died.
+type lastWords struct{ failed chan<- error }
+
+// OnWrite implements zapcore.CheckWriteHook.
+func (h lastWords) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) {
+	err := fmt.Errorf("%w: %s", ErrVoterDied, ce.Message)
+	for _, f := range fields {
+		if cause, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
+			err = fmt.Errorf("%w: %w", err, cause)
+		}
+	}
+	select {
+	case h.failed <- err:
+	default: // one is enough
+	}
+	runtime.Goexit()
 }
 
 // slogCore is a zapcore.Core upon a slog.Logger.

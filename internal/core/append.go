@@ -222,6 +222,7 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 	r.mu.index = append(r.mu.index, sc.fresh...)
 	r.mu.last = v.at
 	r.end.Store(v.offset)
+	r.j.appended.Add(int64(v.offset - from))
 	if r.j.unsynced.Add(int64(v.offset-from)) > s.opts.UnsyncedMax {
 		select {
 		case s.tickle <- struct{}{}:

@@ -260,10 +260,11 @@ func TestFullDiskStillFencesAndSeals(t *testing.T) {
 	s := openStore(t, opts)
 	u, _ := m.Usage("/")
 	m.SetCapacity(int64(u.Total-u.Free) + 5<<20)
+	s.journal(jA).appended.Store(spaceWholeFrom) // else they take space as they grow
 	var open []*owner
 	var err error
 	for i := range uint32(10) {
-		o := newOwner(t, segment(jA, 1, 2+i)) // not the first ones of an epoch, which take space as they grow
+		o := newOwner(t, segment(jA, 1, i))
 		if _, err = s.OpenSegment(context.Background(), &wire.OpenSegment{Epoch: o.epoch, Segment: o.seg, Capacity: testCapacity}); err != nil {
 			break
 		}

@@ -148,6 +148,7 @@ type journalState struct {
 	replicas map[ident.SegmentID]*replica // guarded by Store.mu
 	durable  atomic.Pointer[ident.Epoch]  // the fence, once it is on disk
 	unsynced atomic.Int64
+	appended atomic.Int64 // bytes since the store was opened: space.go
 
 	mu struct {
 		sync.Mutex

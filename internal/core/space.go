@@ -4,14 +4,13 @@ import (
 	"errors"
 	"syscall"
 
-	"dozo/internal/ident"
 	"dozo/internal/vfs"
 )
 
 // An open segment's file is as long as the segment may become. Space for all of it is taken when it is opened, so that no
-// append runs out of it or has the file system look for blocks; but not for the first segments of an epoch, and not for
-// checkpoints. Of most volumes that were just made or taken over the former never hold more than a few KiB, and with the whole of it
-// taken at each of their stores ten thousand such volumes filled the disks that they hardly wrote to.
+// append runs out of it or has the file system look for blocks; but not while little of its journal was appended here. Most volumes
+// that were just made or taken over never get more than a few KiB, and with the whole of their segments taken at each of
+// their stores ten thousand such volumes filled the disks that they hardly wrote to.
 //
 // Space for those is taken as they grow, four times as much each time, by the append that needs it. Where there is none
 // the append says so, as one does that finds the disk full; the owner goes on elsewhere.
@@ -19,9 +18,12 @@ import (
 // spaceFirst is what is taken at first: the header, the epoch's first records, and the index.
 const spaceFirst = 64 << 10
 
+// spaceWholeFrom is how much of a journal was appended to a store since it was opened when the space for whole segments is taken.
+const spaceWholeFrom = 4 << 20
+
 // spaceAtOpen is how much is taken for a segment when it is opened.
-func spaceAtOpen(id ident.SegmentID, capacity uint32) uint32 {
-	if id.IsCheckpoint() || id.Number < 2 {
+func (r *replica) spaceAtOpen(capacity uint32) uint32 {
+	if r.j.appended.Load() < spaceWholeFrom {
 		return min(capacity, spaceFirst)
 	}
 	return capacity

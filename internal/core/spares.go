@@ -249,7 +249,7 @@ func (s *Store) recycle(sp *spare, r *replica, capacity uint32) (f vfs.File, err
 			_, err = f.WriteAt(none[:], int64(capacity)-journal.TrailerSize)
 		}
 	default:
-		r.mu.taken = max(uint32(sp.size), spaceAtOpen(r.id, capacity))
+		r.mu.taken = max(uint32(sp.size), r.spaceAtOpen(capacity))
 		err = takeSpace(f, r.mu.taken, capacity)
 	}
 	if err == nil {
@@ -276,7 +276,7 @@ func (s *Store) recycle(sp *spare, r *replica, capacity uint32) (f vfs.File, err
 func (s *Store) wipeLocked(r *replica, f vfs.File) error {
 	err := f.Truncate(0)
 	if err == nil {
-		r.mu.taken = spaceAtOpen(r.id, r.mu.capacity)
+		r.mu.taken = r.spaceAtOpen(r.mu.capacity)
 		err = takeSpace(f, r.mu.taken, r.mu.capacity)
 	}
 	if err == nil {

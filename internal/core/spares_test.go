@@ -423,6 +423,7 @@ func TestSparesGiveWayToSpace(t *testing.T) {
 	}
 
 	// Another journal wants all of the space.
+	s.journal(jB).appended.Store(spaceWholeFrom)
 	m.SetCapacity(used() + 1<<20 + 1<<19)
 	o := newOwner(t, segment(jB, 1, 2))
 	if _, err := s.OpenSegment(bg, &wire.OpenSegment{Epoch: o.epoch, Segment: o.seg, Capacity: testCapacity}); err != nil {

@@ -98,7 +98,16 @@ func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- er
 	n.wg.Go(func() {
 		select {
 		case err := <-e.Failed():
-			fatal <- fmt.Errorf("control store: %w", err)
+			if !errors.Is(err, control.ErrVoterDied) || !n.cfg.Has(config.RoleCore) && !n.cfg.Has(config.RoleAccess) {
+				fatal <- fmt.Errorf("control store: %w", err)
+				return
+			}
+			// What it was for needs a majority of the voters, not this one; the node's volumes and stores do not need it at all.
+			n.log.Error("the voter of the control store has died, and the node goes on without: start it again once its disk is well", "err", err)
+			if n.ctl.Load() != nil {
+				n.record(control.Event{Time: time.Now(), Actor: "node/" + string(n.cfg.Node), Action: "control.voter-died", Object: "node/" + string(n.cfg.Node), Note: err.Error()})
+			}
+			_ = e.Close() // its listeners, so that nobody waits for its answers
 		case <-ctx.Done():
 		}
 	})

@@ -1,0 +1,46 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// TestVoterDies: where etcd's code would end the process, because its disk is full, the voter alone ends; also while it starts.
+func TestVoterDies(t *testing.T) {
+	t.Parallel() // it mostly waits
+	for _, what := range []struct {
+		name string
+		say  func(*zap.Logger)
+	}{
+		{"fatal", func(l *zap.Logger) { l.Fatal("failed to save", zap.Error(fmt.Errorf("write: %w", syscall.ENOSPC))) }},
+		{"panic", func(l *zap.Logger) { l.Panic("failed to commit", zap.Error(fmt.Errorf("write: %w", syscall.ENOSPC))) }},
+	} {
+		t.Run(what.name, func(t *testing.T) {
+			k := newVoterKit(t)
+			e := start(t, single(k.config(t, "v1")))
+			went := make(chan struct{})
+			go func() {
+				defer close(went)
+				what.say(e.etcd.Server.Logger())
+				t.Error("it went on behind its last words")
+			}()
+			<-went
+			select {
+			case err := <-e.Failed():
+				if !errors.Is(err, ErrVoterDied) || !errors.Is(err, syscall.ENOSPC) {
+					t.Errorf("it died of %v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("nobody was told")
+			}
+			if err := e.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
