@@ -511,12 +511,17 @@ func (o *Owner) forget(epoch ident.Epoch, then func(error)) {
 	})
 }
 
-// report puts an event into the log of the cluster, which the operator reads. It never holds anything up.
+// reportGrace is for how long the end of an owner waits for the events that it was writing.
+const reportGrace = time.Second
+
+// report puts an event into the log of the cluster, which the operator reads. It holds nothing up but the end of the owner.
 func (o *Owner) report(action, note string) {
 	s := o.spec.Load()
 	o.goBackground(func() {
-		ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), time.Minute)
 		defer cancel()
+		// An owner that ends right after its takeover still says what it has found; its end waits a moment for that.
+		defer context.AfterFunc(o.ctx, func() { time.AfterFunc(reportGrace, cancel) })()
 		err := o.env.Control.AppendEvent(ctx, control.Event{Actor: string(o.env.Node), Action: action, Object: "volume/" + s.Tenant + "/" + s.Name, Note: note})
 		if err != nil && o.ctx.Err() == nil {
 			o.log.Error("event not written", "action", action, "note", note, "err", err)

@@ -284,3 +284,17 @@ func TestWhatASiteHasBeyondIsKeptAsAFork(t *testing.T) {
 		})
 	}
 }
+
+// An owner that ends at once, as one whose node is drained does, still says what its takeover has found.
+func TestAnOwnerThatEndsSaysWhatItFound(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	o := c.own(c.volume(1<<20, 1, control.Replicated))
+	o.ask(func() {
+		o.cancel()
+		o.report("volume.unproven", "the end of the history was not known")
+	})
+	o.Close()
+	if notes := c.events("volume.unproven"); len(notes) != 1 {
+		t.Errorf("events: %v", notes)
+	}
+}
