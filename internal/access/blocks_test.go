@@ -486,9 +486,7 @@ func TestRotIsHealedWithoutARead(t *testing.T) {
 				}
 				return good == 1 && b.ScrubFound == 1 && b.ScrubHealed == 1 && len(b.Damaged) == 0
 			})
-			if c.aside(victim) != 1 {
-				t.Errorf("%d files are kept", c.aside(victim))
-			}
+			eventually(t, "the bad file is kept", func() bool { return c.aside(victim) == 1 })
 			for _, s := range c.seats {
 				st, err := s.get()
 				if err != nil {

@@ -139,31 +139,27 @@ func TestTheOwnersNodeDiesAfterDrops(t *testing.T) {
 			return more == 0 && one[c.seats[0]] > 0
 		})
 		// Checkpoints stay at both; a store that was away while one was made has none of it.
-		var checkpoints []journal.Permit
-		im.o.ask(func() {
-			for id, s := range im.o.segs {
-				if h := s.holder(c.seats[1].id); id.IsCheckpoint() && h != nil && h.stable {
-					checkpoints = append(checkpoints, journal.Permit{Segment: id, Store: h.store, Made: h.made, Remain: []ident.StoreID{c.seats[0].id}})
-				}
-			}
-			im.o.permit(checkpoints)
-		})
-		if len(checkpoints) == 0 {
-			t.Fatal("the second local store has no replica of a checkpoint")
-		}
-		if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
-			t.Fatal(err)
-		}
 		eventually(t, "the second local store has no checkpoint, and other sites have", func() bool {
 			im.o.call(im.o.dropSome)
-			there := true
+			there, checkpoints := true, []journal.Permit(nil)
 			im.o.ask(func() {
 				for id, s := range im.o.segs {
-					if id.IsCheckpoint() && (s.holder(c.seats[1].id) != nil || len(s.good()) < 3) {
+					if !id.IsCheckpoint() {
+						continue
+					}
+					h := s.holder(c.seats[1].id)
+					if h != nil || len(s.good()) < 3 {
 						there = false
 					}
+					if h != nil && h.stable && !h.going {
+						checkpoints = append(checkpoints, journal.Permit{Segment: id, Store: h.store, Made: h.made, Remain: []ident.StoreID{c.seats[0].id}})
+					}
 				}
+				im.o.permit(checkpoints)
 			})
+			if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
+				t.Fatal(err)
+			}
 			return there
 		})
 		for range 20 {

@@ -37,6 +37,9 @@ type siteShip struct {
 	nothing int
 	// away says since when stores of the site have not answered; only the ship's loop has it.
 	away map[ident.StoreID]time.Time
+	// boots are those of the site's stores when the session began. One that has another has lost what was not stable there,
+	// though what comes next may fit: the site has to be looked at again.
+	boots map[ident.StoreID]ident.BootID
 
 	mu struct {
 		sync.Mutex
@@ -198,7 +201,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	ctx, cancel := context.WithCancel(o.ctx)
 	defer cancel()
 	s.set("comparing positions")
-	there, stores, err := o.siteInventory(ctx, s.site)
+	there, stores, err := o.siteInventory(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -223,6 +226,9 @@ func (o *Owner) shipSession(s *siteShip) error {
 			}
 		}
 	})
+	if o.ack.on.Load() && len(away) > 0 { // what it is unsure of counts until it was compared
+		wg.Go(func() { o.watchAway(ctx, away, failed) })
+	}
 	sealing := make(chan struct{}, shipSealing)
 	var after ident.Seq
 	opened := map[ident.SegmentID]bool{}
@@ -348,6 +354,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 	defer syncs.Wait()
 	var syncing atomic.Int32
 	lastSent := false
+	boot := s.boots[dest.ID()]
 	synced := uint64(0) // a sync was sent behind everything up to here
 	sentAt := time.Time{}
 	// makeStable has the site make stable what was sent, if there is reason to: one at a time, so that many writes share an
@@ -450,6 +457,9 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 		dest.Append(&wire.Append{Epoch: o.epoch, Segment: seg.id, Offset: at, Commit: commit, Stable: stable, Data: [][]byte{r.Data[:n]}},
 			func(reply wire.AppendReply, err error) {
 				release(r)
+				if err == nil && reply.Boot != boot && boot != (ident.BootID{}) {
+					err = fmt.Errorf("store %s has started anew: %w", dest.ID(), errSiteChanged)
+				}
 				if err != nil {
 					o.shipFailed(s, seg, dest, err)
 					select {

@@ -25,7 +25,9 @@ type have struct {
 
 // siteInventory fences the site's stores (receivers are fenced before their prefix is read, R1) and lists what
 // they have.
-func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident.SegmentID][]have, []journal.Store, error) {
+func (o *Owner) siteInventory(ctx context.Context, s *siteShip) (map[ident.SegmentID][]have, []journal.Store, error) {
+	site := s.site
+	s.boots = map[ident.StoreID]ident.BootID{}
 	there := map[ident.SegmentID][]have{}
 	var stores []journal.Store
 	type answer struct {
@@ -68,6 +70,7 @@ func (o *Owner) siteInventory(ctx context.Context, site ident.SiteID) (map[ident
 			continue
 		}
 		stores = append(stores, st)
+		s.boots[st.ID()] = r.Boot
 		o.noteForks(st.ID(), r.Replicas)
 		for _, x := range r.Replicas {
 			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made, x.Unsure})
