@@ -1,0 +1,266 @@
+package scsi_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"dozo/internal/access/iscsi/iscsitest"
+	"dozo/internal/access/scsi"
+)
+
+// segment is a block to block segment descriptor (SPC-4 6.4.6.4).
+func segment(src, dst uint16, blocks uint16, from, to uint64) []byte {
+	be := binary.BigEndian
+	b := []byte{2, 0, 0, 24}
+	b = be.AppendUint16(be.AppendUint16(b, src), dst)
+	b = be.AppendUint16(append(b, 0, 0), blocks)
+	return be.AppendUint64(be.AppendUint64(b, from), to)
+}
+
+// target is an identification descriptor with the NAA (SPC-4 6.4.5.6).
+func target(d scsi.Disk) []byte {
+	b := make([]byte, 32)
+	naa := d.Identity().NAA()
+	b[0], b[4], b[5], b[7] = 0xe4, 1, 3, 8
+	copy(b[8:], naa[:])
+	return b
+}
+
+func copyList(list byte, targets, segments []byte) []byte {
+	b := make([]byte, 16)
+	b[0] = list
+	binary.BigEndian.PutUint16(b[2:], uint16(len(targets)))
+	binary.BigEndian.PutUint32(b[8:], uint32(len(segments)))
+	return append(append(b, targets...), segments...)
+}
+
+func (r *rig) thirdParty(action byte, list []byte, list4 uint32) string {
+	cdb := make([]byte, 16)
+	cdb[0], cdb[1] = 0x83, action
+	binary.BigEndian.PutUint32(cdb[6:], list4)
+	binary.BigEndian.PutUint32(cdb[10:], uint32(len(list)))
+	return sense(r.run(cdb, 0, list))
+}
+
+// TestExtendedCopy: SPC-4 6.4, 6.5, 6.25.
+func TestExtendedCopy(t *testing.T) {
+	a, _ := pair(t)
+	other := iscsitest.NewDisk("other", 8<<20, 4096)
+	a.disk.SetOthers(other)
+	pattern := make([]byte, 1<<20)
+	for i := range pattern {
+		pattern[i] = byte(i>>9) ^ byte(i)
+	}
+	a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 8, 0, 0}, 0, pattern)
+	targets := append(target(a.disk), target(other)...)
+	// Within the disk, overlapping, and to the other one, whose blocks are larger.
+	segments := append(segment(0, 0, 2048, 0, 100), segment(0, 1, 2048, 100, 64)...)
+	if got := a.thirdParty(0, copyList(5, targets, segments), 0); got != good {
+		t.Fatal(got)
+	}
+	read := func(d *iscsitest.Disk, off int64) (b []byte) {
+		d.Read(scsi.Request{}, off, len(pattern), func(r scsi.ReadResult, err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			b = bytes.Join(r.Buffers(), nil)
+			r.Release()
+		})
+		return b
+	}
+	if !bytes.Equal(read(a.disk, 100*512), pattern) || !bytes.Equal(read(other, 64*4096), pattern) {
+		t.Error("not copied")
+	}
+	status := data(a.run([]byte{0x84, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
+	if len(status) != 12 || status[4] != 1 || status[6] != 2 || binary.BigEndian.Uint32(status[8:]) != 2048 {
+		t.Errorf("RECEIVE COPY STATUS: %x", status)
+	}
+	if got := sense(a.run([]byte{0x84, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil)); got != "5/2400 field 2" {
+		t.Errorf("asked again: %s", got)
+	}
+	many := bytes.Repeat(segment(0, 0, 1, 0, 0), 65)
+	for _, x := range []struct {
+		what string
+		list []byte
+		want string
+	}{
+		{"cut off", copyList(1, targets, segments)[:60], "5/1a00"},
+		{"header alone", make([]byte, 15), "5/1a00"},
+		{"unknown target descriptor", copyList(1, append([]byte{0xe0}, target(a.disk)[1:]...), nil), "5/2607"},
+		{"unknown segment descriptor", copyList(1, targets, append([]byte{4}, segment(0, 0, 1, 0, 0)[1:]...)), "5/2609"},
+		{"too many targets", copyList(1, bytes.Repeat(targets, 9), nil), "5/2606"},
+		{"too many segments", copyList(1, targets, many), "5/2608"},
+		{"target index", copyList(1, targets, segment(0, 7, 1, 0, 0)), "a/0804"},
+		{"past the end", copyList(1, targets, segment(0, 1, 8, 0, 5000)), "a/0000"},
+		{"segment of another length", copyList(1, targets, append([]byte{2, 0, 0, 20}, segment(0, 0, 1, 0, 0)[4:24]...)), "5/2600 field 82"},
+		{"nothing", nil, good},
+	} {
+		if got := a.thirdParty(0, x.list, 0); got != x.want {
+			t.Errorf("%s: %s, want %s", x.what, got, x.want)
+		}
+	}
+	// LID4, SPC-4 6.4.2.
+	wide := make([]byte, 48)
+	wide[0], wide[3], wide[16], wide[23] = 1, 0x20, 0xff, 9
+	one := segment(0xffff, 0, 8, 0, 3000)
+	wide[43], wide[45] = byte(len(target(a.disk))), byte(len(one))
+	wide = append(append(wide, target(a.disk)...), one...)
+	if got := a.thirdParty(1, wide, 0); got != good {
+		t.Fatalf("LID4: %s", got)
+	}
+	status = data(a.run([]byte{0x84, 5, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
+	if len(status) != 32 || status[4] != 1 || status[5] != 1 || binary.BigEndian.Uint64(status[16:]) != 4096 {
+		t.Errorf("RECEIVE COPY STATUS (LID4): %x", status)
+	}
+}
+
+// TestCopiesWithinADisk: SPC-4 6.4.6.4. Ranges of one unit are copied by reference but for what is no whole physical
+// block, and by data where that can't be done; either way what there is is the same, for any ranges and overlaps.
+func TestCopiesWithinADisk(t *testing.T) {
+	for _, reference := range []bool{true, false} {
+		t.Run(fmt.Sprint("by reference ", reference), func(t *testing.T) {
+			a, _ := pair(t)
+			if !reference {
+				a.disk.NoCopies()
+			}
+			rng := rand.New(rand.NewPCG(3, 3))
+			want := make([]byte, 16<<20)
+			for i := range want {
+				want[i] = byte(rng.Uint32())
+			}
+			for off := 0; off < len(want); off += 1 << 20 {
+				w, _ := a.disk.NewWrite(int64(off), 1<<20)
+				copy(w.Bytes(), want[off:])
+				a.disk.Write(scsi.Request{}, w, false, func(err error) {
+					if err != nil {
+						t.Fatal(err)
+					}
+				})
+			}
+			total := uint64(len(want) / 512)
+			for i := range 200 {
+				n := 1 + rng.Uint64N(40)
+				if i%10 == 0 {
+					n = 1 + rng.Uint64N(total/2)
+				}
+				from, to := rng.Uint64N(total-n+1), rng.Uint64N(total-n+1)
+				switch i % 4 {
+				case 0:
+					to = min(total-n, from+rng.Uint64N(20)) // overlapping
+				case 1:
+					to = from - min(from, rng.Uint64N(20))
+				case 2:
+					to = min(total-n, to/8*8+from%8) // the same place within physical blocks
+				}
+				if got := a.thirdParty(0, copyList(5, target(a.disk), segment(0, 0, uint16(n), from, to)), 0); got != good {
+					t.Fatal(got)
+				}
+				copy(want[to*512:(to+n)*512], bytes.Clone(want[from*512:(from+n)*512]))
+			}
+			for off := 0; off < len(want); off += 1 << 20 {
+				a.disk.Read(scsi.Request{}, int64(off), 1<<20, func(r scsi.ReadResult, err error) {
+					if err != nil || !bytes.Equal(bytes.Join(r.Buffers(), nil), want[off:off+1<<20]) {
+						t.Fatalf("what is at %d differs: %v", off, err)
+					}
+					r.Release()
+				})
+			}
+			if got := a.disk.Copied(); reference && got < 16<<20 || !reference && got != -1 {
+				t.Errorf("%d bytes copied by reference", got)
+			}
+		})
+	}
+}
+
+// ranges makes block device range descriptors (SBC-3 5.21.3) behind a header of so many bytes.
+func rangeList(head int, list ...[2]uint32) []byte {
+	b := make([]byte, head)
+	for _, r := range list {
+		b = binary.BigEndian.AppendUint64(b, uint64(r[0]))
+		b = append(binary.BigEndian.AppendUint32(b, r[1]), 0, 0, 0, 0)
+	}
+	binary.BigEndian.PutUint16(b[head-2:], uint16(16*len(list)))
+	binary.BigEndian.PutUint16(b, uint16(len(b)-2))
+	return b
+}
+
+// TestTokens: SBC-3 5.21, 5.50; SPC-4 6.26.
+func TestTokens(t *testing.T) {
+	a, b := pair(t)
+	pattern := bytes.Repeat([]byte("dozo"), 16*128)
+	a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 16, 0}, 0, pattern)
+	token := func(list uint32) []byte {
+		if got := a.thirdParty(0x10, rangeList(16, [2]uint32{0, 10}, [2]uint32{10, 6}), list); got != good {
+			t.Fatalf("POPULATE TOKEN: %s", got)
+		}
+		d := data(a.run([]byte{0x84, 7, 0, 0, 0, byte(list), 0, 0, 0, 0, 0, 0, 4, 0, 0, 0}, 1024, nil))
+		if len(d) != 32+4+2+512 || d[4] != 0x10 || d[5] != 1 || binary.BigEndian.Uint64(d[16:]) != 16 {
+			t.Fatalf("RECEIVE ROD TOKEN INFORMATION: %d bytes, %x", len(d), d[:min(len(d), 40)])
+		}
+		return d[38:]
+	}
+	use := func(r *rig, tok []byte, offset byte, list ...[2]uint32) string {
+		p := rangeList(536, list...)
+		p[15] = offset
+		copy(p[16:], tok)
+		return r.thirdParty(0x11, p, 3)
+	}
+	tok := token(1)
+	if got := use(b, tok, 8, [2]uint32{1000, 4}, [2]uint32{2000, 4}); got != good { // by another initiator
+		t.Fatal(got)
+	}
+	if d := data(a.run([]byte{0x28, 0, 0, 0, 7, 208, 0, 0, 4, 0}, 2048, nil)); !bytes.Equal(d, pattern[12*512:16*512]) {
+		t.Errorf("written by token: %q", d[:8])
+	}
+	for _, x := range []struct{ what, got, want string }{
+		{"more than the token has", use(a, tok, 8, [2]uint32{3000, 9}), "5/2600"},
+		{"no ranges", use(a, tok, 0), "5/2600 field 534"},
+		{"past the end", use(a, tok, 0, [2]uint32{32760, 16}), "5/2100"},
+		{"overlapping ranges", use(a, tok, 0, [2]uint32{3000, 4}, [2]uint32{3002, 4}), "5/2600 field 552"},
+		{"not a token", use(a, make([]byte, 512), 0, [2]uint32{3000, 4}), "5/2302"},
+		{"ranges of the token that overlap", a.thirdParty(0x10, rangeList(16, [2]uint32{0, 2}, [2]uint32{1, 2}), 7), "5/2600 field 32"},
+	} {
+		if x.got != x.want {
+			t.Errorf("%s: %s, want %s", x.what, x.got, x.want)
+		}
+	}
+	// The source changes: the token stands for what was there, so it is good for nothing any more.
+	a.run([]byte{0x2a, 0, 0, 0, 0, 3, 0, 0, 1, 0}, 0, make([]byte, 512))
+	if got := use(a, tok, 0, [2]uint32{1000, 4}); got != "5/2304" {
+		t.Errorf("after a write to the source: %s", got)
+	}
+	zero := make([]byte, 512)
+	copy(zero, []byte{0xff, 0xff, 0, 1, 0, 0, 1, 0xf8})
+	if got := use(a, zero, 0, [2]uint32{2000, 4}); got != good {
+		t.Errorf("zero token: %s", got)
+	}
+	if d := data(a.run([]byte{0x28, 0, 0, 0, 7, 208, 0, 0, 4, 0}, 2048, nil)); !bytes.Equal(d, make([]byte, 2048)) {
+		t.Errorf("zeroed: %q", d[:8])
+	}
+
+	// In the background, and ended there (SPC-4 6.3, COPY OPERATION STATUS of 6.24).
+	status := func(list byte) byte {
+		return data(a.run([]byte{0x84, 5, 0, 0, 0, list, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 64, nil))[5]
+	}
+	release := a.disk.Hold()
+	p := rangeList(536, [2]uint32{2000, 4})
+	p[2] = 1 // IMMED
+	copy(p[16:], zero)
+	if got := a.thirdParty(0x11, p, 9); got != good {
+		t.Fatalf("IMMED: %s", got)
+	}
+	if got := status(9); got != 0x12 {
+		t.Errorf("status of a copy in the background: %02x", got)
+	}
+	if got := sense(a.run([]byte{0x83, 0x1c, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil)); got != good {
+		t.Errorf("COPY OPERATION ABORT: %s", got)
+	}
+	release()
+	a.disk.Wait()
+	if got := status(9); got != 0x60 {
+		t.Errorf("status of a copy that was ended: %02x", got)
+	}
+}
