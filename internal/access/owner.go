@@ -274,6 +274,13 @@ func (o *Owner) Submit(op *Op) {
 	o.post(event{kind: evSubmit, op: op})
 }
 
+// goesBy reports that the owner has heard of what matters to it in the volume's specification. It is the owner's own copy that
+// says so: the server's may be newer already by a command that came between.
+func (o *Owner) goesBy(s *control.VolumeSpec) bool {
+	x := o.spec.Load()
+	return x.SizeBytes == s.SizeBytes && x.Durability == s.Durability && x.Partition == s.Partition && x.Ack == s.Ack
+}
+
 // SetSpec tells the owner that the volume's specification has changed.
 func (o *Owner) SetSpec(s control.VolumeSpec) {
 	o.call(func() {

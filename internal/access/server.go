@@ -149,12 +149,12 @@ func (s *Server) Log() *slog.Logger { return s.env.Log }
 
 // Volume finds a volume; false if there is none.
 func (s *Server) Volume(id ident.JournalID) (*Volume, bool) {
-	spec, ok := s.env.Control.Volume(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	spec, ok := s.env.Control.Volume(id) // with the lock: a specification never follows a newer one
 	if !ok || spec.Deleted != nil {
 		return nil, false
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	return s.volumeLocked(spec), true
 }
 
@@ -193,8 +193,6 @@ func (s *Server) reconcile() {
 			s.mu.Unlock()
 			return
 		}
-		old := s.mu.volumes[spec.ID]
-		resized := old != nil && old.spec.Load().SizeBytes != spec.SizeBytes || old != nil && (old.spec.Load().Durability != spec.Durability || old.spec.Load().Partition != spec.Partition || old.spec.Load().Ack != spec.Ack)
 		v := s.volumeLocked(spec)
 		s.keepHold(&spec)
 		o := v.owner.Load()
@@ -215,7 +213,7 @@ func (s *Server) reconcile() {
 			o = nil
 			v.wakeLater()
 		}
-		if o != nil && resized {
+		if o != nil && !o.goesBy(&spec) {
 			o.SetSpec(spec)
 		}
 		if v.named != state.Owner {

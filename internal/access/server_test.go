@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -111,4 +112,27 @@ func ownersWordIsHeard(t *testing.T) (tried bool) {
 		n.stopAll()
 	})
 	return tried
+}
+
+// An owner hears of its volume's new specification although a command for the volume came between the change and the node's
+// look at it: the owner of a volume in use went on by the former size and policies for ever.
+func TestOwnerHearsOfItsSpecification(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 1, 2, time.Second)
+		v := n.volume(1<<20, 1, control.Replicated)
+		srv := n.served(t, v).srv.Load()
+		o := srv.Owners()[0]
+		for i := range int64(50) {
+			want := (2 + i) << 20
+			if _, err := n.ctl.UpdateVolume(t.Context(), v.ID, func(v *control.VolumeSpec) error { v.SizeBytes = want; return nil }); err != nil {
+				t.Fatal(err)
+			}
+			for now := v; now.SizeBytes != want; now, _ = srv.env.Control.Volume(v.ID) {
+				runtime.Gosched()
+			}
+			srv.Volume(v.ID) // as every command of a client does
+			eventually(t, "the owner goes by the new size", func() bool { return o.spec.Load().SizeBytes == want })
+		}
+		n.stopAll()
+	})
 }
