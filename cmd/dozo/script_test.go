@@ -113,7 +113,7 @@ func backendCommand(ts *testscript.TestScript, neg bool, args []string) {
 	case "lag":
 		n, err := strconv.Atoi(args[1])
 		ts.Check(err)
-		b.Lag = n
+		b.SetLag(n)
 	case "down":
 		b.SetNodeState(args[1], "down")
 	case "site-down":

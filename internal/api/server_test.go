@@ -557,7 +557,7 @@ func TestSocketIsItsOwnersOnly(t *testing.T) {
 
 func TestDeadlineReachesTheBackend(t *testing.T) {
 	w := newWorld(t)
-	w.b.Lag = -1
+	w.b.SetLag(-1)
 	c := w.token("v", pki.RoleOperator)
 	if _, err := c.Volumes.Create(t.Context(), &dozov1.CreateVolumeRequest{Name: "a", SizeBytes: 4096}); err != nil {
 		t.Fatal(err)

@@ -41,11 +41,10 @@ type Backend struct {
 	changed  chan struct{} // closed and replaced when an event is added
 	audit    []api.AuditRecord
 	health   api.Health
+	lag      int // see SetLag
 
 	// Hook, where set, is asked before every call, by the name of the method; its error is the call's.
 	Hook func(method string) error
-	// Lag is how many progress reports Wait gives before it is done.
-	Lag int
 	// Backup is what ControlBackup gives; New makes one of an empty cluster.
 	Backup []byte
 }
@@ -54,7 +53,7 @@ var _ api.Backend = (*Backend)(nil)
 
 // New makes a backend with sites site-1 to site-3 of nodes s1n1 to s3n2, and nothing else.
 func New() *Backend {
-	b := &Backend{changed: make(chan struct{}), secrets: map[string]string{}, Lag: 2}
+	b := &Backend{changed: make(chan struct{}), secrets: map[string]string{}, lag: 2}
 	for i := 1; i <= 3; i++ {
 		b.sites = append(b.sites, &dozov1.Site{Id: uint32(i), Name: fmt.Sprintf("site-%d", i), Cidrs: []string{fmt.Sprintf("127.0.%d.0/24", i)}, Nodes: 2, NodesUp: 2, CapacityBytes: 1 << 40, UsedBytes: 1 << 30})
 		for j := 1; j <= 2; j++ {
@@ -388,14 +387,14 @@ func (b *Backend) MoveVolume(ctx context.Context, req *dozov1.MoveVolumeRequest,
 	return progress(&dozov1.MoveVolumeResponse{Done: true, Owner: r.Owner, OwnerSite: r.OwnerSite, Phase: "done", Epoch: "7.1", Pause: durationpb.New(42 * time.Millisecond)})
 }
 
-// WaitVolume implements api.Volumes. With a negative Lag it waits for ever.
+// WaitVolume implements api.Volumes. With a negative lag it waits for ever.
 func (b *Backend) WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest, progress func(*dozov1.WaitVolumeResponse) error) error {
 	if err := b.enter("WaitVolume"); err != nil {
 		return err
 	}
 	b.mu.Lock()
 	_, err := b.volumeLocked(req.GetTenant(), req.GetVolume())
-	lag := b.Lag
+	lag := b.lag
 	b.mu.Unlock()
 	if err != nil {
 		return err

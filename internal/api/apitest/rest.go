@@ -414,6 +414,13 @@ func (b *Backend) Status(context.Context, *dozov1.StatusRequest) (*dozov1.Status
 	return r, nil
 }
 
+// SetLag sets how many progress reports Wait gives before it is done; with a negative number it waits for ever.
+func (b *Backend) SetLag(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lag = n
+}
+
 // SetNodeState sets a node's state.
 func (b *Backend) SetNodeState(name, state string) {
 	b.mu.Lock()
