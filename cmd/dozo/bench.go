@@ -133,7 +133,8 @@ func (l *loadFlags) add(f *pflag.FlagSet, runtime time.Duration) {
 	f.Uint64Var(&l.errors, "max-errors", 0, "I/Os that may fail before the run does")
 }
 
-// steadyMost is how many connections there may be for steady: with more the client is never idle anyway.
+// steadyMost is how many connections there may be for steady: with more, one goroutine reads them all (initiator.Poller) and the client is
+// never idle anyway.
 const steadyMost = 8
 
 // steady gives the client a runtime that costs a waiting connection little: its monitor keeps a slow beat

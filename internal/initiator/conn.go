@@ -44,7 +44,8 @@ type conn struct {
 	batchPos int
 	vec      iovecs
 
-	in reader
+	in     reader
+	poller *Poller // that reads it; nil: it has a goroutine that does
 
 	wg sync.WaitGroup
 }
@@ -60,7 +61,6 @@ func (s *Session) newConn(l *loginConn, r *loginResult) (*conn, error) {
 		idle:      sync.NewCond(&s.mu),
 		expStatSN: r.expStatSN, snackTo: r.expStatSN,
 	}
-	cn.in.buf = make([]byte, readBufferLen)
 	if c, ok := l.c.(*net.TCPConn); ok {
 		t, err := newFDTransport(c)
 		if err != nil {
@@ -68,16 +68,33 @@ func (s *Session) newConn(l *loginConn, r *loginResult) (*conn, error) {
 			return nil, fmt.Errorf("connection: %w", err)
 		}
 		cn.t = t
+		// A hook may keep its reader waiting.
+		if p := s.cfg.Poller; p != nil && s.cfg.Hooks.In == nil {
+			cn.poller = p
+			return cn, nil
+		}
 	} else {
 		cn.t = &netTransport{l.c}
 	}
+	cn.in.buf = make([]byte, readBufferLen)
 	return cn, nil
 }
 
 // start begins to read and write; the reader ends the connection's life.
 func (cn *conn) start() {
 	cn.wg.Go(cn.writeLoop)
-	cn.wg.Go(cn.readLoop)
+	if cn.poller == nil {
+		cn.wg.Go(cn.readLoop)
+		return
+	}
+	cn.wg.Add(1) // until the teardown that the Poller begins
+	if err := cn.poller.add(cn, cn.t.(*fdTransport).fd); err != nil {
+		cn.in.buf = make([]byte, readBufferLen)
+		go func() {
+			defer cn.wg.Done()
+			cn.readLoop()
+		}()
+	}
 }
 
 // failLocked marks the connection as lost; its reader finds out at once and cleans up.

@@ -12,7 +12,8 @@
 //	flush         send.go      whoever finds the connection idle writes all that is queued with one sendmsg;
 //	                           what the socket does not take is left to the connection's writer goroutine
 //	readLoop      recv.go      one goroutine a connection: reads large, handles every whole PDU in the buffer,
-//	                           then runs the callbacks, then flushes what these submitted, once
+//	                           then runs the callbacks, then flushes what these submitted, once; many connections
+//	                           may share one goroutine (poller.go, Config.Poller)
 //	manage        recover.go   one goroutine a session: pings, timeouts, reconnection, replay
 //
 // Ownership: Session.mu guards everything of a session and of its connections, except the socket itself (its

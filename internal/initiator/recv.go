@@ -33,46 +33,56 @@ const directMin = 8 << 10
 
 func (cn *conn) readLoop() {
 	in := &cn.in
-	s := cn.s
 	var err error
 	for err == nil {
-		if in.r == in.w {
-			in.r, in.w = 0, 0
-		} else if in.r > 0 && len(in.buf)-in.w < len(in.buf)/4 {
-			in.w = copy(in.buf, in.buf[in.r:in.w])
-			in.r = 0
-		}
 		var n int
-		n, err = cn.t.read(in.direct.dst, in.buf[in.w:])
-		if err != nil {
+		if n, err = cn.t.read(in.direct.dst, in.room()); err == nil {
+			err = cn.pass(n)
+		} else {
 			err = fmt.Errorf("read: %w", err)
-			break
-		}
-		d := min(n, len(in.direct.dst))
-		in.direct.dst = in.direct.dst[d:]
-		in.w += n - d
-
-		s.mu.Lock()
-		cn.activity = true
-		err = cn.processLocked()
-		s.corked++
-		s.pumpLocked()
-		done := in.done.take()
-		s.mu.Unlock()
-		// What the callbacks submit leaves in one write, together with answers to R2Ts.
-		s.deliver(done)
-		s.mu.Lock()
-		s.corked--
-		conns := s.conns
-		s.mu.Unlock()
-		for _, x := range conns {
-			x.flush()
-		}
-		if len(conns) == 0 {
-			cn.flush()
 		}
 	}
 	cn.teardown(err)
+}
+
+// room is the free part of the buffer, with what is there moved to its beginning where little is left behind it.
+func (in *reader) room() []byte {
+	if in.r == in.w {
+		in.r, in.w = 0, 0
+	} else if in.r > 0 && len(in.buf)-in.w < len(in.buf)/4 {
+		in.w = copy(in.buf, in.buf[in.r:in.w])
+		in.r = 0
+	}
+	return in.buf[in.w:]
+}
+
+// pass handles n bytes that were read, first into the direct buffer and then into room, runs the callbacks, and sends
+// what these submitted in one write, together with answers to R2Ts.
+func (cn *conn) pass(n int) error {
+	in, s := &cn.in, cn.s
+	d := min(n, len(in.direct.dst))
+	in.direct.dst = in.direct.dst[d:]
+	in.w += n - d
+
+	s.mu.Lock()
+	cn.activity = true
+	err := cn.processLocked()
+	s.corked++
+	s.pumpLocked()
+	done := in.done.take()
+	s.mu.Unlock()
+	s.deliver(done)
+	s.mu.Lock()
+	s.corked--
+	conns := s.conns
+	s.mu.Unlock()
+	for _, x := range conns {
+		x.flush()
+	}
+	if len(conns) == 0 {
+		cn.flush()
+	}
+	return err
 }
 
 // processLocked handles every whole PDU in the buffer.

@@ -28,6 +28,9 @@ type Config struct {
 	Override     []KeyValue
 	SkipSecurity bool // begin in the operational stage
 
+	// Poller, if there is one, reads the session's connections; it may be shared by many sessions.
+	Poller *Poller
+
 	Dial  func(ctx context.Context, network, addr string) (net.Conn, error)
 	Hooks Hooks
 	Log   *slog.Logger // default: none

@@ -1,6 +1,7 @@
 package initiator
 
 import (
+	"fmt"
 	"net"
 	"syscall"
 	"unsafe"
@@ -44,8 +45,9 @@ func bytesOf(v *syscall.Iovec) []byte { return unsafe.Slice(v.Base, v.Len) }
 // kernel directly; the runtime's poller would cost an epoll_wait and a goroutine switch for each round trip,
 // which is most of what a command at depth 1 costs here.
 type fdTransport struct {
-	fd int
-	rv [2]syscall.Iovec // the reader's
+	fd  int
+	rv  [2]syscall.Iovec // the reader's, as msg is
+	msg syscall.Msghdr
 }
 
 // newFDTransport takes the descriptor over from c, which is closed.
@@ -86,6 +88,24 @@ func (t *fdTransport) read(a, b []byte) (int, error) {
 			return int(n), nil
 		}
 	}
+}
+
+// tryRead is read for who knows that something is there: it never waits, and gives 0 if nothing is.
+func (t *fdTransport) tryRead(a, b []byte) (int, error) {
+	t.rv[0].Base, t.rv[1].Base = unsafe.SliceData(a), unsafe.SliceData(b)
+	t.rv[0].SetLen(len(a))
+	t.rv[1].SetLen(len(b))
+	t.msg.Iov, t.msg.Iovlen = &t.rv[0], 2
+	n, _, e := syscall.Syscall(syscall.SYS_RECVMSG, uintptr(t.fd), uintptr(unsafe.Pointer(&t.msg)), unix.MSG_DONTWAIT)
+	switch {
+	case e == syscall.EINTR || e == syscall.EAGAIN:
+		return 0, nil
+	case e != 0:
+		return 0, fmt.Errorf("read: %w", e)
+	case n == 0:
+		return 0, fmt.Errorf("read: %w", errEOF)
+	}
+	return int(n), nil
 }
 
 func (t *fdTransport) write(v *iovecs, wait bool) (int, error) {

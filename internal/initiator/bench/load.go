@@ -87,6 +87,10 @@ var ErrViolation = errors.New("verification found a wrong block")
 // ErrUnanswered is an I/O without an answer when the run was over.
 var ErrUnanswered = errors.New("I/Os were not answered by the end of the run")
 
+// pollFrom is how many connections there are when one goroutine reads them all: with fewer a thread that waits for each answers
+// sooner.
+const pollFrom = 9
+
 // How long the end may take: what is under way gets answerGrace to be answered before its session is dropped, and
 // the logout of those that are left closeGrace. Together they are below the second within which a run ends.
 const (
@@ -187,6 +191,14 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	cfg.Sessions = max(cfg.Sessions, 1)
 	if err := cfg.validate(); err != nil {
 		return nil, err
+	}
+	if cfg.Initiator.Poller == nil && len(cfg.URLs)*cfg.Sessions*max(cfg.Connections, 1) >= pollFrom {
+		p, err := initiator.NewPoller()
+		if err != nil {
+			return nil, err
+		}
+		defer p.Close()
+		cfg.Initiator.Poller = p
 	}
 	r := &run{cfg: cfg, stopped: make(chan struct{})}
 	defer r.close()
