@@ -314,14 +314,6 @@ func (k memKV) keep(ctx context.Context, key string, value []byte, _ time.Durati
 }
 
 func (k memKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
-	return k.holdOver(ctx, key, value, clock, renewed, func() bool { return true })
-}
-
-func (k wayKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
-	return k.memKV.holdOver(ctx, key, value, clock, renewed, func() bool { return k.way.Pass(ctx) == nil })
-}
-
-func (k memKV) holdOver(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool), way func() bool) error {
 	m := k.m
 	lost := errors.New("control store in memory: the hold is lost")
 	set := func(o op) {
@@ -330,9 +322,6 @@ func (k memKV) holdOver(ctx context.Context, key string, value []byte, clock fun
 		m.applyLocked([]op{o})
 	}
 	reached := func() bool {
-		if !way() {
-			return false
-		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		return !m.mu.down && !m.mu.cut[key]
@@ -436,22 +425,119 @@ func (k wayKV) watch(ctx context.Context, dir string, after Rev, f func([]change
 	})
 }
 
-// keep holds the key for its time to live after a client that could not take it away.
-func (k wayKV) keep(ctx context.Context, key string, value []byte, ttl time.Duration) {
-	for k.way.Pass(ctx) != nil {
+// memLease is a key that goes when its time to live is over: for clients by a Way, of which nobody but their silence tells
+// the store that they are gone.
+type memLease struct {
+	m     *Mem
+	key   string
+	rev   Rev // of the put: a key that was put since is another one's
+	ttl   time.Duration
+	timer *time.Timer
+	over  bool // Mem.mu
+}
+
+var errMemLease = errors.New("control store in memory: the lease ran out")
+
+// grant puts a key with a lease of its own.
+func (k memKV) grant(key string, value []byte, ttl time.Duration) (*memLease, error) {
+	m := k.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.down {
+		return nil, errMemDown
+	}
+	if err := k.checkLocked(); err != nil {
+		return nil, err
+	}
+	m.applyLocked([]op{{key: key, value: value}})
+	l := &memLease{m: m, key: key, rev: m.mu.rev, ttl: ttl}
+	l.timer = time.AfterFunc(ttl, l.expire)
+	return l, nil
+}
+
+// expire ends the lease. A store that is away ends none: whoever leads it next begins to count anew.
+func (l *memLease) expire() {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if l.m.mu.down && !l.over {
+		l.timer.Reset(l.ttl)
+		return
+	}
+	l.endLocked()
+}
+
+func (l *memLease) endLocked() {
+	if !l.over && l.m.mu.pairs[l.key].mod == l.rev {
+		l.m.applyLocked([]op{{key: l.key, delete: true}})
+	}
+	l.over = true
+}
+
+func (l *memLease) renew() (struct{}, error) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	switch {
+	case l.m.mu.down:
+		return struct{}{}, errMemDown
+	case l.over:
+		return struct{}{}, errMemLease
+	}
+	l.timer.Reset(l.ttl)
+	return struct{}{}, nil
+}
+
+func (l *memLease) revoke() {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if !l.m.mu.down {
+		l.timer.Stop()
+		l.endLocked()
+	}
+}
+
+// leased has a key for as long as the way carries its renewals; renewed is told of each that was answered.
+func (k wayKV) leased(ctx context.Context, key string, value []byte, ttl, every time.Duration, clock func() int64, renewed func(asked int64, anew bool)) error {
+	asked := clock()
+	l, err := over(ctx, k.way, func() (*memLease, error) { return k.memKV.grant(key, value, ttl) })
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if k.way.Pass(context.WithoutCancel(ctx)) == nil {
+			l.revoke()
+		}
+	}()
+	renewed(asked, true)
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for last := time.Now(); ; {
 		select {
 		case <-ctx.Done():
-			return
+			return ctx.Err()
+		case <-t.C:
+		}
+		asked := clock()
+		_, err := over(ctx, k.way, l.renew)
+		switch {
+		case err == nil:
+			last = time.Now()
+			renewed(asked, false)
+		case errors.Is(err, errMemLease) || time.Since(last) > 2*ttl:
+			return err
+		}
+	}
+}
+
+func (k wayKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
+	return k.leased(ctx, key, value, HoldTTL, HoldEvery, clock, renewed)
+}
+
+func (k wayKV) keep(ctx context.Context, key string, value []byte, ttl time.Duration) {
+	for ctx.Err() == nil {
+		_ = k.leased(ctx, key, value, ttl, ttl/4, func() int64 { return 0 }, func(int64, bool) {})
+		select {
+		case <-ctx.Done():
 		case <-time.After(time.Second):
 		}
 	}
-	held, end := context.WithCancel(context.WithoutCancel(ctx))
-	var wg sync.WaitGroup
-	wg.Go(func() { k.memKV.keep(held, key, value, ttl) })
-	<-ctx.Done()
-	if k.way.Pass(held) != nil {
-		time.Sleep(ttl)
-	}
-	end()
-	wg.Wait()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"dozo/internal/wire"
 )
@@ -30,6 +31,9 @@ const (
 
 type blockState [sectors]uint32
 
+// unitState is what is checked together: a block, or two that are copied to each other.
+type unitState [2]blockState
+
 // opIn is a command.
 type opIn struct {
 	kind   wire.ForwardOp
@@ -39,17 +43,19 @@ type opIn struct {
 	old    uint32
 	value  uint32
 	fua    bool
+	from   int // block that is copied
+	half   int // of its unit
 }
 
 func (in *opIn) mutates() bool {
-	return in.kind == wire.OpWrite || in.kind == wire.OpCompareAndWrite || in.kind == wire.OpZero
+	return in.kind == wire.OpWrite || in.kind == wire.OpCompareAndWrite || in.kind == wire.OpZero || in.kind == wire.OpCopy
 }
 
 func (in *opIn) offset() int64 {
 	switch in.kind {
 	case wire.OpFlush:
 		return 0
-	case wire.OpRead, wire.OpZero:
+	case wire.OpRead, wire.OpZero, wire.OpCopy:
 		return int64(in.block) * blockBytes
 	}
 	return int64(in.block)*blockBytes + int64(in.sector)*sectorSize
@@ -59,7 +65,7 @@ func (in *opIn) length() int64 {
 	switch in.kind {
 	case wire.OpFlush:
 		return 0
-	case wire.OpRead, wire.OpZero:
+	case wire.OpRead, wire.OpZero, wire.OpCopy:
 		return blockBytes
 	}
 	return int64(in.count) * sectorSize
@@ -96,24 +102,29 @@ func (in opIn) String() string {
 		return fmt.Sprintf("compare %x and write %x to block %d, sector %d", in.old, in.value, in.block, in.sector)
 	case wire.OpZero:
 		return fmt.Sprintf("zero block %d", in.block)
+	case wire.OpCopy:
+		return fmt.Sprintf("copy block %d to block %d", in.from, in.block)
 	}
 	return in.kind.String()
 }
 
 // apply is the command's effect; false if it has none in this state.
-func (in *opIn) apply(s blockState) (blockState, bool) {
+func (in *opIn) apply(s unitState) (unitState, bool) {
+	b := &s[in.half]
 	switch in.kind {
 	case wire.OpWrite:
 		for i := range in.count {
-			s[in.sector+i] = in.value
+			b[in.sector+i] = in.value
 		}
 	case wire.OpZero:
-		s = blockState{}
+		*b = blockState{}
+	case wire.OpCopy:
+		*b = s[1-in.half]
 	case wire.OpCompareAndWrite:
-		if s[in.sector] != in.old {
+		if b[in.sector] != in.old {
 			return s, false
 		}
-		s[in.sector] = in.value
+		b[in.sector] = in.value
 	default:
 		return s, false
 	}
@@ -122,9 +133,10 @@ func (in *opIn) apply(s blockState) (blockState, bool) {
 
 // opOut is an answer.
 type opOut struct {
-	epoch uint64
-	same  bool // COMPARE AND WRITE: equal
-	read  blockState
+	epoch   uint64
+	decided time.Duration
+	same    bool // COMPARE AND WRITE: equal
+	read    blockState
 }
 
 // entry is one command in a history. Moments are counted, not timed.
@@ -135,10 +147,20 @@ type entry struct {
 	maybe     bool // see the head of this file
 }
 
-// rollback is that the volume may have gone back, in an epoch.
+// rollback is that the volume may have gone back, in an epoch. By force it may have gone back behind the last flush, and an
+// owner that was given up may go on: what it answers later is of a history of its own, a fork.
 type rollback struct {
 	at    int64
 	epoch uint64
+	force bool
+	// What the policies promise (R11): nothing that was acknowledged is missing; and who was given up answers nothing any more.
+	kept, silent bool
+}
+
+// leaves reports that a command is not of the history that is served after the takeover: an owner that had been given up has
+// answered it. Where nothing acknowledged may be missing that owner can at most show what was before.
+func (r *rollback) leaves(e *entry) bool {
+	return r.force && !e.maybe && e.out.epoch < r.epoch && e.call > r.at && (!r.kept || !r.silent && !(e.in.mutates() && e.out.same))
 }
 
 // history is what all clients saw.
@@ -147,6 +169,7 @@ type history struct {
 	clock     int64
 	list      []entry
 	rollbacks []rollback
+	unjudged  int // blocks that were too uncertain
 }
 
 func (h *history) tick() int64 {
@@ -168,32 +191,82 @@ func (h *history) maybe(in opIn, call, ret int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if ret == 0 {
-		ret = 1 << 62
+		ret = never
 	}
 	h.list = append(h.list, entry{in: in, call: call, ret: ret, maybe: true})
 }
 
-func (h *history) wentBack(epoch uint64) {
+func (h *history) wentBack(epoch uint64, force bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.clock++
-	h.rollbacks = append(h.rollbacks, rollback{h.clock, epoch})
+	h.rollbacks = append(h.rollbacks, rollback{at: h.clock, epoch: epoch, force: force})
 }
 
-// check gives what is wrong, "" if nothing.
-func (h *history) check(blocks int) string {
+// check gives what is wrong, "" if nothing. Where blocks 0 and 1 are copied to each other they are one unit.
+func (h *history) check(blocks int, refer bool) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for b := range blocks {
-		if s := h.checkBlock(b); s != "" {
+	main, forks := h.branches()
+	for b := 0; b < blocks; b++ {
+		last := b
+		if refer && b == 0 {
+			last = 1
+		}
+		if s := main.checkUnit(b, last); s != "" {
 			return s
 		}
+		h.unjudged += main.unjudged
+		main.unjudged = 0
+		for _, f := range forks {
+			if s := f.checkUnit(b, last); s != "" {
+				return "left behind: " + s
+			}
+		}
+		b = last
 	}
 	return ""
 }
 
+// branches takes the histories apart that owners went on with which had been given up by force: one for each such takeover,
+// as if it had not been, if anything was answered in it afterwards. In the history that is served, nothing that was asked
+// for after the takeover and answered by an older epoch has an effect.
+func (h *history) branches() (main *history, forks []*history) {
+	main = &history{rollbacks: h.rollbacks}
+	for _, e := range h.list {
+		if slices.ContainsFunc(h.rollbacks, func(r rollback) bool { return r.leaves(&e) }) {
+			continue
+		}
+		main.list = append(main.list, e)
+	}
+	for _, r := range h.rollbacks {
+		if !slices.ContainsFunc(h.list, func(e entry) bool { return r.leaves(&e) }) {
+			continue
+		}
+		f := &history{}
+		for _, x := range h.rollbacks {
+			if x.epoch < r.epoch {
+				f.rollbacks = append(f.rollbacks, x)
+			}
+		}
+		for _, e := range h.list {
+			if e.maybe && e.ret > r.at {
+				e.ret = never // its repetition may have been answered in the other history
+			}
+			if e.maybe || e.out.epoch < r.epoch {
+				f.list = append(f.list, e)
+			}
+		}
+		forks = append(forks, f)
+	}
+	return main, forks
+}
+
+// never is the moment of what does not happen.
+const never = 1 << 62
+
 type config struct {
-	state blockState
+	state unitState
 	done  uint64 // bit i: the command in slot i has taken effect
 }
 
@@ -201,7 +274,9 @@ type checker struct {
 	slots  [64]*entry
 	maybes []*entry
 	set    map[config]struct{}
-	past   map[blockState]int64 // states that the block may go back to, and when each was last possible
+	past   map[unitState]int64 // states that the block may go back to, and when each was last possible
+	ever   map[unitState]bool  // and by force; nil where nobody uses it
+	epoch  uint64              // before which all was given up by force
 }
 
 // moment is one end of a command, or a rollback.
@@ -215,23 +290,28 @@ type moment struct {
 // statesMax is how many states are kept at most: beyond it the block's history is too uncertain to be judged.
 const statesMax = 200_000
 
-func (h *history) checkBlock(block int) string {
+func (h *history) checkUnit(block, last int) string {
 	var ms []moment
 	for i := range h.list {
 		e := &h.list[i]
-		if e.in.kind != wire.OpFlush && e.in.block != block {
+		if e.in.kind != wire.OpFlush && (e.in.block < block || e.in.block > last) {
 			continue
 		}
 		ms = append(ms, moment{at: e.call, e: e})
-		if e.ret < 1<<62 {
+		if e.ret < never {
 			ms = append(ms, moment{at: e.ret, e: e, ret: true})
 		}
 	}
 	for i := range h.rollbacks {
-		ms = append(ms, moment{at: h.rollbacks[i].at, back: &h.rollbacks[i]})
+		if r := &h.rollbacks[i]; !r.kept {
+			ms = append(ms, moment{at: r.at, back: r})
+		}
 	}
 	slices.SortStableFunc(ms, func(a, b moment) int { return int(a.at - b.at) })
-	c := &checker{set: map[config]struct{}{{}: {}}, past: map[blockState]int64{{}: 0}}
+	c := &checker{set: map[config]struct{}{{}: {}}, past: map[unitState]int64{{}: 0}}
+	if slices.ContainsFunc(h.rollbacks, func(r rollback) bool { return r.force }) {
+		c.ever = map[unitState]bool{{}: true}
+	}
 	for _, m := range ms {
 		switch {
 		case m.back != nil:
@@ -241,7 +321,7 @@ func (h *history) checkBlock(block int) string {
 			c.maybes = slices.DeleteFunc(c.maybes, func(e *entry) bool { return e == m.e })
 		case m.e.maybe:
 			c.maybes = append(c.maybes, m.e)
-		case m.e.in.kind == wire.OpFlush && m.ret:
+		case m.e.in.kind == wire.OpFlush && m.ret && m.e.out.epoch >= c.epoch:
 			c.expand(m.at)
 			for s, at := range c.past {
 				if at < m.e.call {
@@ -258,6 +338,7 @@ func (h *history) checkBlock(block int) string {
 			c.call(m.e)
 		}
 		if len(c.set) > statesMax {
+			h.unjudged++
 			return ""
 		}
 	}
@@ -293,7 +374,8 @@ func (c *checker) seen(x config) config {
 			continue
 		}
 		switch {
-		case e.in.kind == wire.OpRead && e.out.read == x.state, e.in.kind == wire.OpCompareAndWrite && !e.out.same && x.state[e.in.sector] != e.in.old:
+		case e.in.kind == wire.OpRead && e.out.read == x.state[e.in.half],
+			e.in.kind == wire.OpCompareAndWrite && !e.out.same && x.state[e.in.half][e.in.sector] != e.in.old:
 			x.done |= 1 << i
 		}
 	}
@@ -317,6 +399,9 @@ func (c *checker) expand(now int64) {
 		x := work[len(work)-1]
 		work = work[:len(work)-1]
 		c.past[x.state] = now
+		if c.ever != nil {
+			c.ever[x.state] = true
+		}
 		for i, e := range c.slots {
 			if e == nil || x.done&(1<<i) != 0 || !e.in.mutates() || e.in.kind == wire.OpCompareAndWrite && !e.out.same {
 				continue
@@ -352,7 +437,7 @@ func (c *checker) answer(e *entry, now int64) string {
 		return c.explain(e)
 	}
 	c.set = rest
-	if e.in.fua {
+	if e.in.fua && e.out.epoch >= c.epoch {
 		clear(c.past)
 		for x := range rest {
 			c.past[x.state] = now
@@ -372,16 +457,22 @@ func (c *checker) back(r *rollback) {
 		}
 	}
 	clear(c.set)
+	if r.force {
+		c.epoch = r.epoch
+		for s := range c.ever {
+			c.past[s] = r.at
+		}
+	}
 	for s := range c.past {
 		c.set[c.seen(config{s, done})] = struct{}{}
 	}
 }
 
 func (c *checker) explain(e *entry) string {
-	var states []blockState
+	var states []blockState // of the block that the command is about
 	for x := range c.set {
-		if !slices.Contains(states, x.state) && len(states) < 8 {
-			states = append(states, x.state)
+		if s := x.state[e.in.half]; !slices.Contains(states, s) && len(states) < 8 {
+			states = append(states, s)
 		}
 	}
 	slices.SortFunc(states, func(a, b blockState) int { return slices.Compare(a[:], b[:]) })

@@ -63,6 +63,8 @@ type answer struct {
 	data  []byte
 	epoch ident.Epoch
 	stamp wire.Stamp
+
+	decided time.Duration // when the owner did so
 }
 
 const (
@@ -266,9 +268,11 @@ func (c *client) command(s *session, in *opIn, buf []byte) (a answer, answered b
 			op.Compare = data[:sectorSize]
 			op.Buf = access.NewWriteBuf(op.Offset, sectorSize)
 			copy(op.Buf.Bytes(), data[sectorSize:])
+		case wire.OpCopy:
+			op.Unit = (&access.CopyCall{From: int64(in.from) * blockBytes}).Append(nil)
 		}
 		op.Done = func(op *access.Op, err error) {
-			r := answer{err: err, epoch: op.Epoch}
+			r := answer{err: err, epoch: op.Epoch, decided: w.decidedAt(op)}
 			for _, d := range op.Data {
 				r.data = append(r.data, d...)
 			}
@@ -331,7 +335,7 @@ func (c *client) do(in opIn) bool {
 			if in.fua {
 				w.stats.add("client: FUA", 1)
 			}
-			out := opOut{epoch: a.epoch.Number, same: a.err == nil}
+			out := opOut{epoch: a.epoch.Number, decided: a.decided, same: a.err == nil}
 			if in.kind == wire.OpRead {
 				out.read = c.parse(in, a.data)
 				c.seen[in.block] = out.read
@@ -353,6 +357,10 @@ func (c *client) do(in opIn) bool {
 			c.told = max(c.told, a.epoch.Number)
 			c.rest(time.Second)
 			c.accept(s)
+		case errors.Is(a.err, wire.ErrVersion) && in.kind == wire.OpCopy:
+			w.stats.add("client: copies that have to be done otherwise", 1)
+			w.hist.maybe(in, first, w.hist.tick())
+			return true
 		case errors.Is(a.err, wire.ErrStale):
 			w.stats.add("client: refused as late (R9)", 1)
 			c.rest(busyRest)
@@ -373,7 +381,7 @@ func (c *client) checkPort(s *session, epoch uint64) {
 		return
 	}
 	for e := c.told + 1; e <= epoch; e++ {
-		if c.attached != 0 && c.attached < e && c.w.chain.isUnproven(e) {
+		if c.attached != 0 && c.attached < e && c.w.chain.isUnproven(e) && !c.w.isKept(e) {
 			c.w.fail("client %d was attached in epoch %d and got no error after epoch %d, which is not proven (R11): an answer of epoch %d by %s", c.id, c.attached, e, epoch, s.node.name)
 		}
 	}
@@ -448,7 +456,18 @@ func (c *client) next() opIn {
 	default:
 		in.kind = wire.OpFlush
 	}
+	if p.Refer && in.kind == wire.OpWrite && in.count == sectors && in.block < 2 && c.rng.IntN(2) == 0 {
+		in.kind, in.from = wire.OpCopy, 1-in.block
+	}
 	in.fua = in.kind == wire.OpWrite && c.rng.IntN(12) == 0
+	return p.on(in)
+}
+
+// on says which half of its unit a command is about.
+func (p *Plan) on(in opIn) opIn {
+	if p.Refer && in.block == 1 {
+		in.half = 1
+	}
 	return in
 }
 

@@ -130,8 +130,8 @@ func (w *World) inject(f *Fault) {
 		w.cutClients(n, 1)
 		undo(func() { w.cutClients(n, -1) })
 	case FaultControlAway:
-		n.cutOff.Store(true)
-		undo(func() { n.cutOff.Store(false) })
+		n.cutOff.Add(1)
+		undo(func() { n.cutOff.Add(-1) })
 	case FaultControlDown:
 		w.ctlDown++
 		w.ctl.SetDown(true)
@@ -170,6 +170,10 @@ func (w *World) inject(f *Fault) {
 		undo(func() { w.drain(n, false) })
 	case FaultClockStep:
 		n.skew += time.Duration(f.Size%7200-3600) * time.Second
+	case FaultSiteDies, FaultSiteLosesPower, FaultSiteCutOff:
+		w.loseSite(n, f, undo)
+	case FaultPolicy:
+		w.changePolicy(f)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)
@@ -243,6 +247,7 @@ func (n *Node) decay(f *Fault) {
 	x := sealed[f.Size%len(sealed)]
 	off := int64(4096 + mix(uint64(f.Size), 5)%uint64(x.End-4096))
 	flip := vfs.FlipBit("*"+x.Segment.String()+"*", off, uint(f.Size%8))
+	n.w.lostBytes.Store(true)
 	n.rot = append(n.rot, flip)
 	p.fs.OnRead(flip)
 	n.w.tracef("bit at %d of segment %s at %s has rotted", off, x.Segment, n.name)
@@ -284,7 +289,7 @@ func (w *World) drain(n *Node, yes bool) {
 // heal ends every fault that is still there.
 func (w *World) heal() {
 	for _, n := range w.nodes {
-		n.cutOff.Store(false)
+		n.cutOff.Store(0)
 		w.net.setSlow(n, 0)
 		n.slowDisk.Store(0)
 		n.disk.SetCapacity(diskBytes)

@@ -2,10 +2,12 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"dozo/internal/access"
 	"dozo/internal/ident"
@@ -23,6 +25,7 @@ type chain struct {
 	at     map[ident.Seq]ident.Position
 	starts map[uint64]wire.EpochStart // by epoch, as first appended
 	splits []split
+	dead   []ident.Position // that are in at no more
 	begun  []Epoch
 }
 
@@ -47,8 +50,10 @@ func (c *chain) saw(_ ident.JournalID, p ident.Position, who string) {
 	if ok && old.Hash != p.Hash {
 		c.splits = append(c.splits, split{old, p, who})
 		if p.Epoch.Less(old.Epoch) {
+			c.dead = append(c.dead, p)
 			return
 		}
+		c.dead = append(c.dead, old)
 	}
 	c.at[p.Seq] = p
 }
@@ -103,7 +108,10 @@ func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
 	c.w.stats.add("epochs begun", 1)
 	if e.Number > 1 && !s.Proven {
 		c.w.stats.add("epochs begun, not proven (R4)", 1)
-		c.w.hist.wentBack(e.Number)
+		c.w.hist.wentBack(e.Number, c.w.forced())
+		for _, d := range [...]time.Duration{5 * time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond} {
+			c.w.after(d, func() { c.w.lookAtClaim(e.Number) })
+		}
 	}
 }
 
@@ -116,6 +124,51 @@ func (c *chain) unprovenBetween(a, b ident.Epoch) bool {
 		}
 	}
 	return false
+}
+
+// beyond lists the commit points that a takeover has left behind.
+func (c *chain) beyond(cut wire.Cut) (list []ident.Position) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.at {
+		if p.Epoch.Less(cut.At.Epoch) && p.Seq > cut.Before.Seq {
+			list = append(list, p)
+		}
+	}
+	for _, p := range c.dead {
+		if p.Epoch.Less(cut.At.Epoch) && p.Seq > cut.Before.Seq {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b ident.Position) int { return cmp.Compare(a.Seq, b.Seq) })
+	return list
+}
+
+// leftBehind is how many committed records an epoch has left behind.
+func (c *chain) leftBehind(epoch uint64) ident.Seq {
+	c.mu.Lock()
+	s, ok := c.starts[epoch]
+	c.mu.Unlock()
+	if !ok {
+		return 0
+	}
+	list := c.beyond(wire.Cut{At: s.At, Before: s.Before})
+	if len(list) == 0 {
+		return 0
+	}
+	return list[len(list)-1].Seq - s.Before.Seq
+}
+
+// owner is the node that began an epoch.
+func (c *chain) owner(epoch uint64) ident.NodeName {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.begun {
+		if e.Number == epoch {
+			return e.Node
+		}
+	}
+	return ""
 }
 
 // isUnproven reports that an epoch's start says so.
@@ -245,6 +298,24 @@ func readAll(ctx context.Context, p *Proc, x wire.Replica) ([]byte, error) {
 		}
 	}
 	return all, nil
+}
+
+// positionsIn lists where a replica's records stand; as far as they can be read.
+func positionsIn(id ident.SegmentID, raw []byte) (list []ident.Position) {
+	h, err := journal.DecodeSegmentHeader(raw)
+	if err != nil {
+		return nil
+	}
+	run := journal.Run{Segment: id.Original(), At: h.Before}
+	for data := raw[journal.SegmentHeaderSize:]; len(data) > 0; {
+		n, err := run.Next(data)
+		if err != nil {
+			return list
+		}
+		data = data[n:]
+		list = append(list, run.At)
+	}
+	return list
 }
 
 // compare has a segment's records be part of the one history.

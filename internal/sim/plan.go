@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +27,10 @@ type Plan struct {
 	Limits     access.Limits
 	Faults     []Fault
 	Mutant     string
+
+	Partition control.Partition
+	Ack       int  // sites that hold what is acknowledged, beside the owner's
+	Refer     bool // clients copy block 0 to block 1, and back, by reference
 }
 
 // Fault is one thing that goes wrong.
@@ -68,19 +74,23 @@ const (
 	FaultDouble      // two nodes of a site die at once
 	FaultGroups      // the nodes of a site fall into two groups
 	FaultPartial     // the owner is cut off from all nodes of its site but one
-	faultKinds       = int(FaultPartial) + 1
-	healed           = 8 * time.Second // from the last fault's end to the clients'
-	firstFault       = 4 * time.Second
+	FaultSiteDies    // and is given up; later it comes back, and its volume goes home
+	FaultSiteLosesPower
+	FaultSiteCutOff // the same for a site that goes on by itself
+	FaultPolicy     // the volume's policies are changed
+	faultKinds      = int(FaultPolicy) + 1
+	healed          = 8 * time.Second // from the last fault's end to the clients'
+	firstFault      = 4 * time.Second
 )
 
 var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "pause", "isolated node", "one-way partition", "sites apart", "clients cut off",
 	"control store away for a node", "control store away", "control store loses answers", "slow network", "slow disk", "full disk", "bit rot", "restart in good order",
 	"hand-over", "hand-over to a site", "drain", "wall clock step", "long pause", "isolated owner dies", "two nodes die at once", "site in two groups",
-	"owner with one other node"}
+	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
-// weights say how often each kind is drawn.
+// weights say how often each kind is drawn. The last four have a draw of their own (drawSites).
 var weights = [faultKinds]int{10, 9, 4, 8, 9, 6, 4, 4, 3, 3, 3, 3, 4, 3, 3, 3, 7, 6, 4, 1, 6, 5, 4, 9, 9}
 
 // Focus is what the faults of a seed have in common: seeds from Focus*FocusStep on have only the kinds of one entry, so
@@ -95,8 +105,34 @@ var focuses = [...][]FaultKind{
 	{FaultKill, FaultPowerCut, FaultIsolateKill, FaultDouble},
 }
 
-// FocusStep is how many seeds there are of a focus.
-const FocusStep = 1_000_000
+// siteFocuses are those from FocusSites on: sites are given up, by volumes of the one policy or the other.
+var siteFocuses = [...]siteFocus{
+	{kinds: []FaultKind{FaultKill, FaultSplit, FaultMoveSite, FaultPowerCut, FaultDouble}},
+	{kinds: []FaultKind{FaultKill, FaultSplit, FaultBlackout, FaultPowerCut, FaultOneWay}, ack: true},
+	{kinds: []FaultKind{FaultKill, FaultSplit, FaultControlAway, FaultControlDown, FaultPause}, stop: true},
+	{kinds: []FaultKind{FaultKill, FaultSplit, FaultBlackout, FaultControlAway, FaultPolicy}, ack: true, stop: true},
+}
+
+type siteFocus struct {
+	kinds     []FaultKind // of the other faults
+	ack, stop bool
+}
+
+const (
+	// FocusStep is how many seeds there are of a focus.
+	FocusStep = 1_000_000
+	// FocusSites is the first of siteFocuses.
+	FocusSites = 100
+)
+
+// focusOf gives what the seeds around one have in common.
+func focusOf(seed uint64) (kinds []FaultKind, site *siteFocus) {
+	if f := seed / FocusStep; f >= FocusSites {
+		x := &siteFocuses[(f-FocusSites)%uint64(len(siteFocuses))]
+		return x.kinds, x
+	}
+	return focuses[seed/FocusStep%uint64(len(focuses))], nil
+}
 
 // NewPlan draws a plan from a seed.
 func NewPlan(seed uint64) Plan {
@@ -133,7 +169,7 @@ func NewPlan(seed uint64) Plan {
 			}
 			k -= weight
 		}
-		if kinds := focuses[seed/FocusStep%uint64(len(focuses))]; kinds != nil {
+		if kinds, _ := focusOf(seed); kinds != nil {
 			f.Kind = kinds[rng.IntN(len(kinds))]
 		} else if i == 0 { // one change of ownership at least
 			f.Owner = true
@@ -146,7 +182,55 @@ func NewPlan(seed uint64) Plan {
 		f.For = min(f.For, p.Heal-f.At-100*time.Millisecond)
 		p.Faults = append(p.Faults, f)
 	}
+	p.drawSites(rand.New(rand.NewPCG(seed, 0x73697465)))
 	return p
+}
+
+// drawSites adds the policies of R11, the loss of sites, and copies by reference. It has a stream of its own, so that what
+// else a seed stands for does not depend on it.
+func (p *Plan) drawSites(rng *rand.Rand) {
+	kinds, focus := focusOf(p.Seed)
+	if kinds != nil && focus == nil {
+		return
+	}
+	p.Refer = rng.IntN(3) == 0
+	if focus != nil {
+		if len(p.Sites) < 3 && rng.IntN(3) > 0 { // without a third one nothing happens by itself
+			p.Sites = append(p.Sites, few(rng))
+		}
+		p.Copies = 2 + rng.IntN(len(p.Sites)-1)
+	}
+	if p.Copies < 2 {
+		return
+	}
+	if focus != nil && focus.ack || focus == nil && rng.IntN(4) == 0 {
+		p.Ack = 1 + rng.IntN(p.Copies-1)
+	}
+	if focus != nil && focus.stop || focus == nil && rng.IntN(4) == 0 {
+		p.Partition = control.PartitionStop
+	}
+	if focus == nil && rng.IntN(4) > 0 {
+		return
+	}
+	lost := Fault{Kind: [...]FaultKind{FaultSiteDies, FaultSiteLosesPower, FaultSiteCutOff, FaultSiteCutOff}[rng.IntN(4)], Owner: rng.IntN(5) > 0,
+		Pick: rng.Float64(), Also: rng.Float64(), Size: rng.IntN(1 << 20),
+		At: firstFault + time.Duration(rng.Int64N(int64(22*time.Second))), For: 13*time.Second + time.Duration(rng.Int64N(int64(9*time.Second)))}
+	if p.Partition == control.PartitionStop { // its lease has to run out
+		lost.For += 4 * time.Second
+	}
+	// Few other faults while the site is away: whatever else is missing, nobody takes over.
+	others := 0
+	p.Faults = slices.DeleteFunc(p.Faults, func(f Fault) bool {
+		if f.At+f.For < lost.At || f.At > lost.At+lost.For {
+			return false
+		}
+		others++
+		return others > 1
+	})
+	p.Faults = append(p.Faults, lost)
+	if rng.IntN(3) == 0 {
+		p.Faults = append(p.Faults, Fault{Kind: FaultPolicy, At: firstFault + time.Duration(rng.Int64N(int64(p.Heal-firstFault))), Size: rng.IntN(1 << 20)})
+	}
 }
 
 // few is 2 to 4, small ones more often: where there is little to spare, a fault does more, and the seed costs less.
@@ -154,8 +238,11 @@ func few(rng *rand.Rand) int { return [...]int{2, 2, 2, 2, 3, 3, 3, 4, 4}[rng.In
 
 func (p *Plan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: sites of %v nodes, %v apart, copies at %d, %s, %d clients, %d blocks, segments of %d KiB;", p.Seed, p.Sites, p.Distance, p.Copies, p.Durability, p.Clients,
-		p.Blocks, p.Limits.SegmentBytes>>10)
+	fmt.Fprintf(&b, "seed %d: sites of %v nodes, %v apart, copies at %d, %s, ", p.Seed, p.Sites, p.Distance, p.Copies, p.Durability)
+	if p.Ack > 0 || p.Partition != "" {
+		fmt.Fprintf(&b, "ack %s, partition %s, ", control.AckText(p.Ack), cmp.Or(p.Partition, control.PartitionContinue))
+	}
+	fmt.Fprintf(&b, "%d clients, %d blocks, segments of %d KiB;", p.Clients, p.Blocks, p.Limits.SegmentBytes>>10)
 	for _, f := range p.Faults {
 		fmt.Fprintf(&b, " %s at %.1f for %.1f s", f.Kind, f.At.Seconds(), f.For.Seconds())
 		if f.Owner {

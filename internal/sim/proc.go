@@ -34,7 +34,7 @@ type Node struct {
 	count uint64  // of processes so far
 
 	slowDisk atomic.Int64 // nanoseconds: what each answer of the store takes longer
-	cutOff   atomic.Bool  // from the control store
+	cutOff   atomic.Int32 // from the control store: by so many faults
 	rot      []func(vfs.Call, []byte)
 	skew     time.Duration // of its wall clock
 	starting bool          // the driver's: a process is being launched
@@ -85,6 +85,11 @@ const (
 // clock is the node's CLOCK_BOOTTIME: it begins at a time of its own and drifts.
 func (n *Node) clock() time.Duration {
 	return time.Hour*time.Duration(n.index+1) + time.Duration(float64(n.w.now())*n.drift)
+}
+
+// since is when the node's clock showed a time.
+func (n *Node) since(clock time.Duration) time.Duration {
+	return time.Duration(float64(clock-time.Hour*time.Duration(n.index+1)) / n.drift)
 }
 
 func (n *Node) isDead(p *Proc) bool {
@@ -215,6 +220,7 @@ func (n *Node) powerCut(percent int) {
 		p.inGate, p.outGate, p.callers, p.replies = nil, nil, nil, nil
 	}
 	w.net.mu.Unlock()
+	w.lostBytes.Store(true)
 	n.disk = n.disk.CrashClone(vfs.Crash{Percent: percent, Rand: w.rng})
 	n.boot++
 	if p != nil {
@@ -555,10 +561,26 @@ func (x *way) Pass(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if p.node.cutOff.Load() || p.node.isDead(p) {
+	for p.isPaused() { // what it says has not left, what it is told lies in its socket
+		select {
+		case <-time.After(pausedLook):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if p.node.cutOff.Load() > 0 || p.node.isDead(p) {
 		return errCutOff
 	}
 	return nil
+}
+
+// pausedLook is how often the way to the control store is tried while the process is paused.
+const pausedLook = 100 * time.Millisecond
+
+func (p *Proc) isPaused() bool {
+	p.w.net.mu.Lock()
+	defer p.w.net.mu.Unlock()
+	return p.paused && !p.dead
 }
 
 var errCutOff = errors.New("the control store is out of reach")

@@ -94,9 +94,14 @@ func Run(t *testing.T, plan Plan, out io.Writer) Result {
 		w.live()
 		took = w.now()
 	})
-	if s := w.hist.check(plan.Blocks); s != "" {
+	w.settleRollbacks()
+	if s := w.hist.check(plan.Blocks, plan.Refer); s != "" {
 		w.fail("%s", s)
 	}
+	if w.hist.unjudged > 0 {
+		w.stats.add("blocks whose history was too uncertain to be judged", w.hist.unjudged)
+	}
+	w.checkSilent()
 	w.chain.check()
 	return Result{Seed: plan.Seed, Broken: w.failed(), Hash: w.trace.sum, Stats: w.stats, Time: took, Epochs: w.chain.begun}
 }
@@ -108,11 +113,19 @@ func (w *World) live() {
 	w.clientCuts = map[[2]int]int{}
 	w.ctl = control.NewMem()
 	w.chain.init(w)
+	w.forces.insist, w.forces.claims = map[uint64]bool{}, map[uint64]claim{}
+	var err error
+	if w.admin, err = w.ctl.Open(context.Background(), control.Options{}); err != nil {
+		w.fail("%v", err)
+		return
+	}
+	defer w.admin.Close()
 	if !w.build() {
 		w.teardown()
 		return
 	}
 	w.wg.Go(w.drive)
+	w.wg.Go(w.watchForces)
 	for i := range w.plan.Faults {
 		f := &w.plan.Faults[i]
 		w.at(f.At, func() { w.inject(f) })
@@ -166,13 +179,7 @@ func (w *World) build() bool {
 			w.net.pairs[i][j].up = i != j
 		}
 	}
-	ctx := context.Background()
-	admin, err := w.ctl.Open(ctx, control.Options{})
-	if err != nil {
-		w.fail("%v", err)
-		return false
-	}
-	defer admin.Close()
+	ctx, admin := context.Background(), w.admin
 	if _, err := admin.InitCluster(ctx, control.Cluster{Name: "sim"}); err != nil {
 		w.fail("%v", err)
 		return false
@@ -199,7 +206,9 @@ func (w *World) build() bool {
 			return false
 		}
 	}
-	w.vol, err = admin.CreateVolume(ctx, control.VolumeSpec{Name: "v", SizeBytes: 1 << 20, BlockSize: 512, Sites: w.plan.Copies, AtSite: 1, Durability: w.plan.Durability}, ids[:w.plan.Copies])
+	spec := control.VolumeSpec{Name: "v", SizeBytes: 1 << 20, BlockSize: 512, Sites: w.plan.Copies, AtSite: 1, Durability: w.plan.Durability, Partition: w.plan.Partition, Ack: w.plan.Ack}
+	var err error
+	w.vol, err = admin.CreateVolume(ctx, spec, ids[:w.plan.Copies])
 	if err != nil {
 		w.fail("%v", err)
 		return false
@@ -234,7 +243,7 @@ func (w *World) build() bool {
 // settle waits until all copies are the same and compares them; and everybody reads everything once more.
 func (w *World) settle() {
 	for b := range w.plan.Blocks {
-		w.clients[b%len(w.clients)].do(opIn{kind: wire.OpRead, block: b})
+		w.clients[b%len(w.clients)].do(w.plan.on(opIn{kind: wire.OpRead, block: b}))
 	}
 	deadline := w.now() + settleMax
 	for {
@@ -242,7 +251,7 @@ func (w *World) settle() {
 		var wrong []string
 		if why == "" {
 			// What goes at this very moment is missing somewhere: only what stays so is wrong.
-			if wrong = w.verify(o); len(wrong) == 0 {
+			if wrong = append(w.verify(o), w.checkForks(o)...); len(wrong) == 0 {
 				return
 			}
 			why = wrong[0]

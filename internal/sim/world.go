@@ -25,6 +25,7 @@ type World struct {
 	stats *Stats
 
 	ctl   *control.Mem
+	admin *control.Client // that nothing keeps from the control store
 	nodes []*Node
 	net   network
 	vol   control.VolumeSpec
@@ -32,6 +33,7 @@ type World struct {
 	clients []*client
 	hist    history
 	chain   chain
+	forces  forces
 	wg      crew          // everything that the world has started
 	over    chan struct{} // closed when everything is to end
 	quiet   chan struct{} // closed when clients are to begin nothing more
@@ -43,6 +45,7 @@ type World struct {
 	clientCuts map[[2]int]int // client and node between which nothing passes; guarded by network.mu
 	ended      bool           // no process may begin any more; guarded by network.mu
 	ctlDown    int            // the driver's
+	lostBytes  atomic.Bool    // some disk has lost what its process had written
 
 	mu struct {
 		sync.Mutex
