@@ -12,7 +12,7 @@ import (
 func TestConformance(t *testing.T) {
 	need(t, "iscsi-test-cu")
 	s := start(t, 1, 2)
-	// It stays where it is: a hand-over brings a unit attention (SPC-4 5.15.2.6), which the suite takes for a failure.
+	// It stays where it is: a hand-over brings a unit attention (SPC-4 5.16.2.5), which the suite takes for a failure.
 	iqn := s.create("conformance", "1G", "--ownership", "pin")
 	c := exec.Command("../conformance/run.sh", "-k", "-x", "SCSI.Sanitize.Reset", s.url(1, 1, iqn), s.url(1, 2, iqn))
 	t.Log(s.must(c))

@@ -72,7 +72,7 @@ func (p *path) settle(lun int) {
 	})
 }
 
-// states is REPORT TARGET PORT GROUPS (SPC-4 6.36): the state of each group, by its number.
+// states is REPORT TARGET PORT GROUPS (SPC-4 6.37): the state of each group, by its number.
 func (p *path) states() map[uint16]byte {
 	p.t.Helper()
 	d, got := p.run(0, []byte{0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 4, 0}, nil, 1024)
@@ -86,7 +86,7 @@ func (p *path) states() map[uint16]byte {
 	return list
 }
 
-// group is the target port group of the path (SPC-4 7.8.6.7).
+// group is the target port group of the path (SPC-4 7.8.6.8).
 func (p *path) group() uint16 {
 	p.t.Helper()
 	d, got := p.run(0, []byte{0x12, 1, 0x83, 2, 0}, nil, 512)
@@ -164,7 +164,7 @@ func TestPaths(t *testing.T) {
 		}
 	}
 
-	// Standby at the other site: initiators are told (SPC-4 5.15.2.6), and commands but a few end (5.15.2.4.4).
+	// Standby at the other site: initiators are told (SPC-4 5.16.2.5), and commands but a few end (5.16.2.4.4).
 	for _, p := range all {
 		p.settle(0)
 	}

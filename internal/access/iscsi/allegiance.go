@@ -264,6 +264,10 @@ func (c *conn) reassign(h *header, at scsi.Stamp, sendLocked func(byte)) {
 		}
 		return
 	}
+	if x.manages(itt) { // 11.5.1: only SCSI tasks are reassigned
+		send(tmrRejected)
+		return
+	}
 	send(tmrNoTask)
 }
 

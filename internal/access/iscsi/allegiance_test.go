@@ -51,6 +51,27 @@ func pair2(t *testing.T, portal *iscsitest.Portal, keys ...string) (a, b *client
 	return a, b
 }
 
+// TestFunctionsAreNoTasks: RFC 7143 11.5.1: a task management function is neither to be aborted nor reassigned.
+func TestFunctionsAreNoTasks(t *testing.T) {
+	held := make(chan func(error), 1)
+	portal, _ := serve(t, nil, func(p *iscsitest.Provider) {
+		p.AbortHook = func(_ string, done func(error)) { held <- done }
+	})
+	c := dial(t, portal).login("MaxConnections=1", "ErrorRecoveryLevel=2", "DefaultTime2Retain=20").ready()
+	reset := c.tmf(5, 0xffffffff)
+	done := <-held
+	c.tmf(1, reset)
+	if p := c.must(c.recv()); p.op() != 0x22 || p.bhs[2] != 255 {
+		t.Errorf("ABORT TASK: opcode %#x response %d", p.op(), p.bhs[2])
+	}
+	c.wantReassign(reset, 0, 255)
+	done(nil)
+	if p := c.must(c.recv()); p.op() != 0x22 || p.u32(16) != reset || p.bhs[2] != 0 {
+		t.Errorf("opcode %#x for %#x response %d", p.op(), p.u32(16), p.bhs[2])
+	}
+	c.wantReassign(reset, 0, 1) // it is no more
+}
+
 // TestReassignRunning: RFC 7143 7.2.2. A task is allegiant to its connection until that is logged out for recovery; then
 // it goes on by another one.
 func TestReassignRunning(t *testing.T) {

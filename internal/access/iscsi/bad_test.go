@@ -145,6 +145,34 @@ func TestLoginFlood(t *testing.T) {
 	good.good(good.do(make([]byte, 6), 0, nil))
 }
 
+// TestCrowd: half-open connections from wherever don't keep others out, though they take every place that there is; sessions
+// keep theirs, and are served meanwhile.
+func TestCrowd(t *testing.T) {
+	log := new(logged)
+	portal, _ := serve(t, func(c *iscsi.Config) {
+		c.ConnectionsMax, c.Log = 8, slog.New(slog.NewTextHandler(log, nil))
+	}, nil)
+	good := dial(t, portal).login().ready()
+	var mute []*client
+	for i := range 40 {
+		mute = append(mute, dial(t, portal))
+		if i%10 == 9 {
+			good.good(good.do(rw10(0x28, 0, 8), 4096, nil))
+			late := dial(t, portal)
+			late.isid = byte(10 + i)
+			late.login().ready()
+			late.nc.Close()
+		}
+	}
+	log.wait(t, "has not logged in yet")
+	for _, c := range mute[:20] {
+		if _, err := io.Copy(io.Discard, c.nc); err != nil && strings.Contains(err.Error(), "timeout") {
+			t.Fatal("an old connection that said nothing is still there")
+		}
+	}
+	good.good(good.do(make([]byte, 6), 0, nil))
+}
+
 // TestDiscoveryIdle: a discovery session that asks for nothing ends.
 func TestDiscoveryIdle(t *testing.T) {
 	portal, _ := serve(t, func(c *iscsi.Config) { c.DiscoveryIdle = 100 * time.Millisecond }, nil)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,10 @@ type conn struct {
 	peer Peer
 	id   uint64 // RequestID.Conn
 	rd   reader
+	came time.Time
+	in   atomic.Bool // through its login
+	// gaveWay to a newer one; under Server.mu.
+	gaveWay bool
 
 	// The reader's own.
 	requests  uint64 // commands so far, for RequestID.Seq
@@ -87,15 +92,17 @@ type conn struct {
 	pingWaiting time.Time // since when an answer is owed, or zero
 	logoutTimer *time.Timer
 	transfer    textTransfer
+	cleared     []uint16 // the LUNs of tasks that have ended with the connection, until the initiator is told
+	managing    []uint32 // tags of task management functions that are not answered yet
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, nc: nc, raw: newRawWriter(nc), id: randomID(), wake: make(chan struct{}, 1), quit: make(chan struct{}), unpark: make(chan struct{}, 1),
+	c := &conn{srv: s, nc: nc, raw: newRawWriter(nc), id: randomID(), came: time.Now(), wake: make(chan struct{}, 1), quit: make(chan struct{}), unpark: make(chan struct{}, 1),
 		statSN: 1, params: defaultParams(), out: new(batch), spare: new(batch)}
 	c.room.L = &c.mu
 	c.peer = Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr()), Group: s.cfg.Group}
 	c.log = s.cfg.Log.With("peer", nc.RemoteAddr().String())
-	c.rd = reader{nc: nc, buf: make([]byte, readerSize), before: c.endGather, after: c.beginGather}
+	c.rd = reader{nc: nc, buf: make([]byte, loginReaderSize), before: c.endGather, after: c.beginGather}
 	c.stamps.start(c.statSN)
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetNoDelay(true)
@@ -149,6 +156,7 @@ func (c *conn) run() {
 	err := c.login()
 	c.srv.sources.leave(c.peer.Remote.Addr())
 	if err == nil {
+		c.in.Store(true)
 		err = c.serve()
 	}
 	c.kill(err)
@@ -203,6 +211,9 @@ func (c *conn) end() {
 	c.expired = true
 	c.acknowledgedLocked() // nobody will
 	c.filling = nil        // the reader has returned, perhaps in the middle of a task's data
+	if sess != nil && !c.loggedOut {
+		c.clearedLocked()
+	}
 	for _, t := range c.slots {
 		if t != nil {
 			c.abortLocked(t)
@@ -216,6 +227,7 @@ func (c *conn) end() {
 		c.recovery.release()
 	}
 	c.mu.Unlock()
+	c.tellCleared()
 	if sess != nil {
 		sess.detach(c)
 	}
@@ -405,6 +417,9 @@ func (c *conn) answerLogin(req *header, r loginReply, sess *Session) {
 	if sess != nil {
 		c.params = c.agreed
 		c.fullFeature = true
+		if !sess.discovery {
+			c.rd.grow(readerSize)
+		}
 		if c.params.ErrorRecoveryLevel > 0 {
 			c.recovery = new(recovery)
 		}

@@ -1,6 +1,7 @@
 package iscsi_test
 
 import (
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -229,6 +230,14 @@ func TestManagementBounded(t *testing.T) {
 	}
 }
 
+// cleared reads the unit attention for tasks that were terminated with their connection (RFC 7143 7.5) away.
+func (c *client) cleared() {
+	c.t.Helper()
+	if key, code := c.do(make([]byte, 6), 0, nil).code(); key != 6 || code != 0x477f {
+		c.t.Fatalf("sense %x/%04x, want 6/477f", key, code)
+	}
+}
+
 // TestConnectionLogout: RFC 7143 11.14. The session ends with its last connection.
 func TestConnectionLogout(t *testing.T) {
 	var mu sync.Mutex
@@ -263,14 +272,23 @@ func TestConnectionLogout(t *testing.T) {
 	}
 	mu.Unlock()
 	release()
+	// 7.5: the read was terminated, and the nexus is told, by whichever connection.
+	c.cmdSN = b.cmdSN
+	c.cleared()
+	held := d.Hold()
+	a.cmdSN = c.cmdSN
+	_, _ = a.start(rw10(0x28, 0, 1), 512, nil)
+	a.quiet("held")
+	_, _ = a.start(make([]byte, 6), 0, nil, 2) // ORDERED: not begun
 	if p := a.logout(1, 0); p.bhs[2] != 0 {
 		t.Errorf("logout of its own: response %d", p.bhs[2])
 	}
+	held()
 	if _, out := portal.Provider.Seen(); len(out) != 0 {
 		t.Error("the session is said to have logged out")
 	}
-	a.cmdSN++
 	c.cmdSN = a.cmdSN
+	c.cleared()
 	c.good(c.do(make([]byte, 6), 0, nil))
 	if p := c.logout(1, 2); p.bhs[2] != 0 {
 		t.Errorf("logout of the last: response %d", p.bhs[2])
@@ -294,7 +312,11 @@ func TestConnectionLogout(t *testing.T) {
 // TestConnectionLost: what a lost connection had under way ends, the others go on; a command that was lost with it
 // ends the session after a time, so that nothing waits for ever.
 func TestConnectionLost(t *testing.T) {
-	portal, d := serve(t, func(c *iscsi.Config) { c.GapTimeout, c.PingEvery = 30*time.Millisecond, 5*time.Millisecond }, nil)
+	log := new(logged)
+	portal, d := serve(t, func(c *iscsi.Config) {
+		c.GapTimeout, c.PingEvery = 30*time.Millisecond, 5*time.Millisecond
+		c.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}, nil)
 	a := dial(t, portal).login("MaxConnections=2").ready()
 	b := join(t, portal, a, 1)
 	b.cmdSN = a.cmdSN
@@ -304,9 +326,11 @@ func TestConnectionLost(t *testing.T) {
 	b.nc.Close()
 	a.cmdSN++
 	a.good(a.do(make([]byte, 6), 0, nil))
+	log.wait(t, "connection closed")
 	release()
-	// Reinstated under its CID while the target still believes in it, or not any more.
+	// Reinstated under its CID while the target still believes in it, or not any more. What it had begun was terminated (7.5).
 	b = join(t, portal, a, 1)
+	b.cleared()
 	b.good(b.do(rw10(0x28, 0, 1), 512, nil))
 	a.cmdSN = b.cmdSN
 	b.cmdSN++

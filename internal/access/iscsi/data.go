@@ -1,6 +1,10 @@
 package iscsi
 
-import "dozo/internal/access/scsi"
+import (
+	"slices"
+
+	"dozo/internal/access/scsi"
+)
 
 // solicitLocked asks for a task's data, as many bursts at a time as were negotiated.
 func (c *conn) solicitLocked(t *task) {
@@ -33,7 +37,7 @@ func (c *conn) taskOfDataLocked(h *header) *task {
 		if slot := int(ttt & slotsMax); slot < len(c.slots) {
 			if t := c.slots[slot]; t != nil && !t.aborted && len(t.r2ts) > 0 && t.r2ts[0].ttt == ttt && t.itt == h.itt() {
 				return t
-			} else if t != nil && !t.aborted && c.recovery != nil && t.itt == h.itt() {
+			} else if t != nil && !t.aborted && (c.recovery != nil || t.spoiled) && t.itt == h.itt() {
 				for i := range t.r2ts {
 					if t.r2ts[i].ttt == ttt {
 						return t
@@ -72,8 +76,11 @@ func (c *conn) dataOut(h *header) error {
 	c.filling = t
 	recover := c.recovery != nil
 	c.mu.Unlock()
-	if recover {
+	switch {
+	case recover:
 		return c.recoverData(t, h, n, h.ttt())
+	case t.spoiled:
+		return c.drainData(t, h)
 	}
 
 	limit, dataSN := 0, &t.unsolSN
@@ -103,18 +110,38 @@ func (c *conn) dataOut(h *header) error {
 	switch {
 	case h.ttt() == noTag:
 		t.unsolicited = !h.final()
-	case h.final() != (t.got == limit):
-		t.spoiled = true // a burst that is shorter or longer than was asked for
-	case h.final():
-		t.r2ts = t.r2ts[:copy(t.r2ts, t.r2ts[1:])]
+	default:
+		if h.final() != (t.got == limit) {
+			t.spoiled = true // a burst that is shorter or longer than was asked for
+		}
+		if h.final() || t.got == limit {
+			t.r2ts = t.r2ts[:copy(t.r2ts, t.r2ts[1:])]
+		}
 	}
 	if t.spoiled {
-		// What else was asked for finds no task and is dropped; unsolicited data are waited for. A task that is
-		// held fails when it is prepared.
+		// A task that is held fails when it is prepared.
 		if t.phase != phaseHeld {
 			c.sess.nexus.Fail(&t.Command, scsi.ErrTransfer)
 		}
-		t.want, t.r2ts = 0, t.r2ts[:0]
+		t.want = 0
+	}
+	c.advance(t)
+	return nil
+}
+
+// drainData drops data of a task that will fail. Its response waits for the end of every burst that was asked for (RFC
+// 7143 11.4.2).
+func (c *conn) drainData(t *task, h *header) error {
+	if err := c.skipData(h); err != nil {
+		return err
+	}
+	if h.final() {
+		c.mu.Lock()
+		if h.ttt() == noTag {
+			t.unsolicited = false
+		}
+		t.r2ts = slices.DeleteFunc(t.r2ts, func(q r2t) bool { return q.ttt == h.ttt() })
+		c.mu.Unlock()
 	}
 	c.advance(t)
 	return nil
@@ -141,6 +168,7 @@ func (c *conn) respondLocked(t *task) {
 	h[3] = byte(t.Status)
 	c.qualify(&h, t.Status)
 	h.put32(16, t.itt)
+	h.put32(20, t.snackTag)
 	c.numberLocked(&h, true)
 	h.put32(36, t.r2tSN)
 	h.put32(44, residual)

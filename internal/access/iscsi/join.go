@@ -3,6 +3,7 @@ package iscsi
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"dozo/internal/access/reserve"
@@ -118,14 +119,17 @@ func (c *conn) terminate(ctx context.Context, cause error) error {
 	}
 	x.leave(c)
 	err := x.barTasks(ctx, c.abandon())
+	c.tellCleared()
 	c.expire()
 	return err
 }
 
-// abandon aborts all tasks of a connection, and gives the IDs of those that run.
+// abandon aborts all tasks of a connection, and gives the IDs of those that run. Once these are barred the initiator is to
+// be told (tellCleared).
 func (c *conn) abandon() (ids []scsi.RequestID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.clearedLocked()
 	for _, t := range c.slots {
 		if t == nil {
 			continue
@@ -139,6 +143,36 @@ func (c *conn) abandon() (ids []scsi.RequestID) {
 		}
 	}
 	return ids
+}
+
+// clearedLocked notes at which logical units tasks end because their connection does.
+func (c *conn) clearedLocked() {
+	for _, t := range c.slots {
+		switch {
+		case t == nil || t.aborted:
+		case t.phase == phaseHeld && !t.delivered && !before(t.cmdSN, c.sess.expCmdSN.Load()):
+			// The initiator was never told that it had come: it is discarded, not terminated (11.14).
+		default:
+			c.noteClearedLocked(t)
+		}
+	}
+}
+
+func (c *conn) noteClearedLocked(t *task) {
+	if !slices.Contains(c.cleared, t.lun) {
+		c.cleared = append(c.cleared, t.lun)
+	}
+}
+
+// tellCleared establishes the unit attention for tasks that ended with their connection while their session goes on: the
+// initiator can't know what became of them (RFC 7143 7.5).
+func (c *conn) tellCleared() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, lun := range c.cleared {
+		c.sess.Post(lun, reserve.ClearedByProtocol)
+	}
+	c.cleared = nil
 }
 
 // barTasks returns when commands that were aborted here can't take effect elsewhere any more.

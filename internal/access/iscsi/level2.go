@@ -2,6 +2,7 @@ package iscsi
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"dozo/internal/access/scsi"
 )
@@ -95,13 +96,17 @@ func (x *Session) priorityOf(h *header) uint8 {
 // queueLocked puts a task among those that wait for admission: before SIMPLE ones of lower priority (SAM-5 8.7), behind
 // all others.
 func (c *conn) queueLocked(t *task) {
+	if t.head { // SAM-5 8.6.2: before all that has not begun, the newest first
+		c.waiting = slices.Insert(c.waiting, 0, t)
+		return
+	}
 	c.waiting = append(c.waiting, t)
 	if t.ordered {
 		return
 	}
 	for i := len(c.waiting) - 1; i > 0; i-- {
 		w := c.waiting[i-1]
-		if w.ordered || w == c.filling || w.priority <= t.priority {
+		if w.ordered || w.head || w == c.filling || w.priority <= t.priority {
 			return
 		}
 		c.waiting[i-1], c.waiting[i] = t, w

@@ -1,6 +1,7 @@
 package iscsi
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
@@ -19,6 +20,26 @@ const (
 	// defaultDiscoveryIdle ends discovery sessions that ask for nothing more.
 	defaultDiscoveryIdle = time.Minute
 )
+
+// crowdedMax is how many connections that gave way to newer ones may still be ending.
+const crowdedMax = 64
+
+// errCrowded ends a connection that has not logged in when there are as many as there may be and a newer one comes: who
+// means it is through within a moment, so that connections which say nothing do not keep others out.
+var errCrowded = errors.New("too many connections, and it has not logged in yet")
+
+// oldestLoginLocked finds the connection that has not been through its login for the longest time, nil if all have.
+func (s *Server) oldestLoginLocked() (oldest *conn) {
+	for c := range s.mu.conns {
+		if !c.in.Load() && !c.gaveWay && (oldest == nil || c.came.Before(oldest.came)) {
+			oldest = c
+		}
+	}
+	if oldest != nil {
+		oldest.gaveWay = true
+	}
+	return oldest
+}
 
 // sources counts logins under way by address.
 type sources struct {

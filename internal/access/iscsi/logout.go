@@ -75,6 +75,7 @@ func (c *conn) logoutOne(ctx context.Context, cid uint16) (response byte) {
 		if err := x.barTasks(ctx, c.abandon()); err != nil {
 			c.log.Warn("logout", "err", err)
 		}
+		c.tellCleared()
 		c.beginGather()
 		return logoutDone
 	}

@@ -15,7 +15,7 @@ import (
 //
 // A task is held with its slot and whatever data came with it, so what can be held is bounded by the window.
 //
-// An ORDERED task starts when everything before it has ended, and fences what comes after it.
+// An ORDERED task starts when everything before it has ended, and fences what comes after it but HEAD OF QUEUE tasks.
 type ordering struct {
 	mu          sync.Mutex
 	next        uint32          // the next one to deliver
@@ -127,7 +127,7 @@ func (o *ordering) dueLocked() func() {
 			}
 		}
 		h, ok := o.held[o.next]
-		if !ok || h.task != nil && (o.fence || h.task.ordered && o.outstanding > 0) {
+		if !ok || h.task != nil && (o.fence && !h.task.head || h.task.ordered && o.outstanding > 0) {
 			return nil
 		}
 		delete(o.held, o.next)
@@ -135,7 +135,7 @@ func (o *ordering) dueLocked() func() {
 		switch {
 		case h.task != nil:
 			o.outstanding++
-			o.fence = h.task.ordered
+			o.fence = o.fence || h.task.ordered
 			return h.task.deliver
 		case h.call != nil:
 			return h.call

@@ -42,6 +42,7 @@ const (
 	rejectProtocolError    = 0x04
 	rejectNotSupported     = 0x05
 	rejectTooManyImmediate = 0x06
+	rejectDataACK          = 0x08
 	rejectInvalidField     = 0x09
 )
 

@@ -6,10 +6,11 @@ import (
 )
 
 // readerSize is the receive buffer of a connection: a window of 4 KiB writes in one read. Data segments
-// longer than directMin bypass it.
+// longer than directMin bypass it. Until the login is through there is less, so that a flood of connections takes little.
 const (
-	readerSize = 128 << 10
-	directMin  = 16 << 10
+	readerSize      = 128 << 10
+	directMin       = 16 << 10
+	loginReaderSize = directMin
 )
 
 // reader is a buffered reader of a socket that can read the rest of a data segment straight to where it
@@ -20,6 +21,13 @@ type reader struct {
 	r, w   int
 	before func() // called before a read that may block, and after it
 	after  func()
+}
+
+// grow makes the buffer larger.
+func (r *reader) grow(n int) {
+	buf := make([]byte, n)
+	r.w = copy(buf, r.buf[r.r:r.w])
+	r.buf, r.r = buf, 0
 }
 
 func (r *reader) buffered() int { return r.w - r.r }
@@ -38,7 +46,7 @@ func (r *reader) read(p []byte) (int, error) {
 	return 0, err
 }
 
-// next gives the next n bytes, n at most readerSize. They are valid until the next call.
+// next gives the next n bytes, n at most what the buffer holds. They are valid until the next call.
 func (r *reader) next(n int) ([]byte, error) {
 	if len(r.buf)-r.r < n {
 		copy(r.buf, r.buf[r.r:r.w])

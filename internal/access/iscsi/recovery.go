@@ -1,11 +1,15 @@
 package iscsi
 
-import "dozo/internal/access/scsi"
+import (
+	"slices"
+
+	"dozo/internal/access/scsi"
+)
 
 // Recovery within a connection, error recovery level 1 (RFC 7143 7.1.4.2): what was sent is kept until the
 // initiator has acknowledged it, and sent again where a SNACK asks for it; data that don't arrive are asked for
-// again. What is kept is bounded; a SNACK for something that is not kept any more is rejected, as the RFC lets us
-// (11.16), and the initiator ends the task.
+// again. What is kept is bounded; a SNACK for something that was given up for that is rejected (11.17, "SNACK Reject"),
+// and the initiator ends the task. One for something that was acknowledged or never sent breaks the protocol.
 //
 // On such connections status never travels in a Data-In, so that it can be sent again without its data.
 
@@ -23,6 +27,7 @@ const (
 	snackData    = 0
 	snackStatus  = 1
 	snackDataACK = 2
+	snackResend  = 3 // R-Data: everything anew, cut for the present MaxRecvDataSegmentLength
 )
 
 // recovery is what a connection keeps. It is under conn.mu.
@@ -31,6 +36,8 @@ type recovery struct {
 	statusBytes int
 	data        []*sentData // in order of StatSN
 	dataBytes   int
+	givenUp     uint32 // statuses and data before this StatSN may have been given up for the bounds
+	gaveUp      bool   // any were
 }
 
 // keptStatus is a PDU that has used a StatSN up.
@@ -65,6 +72,7 @@ func (r *recovery) keepStatus(h *header, data []byte) {
 	r.statuses = append(r.statuses, keptStatus{h: *h, data: append([]byte(nil), data...)})
 	r.statusBytes += len(data)
 	for len(r.statuses) > keptStatusMax || r.statusBytes > keptStatusBytes {
+		r.giveUp(r.statuses[0].h.u32(24))
 		r.dropStatus()
 	}
 }
@@ -79,8 +87,24 @@ func (r *recovery) keepData(d *sentData) {
 	r.data = append(r.data, d)
 	r.dataBytes += d.n
 	for r.dataBytes > keptDataBytes {
+		r.giveUp(r.data[0].statSN)
 		r.dropData()
 	}
+}
+
+func (r *recovery) giveUp(statSN uint32) {
+	if !r.gaveUp || before(r.givenUp, statSN+1) {
+		r.gaveUp, r.givenUp = true, statSN+1
+	}
+}
+
+// missing is why something is not there to be sent again, where acked is the StatSN up to which the initiator has
+// acknowledged.
+func (r *recovery) missing(acked uint32) byte {
+	if r.gaveUp && before(acked, r.givenUp) {
+		return rejectSNACK
+	}
+	return rejectProtocolError
 }
 
 func (r *recovery) dropData() {
@@ -115,56 +139,80 @@ func (c *conn) snack(h *header) error {
 	}
 	c.mu.Lock()
 	c.proveLocked(h.expStatSN())
-	ok := false
+	reason, next := byte(rejectSNACK), uint32(0)
 	if c.recovery != nil {
 		from, run := h.u32(40), h.u32(44)
 		switch h[1] & 0x0f {
 		case snackStatus:
-			ok = c.resendStatusLocked(from, run)
+			reason = c.resendStatusLocked(from, run)
 		case snackData:
-			ok = c.resendDataLocked(h.itt(), from, run)
+			reason, next = c.resendDataLocked(h.itt(), from, run)
+		case snackResend:
+			reason = c.resegmentLocked(h.itt(), h.ttt(), from, run)
 		case snackDataACK:
-			ok = true // we never ask for one, and nothing is freed by it
+			reason = rejectDataACK // no A bit asked for it
+		default:
+			reason = rejectInvalidField
 		}
 		c.flushLocked()
 	}
 	c.mu.Unlock()
-	if !ok {
-		c.reject(h, rejectSNACK)
+	if reason != 0 {
+		c.rejectAt(h, reason, next)
 	}
 	return nil
 }
 
-// resendStatusLocked sends the PDUs with StatSNs from a number on again; a run of 0 means all.
-func (c *conn) resendStatusLocked(from, run uint32) bool {
+// resendStatusLocked sends the PDUs with StatSNs from a number on again; a run of 0 means all, and so does 0 for both. It
+// gives the reason to reject it, or 0.
+func (c *conn) resendStatusLocked(from, run uint32) (reason byte) {
+	if from == 0 && run == 0 {
+		from = c.stamps.acked
+	}
 	kept := c.recovery.statuses
-	if len(kept) == 0 || before(from, kept[0].h.u32(24)) || !before(from, c.statSN) {
-		return run == 0 && from == c.statSN
+	switch {
+	case run == 0 && from == c.statSN:
+		return 0
+	case before(from, c.stamps.acked), !before(from, c.statSN), run > c.statSN-from:
+		return rejectProtocolError
+	case len(kept) == 0 || before(from, kept[0].h.u32(24)):
+		return rejectSNACK
 	}
 	for i := range kept {
 		sn := kept[i].h.u32(24)
 		if before(sn, from) || run != 0 && !before(sn, from+run) {
 			continue
 		}
-		h := kept[i].h
-		c.commandWindowLocked(&h)
-		c.appendPDULocked(&h, kept[i].data)
+		c.resendLocked(&kept[i])
 	}
-	return true
+	return 0
 }
 
-// resendDataLocked sends R2Ts or Data-Ins of a task again.
-func (c *conn) resendDataLocked(itt, from, run uint32) bool {
+// resendLocked sends a status again, under its StatSN.
+func (c *conn) resendLocked(k *keptStatus) {
+	h := k.h
+	c.commandWindowLocked(&h)
+	c.appendPDULocked(&h, k.data)
+}
+
+// resendDataLocked sends R2Ts or Data-Ins of a task again. next is the number that the task's next one would have, for a
+// Reject.
+func (c *conn) resendDataLocked(itt, from, run uint32) (reason byte, next uint32) {
 	for _, t := range c.slots {
 		if t == nil || t.itt != itt || t.aborted {
 			continue
 		}
+		sent := 0
 		for i := range t.r2ts {
 			if q := &t.r2ts[i]; !before(q.sn, from) && (run == 0 || before(q.sn, from+run)) {
 				c.sendR2TLocked(t, q)
+				sent++
 			}
 		}
-		return true // those that have been answered need no other answer
+		if sent == 0 && (from != 0 || run != 0) { // it was not sent yet, or the data that it asked for have come
+			return rejectProtocolError, t.r2tSN
+		}
+		return 0, 0
 	}
 	for i := len(c.recovery.data) - 1; i >= 0; i-- {
 		if d := c.recovery.data[i]; d.itt == itt {
@@ -172,11 +220,64 @@ func (c *conn) resendDataLocked(itt, from, run uint32) bool {
 			if run == 0 {
 				to = 0xffffffff
 			}
+			switch next = d.count(); {
+			case run == 0 && from == 0:
+				from = d.pieces
+			case before(from, d.pieces), !before(from, next), run > next-from:
+				return rejectProtocolError, next
+			}
 			c.sendPiecesLocked(d, from, to)
-			return true
+			return 0, 0
 		}
 	}
-	return false
+	return c.recovery.missing(c.stamps.acked), 0
+}
+
+// resegmentLocked takes an R-Data SNACK: the initiator has thrown away what it has not acknowledged, and wants it cut for
+// what it takes now (11.16.3). The response comes again with it, under the tag that says that it came after.
+func (c *conn) resegmentLocked(itt, tag, from, run uint32) (reason byte) {
+	if from != 0 || run != 0 || tag == 0 || tag == noTag {
+		return rejectInvalidField
+	}
+	for _, t := range c.slots {
+		if t != nil && t.itt == itt && !t.aborted {
+			t.snackTag = tag // nothing was sent yet: its only response will carry the tag
+			return 0
+		}
+	}
+	r := c.recovery
+	for i := len(r.statuses) - 1; i >= 0; i-- {
+		k := &r.statuses[i]
+		if k.h.opcode() != opResponse || k.h.itt() != itt {
+			continue
+		}
+		at := slices.IndexFunc(r.data, func(d *sentData) bool { return d.itt == itt && d.statSN == k.h.u32(24) })
+		if k.reads && at < 0 {
+			return rejectSNACK
+		}
+		if at >= 0 {
+			d := r.data[at]
+			d.segment = int(c.params.MaxSendDataSegment)
+			k.h.put32(36, c.sendPiecesLocked(d, d.pieces, 0xffffffff))
+		}
+		k.h.put32(20, tag)
+		c.resendLocked(k)
+		return 0
+	}
+	return r.missing(c.stamps.acked)
+}
+
+// count is how many Data-Ins the task has altogether, as they were cut.
+func (d *sentData) count() uint32 {
+	n := d.pieces
+	for off := d.bytes; off < d.n; n++ {
+		m := min(d.segment, d.n-off)
+		if d.burst > 0 {
+			m = min(m, d.burst-off%d.burst)
+		}
+		off += m
+	}
+	return n
 }
 
 // sendKeptLocked sends a task's data and status apart, and keeps the data.
@@ -197,6 +298,7 @@ func (c *conn) sendKeptLocked(t *task, n int, flags byte, residual uint32) {
 	h[0], h[1] = opResponse, finalBit|flags
 	h[3] = byte(t.Status)
 	h.put32(16, t.itt)
+	h.put32(20, t.snackTag)
 	c.numberLocked(&h, true)
 	h.put32(36, sent)
 	h.put32(44, residual)

@@ -11,7 +11,10 @@ import (
 )
 
 // reject answers a PDU that can't be processed with its header (RFC 7143 11.17).
-func (c *conn) reject(bad *header, reason byte) {
+func (c *conn) reject(bad *header, reason byte) { c.rejectAt(bad, reason, 0) }
+
+// rejectAt is reject of a SNACK; next is the number that the task's next Data-In or R2T would have.
+func (c *conn) rejectAt(bad *header, reason byte, next uint32) {
 	c.log.Warn("PDU rejected", "opcode", bad.opcode(), "reason", reason, "itt", bad.itt())
 	var h header
 	h[0], h[1], h[2] = opReject, finalBit, reason
@@ -19,6 +22,7 @@ func (c *conn) reject(bad *header, reason byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.numberLocked(&h, true)
+	h.put32(36, next)
 	c.appendPDULocked(&h, bad[:])
 }
 

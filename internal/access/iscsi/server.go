@@ -162,11 +162,17 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) start(nc net.Conn) {
 	c := newConn(s, nc)
 	s.mu.Lock()
+	var crowded *conn // gives way
 	full := len(s.mu.conns) >= s.cfg.ConnectionsMax
+	if full && !s.mu.closed && len(s.mu.conns) < s.cfg.ConnectionsMax+crowdedMax {
+		if crowded = s.oldestLoginLocked(); crowded != nil {
+			full = false
+		}
+	}
 	if s.mu.closed || full {
 		s.mu.Unlock()
 		if full {
-			s.notice("connection refused: too many", "peer", nc.RemoteAddr())
+			s.notice("connection refused: too many", "peer", nc.RemoteAddr(), "max", s.cfg.ConnectionsMax)
 		}
 		_ = nc.Close()
 		return
@@ -180,6 +186,9 @@ func (s *Server) start(nc net.Conn) {
 	s.mu.conns[c] = struct{}{}
 	s.wg.Add(1)
 	s.mu.Unlock()
+	if crowded != nil {
+		crowded.kill(errCrowded)
+	}
 	go func() {
 		defer s.wg.Done()
 		c.run()

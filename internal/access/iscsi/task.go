@@ -27,6 +27,7 @@ type task struct {
 	cmdSN     uint32
 	immediate bool
 	ordered   bool
+	head      bool  // HEAD OF QUEUE: it passes whatever waits
 	priority  uint8 // 1 first, 15 last
 	delivered bool  // counted by the session's ordering
 	preparing bool  // Prepare runs, before it waits for admission
@@ -51,6 +52,8 @@ type task struct {
 	segment     int    // the place in Out where the next byte goes
 	segmentOff  int
 	spoiled     bool // a Data-Out was out of sequence: ends with CHECK CONDITION, nothing is written
+
+	snackTag uint32 // of the last R-Data SNACK for it
 
 	lost   bool // recovery level 1: some of it has to be asked for again
 	silent int  // pings since the last Data-Out
@@ -178,13 +181,14 @@ func (t *task) clear() {
 	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
 	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
 	t.writeCost, t.readCost = 0, 0
-	t.lost, t.silent = false, 0
+	t.lost, t.silent, t.head, t.snackTag = false, 0, false, 0
 	t.cmdSN, t.delivered, t.preparing, t.due, t.uncounted, t.refused, t.barred, t.fenced = 0, false, false, false, false, false, false, false
 }
 
 // Task attributes (RFC 7143 11.3.1).
 const (
 	attrOrdered = 2
+	attrHead    = 3
 	attrACA     = 4 // and above: reserved
 )
 
@@ -232,7 +236,7 @@ func (c *conn) command(h *header, ahs []byte) error {
 	c.srv.cfg.Busy()
 	t.itt, t.expected, t.isRead, t.isWrite = h.itt(), expected, read, write
 	t.unsolicited = write && !h.final()
-	t.ordered = h[1]&7 == attrOrdered
+	t.ordered, t.head = h[1]&7 == attrOrdered, h[1]&7 == attrHead
 	t.priority = c.sess.priorityOf(h)
 	t.LUN = h.lun()
 	t.lun, _ = scsi.LUNNumber(t.LUN)
@@ -384,7 +388,7 @@ func (c *conn) skipData(h *header) error {
 func (c *conn) mayStartLocked(t *task) bool {
 	share := max(1, int(c.sess.live.Load())) // the bounds are the session's
 	switch {
-	case c.ordered || t.ordered && c.running > 0:
+	case c.ordered && !t.head || t.ordered && c.running > 0:
 		return false
 	case t.want > 0 && c.writeMem > 0 && (c.writeMem+t.want)*share > c.srv.cfg.WriteMemory:
 		return false
@@ -407,7 +411,7 @@ func (c *conn) enterLocked(t *task, p phase) {
 // place admits a new task, or puts it behind those that wait.
 func (c *conn) place(t *task) {
 	c.mu.Lock()
-	if len(c.waiting) > 0 || !c.mayStartLocked(t) {
+	if len(c.waiting) > 0 && !t.head || !c.mayStartLocked(t) {
 		t.phase = phaseWaiting
 		c.queueLocked(t)
 		c.mu.Unlock()
@@ -518,7 +522,7 @@ func (c *conn) advance(t *task) {
 // data, or leaves it waiting.
 func (c *conn) advanceLocked(t *task) (run bool) {
 	switch {
-	case t.phase <= phaseWaiting || t.unsolicited:
+	case t.phase <= phaseWaiting || t.unsolicited || t.spoiled && len(t.r2ts) > 0:
 		return false
 	case t.got >= t.want && !t.lost:
 		t.phase = phaseRunning
@@ -620,7 +624,11 @@ func (t *task) complete() {
 		return
 	}
 	c.dropLocked(t)
-	if !t.aborted && !c.dead {
+	switch {
+	case t.aborted:
+	case c.dead:
+		c.noteClearedLocked(t)
+	default:
 		c.respondLocked(t)
 	}
 	c.recycleLocked(t)

@@ -1,6 +1,8 @@
 package iscsi
 
 import (
+	"slices"
+
 	"dozo/internal/access/reserve"
 	"dozo/internal/access/scsi"
 )
@@ -71,6 +73,15 @@ func ofTaskSet(function byte) bool {
 	return false
 }
 
+// manages says whether a tag is that of a task management function which is not answered yet.
+func (x *Session) manages(itt uint32) bool {
+	return slices.ContainsFunc(x.connections(), func(c *conn) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return slices.Contains(c.managing, itt)
+	})
+}
+
 // fence calls then once the initiator has acknowledged all that was sent on the session's other connections
 // (RFC 7143 4.2.2.3, response fence), and on those of other sessions where TaskReporting wants it: nobody must hear
 // that tasks are gone and then get their responses.
@@ -100,10 +111,14 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 		return
 	}
 	c.tasks++ // the connection isn't done before the answer is
+	c.managing = append(c.managing, itt)
 	c.mu.Unlock()
 	var info [3]byte // additional response information (RFC 7144)
 	sendLocked := func(response byte) {
 		c.tasks--
+		if i := slices.Index(c.managing, itt); i >= 0 {
+			c.managing = slices.Delete(c.managing, i, i+1)
+		}
 		if c.ended(immediate); immediate {
 			c.functions--
 		}
@@ -156,6 +171,8 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 		switch refSN := h.u32(32); {
 		case found:
 			target.AbortTask(id, done)
+		case c.sess.manages(h.u32(20)):
+			answer(tmrRejected) // 11.5.1: a function is not to be aborted
 		case c.sess.unordered && before(refSN, h.cmdSN()) && c.sess.skip(refSN):
 			answer(tmrComplete)
 		default:

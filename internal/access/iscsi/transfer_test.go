@@ -179,18 +179,46 @@ func TestDataOutOfSequence(t *testing.T) {
 	if err := c.send(p); err != nil {
 		t.Fatal(err)
 	}
+	// RFC 7143 11.4.2: the response waits for the end of the burst that was asked for.
+	c.quiet("the burst is not over")
+	p.bhs[1] = 0x80
+	p.put(36, 2)
+	if err := c.send(p); err != nil {
+		t.Fatal(err)
+	}
 	r := c.finish(itt, nil)
 	if key, code := r.code(); r.status != 2 || key != 0xb || code != 0x4705 {
 		t.Fatalf("status %#x sense %x/%04x", r.status, key, code)
 	}
-	// The rest of the burst finds no task any more.
-	p.put(36, 2)
+	// What still comes finds no task any more.
+	p.put(36, 3)
 	if err := c.send(p); err != nil {
 		t.Fatal(err)
 	}
 	if r := c.good(c.do(rw10(0x28, 0, 4), 2048, nil)); !bytes.Equal(r.data, make([]byte, 2048)) {
 		t.Error("something was written")
 	}
+}
+
+// TestHeadOfQueue: SAM-5 8.6.2: it begins before what waits for memory, and while an ORDERED command runs.
+func TestHeadOfQueue(t *testing.T) {
+	portal, d := serve(t, func(c *iscsi.Config) { c.ReadMemory = 4096 }, nil)
+	c := dial(t, portal).login("MaxConnections=1").ready()
+	release := d.Hold()
+	first, _ := c.start(rw10(0x28, 0, 8), 4096, nil)
+	second, _ := c.start(rw10(0x28, 0, 8), 4096, nil)
+	third, _ := c.start(rw10(0x28, 0, 8), 4096, nil, 3)
+	c.quiet("held")
+	release()
+	for _, itt := range []uint32{first, third, second} {
+		c.good(c.finish(itt, nil))
+	}
+	release = d.Hold()
+	ordered, _ := c.start(rw10(0x28, 0, 1), 512, nil, 2)
+	head, _ := c.start(make([]byte, 6), 0, nil, 3)
+	c.good(c.finish(head, nil))
+	release()
+	c.good(c.finish(ordered, nil))
 }
 
 // TestOrdered: nothing passes an ORDERED command, in either direction.

@@ -22,6 +22,7 @@ var (
 	AccessStateChanged     = Attention{0x2a, 0x06}
 	CapacityChanged        = Attention{0x2a, 0x09}
 	CommandsCleared        = Attention{0x2f, 0x00}
+	ClearedByProtocol      = Attention{0x47, 0x7f} // SOME COMMANDS CLEARED BY ISCSI PROTOCOL EVENT
 	LUNsChanged            = Attention{0x3f, 0x0e}
 	InquiryDataChanged     = Attention{0x3f, 0x03}
 	ThresholdReached       = Attention{0x38, 0x07}
@@ -50,7 +51,9 @@ func (q *Attentions) Post(a Attention) {
 	defer q.mu.Unlock()
 	if a.isReset() {
 		if i := slices.IndexFunc(q.mu.queue, Attention.isReset); i >= 0 {
-			// One reset is reported once, whoever tells of it first.
+			// One reset is reported once, whoever tells of it first; of several kinds the one of higher precedence, which
+			// the qualifiers are in the order of (SAM-5 5.14.1).
+			q.mu.queue[i].ASCQ = min(q.mu.queue[i].ASCQ, a.ASCQ)
 			q.mu.queue = q.mu.queue[i : i+1]
 			q.waiting.Store(1)
 			return

@@ -34,6 +34,22 @@ func TestAttentionsResetReplacesOlder(t *testing.T) {
 	}
 }
 
+// TestAttentionsOfSeveralResets: SAM-5 5.14.1: the one of higher precedence is reported, whichever came first.
+func TestAttentionsOfSeveralResets(t *testing.T) {
+	for _, order := range [][]Attention{{NexusLoss, DeviceReset}, {DeviceReset, NexusLoss}} {
+		var q Attentions
+		for _, a := range order {
+			q.Post(a)
+		}
+		if a, _ := q.Take(); a != DeviceReset {
+			t.Errorf("%v: Take = %v", order, a)
+		}
+		if a, ok := q.Take(); ok {
+			t.Errorf("%v: %v, too", order, a)
+		}
+	}
+}
+
 func TestAttentionsBounded(t *testing.T) {
 	var q Attentions
 	for i := range 3 * AttentionsMax {

@@ -110,7 +110,7 @@ func (u *Unit) setGroups(c *Command) {
 		if err != nil {
 			c.fail(err)
 		} else {
-			// 5.15.2.6: the attention is for every other I_T nexus.
+			// 5.16.2.5: the attention is for every other I_T nexus.
 			u.seenPaths.Store(u.disk.Paths().Generation)
 		}
 		u.setting.Add(-1)

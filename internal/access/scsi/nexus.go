@@ -34,6 +34,7 @@ type Unit struct {
 	copies     copies
 	// What the initiator was last told, to notice changes; touched by Prepare only.
 	seenBlocks uint64
+	seenSync   bool          // writes were always durable: WCE could not be changed
 	seenPaths  atomic.Uint64 // also when the initiator has itself changed them
 	setting    atomic.Int32  // commands of the initiator under way that change them
 }
@@ -66,7 +67,8 @@ func (n *Nexus) SetUnits(units ...UnitConfig) {
 			continue
 		}
 		unit := &Unit{nexus: n, lun: u.LUN, disk: u.Disk, table: diskTable}
-		unit.seenBlocks = u.Disk.Geometry().Blocks
+		geo := u.Disk.Geometry()
+		unit.seenBlocks, unit.seenSync = geo.Blocks, geo.AlwaysDurable
 		unit.seenPaths.Store(u.Disk.Paths().Generation)
 		unit.attentions.Post(reserve.PowerOn)
 		list = append(list, unit)
@@ -259,6 +261,10 @@ func (u *Unit) noticeChanges(c *Command) (own reserve.AccessState) {
 			u.attentions.Post(reserve.CapacityChanged)
 		}
 		u.seenBlocks = c.geo.Blocks
+	}
+	if c.geo.AlwaysDurable != u.seenSync { // SPC-4 7.5: the caching page says something else
+		u.attentions.Post(reserve.ModeParametersChanged)
+		u.seenSync = c.geo.AlwaysDurable
 	}
 	paths := u.disk.Paths()
 	if paths.Generation != u.seenPaths.Load() && u.setting.Load() == 0 {

@@ -239,6 +239,9 @@ func TestAttentions(t *testing.T) {
 		t.Errorf("REPORT TARGET PORT GROUPS: %x", data(c))
 	}
 	r.disk.SetGeometry(func(g *scsi.Geometry) { g.ReadOnly, g.VolatileCache, g.AlwaysDurable = true, false, true })
+	if got := sense(r.run(tur, 0, nil)); got != "6/2a01" {
+		t.Errorf("after WCE has become one that can't be changed: %s", got)
+	}
 	if got := sense(r.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))); got != "7/2700" {
 		t.Errorf("write to a read-only disk: %s", got)
 	}

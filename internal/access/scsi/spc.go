@@ -6,13 +6,17 @@ import (
 	"dozo/internal/access/reserve"
 )
 
-// requestSense reports a waiting unit attention, or no sense (SPC-4 6.39).
+// requestSense reports a waiting unit attention, how far a sanitize operation is (SBC-3 4.11.2), or no sense (SPC-4 6.39).
 func (u *Unit) requestSense(c *Command) {
 	var s senseData
 	if u.disk == nil {
 		s = senseData{key: IllegalRequest, code: codeLUNotSupported}
 	} else if a, ok := u.attentions.Take(); ok {
 		s = senseData{key: UnitAttention, code: Code(a.ASC)<<8 | Code(a.ASCQ)}
+	} else if unit := u.disk.Unit(); unit.State.Sanitize.Kind == reserve.SanitizeFailed {
+		s = senseData{key: MediumErrorKey, code: codeSanitizeFailed}
+	} else if unit.State.Sanitize.Kind != reserve.SanitizeNone {
+		s = senseData{key: NotReady, code: codeSanitizeInProgress, progress: unit.Progress, progressValid: true}
 	}
 	b := c.inBuf[:0]
 	if c.CDB[1]&1 != 0 {

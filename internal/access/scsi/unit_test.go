@@ -309,9 +309,46 @@ func TestSanitize(t *testing.T) {
 			t.Errorf("%x: %s, want %s", x.cdb, got, x.want)
 		}
 	}
+	// SBC-3 4.11.2: how far it is, REQUEST SENSE tells.
+	if d := data(a.run([]byte{0x03, 0, 0, 0, 18, 0}, 18, nil)); d[2] != 2 || d[12] != 0x04 || d[13] != 0x1b || d[15]&0x80 == 0 {
+		t.Errorf("REQUEST SENSE meanwhile: %x", d)
+	}
 	a.disk.Change(&reserve.Command{Action: reserve.SanitizeEnd, Failed: true})
 	if got := sense(a.run(make([]byte, 6), 0, nil)); got != "3/3103" {
 		t.Errorf("after a failed one: %s", got)
+	}
+	if d := data(a.run([]byte{0x03, 0, 0, 0, 18, 0}, 18, nil)); d[2] != 3 || d[12] != 0x31 || d[13] != 0x03 {
+		t.Errorf("REQUEST SENSE after it: %x", d)
+	}
+}
+
+// TestFixedDisk: commands that are about media which a volume doesn't have: SPC-4 and SBC-3 have a disk answer them.
+func TestFixedDisk(t *testing.T) {
+	a, _ := pair(t)
+	for _, x := range []struct {
+		what string
+		cdb  []byte
+		in   uint32
+		want string
+		data []byte
+	}{
+		{"SBC-3 5.12 PREVENT ALLOW MEDIUM REMOVAL, prevent", []byte{0x1e, 0, 0, 0, 1, 0}, 0, good, nil},
+		{"SBC-3 5.12 PREVENT ALLOW MEDIUM REMOVAL, allow", []byte{0x1e, 0, 0, 0, 0, 0}, 0, good, nil},
+		{"SBC-3 5.12 PREVENT ALLOW MEDIUM REMOVAL, a reserved bit", []byte{0x1e, 0, 0, 0, 4, 0}, 0, "5/2400 field 4", nil},
+		{"SBC-3 5.25 START STOP UNIT, start", []byte{0x1b, 0, 0, 0, 1, 0}, 0, good, nil},
+		{"SBC-3 5.25 START STOP UNIT, stop", []byte{0x1b, 0, 0, 0, 0, 0}, 0, good, nil},
+		{"SBC-3 5.25 START STOP UNIT, eject", []byte{0x1b, 0, 0, 0, 2, 0}, 0, "5/2400 field 4", nil},
+		{"SBC-3 5.25 START STOP UNIT, standby", []byte{0x1b, 0, 0, 0, 0x30, 0}, 0, "5/2400 field 4", nil},
+		{"SBC-3 5.17 READ DEFECT DATA (10), both lists", []byte{0x37, 0, 0x1d, 0, 0, 0, 0, 0, 255, 0}, 255, good, []byte{0, 0x1d, 0, 0}},
+		{"SBC-3 5.17 READ DEFECT DATA (10), primary list", []byte{0x37, 0, 0x10, 0, 0, 0, 0, 0, 255, 0}, 255, good, []byte{0, 0x10, 0, 0}},
+		{"SBC-3 5.18 READ DEFECT DATA (12), grown list", []byte{0xb7, 0x0b, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, good, []byte{0, 0x0b, 0, 0, 0, 0, 0, 0}},
+		{"SPC-4 6.40 SEND DIAGNOSTIC, self-test", []byte{0x1d, 4, 0, 0, 0, 0}, 0, good, nil},
+		{"no unit stops for it", make([]byte, 6), 0, good, nil},
+	} {
+		c := a.run(x.cdb, x.in, nil)
+		if got := sense(c); got != x.want || !bytes.Equal(data(c), x.data) {
+			t.Errorf("%s: %s, %x; want %s, %x", x.what, got, data(c), x.want, x.data)
+		}
 	}
 }
 
