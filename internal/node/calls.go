@@ -9,7 +9,9 @@ import (
 	"connectrpc.com/connect"
 
 	"dozo/internal/api"
+	dozov1 "dozo/internal/api/dozov1"
 	"dozo/internal/control"
+	"dozo/internal/ident"
 )
 
 // nodeCallTimeout bounds a question to another node's API: one that is paused must not hold up the answer about
@@ -38,6 +40,26 @@ func (n *Node) callNode(ctx context.Context, x control.Node, f func(context.Cont
 		return fmt.Errorf("node %s: %w", x.Name, err)
 	}
 	return nil
+}
+
+// sessionsOf asks access servers how many sessions they have.
+func (n *Node) sessionsOf(ctx context.Context, of []control.Node) map[ident.NodeName]int {
+	out := map[ident.NodeName]int{}
+	for _, a := range askNodes(ctx, of, func(ctx context.Context, x control.Node) (count int, err error) {
+		err = n.callNode(ctx, x, func(ctx context.Context, c *api.Client) error {
+			r, err := c.Sessions.List(ctx, &dozov1.ListSessionsRequest{Node: string(x.Name)})
+			count = len(r.GetSessions())
+			return err
+		})
+		return count, err
+	}) {
+		if a.err != nil {
+			n.log.Debug("sessions of another node", "peer", a.node.Name, "err", a.err)
+			continue
+		}
+		out[a.node.Name] = a.value
+	}
+	return out
 }
 
 // reply is what one node said.

@@ -213,6 +213,7 @@ func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan
 	n.wg.Go(func() { n.access.Run(ctx) })
 	onClose(n.access.Close)
 	n.export = export.New(n.access, n.control(), n.cfg.Node)
+	n.export.Loads = n.sessionsOf
 	in, out, err := n.cfg.Discovery.Secrets()
 	if err != nil {
 		return err

@@ -53,6 +53,9 @@ type Exports struct {
 	// Discovery is what has to be proved for discovery where no host's credentials hold, instead of the cluster's; set
 	// before use.
 	Discovery iscsi.Credentials
+	// Loads asks access servers how many sessions they have, if it is set, which is before use; who doesn't answer in the
+	// context's time is left out.
+	Loads func(ctx context.Context, of []control.Node) map[ident.NodeName]int
 
 	srv  *access.Server
 	ctl  control.Store
@@ -68,6 +71,7 @@ type Exports struct {
 
 	opened  chan struct{} // a session at the hosts' target was
 	leaving atomic.Bool   // the node is about to stop
+	loads   loads
 }
 
 // New makes the exports of a node's access server.
@@ -204,9 +208,9 @@ func (e *Exports) anySecret(v control.VolumeSpec) bool {
 }
 
 // Login implements iscsi.Provider.
-func (e *Exports) Login(_ context.Context, p iscsi.Peer, target string, isid [6]byte) (iscsi.Target, error) {
+func (e *Exports) Login(ctx context.Context, p iscsi.Peer, target string, isid [6]byte) (iscsi.Target, error) {
 	if c, err := e.ctl.Cluster(); err == nil && strings.EqualFold(target, HostsIQN(c.ID)) {
-		return e.loginHosts(p, target, isid, c)
+		return e.loginHosts(ctx, p, target, isid, c)
 	}
 	id, ok := ParseIQN(target)
 	if !ok {
@@ -226,7 +230,7 @@ func (e *Exports) Login(_ context.Context, p iscsi.Peer, target string, isid [6]
 	if !ok {
 		return nil, iscsi.ErrTargetNotFound
 	}
-	if r := e.redirect(p, target, isid, &spec, v.OwnerNode()); r != nil {
+	if r := e.redirect(ctx, p, target, isid, &spec, v.OwnerNode()); r != nil {
 		return nil, r
 	}
 	v.Open()

@@ -101,12 +101,12 @@ func mapsOf(all []control.VolumeSpec, h control.Host) (list []mapped) {
 }
 
 // loginHosts opens the hosts' target for a session.
-func (e *Exports) loginHosts(p iscsi.Peer, target string, isid [6]byte, cluster control.Cluster) (iscsi.Target, error) {
+func (e *Exports) loginHosts(ctx context.Context, p iscsi.Peer, target string, isid [6]byte, cluster control.Cluster) (iscsi.Target, error) {
 	h, ok := e.hostOf(p)
 	if !ok {
 		return nil, iscsi.ErrNotAuthorized
 	}
-	if r := e.redirect(p, target, isid, nil, ""); r != nil {
+	if r := e.redirect(ctx, p, target, isid, nil, ""); r != nil {
 		return nil, r
 	}
 	s := &session{nexus: newNexus(reserve.NexusID{Initiator: p.Initiator, ISID: isid, Port: p.Group}), exp: e, peer: p, book: newStampBook()}

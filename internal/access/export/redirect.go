@@ -15,7 +15,7 @@ import (
 
 // Where an initiator is served is its own choice, by the portal that it logs in at; that is how multipathing works. It is
 // sent elsewhere (RFC 7143 11.13.5) where the volume's policy says so, and where this access server drains or stops.
-// Several of equal rank share the initiators by a hash of their ports.
+// Of several of equal rank the one with the fewest sessions gets it (load.go), then a hash of its port decides.
 //
 // Views differ between nodes for moments, so two could send an initiator to and fro. Each sends one away for a while only
 // once: whoever comes back is served.
@@ -37,7 +37,7 @@ type port struct {
 }
 
 // redirect says where a login is to be made instead, nil for here. spec is nil for the hosts' target.
-func (e *Exports) redirect(p iscsi.Peer, target string, isid [6]byte, spec *control.VolumeSpec, owner ident.NodeName) *iscsi.RedirectError {
+func (e *Exports) redirect(ctx context.Context, p iscsi.Peer, target string, isid [6]byte, spec *control.VolumeSpec, owner ident.NodeName) *iscsi.RedirectError {
 	self, _ := e.ctl.Node(e.node)
 	leaving := self.Draining || e.leaving.Load()
 	policy := control.RedirectOff
@@ -52,26 +52,32 @@ func (e *Exports) redirect(p iscsi.Peer, target string, isid [6]byte, spec *cont
 	permanent := false
 	switch {
 	case leaving:
-		to, ok = e.elsewhere(p, isid, site, owner, func(control.Node) bool { return true })
+		to, ok = e.elsewhere(ctx, p, isid, site, owner, func(control.Node) bool { return true })
 	case policy == control.RedirectSite && self.Site != site:
 		permanent = true
-		to, ok = e.elsewhere(p, isid, site, owner, func(n control.Node) bool { return n.Site == site })
+		to, ok = e.elsewhere(ctx, p, isid, site, owner, func(n control.Node) bool { return n.Site == site })
 	case policy == control.RedirectOwner && owner != e.node:
-		to, ok = e.elsewhere(p, isid, site, owner, func(n control.Node) bool { return n.Name == owner })
+		to, ok = e.elsewhere(ctx, p, isid, site, owner, func(n control.Node) bool { return n.Name == owner })
 	}
 	if !ok || !e.sendAway(port{p.Initiator, target, isid}) {
 		return nil
 	}
+	e.wasSent(to.Name)
 	at := portalFor(e.ctl.Sites(), to, p.Remote.Addr().Unmap(), isid)
 	e.srv.Log().Info("initiator is sent to another access server", "initiator", p.Initiator, "target", target, "peer", to.Name, "portal", at, "permanent", permanent)
 	return &iscsi.RedirectError{Address: at.String(), Permanent: permanent}
 }
 
-// elsewhere finds the best other access server for an initiator: of its site before others, the owner before the rest.
-func (e *Exports) elsewhere(p iscsi.Peer, isid [6]byte, site ident.SiteID, owner ident.NodeName, may func(control.Node) bool) (control.Node, bool) {
-	list := slices.DeleteFunc(e.ctl.Nodes(), func(n control.Node) bool {
-		return n.Name == e.node || !n.Has(control.RoleAccess) || n.Draining || len(n.Addrs.Portals) == 0 || !may(n) || !e.ctl.Alive(n.Name)
+// others lists the access servers that an initiator can be sent to.
+func (e *Exports) others() []control.Node {
+	return slices.DeleteFunc(e.ctl.Nodes(), func(n control.Node) bool {
+		return n.Name == e.node || !n.Has(control.RoleAccess) || n.Draining || len(n.Addrs.Portals) == 0 || !e.ctl.Alive(n.Name)
 	})
+}
+
+// elsewhere finds the best other access server for an initiator: of its site before others, the owner before the rest.
+func (e *Exports) elsewhere(ctx context.Context, p iscsi.Peer, isid [6]byte, site ident.SiteID, owner ident.NodeName, may func(control.Node) bool) (control.Node, bool) {
+	list := slices.DeleteFunc(e.others(), func(n control.Node) bool { return !may(n) })
 	if len(list) == 0 {
 		return control.Node{}, false
 	}
@@ -85,6 +91,8 @@ func (e *Exports) elsewhere(p iscsi.Peer, isid [6]byte, site ident.SiteID, owner
 		}
 		return r
 	}
+	best := rank(slices.MinFunc(list, func(a, b control.Node) int { return rank(a) - rank(b) }))
+	list = e.leastLoaded(ctx, slices.DeleteFunc(list, func(n control.Node) bool { return rank(n) != best }))
 	weight := func(n control.Node) uint64 { // the highest wins, so that a node that comes or goes moves only its share
 		h := fnv.New64a()
 		h.Write([]byte(p.Initiator))
@@ -94,9 +102,7 @@ func (e *Exports) elsewhere(p iscsi.Peer, isid [6]byte, site ident.SiteID, owner
 		x ^= x >> 32 // names that differ in the last byte only differ in low bits
 		return x * 0x9e3779b97f4a7c15
 	}
-	return slices.MinFunc(list, func(a, b control.Node) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(weight(b), weight(a)))
-	}), true
+	return slices.MinFunc(list, func(a, b control.Node) int { return cmp.Compare(weight(b), weight(a)) }), true
 }
 
 // portalFor chooses a portal of a node: of the address family that the initiator came by, in a subnet of a site that it
@@ -182,7 +188,7 @@ func (e *Exports) askToLeave(since time.Time, asked map[*iscsi.Session]bool) {
 		if i.Discovery || asked[x] || i.Opened.After(since) {
 			continue
 		}
-		if _, ok := e.elsewhere(iscsi.Peer{Initiator: i.Initiator}, i.ISID, 0, "", func(control.Node) bool { return true }); !ok {
+		if len(e.others()) == 0 {
 			continue
 		}
 		asked[x] = true
@@ -195,7 +201,7 @@ func (e *Exports) askToLeave(since time.Time, asked map[*iscsi.Session]bool) {
 // returns once they have gone, or after a little while.
 func (e *Exports) Leave() {
 	e.leaving.Store(true)
-	if _, ok := e.elsewhere(iscsi.Peer{}, [6]byte{}, 0, "", func(control.Node) bool { return true }); !ok {
+	if len(e.others()) == 0 {
 		return // nowhere to go to
 	}
 	normal := func() (n int) {
