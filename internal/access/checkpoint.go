@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"dozo/internal/ident"
@@ -24,7 +25,8 @@ type checkpointState struct {
 	appliedAt ident.Position
 	number    uint32
 	idleSeq   ident.Seq
-	retired   []retiredAt // retirements whose replicas are still to go
+	lastingAt time.Duration // when something was committed that is more than housekeeping
+	retired   []retiredAt   // retirements whose replicas are still to go
 }
 
 type retiredAt struct {
@@ -41,18 +43,44 @@ const (
 
 // checkpointDue says whether enough has been written, enough time has passed, or enough could be let go: a volume that
 // is overwritten needs as little space as there is between two checkpoints, and core servers write new
-// segments over the files of old ones, while those are still in memory.
-func (o *Owner) checkpointDue(now time.Duration) bool {
+// segments over the files of old ones, while those are still in memory. Where it is only the time, clock is true: such
+// checkpoints are due for thousands of volumes at once (Chores).
+func (o *Owner) checkpointDue(now time.Duration) (due, clock bool) {
 	c := &o.cp
 	since := now - c.last
-	if since >= o.env.Limits.CheckpointInterval || o.written+c.copied-c.lastBytes >= o.env.Limits.CheckpointBytes {
+	switch {
+	case o.written+c.copied-c.lastBytes >= o.env.Limits.CheckpointBytes:
+		return true, false
+	// What a store that is being emptied has may go only once a checkpoint covers it.
+	case since >= max(deadPause, deadShare*c.took) && (o.repair.Emptying > 0 || o.m.DyingBytes() >= o.env.Limits.CheckpointDead):
+		return true, false
+	}
+	return since >= o.env.Limits.CheckpointInterval && o.worthCheckpoint(), true
+}
+
+// housekeeping says which records bring no other checkpoint about: a checkpoint is announced by one and has segments
+// retired and let go by others, so that a volume to which nothing else happens would have one each minute for ever.
+func housekeeping(k journal.Kind) bool {
+	return k == journal.KindCheckpoint || k == journal.KindRetire || k == journal.KindPermit
+}
+
+// housekeepingMost is how many of them a takeover may have to replay.
+const housekeepingMost = 64
+
+// worthCheckpoint reports that there is a segment that no checkpoint covers and that has more than housekeeping.
+func (o *Owner) worthCheckpoint() bool {
+	if o.m.Applied() > o.cp.lastSeq+housekeepingMost {
 		return true
 	}
-	if since < max(deadPause, deadShare*c.took) {
-		return false
+	for _, s := range slices.Backward(o.order) {
+		if s.last.Seq <= o.cp.lastSeq {
+			return false
+		}
+		if s.lasting || s.id.Epoch != o.epoch {
+			return true
+		}
 	}
-	// What a store that is being emptied has may go only once a checkpoint covers it.
-	return o.repair.Emptying > 0 || o.m.DyingBytes() >= o.env.Limits.CheckpointDead
+	return false
 }
 
 // maybeCheckpoint starts one when it is due (architecture §5).
@@ -61,8 +89,14 @@ func (o *Owner) maybeCheckpoint(now time.Duration) {
 	if c.running || o.stopErr != nil || !o.w.Serving() || o.m.Applied() == c.lastSeq {
 		return
 	}
-	if !o.checkpointDue(now) {
+	due, clock := o.checkpointDue(now)
+	// What a hand-over or a takeover by force needs comes first: until then the former ensemble is asked too.
+	if !due || clock && !o.beginChore(len(o.state.Ensembles) > 1) {
 		return
+	}
+	if clock && now-c.lastingAt > idleSealAfter {
+		// The announcement goes to a segment of its own: this one is covered as a whole, and its second copy may go.
+		o.w.CloseIdle()
 	}
 	c.running = true
 	o.goBackground(func() {
@@ -341,9 +375,12 @@ func (w *partWriter) open() error {
 	ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
 	defer cancel()
 	for _, st := range w.stores {
+		asked := o.env.Clock()
 		if _, err := st.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: w.seg.id, Capacity: o.env.Limits.SegmentBytes}); err != nil {
+			o.env.Chores.felt(time.Duration(o.env.Clock() - asked))
 			return fmt.Errorf("open checkpoint segment at %s: %w", st.ID(), err)
 		}
+		o.env.Chores.felt(time.Duration(o.env.Clock() - asked))
 	}
 	o.ask(func() {
 		if o.stopErr == nil {

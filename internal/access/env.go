@@ -41,6 +41,7 @@ type Env struct {
 	Health  *Health   // of stores, shared by all owners of the node; nil: each owner has its own
 	Far     *FarCache // of blocks of other sites, likewise; nil: none is kept
 	Copies  *Copies   // what copies of replicas may cost; nil: no limit
+	Chores  *Chores   // housekeeping by the clock, likewise
 	// About says what is known of a store beyond Stores; nil: nothing. It must not block.
 	About func(ident.StoreID) StoreInfo
 	// Announce tells all access servers of a change of a unit and waits until those that can be reached know;

@@ -58,6 +58,7 @@ type Owner struct {
 	leafWait      map[volume.LeafID][]*Op
 	finished      []finish
 	cp            checkpointState
+	chore         chore
 	stopErr       error
 	recovered     *journal.Recovery
 	fenced        []control.Ensemble // those asked at the takeover
@@ -416,6 +417,7 @@ func (o *Owner) stop(err error) {
 	o.barWait = nil
 	o.giveUpReads()
 	o.giveUpFlights()
+	o.endChore()
 	o.env.Leases.Leave(o.journalID, o.epoch)
 	o.cancel()
 	close(o.stopped)
@@ -494,6 +496,7 @@ func (o *Owner) timers() {
 			}
 			o.keepJournal()
 			o.keepAcks()
+			o.keepChore(time.Duration(o.env.Clock()))
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {
 				o.settlePast()
@@ -550,7 +553,7 @@ func (o *Owner) everySecond() {
 	}
 	if at := o.w.At().Seq; at != o.cp.idleSeq {
 		o.cp.idleSeq, o.lastAppend = at, now
-	} else if now-o.lastAppend > idleSealAfter {
+	} else if now-o.lastAppend > idleSealAfter && (!o.w.Tail() || o.beginChore(false)) {
 		o.w.CloseIdle()
 		o.lastAppend = now
 	}

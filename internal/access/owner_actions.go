@@ -235,8 +235,13 @@ func (o *Owner) seal(a journal.Action) {
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
 		defer cancel()
+		asked := o.env.Clock()
 		r, err := store.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: a.Segment.ID, End: end, Last: last, Start: start})
+		took := time.Duration(o.env.Clock() - asked)
 		o.call(func() {
+			if o.chore.held {
+				o.env.Chores.felt(took)
+			}
 			o.heard(store.ID(), ctx.Err(), err)
 			o.sealed(a.Segment, a.Member, r.Made, unreached(err))
 		})
@@ -536,6 +541,9 @@ func (o *Owner) apply(e *journal.Entry) {
 	}
 	s.last, s.end = e.Position(), e.Offset+uint32(len(e.Bytes))
 	o.cp.appliedAt = s.last
+	if !housekeeping(e.Kind) {
+		s.lasting, o.cp.lastingAt = true, time.Duration(o.env.Clock())
+	}
 	o.written += uint64(len(e.Bytes))
 	if e.Kind == journal.KindReservation {
 		if err := o.unitApplied(e.Bytes[journal.BodyOffset(e.StoredLen):][:e.StoredLen]); err != nil {

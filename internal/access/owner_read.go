@@ -25,6 +25,7 @@ type segment struct {
 	sealed  bool // the owner's word: nothing will be added
 	writer  *journal.Segment
 	holders []holder
+	lasting bool // it has records of this epoch that are more than the owner's own housekeeping
 }
 
 // holder is a replica of a segment.

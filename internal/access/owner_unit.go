@@ -290,7 +290,23 @@ func (o *Owner) everySecondUnit() {
 	if r.turns--; r.turns > 0 || r.asking || !o.w.Serving() {
 		return
 	}
-	r.turns, r.asking = resourcesEvery, true
+	r.turns = resourcesEvery
+	if o.env.About != nil { // the node asks each store for all its owners
+		var free []uint64
+		for _, st := range o.stores {
+			if a := o.env.about(st.ID()); a.Known && !a.Failed {
+				free = append(free, a.Free)
+			}
+		}
+		if len(free) >= 2 {
+			r.known, r.free = true, pairs(free)
+			o.checkThresholds()
+		} else if !r.known {
+			r.turns = 0 // the node has just begun to ask
+		}
+		return
+	}
+	r.asking = true
 	stores := o.stores
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)

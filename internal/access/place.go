@@ -20,6 +20,7 @@ type StoreInfo struct {
 	Leaving bool // it is being emptied: nothing new goes there, and what it has goes elsewhere
 	Lost    bool // an operator has declared it lost: it counts for nothing any more (R3, R13)
 
+	Failed   bool   // it takes no appends any more
 	Known    bool   // the store has been heard of: the fields below mean something
 	Free     uint64 // bytes
 	Capacity uint64

@@ -44,6 +44,8 @@ const (
 	ownerAwayAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
 	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nobody listens there any more, or has said nothing for seconds
 	lookEvery       = 100 * time.Millisecond  // at the nodes of the site
+	lookShare       = 8                       // a look takes one part of so many of the time, while there are changes
+	lookPause       = 500 * time.Millisecond  // and comes after this at the latest
 	lookClosely     = 5 * time.Second         // at volumes too, after a node of the site has gone away
 	forwardPatience = 25 * time.Second        // below initiators' command timeouts of 30 s
 	tickEvery       = 300 * time.Millisecond
@@ -58,6 +60,9 @@ func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 	s := &Server{env: env, peers: peers, slots: newTurns(takeoversMax), claim: newTurns(claimsMax)}
 	if s.env.Copies == nil {
 		s.env.Copies = NewCopies(env.Clock, 0)
+	}
+	if s.env.Chores == nil {
+		s.env.Chores = NewChores(env.Clock)
 	}
 	if s.env.Hold == nil {
 		s.env.Hold = &controlHold{}
@@ -78,16 +83,18 @@ func (s *Server) Run(ctx context.Context) {
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	for n := 0; ctx.Err() == nil; {
+		began := time.Now()
 		s.reconcile()
 		s.drain()
 		s.follow()
+		took := time.Since(began)
 		for due := false; !due && ctx.Err() == nil; {
 			select {
 			case <-ctx.Done():
 			case <-changed:
-				// Many changes come together.
+				// Many changes come together, the more the longer a look at all volumes takes.
 				select {
-				case <-time.After(20 * time.Millisecond):
+				case <-time.After(max(20*time.Millisecond, min(lookShare*took, lookPause))):
 				case <-ctx.Done():
 				}
 				due = true
@@ -155,17 +162,17 @@ func (s *Server) Volume(id ident.JournalID) (*Volume, bool) {
 	if !ok || spec.Deleted != nil {
 		return nil, false
 	}
-	return s.volumeLocked(spec), true
+	return s.volumeLocked(&spec), true
 }
 
-func (s *Server) volumeLocked(spec control.VolumeSpec) *Volume {
+func (s *Server) volumeLocked(spec *control.VolumeSpec) *Volume {
 	v := s.mu.volumes[spec.ID]
 	if v == nil {
 		v = &Volume{srv: s, id: spec.ID}
 		v.gate.changed = make(chan struct{})
 		s.mu.volumes[spec.ID] = v
 	}
-	v.spec.Store(&spec)
+	v.spec.Store(spec)
 	return v
 }
 
@@ -183,7 +190,8 @@ func (s *Server) Owners() (list []*Owner) {
 
 // reconcile starts takeovers that are this node's business and ends owners that are over.
 func (s *Server) reconcile() {
-	for _, spec := range s.env.Control.Volumes() {
+	volumes, tombstones := s.env.Control.SharedVolumes()
+	for _, spec := range volumes {
 		state, _, ok := s.env.Control.Journal(spec.ID)
 		if !ok {
 			continue
@@ -194,7 +202,7 @@ func (s *Server) reconcile() {
 			return
 		}
 		v := s.volumeLocked(spec)
-		s.keepHold(&spec)
+		s.keepHold(spec)
 		o := v.owner.Load()
 		if o != nil {
 			select {
@@ -213,8 +221,8 @@ func (s *Server) reconcile() {
 			o = nil
 			v.wakeLater()
 		}
-		if o != nil && !o.goesBy(&spec) {
-			o.SetSpec(spec)
+		if o != nil && !o.goesBy(spec) {
+			o.SetSpec(*spec)
 		}
 		if v.named != state.Owner {
 			v.named = state.Owner
@@ -236,7 +244,7 @@ func (s *Server) reconcile() {
 		}
 		s.mu.Unlock()
 	}
-	for _, spec := range s.env.Control.Tombstones() {
+	for _, spec := range tombstones {
 		s.mu.Lock()
 		v := s.mu.volumes[spec.ID]
 		delete(s.mu.volumes, spec.ID)

@@ -88,7 +88,7 @@ func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 // afterServing starts the work that never hinders answers: ending old segments, shipping, dropping.
 func (o *Owner) afterServing() {
 	o.cp.last = time.Duration(o.env.Clock())
-	o.lastAppend, o.servedAt = o.cp.last, o.cp.last
+	o.lastAppend, o.servedAt, o.cp.lastingAt = o.cp.last, o.cp.last, o.cp.last
 	if o.hand.moved || o.state.Forced != nil {
 		// The first act (R10): the next look makes a checkpoint on this site's ensemble, and the other leaves the list.
 		o.cp.last -= o.env.Limits.CheckpointInterval

@@ -88,6 +88,8 @@ type Store interface {
 
 	Volumes() []VolumeSpec // not deleted, by tenant and name
 	Tombstones() []VolumeSpec
+	// SharedVolumes is both without copies, for what looks at each change: nobody may change what it gives.
+	SharedVolumes() (volumes, tombstones []*VolumeSpec)
 	Volume(id ident.JournalID) (VolumeSpec, bool) // tombstones too
 	VolumeByName(tenant, name string) (VolumeSpec, bool)
 	// CreateVolume fills in what the specification leaves out (ID, tenant, defaults), and makes the journal's key

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,48 @@ type cache struct {
 	// The nodes by name, nil until somebody asks again after a change. Written with mu held in either way, so that it
 	// never outlives what it was made of.
 	byName atomic.Pointer[[]Node]
+	// The volumes by tenant and name, likewise. A change of one volume makes new lists of these, so that ten thousand are not
+	// put in order again for each that is made.
+	volumes atomic.Pointer[volumeLists]
+}
+
+// volumeLists is what there is by tenant and name. Neither the lists nor what they point at ever changes.
+type volumeLists struct{ live, dead []*VolumeSpec }
+
+func newVolumeLists(all map[ident.JournalID]entry[VolumeSpec]) *volumeLists {
+	l := new(volumeLists)
+	for _, e := range all {
+		list := &l.live
+		if e.v.Deleted != nil {
+			list = &l.dead
+		}
+		*list = append(*list, &e.v)
+	}
+	order := func(a, b *VolumeSpec) int { return byName(*a, *b) }
+	slices.SortFunc(l.live, order)
+	slices.SortFunc(l.dead, order)
+	return l
+}
+
+// with gives the lists after a change of one volume; nil for none.
+func (l *volumeLists) with(old, now *VolumeSpec) *volumeLists {
+	x := *l
+	for i, v := range []*VolumeSpec{old, now} {
+		if v == nil {
+			continue
+		}
+		list := &x.live
+		if v.Deleted != nil {
+			list = &x.dead
+		}
+		at, found := slices.BinarySearchFunc(*list, v, func(a, b *VolumeSpec) int { return byName(*a, *b) })
+		if i == 0 && found {
+			*list = slices.Delete(slices.Clone(*list), at, at+1)
+		} else if i == 1 && !found {
+			*list = slices.Insert(slices.Clip(*list), at, v)
+		}
+	}
+	return &x
 }
 
 type entry[T any] struct {
@@ -83,6 +126,7 @@ func (c *cache) replace(pairs []pair, rev Rev) (bad []error) {
 	defer c.mu.Unlock()
 	old := c.mu.content
 	c.mu.content = newContent()
+	c.volumes.Store(nil)
 	for _, p := range pairs {
 		if err := c.mu.put(p); err != nil {
 			bad = append(bad, err)
@@ -100,6 +144,7 @@ func (c *cache) renew(pairs []pair, rev Rev) (bad []error) {
 	defer c.mu.Unlock()
 	old := c.mu.content
 	c.mu.content, c.mu.rev = newContent(), 0
+	c.volumes.Store(nil)
 	for _, p := range pairs {
 		if err := c.mu.put(p); err != nil {
 			bad = append(bad, err)
@@ -115,14 +160,36 @@ func (c *cache) apply(changes []change, upTo Rev) (bad []error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, ch := range changes {
+		done := c.volumeChangeLocked(ch.key)
 		if ch.deleted {
 			c.mu.drop(ch.key)
 		} else if err := c.mu.put(ch.pair); err != nil {
 			bad = append(bad, err)
 		}
+		done()
 	}
 	c.movedLocked(upTo)
 	return bad
+}
+
+// volumeChangeLocked is called before a key changes; what it gives is called afterwards, and has the lists of volumes follow.
+func (c *cache) volumeChangeLocked(key string) (done func()) {
+	lists := c.volumes.Load()
+	if dir, _ := splitDir(key); dir != dirVolumes || lists == nil {
+		return func() {}
+	}
+	id, err := journalOfKey(dirVolumes, key)
+	if err != nil {
+		return func() {}
+	}
+	spec := func() *VolumeSpec {
+		if e, ok := c.mu.volumes[id]; ok {
+			return &e.v
+		}
+		return nil
+	}
+	old := spec()
+	return func() { c.volumes.Store(lists.with(old, spec())) }
 }
 
 // putJournal notes a state that this client has just written itself, before the watch brings it.

@@ -16,18 +16,34 @@ func byName(a, b VolumeSpec) int {
 
 // Volumes implements Store.
 func (c *Client) Volumes() []VolumeSpec {
-	return slices.DeleteFunc(c.allVolumes(), func(v VolumeSpec) bool { return v.Deleted != nil })
+	live, _ := c.SharedVolumes()
+	return copies(live)
 }
 
 // Tombstones implements Store.
 func (c *Client) Tombstones() []VolumeSpec {
-	return slices.DeleteFunc(c.allVolumes(), func(v VolumeSpec) bool { return v.Deleted == nil })
+	_, dead := c.SharedVolumes()
+	return copies(dead)
 }
 
-func (c *Client) allVolumes() []VolumeSpec {
-	c.cache.mu.RLock()
-	defer c.cache.mu.RUnlock()
-	return sorted(c.cache.mu.volumes, byName)
+func copies(list []*VolumeSpec) []VolumeSpec {
+	out := make([]VolumeSpec, len(list))
+	for i, v := range list {
+		out[i] = *v
+	}
+	return out
+}
+
+// SharedVolumes implements Store.
+func (c *Client) SharedVolumes() (volumes, tombstones []*VolumeSpec) {
+	l := c.cache.volumes.Load()
+	if l == nil {
+		c.cache.mu.RLock()
+		defer c.cache.mu.RUnlock()
+		l = newVolumeLists(c.cache.mu.volumes)
+		c.cache.volumes.Store(l) // with mu held: no change comes between
+	}
+	return l.live, l.dead
 }
 
 // Volume implements Store.

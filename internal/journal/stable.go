@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"dozo/internal/ident"
@@ -336,6 +337,14 @@ func (w *Writer) CloseIdle() {
 // Idle reports that nothing waits, is under way, or is unstable.
 func (w *Writer) Idle() bool {
 	return len(w.queue) == 0 && len(w.inflight) == 0 && w.unsynced() == 0 && w.told == w.commit
+}
+
+// Tail reports that a segment is open that CloseIdle could end.
+func (w *Writer) Tail() bool { return w.cur != nil && w.cur.records > 0 || w.next != nil }
+
+// Settled reports that, beyond Idle, no segment is being sealed or copied.
+func (w *Writer) Settled() bool {
+	return w.Idle() && !slices.ContainsFunc(w.segments, func(s *Segment) bool { return s.closed })
 }
 
 // SetPoint names the newest announced checkpoint for the headers of later segments (R12).

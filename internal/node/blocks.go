@@ -59,7 +59,7 @@ func (n *Node) about(id ident.StoreID) (i access.StoreInfo) {
 	i.Leaving = ok && x.Leaves(id)
 	i.Lost = ctl.StoreLost(id)
 	if f, ok := n.known.get(id); ok {
-		i.Known, i.Free, i.Capacity, i.Replicas, i.Damaged = true, f.Free, f.Capacity, f.Replicas, f.Damaged
+		i.Known, i.Free, i.Capacity, i.Replicas, i.Damaged, i.Failed = true, f.Free, f.Capacity, f.Replicas, f.Damaged, f.Failed != ""
 	}
 	return i
 }

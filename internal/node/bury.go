@@ -67,9 +67,9 @@ func (n *Node) buryDeleted(ctx context.Context) {
 // round looks at every tombstone and says when to look again.
 func (u *burier) round(ctx context.Context, ctl *control.Client) time.Duration {
 	wait := strangersAt
-	tombs := ctl.Tombstones()
+	_, tombs := ctl.SharedVolumes()
 	for id := range u.seen {
-		if !slices.ContainsFunc(tombs, func(v control.VolumeSpec) bool { return v.ID == id }) {
+		if v, ok := ctl.Volume(id); !ok || v.Deleted == nil {
 			delete(u.seen, id)
 		}
 	}
@@ -83,7 +83,7 @@ func (u *burier) round(ctx context.Context, ctl *control.Client) time.Duration {
 			wait = min(wait, left)
 			continue
 		}
-		if err := u.bury(ctx, ctl, v); err != nil && ctx.Err() == nil {
+		if err := u.bury(ctx, ctl, *v); err != nil && ctx.Err() == nil {
 			u.n.log.Warn("deleted volume is not removed yet", "volume", v.Name, "journal", v.ID.String(), "err", err)
 			wait = min(wait, buryAgain)
 		}
