@@ -159,14 +159,20 @@ func (l *loadFlags) config(progress io.Writer) (bench.Config, error) {
 	if !l.quiet {
 		c.Progress = progress
 	}
+	if err == nil && (l.sessions < 1 || l.connections < 1) {
+		err = usageError{fmt.Errorf("%d sessions of %d connections: want 1 at least of each", l.sessions, l.connections)}
+	}
 	return c, err
 }
 
 // checkURLs says which URL is none.
 func checkURLs(urls []string) error {
-	for _, u := range urls {
-		if _, err := initiator.ParseURL(u); err != nil {
+	for _, text := range urls {
+		switch u, err := initiator.ParseURL(text); {
+		case err != nil:
 			return usageError{err}
+		case u.Target == "":
+			return usageError{fmt.Errorf("iscsi://%s names no target: want iscsi://HOST[:PORT]/TARGET[/LUN]; dozo bench discover lists the targets of a portal", u.Portal)}
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -51,6 +52,9 @@ printed, and the processor time of the processes that serve, for 100,000 I/Os, w
 func (o *benchCompare) run(ctx context.Context, a *app, urlsA, urlsB []string) error {
 	if err := errors.Join(checkURLs(urlsA), checkURLs(urlsB)); err != nil {
 		return err
+	}
+	if o.rounds < 1 {
+		return usageError{fmt.Errorf("%d rounds: want 1 at least", o.rounds)}
 	}
 	o.load.steady(max(len(urlsA), len(urlsB)))
 	load, err := o.load.config(a.err)

@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,7 +29,7 @@ func newEvents(a *app) *cobra.Command {
 		Use: "events", Short: "Show who changed what, and what happened",
 		Long: `Show the audit log: who changed what, and what the cluster did by itself. With --follow the command stays and shows
 new events as they happen; one that is cut off goes on with --after, the last REVISION that was seen. -o json prints
-one object a line.`,
+one object a line, with the whole state before and after a change.`,
 		Args: names(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), a) },
 	}
@@ -63,9 +68,49 @@ func (a *app) printEvent(e *dozov1.Event) error {
 		return a.format.Line(a.out, e)
 	}
 	note := e.GetNote()
+	if note == "" {
+		note = changes(e.GetBefore(), e.GetAfter())
+	}
 	if note != "" {
 		note = "  " + note
 	}
 	_, err := fmt.Fprintf(a.out, "%d  %s  %s  %s  %s%s\n", e.GetRevision(), when(e.GetTime()), e.GetActor(), e.GetAction(), e.GetObject(), note)
 	return err
+}
+
+// changeMax is how much of one value a line of the audit log shows.
+const changeMax = 60
+
+// changes says in a few words what an event changed, of the fields that were there before and are after; -o json has
+// both states whole.
+func changes(before, after string) string {
+	var was, is map[string]json.RawMessage
+	if json.Unmarshal([]byte(before), &was) != nil || json.Unmarshal([]byte(after), &is) != nil || was == nil || is == nil {
+		return ""
+	}
+	var out []string
+	for _, key := range slices.Sorted(maps.Keys(union(was, is))) {
+		if a, b := was[key], is[key]; !bytes.Equal(a, b) {
+			out = append(out, key+" "+brief(a)+" to "+brief(b))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func union[V any](a, b map[string]V) map[string]V {
+	all := maps.Clone(a)
+	maps.Copy(all, b)
+	return all
+}
+
+// brief is a value of JSON as people write it, not too long.
+func brief(v json.RawMessage) string {
+	text := strings.Trim(string(v), `"`)
+	switch {
+	case len(v) == 0:
+		return "none"
+	case len(text) > changeMax:
+		return strings.ToValidUTF8(text[:changeMax], "") + "..."
+	}
+	return text
 }

@@ -9,7 +9,10 @@ import (
 
 	"dozo/internal/api"
 	"dozo/internal/control"
+	"dozo/internal/core"
 	"dozo/internal/guest"
+	"dozo/internal/initiator"
+	"dozo/internal/initiator/bench"
 	"dozo/internal/lab"
 	"dozo/internal/lab/router"
 	"dozo/internal/up"
@@ -78,6 +81,12 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
+	if _, ok := errors.AsType[bench.UsageError](err); ok {
+		return exitUsage
+	}
+	if le, ok := errors.AsType[*initiator.LoginError](err); ok && le.NoTarget() {
+		return exitNotFound
+	}
 	if ce, ok := errors.AsType[*connect.Error](err); ok && !errors.Is(err, api.ErrUnreachable) {
 		if code, ok := exitTable[ce.Code()]; ok {
 			return code
@@ -94,6 +103,7 @@ func exitCode(err error) int {
 		{lab.ErrNoLab, exitNotFound}, {lab.ErrRoot, exitUnauthorised},
 		{up.ErrShape, exitUsage}, {up.ErrOtherShape, exitConflict}, {up.ErrNoSystem, exitNotFound},
 		{up.ErrVoterRuns, exitConflict}, {control.ErrInUse, exitConflict}, {control.ErrExists, exitConflict}, {control.ErrInvalid, exitUsage},
+		{initiator.ErrAuthentication, exitUnauthorised}, {core.ErrNotSegment, exitUsage},
 		{context.DeadlineExceeded, exitTimeout}, {context.Canceled, exitInterrupted},
 		{fs.ErrNotExist, exitNotFound}, {fs.ErrPermission, exitUnauthorised},
 	} {

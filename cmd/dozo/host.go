@@ -21,20 +21,22 @@ func newHost(a *app) *cobra.Command {
 	return c
 }
 
-func hostNames(ctx context.Context, c *api.Client) []string {
-	resp, err := c.Hosts.List(ctx, &dozov1.ListHostsRequest{})
-	if err != nil {
-		return nil
+func hostNames(cmd *cobra.Command) func(context.Context, *api.Client) []string {
+	return func(ctx context.Context, c *api.Client) []string {
+		resp, err := c.Hosts.List(ctx, &dozov1.ListHostsRequest{Tenant: tenantAsked(cmd)})
+		if err != nil {
+			return nil
+		}
+		var out []string
+		for _, h := range resp.GetHosts() {
+			out = append(out, h.GetName())
+		}
+		return out
 	}
-	var out []string
-	for _, h := range resp.GetHosts() {
-		out = append(out, h.GetName())
-	}
-	return out
 }
 
 func (a *app) completeHosts(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	return a.complete(cmd, args, hostNames)
+	return a.complete(cmd, args, hostNames(cmd))
 }
 
 // chapFlags are the credentials of both directions. Secrets come from files or standard input, never from the

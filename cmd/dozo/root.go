@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 
 	"dozo/internal/api"
 	"dozo/internal/api/view"
+	"dozo/internal/control"
 )
 
 // app is what every command has: where input and output are, how to find the cluster, how to print.
@@ -189,7 +191,7 @@ func when(t *timestamppb.Timestamp) string {
 
 // completeVolumes completes the names of volumes, for the first argument.
 func (a *app) completeVolumes(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	return a.complete(cmd, args, volumeNames)
+	return a.complete(cmd, args, volumeNames(cmd))
 }
 
 // completeFlag completes a flag's value with names from the cluster.
@@ -218,6 +220,15 @@ func (a *app) complete(cmd *cobra.Command, args []string, list func(context.Cont
 	ctx, cancel := context.WithTimeout(parent, completionTimeout)
 	defer cancel()
 	return list(ctx, c), cobra.ShellCompDirectiveNoFileComp
+}
+
+// tenantAsked is the tenant whose names a command takes; empty: any, for commands that know no tenant.
+func tenantAsked(cmd *cobra.Command) string {
+	f := cmd.Flags().Lookup("tenant")
+	if f == nil {
+		return ""
+	}
+	return cmp.Or(f.Value.String(), control.DefaultTenant)
 }
 
 // done reports what was done, where people read it.

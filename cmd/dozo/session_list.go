@@ -24,8 +24,8 @@ func newSessionList(a *app) *cobra.Command {
 	c.Flags().StringVar(&o.req.Volume, "volume", "", "only of this `volume`")
 	c.Flags().StringVar(&o.req.Host, "host", "", "only of this `host`")
 	c.Flags().StringVar(&o.req.Node, "node", "", "only of this access `server`")
-	a.completeFlag(c, "volume", volumeNames)
-	a.completeFlag(c, "host", hostNames)
+	a.completeFlag(c, "volume", volumeNames(c))
+	a.completeFlag(c, "host", hostNames(c))
 	a.completeFlag(c, "node", nodeNames)
 	tenantFlag(c, &o.req.Tenant)
 	return c

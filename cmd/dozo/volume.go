@@ -26,16 +26,18 @@ func tenantFlag(c *cobra.Command, tenant *string) {
 	c.Flags().StringVar(tenant, "tenant", "", "tenant of the name (default \"default\")")
 }
 
-func volumeNames(ctx context.Context, c *api.Client) []string {
-	resp, err := c.Volumes.List(ctx, &dozov1.ListVolumesRequest{})
-	if err != nil {
-		return nil
+func volumeNames(cmd *cobra.Command) func(context.Context, *api.Client) []string {
+	return func(ctx context.Context, c *api.Client) []string {
+		resp, err := c.Volumes.List(ctx, &dozov1.ListVolumesRequest{Tenant: tenantAsked(cmd)})
+		if err != nil {
+			return nil
+		}
+		var out []string
+		for _, v := range resp.GetVolumes() {
+			out = append(out, v.GetName()+"\t"+size.Format(v.GetSizeBytes())+" at "+v.GetOwnerSite())
+		}
+		return out
 	}
-	var out []string
-	for _, v := range resp.GetVolumes() {
-		out = append(out, v.GetName()+"\t"+size.Format(v.GetSizeBytes())+" at "+v.GetOwnerSite())
-	}
-	return out
 }
 
 // printVolume prints a volume that was made or changed.

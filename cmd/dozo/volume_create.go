@@ -55,7 +55,7 @@ sites can be reached, writes wait. A site takeover that hears N-K of the N-1 oth
 	_ = c.RegisterFlagCompletionFunc("partition", cobra.FixedCompletions([]string{"continue", "stop"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("block-size", cobra.FixedCompletions([]string{"512", "4096"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlag(c, "at", siteNames)
-	a.completeFlag(c, "host", hostNames)
+	a.completeFlag(c, "host", hostNames(c))
 	return c
 }
 

@@ -46,9 +46,9 @@ host has the volume there instead of by the volume's own target.`,
 // completeVolumeAndHost completes a volume's name, then a host's.
 func (a *app) completeVolumeAndHost(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) == 1 {
-		return a.complete(cmd, nil, hostNames)
+		return a.complete(cmd, nil, hostNames(cmd))
 	}
-	return a.complete(cmd, args, volumeNames)
+	return a.complete(cmd, args, volumeNames(cmd))
 }
 
 func (o *volumeMap) run(ctx context.Context, a *app) error {
@@ -112,7 +112,7 @@ func newVolumeMaps(a *app) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&o.req.Host, "host", "", "only those of this `host`")
-	a.completeFlag(c, "host", hostNames)
+	a.completeFlag(c, "host", hostNames(c))
 	tenantFlag(c, &o.req.Tenant)
 	return c
 }

@@ -51,7 +51,7 @@ var wired = functions{
 	},
 	inspect: func(path string, o inspectOptions, out io.Writer) error {
 		style := map[view.Format]printer.Style{view.JSON: printer.JSON, view.YAML: printer.YAML}[o.Format]
-		return printer.File(out, vfs.Default, path, printer.Options{Style: style, Records: o.Records, Data: o.Data})
+		return printer.File(out, vfs.Default, path, printer.Options{Style: style, Records: o.Records, Data: o.Data, Name: o.Name})
 	},
 }
 

@@ -522,7 +522,7 @@ func (o *Owner) report(action, note string) {
 		defer cancel()
 		// An owner that ends right after its takeover still says what it has found; its end waits a moment for that.
 		defer context.AfterFunc(o.ctx, func() { time.AfterFunc(reportGrace, cancel) })()
-		err := o.env.Control.AppendEvent(ctx, control.Event{Actor: string(o.env.Node), Action: action, Object: "volume/" + s.Tenant + "/" + s.Name, Note: note})
+		err := o.env.Control.AppendEvent(ctx, control.Event{Actor: "node/" + string(o.env.Node), Action: action, Object: "volume/" + s.Tenant + "/" + s.Name, Note: note})
 		if err != nil && o.ctx.Err() == nil {
 			o.log.Error("event not written", "action", action, "note", note, "err", err)
 		}

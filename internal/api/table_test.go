@@ -111,7 +111,7 @@ func TestValidation(t *testing.T) {
 		`{"name":"0123456789abcdef0123456789abcdef","size_bytes":4096}`:              "look like an ID",
 		`{"name":"a","size_bytes":0}`:                                                "want a size",
 		`{"name":"a","size_bytes":4097}`:                                             "8192 would do",
-		`{"name":"a","size_bytes":"18446744073709547520"}`:                           "1 EiB",
+		`{"name":"a","size_bytes":"18446744073709547520"}`:                           "1 PiB",
 		`{"name":"a","size_bytes":4096,"durability":"never"}`:                        "replicated or sync",
 		`{"name":"a","size_bytes":4096,"block_size":520}`:                            "512 or 4096",
 		`{"name":"a","size_bytes":4096,"partition":"x"}`:                             "continue or stop",

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 // Limits of what is asked for. A volume's address space is bounded by what READ CAPACITY (16) and the map can
 // say; the rest keeps the control store small.
 const (
-	SizeMax      = 1 << 60
+	SizeMax      = 1 << 50
 	SizeUnit     = 4096 // sizes are multiples of it
 	nameMax      = 63
 	labelsMax    = 32
@@ -399,7 +400,7 @@ func checkSize(n uint64) error {
 	case n == 0:
 		return invalid("size_bytes: want a size")
 	case n > SizeMax:
-		return invalid("size_bytes %d: want %d (1 EiB) at most", n, uint64(SizeMax))
+		return invalid("size_bytes %d: want %d (1 PiB) at most", n, uint64(SizeMax))
 	case n%SizeUnit != 0:
 		return invalid("size_bytes %d: want a multiple of %d; %d would do", n, SizeUnit, (n/SizeUnit+1)*SizeUnit)
 	}
@@ -500,7 +501,7 @@ func auditObject(msg proto.Message) string {
 		}
 		return "node/" + m.GetNode()
 	case interface{ GetNode() string }:
-		return "node/" + m.GetNode()
+		return "node/" + cmp.Or(m.GetNode(), "any") // as a token for a node whose name is left open
 	case interface{ GetStore() string }:
 		return "store/" + m.GetStore()
 	case *dozov1.CreateSiteRequest:

@@ -82,7 +82,7 @@ func Parse(text []byte, dir string) (*Config, error) {
 		if errors.Is(err, io.EOF) {
 			return nil, errors.New("it is empty")
 		}
-		return nil, explain(err)
+		return nil, Explain(err)
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, errors.New("there is a second YAML document in it: want one")
@@ -94,8 +94,8 @@ func Parse(text []byte, dir string) (*Config, error) {
 	return c, nil
 }
 
-// explain turns the YAML decoder's words into ours.
-func explain(err error) error {
+// Explain turns the words of the YAML decoder, which name types of the program, into those for a file's reader.
+func Explain(err error) error {
 	var te *yaml.TypeError
 	if !errors.As(err, &te) {
 		return err

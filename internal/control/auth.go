@@ -45,7 +45,7 @@ func (c *Client) Revoke(ctx context.Context, r pki.Revocation) error {
 				t.ops = append(t.ops, op{key: keyRevoked(old.Serial), delete: true})
 			}
 		}
-		_, err = c.commit(ctx, t, audit{"certificate.revoke", "certificate/" + r.Serial, nil, r})
+		_, err = c.commit(ctx, t, audit{"node.revoke", "certificate/" + r.Serial, nil, r})
 		return struct{}{}, err
 	})
 	return err
@@ -71,7 +71,7 @@ func (c *Client) PutJoinToken(ctx context.Context, rec pki.JoinTokenRecord) erro
 	_, err := c.commit(ctx, txn{
 		conds: []cond{{key: keyJoin(rec.Hash)}},
 		ops:   []op{{key: keyJoin(rec.Hash), value: encode(rec, "")}},
-	}, audit{"jointoken.create", "jointoken/" + cmp.Or(rec.Node, "any"), nil, auditJoin(rec)})
+	}, audit{"node.create-token", "node/" + cmp.Or(rec.Node, "any"), nil, auditJoin(rec)})
 	return err
 }
 
@@ -84,14 +84,14 @@ func (c *Client) UseJoinToken(ctx context.Context, hash string, now time.Time) (
 		if err != nil {
 			return none, fmt.Errorf("join token: %w: it was used already, or never made", err)
 		}
-		action := "jointoken.use"
+		action := "node.use-token"
 		if !now.Before(rec.Expires) {
-			action = "jointoken.expire"
+			action = "node.expire-token"
 		}
 		_, err = c.commit(ctx, txn{
 			conds: []cond{{key: keyJoin(hash), rev: rev}},
 			ops:   []op{{key: keyJoin(hash), delete: true}},
-		}, audit{action, "jointoken/" + cmp.Or(rec.Node, "any"), auditJoin(rec), nil})
+		}, audit{action, "node/" + cmp.Or(rec.Node, "any"), auditJoin(rec), nil})
 		return rec, err
 	})
 	if err == nil && !now.Before(rec.Expires) {
@@ -134,7 +134,7 @@ func (c *Client) CreateAPIToken(ctx context.Context, rec pki.APITokenRecord) err
 		_, err := c.commit(ctx, txn{
 			conds: []cond{{key: keyAPI(rec.Name)}},
 			ops:   []op{{key: keyAPI(rec.Name), value: encode(rec, "")}},
-		}, audit{"apitoken.create", "apitoken/" + rec.Name, nil, auditAPI(rec)})
+		}, audit{"token.create", "token/" + rec.Name, nil, auditAPI(rec)})
 		return struct{}{}, err
 	})
 	return err
@@ -150,7 +150,7 @@ func (c *Client) DeleteAPIToken(ctx context.Context, name string) error {
 		_, err = c.commit(ctx, txn{
 			conds: []cond{{key: keyAPI(name), rev: rev}},
 			ops:   []op{{key: keyAPI(name), delete: true}},
-		}, audit{"apitoken.delete", "apitoken/" + name, auditAPI(old), nil})
+		}, audit{"token.revoke", "token/" + name, auditAPI(old), nil})
 		return struct{}{}, err
 	})
 	return err

@@ -352,6 +352,10 @@ func testVolumes(t *testing.T, open opener) {
 	if e := must(c.Events(ctx, 1))(t)[0]; e.Action != "volume.resize" {
 		t.Errorf("event of another size: %+v", e)
 	}
+	unchanged := must(c.UpdateVolume(ctx, v.ID, func(v *VolumeSpec) error { v.SizeBytes = grown.SizeBytes; return nil }))(t)
+	if e := must(c.Events(ctx, 1))(t)[0]; e.Action != "volume.resize" || unchanged.SizeBytes != grown.SizeBytes {
+		t.Errorf("a change that changes nothing is in the audit log: %+v", e)
+	}
 	if got, _ := c.Volume(v.ID); got.SizeBytes != 2<<30 || grown.SizeBytes != 2<<30 {
 		t.Errorf("resized to %d", got.SizeBytes)
 	}

@@ -65,7 +65,7 @@ func (c *Client) CreateHost(ctx context.Context, h Host) (Host, error) {
 		if err := c.initiatorIndex(ctx, &t, Host{}, h); err != nil {
 			return Host{}, err
 		}
-		_, err := c.commit(ctx, t, audit{"host.create", "host/" + h.Tenant + "/" + h.Name, nil, h})
+		_, err := c.commit(ctx, t, audit{"host.add", "host/" + h.Tenant + "/" + h.Name, nil, h})
 		return h, err
 	})
 }
@@ -129,7 +129,7 @@ func (c *Client) UpdateHost(ctx context.Context, tenant, name string, f func(*Ho
 		if err := c.initiatorIndex(ctx, &t, old, h); err != nil {
 			return old, err
 		}
-		_, err = c.commit(ctx, t, audit{"host.update", "host/" + tenant + "/" + name, old, h})
+		_, err = c.commit(ctx, t, audit{"host.set-chap", "host/" + tenant + "/" + name, old, h})
 		return h, err
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"dozo/internal/ident"
@@ -196,8 +197,9 @@ func (c *Client) UpdateVolume(ctx context.Context, id ident.JournalID, f func(*V
 			return false, err
 		}
 		was := *v
-		if err := f(v); err != nil {
-			return false, err
+		was.Labels, was.Hosts = maps.Clone(v.Labels), slices.Clone(v.Hosts)
+		if err := f(v); err != nil || reflect.DeepEqual(*v, was) {
+			return false, err // nothing is written, and nothing said in the audit log, where nothing changes
 		}
 		if v.ID != was.ID || v.Tenant != was.Tenant || v.Name != was.Name || v.BlockSize != was.BlockSize ||
 			!v.Created.Equal(was.Created) || v.Deleted != nil || len(v.Confirmed) != 0 {

@@ -2,12 +2,16 @@ package core
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -38,6 +42,9 @@ type (
 		Start    string          `json:"start,omitempty"`
 		Proven   bool            `json:"proven"`
 		Boundary string          `json:"boundary,omitempty"`
+		Point    string          `json:"point,omitempty"` // what the newest announced checkpoint covers; its root is at Root of Parts
+		Root     uint32          `json:"root,omitempty"`
+		Parts    string          `json:"parts,omitempty"`
 	}
 	lineRecord struct {
 		Line    string `json:"line"` // "record"
@@ -54,6 +61,7 @@ type (
 		Key     uint32 `json:"key"`
 		Request string `json:"request,omitempty"`
 		Hash    string `json:"hash"`
+		Time    string `json:"time,omitempty"`
 		Body    string `json:"body,omitempty"`
 	}
 	lineRecycled struct {
@@ -84,6 +92,9 @@ type (
 	}
 )
 
+// ErrNotSegment says that a file is none that Inspect reads, damaged or not.
+var ErrNotSegment = errors.New("not a segment file")
+
 // Inspect prints a segment file and verifies every checksum, the hash chain, and the index against the
 // records. It reads only; a file that a store has open may be printed as well. An error is ErrBad if
 // something in the file is wrong, else the file system's.
@@ -94,7 +105,7 @@ func Inspect(w io.Writer, fsys vfs.FS, name string, o InspectOptions) error {
 	}
 	defer f.Close()
 	out := bufio.NewWriter(w)
-	p := &inspector{w: out, o: o, f: f}
+	p := &inspector{w: out, o: o, f: f, name: named(name)}
 	err = p.run()
 	if e := out.Flush(); err == nil {
 		err = e
@@ -117,6 +128,40 @@ type inspector struct {
 	o   InspectOptions
 	f   vfs.File
 	bad int
+	// name is the segment whose file it is by its name, nil: of no segment.
+	name *ident.SegmentID
+}
+
+// named gives the segment whose file has this name, also one that was set aside.
+func named(path string) *ident.SegmentID {
+	base, _, _ := strings.Cut(filepath.Base(path), asideMark)
+	if id, err := ident.ParseSegmentID(base); err == nil {
+		return &id
+	}
+	return nil
+}
+
+// foreign says what a file is that is no segment, by its name and its first bytes; nil: it is one, perhaps damaged.
+func (p *inspector) foreign(head []byte) error {
+	begins := func(magic string) bool { return bytes.HasPrefix(head, []byte(magic)) }
+	switch {
+	case p.name != nil:
+		return nil
+	case begins("DZNT"):
+		return fmt.Errorf("%w: this is the notes log of a store", ErrNotSegment)
+	case begins("DOZOCTLB"):
+		return fmt.Errorf("%w: this is a backup of the control store, which dozo control restore --dry-run verifies", ErrNotSegment)
+	case begins("DZGS"), begins("DZGR"), len(head) == journal.SegmentHeaderSize && allZero(head):
+		return nil
+	}
+	return fmt.Errorf("%w: neither its name nor how it begins is that of one", ErrNotSegment)
+}
+
+// belongs finds a file that has the name of another segment.
+func (p *inspector) belongs(id ident.SegmentID) {
+	if p.name != nil && p.name.Original() != id.Original() {
+		p.fault(0, fmt.Errorf("the header is that of segment %s, the name that of %s", id, *p.name))
+	}
 }
 
 // print writes one line, as JSON or as text.
@@ -142,7 +187,12 @@ func (p *inspector) run() error {
 		return err
 	}
 	head := make([]byte, min(size, journal.SegmentHeaderSize))
-	if _, err := p.f.ReadAt(head, 0); err != nil && err != io.EOF {
+	if _, err := p.f.ReadAt(head, 0); errors.Is(err, syscall.EISDIR) {
+		return fmt.Errorf("%w: it is a directory", ErrNotSegment)
+	} else if err != nil && err != io.EOF {
+		return err
+	}
+	if err := p.foreign(head); err != nil {
 		return err
 	}
 	if len(head) == journal.SegmentHeaderSize && allZero(head) {
@@ -152,6 +202,7 @@ func (p *inspector) run() error {
 	if m, err := journal.DecodeRecycledHeader(head); err == nil {
 		p.print(lineRecycled{"recycled", m.Segment.String(), m.Of.String(), m.Last.String()},
 			"segment %s, no header has been written\n  the file was that of %s: what is behind here is stale, up to %s", m.Segment, m.Of, m.Last)
+		p.belongs(m.Segment)
 		p.print(lineEnd{Line: "end", Bytes: size}, "empty, %d bytes allocated", size)
 		return nil
 	}
@@ -161,6 +212,7 @@ func (p *inspector) run() error {
 		return nil
 	}
 	p.header(&h)
+	p.belongs(h.Segment)
 
 	x, err := readIndex(p.f)
 	sealed := !errors.Is(err, journal.ErrNoIndex)
@@ -203,6 +255,7 @@ func (p *inspector) header(h *journal.SegmentHeader) {
 		start = fmt.Sprintf("\n  start of the epoch %s after %s, proven %v", h.Start.At, h.Start.Before, h.Start.Proven)
 	}
 	if h.Point.At.Seq != 0 {
+		line.Point, line.Root, line.Parts = h.Point.At.String(), h.Point.Offset, h.Point.Segment.String()
 		point = fmt.Sprintf("\n  checkpoint covers %s, root at %d of %s", h.Point.At, h.Point.Offset, h.Point.Segment)
 	}
 	if h.Boundary != (ident.Position{}) {
@@ -217,8 +270,12 @@ func (p *inspector) header(h *journal.SegmentHeader) {
 
 func (p *inspector) record(offset uint32, rec *journal.Record, whole []byte) {
 	line := lineRecord{"record", offset, uint64(rec.Seq), rec.Epoch.String(), rec.Kind.String(), rec.Part, rec.Block, rec.Count,
-		rec.LogicalLen, rec.StoredLen, uint16(rec.Codec), rec.KeyID, "", rec.Hash.String(), ""}
+		rec.LogicalLen, rec.StoredLen, uint16(rec.Codec), rec.KeyID, "", rec.Hash.String(), "", ""}
 	extra := ""
+	if rec.Time != 0 {
+		line.Time = time.Unix(0, rec.Time).UTC().Format(time.RFC3339Nano)
+		extra += " at " + line.Time
+	}
 	if rec.Request != (journal.RequestID{}) {
 		line.Request = fmt.Sprintf("%x-%x", rec.Request.Forwarder, rec.Request.Number)
 		extra += " request " + line.Request
@@ -272,6 +329,13 @@ func (p *inspector) body(rec *journal.Record, b []byte) (text string, err error)
 		var source uint64
 		if source, err = journal.DecodeCopy(b, rec.Count); err == nil {
 			text = fmt.Sprintf("as blocks %d to %d", source, source+uint64(rec.Count)-1)
+		}
+	case journal.KindPin:
+		var changes []journal.PinChange
+		if changes, err = journal.DecodePins(b); err == nil {
+			for _, c := range changes {
+				text += fmt.Sprintf("[op %d: forget what the start of epoch %s left behind] ", c.Op, c.Epoch)
+			}
 		}
 	case journal.KindAttach:
 		var changes []journal.PortChange

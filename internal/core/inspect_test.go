@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"path"
 	"strings"
 	"testing"
 
@@ -64,6 +65,26 @@ func TestInspectAndScrub(t *testing.T) {
 	}
 	if got := strings.Join(kinds, " "); got != "segment record record record record record index end" {
 		t.Fatalf("lines %s", got)
+	}
+	// A file with the name of another segment, as after a mishap with a backup.
+	other := segment(jA, 1, 2)
+	if err := m.Rename(s.replicaPath(a.seg), s.replicaPath(other)); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := Inspect(&b, m, s.replicaPath(other), InspectOptions{}); !errors.Is(err, ErrBad) || !strings.Contains(b.String(), "the name that of "+other.String()) {
+		t.Fatalf("%s%v", &b, err)
+	}
+	if err := m.Rename(s.replicaPath(other), s.replicaPath(a.seg)); err != nil {
+		t.Fatal(err)
+	}
+	// What is no segment is not called a bad one.
+	b.Reset()
+	if err := Inspect(&b, m, path.Join(opts.Dir, "notes.0"), InspectOptions{}); !errors.Is(err, ErrNotSegment) || errors.Is(err, ErrBad) || !strings.Contains(err.Error(), "notes log") || b.Len() != 0 {
+		t.Fatalf("%s%v", &b, err)
+	}
+	if err := Inspect(&b, m, path.Join(opts.Dir, "dozo-store.json"), InspectOptions{}); !errors.Is(err, ErrNotSegment) {
+		t.Fatalf("%s%v", &b, err)
 	}
 	if rep, err := s.Scrub(context.Background(), 0); err != nil || rep.Replicas != 1 || len(rep.Bad) != 0 {
 		t.Fatalf("scrub %+v, %v", rep, err)

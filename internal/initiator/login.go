@@ -30,6 +30,9 @@ func (e *LoginError) Error() string {
 	return fmt.Sprintf("login refused: %s (0x%02x%02x)", what, e.Class, e.Detail)
 }
 
+// NoTarget says whether the target that was asked for is not there, or was taken away.
+func (e *LoginError) NoTarget() bool { return e.Class == 2 && (e.Detail == 3 || e.Detail == 4) }
+
 // permanent says whether trying again cannot help.
 func (e *LoginError) permanent() bool { return e.Class == 2 }
 

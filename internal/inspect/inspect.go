@@ -32,6 +32,7 @@ type Options struct {
 	Style   Style
 	Records bool // every record, not only the segment and the verdict
 	Data    bool // the records' bytes too
+	Name    bool // the file's name first, where there are several
 }
 
 // File prints a segment file. An error that is core.ErrBad says that something in it is wrong; the lines that
@@ -43,9 +44,35 @@ func File(w io.Writer, fsys vfs.FS, name string, o Options) error {
 	}
 	defer f.Close()
 	o.Records = o.Records || o.Data
+	if o.Name {
+		if err := heading(w, o.Style, name); err != nil {
+			return err
+		}
+	}
 	s := &sieve{w: w, o: o, f: f}
 	err = core.Inspect(s, fsys, name, core.InspectOptions{JSON: o.Style != Text, Part: volume.InspectPart, Unit: reserve.Describe})
 	return errors.Join(err, s.close())
+}
+
+// heading says of which file the lines are that follow.
+func heading(w io.Writer, style Style, name string) error {
+	if style == Text {
+		_, err := fmt.Fprintf(w, "%s:\n", name)
+		return err
+	}
+	b, err := json.Marshal(struct {
+		Line string `json:"line"`
+		Path string `json:"path"`
+	}{"file", name})
+	if err != nil {
+		return err
+	}
+	lead := ""
+	if style == YAML {
+		lead = "- "
+	}
+	_, err = fmt.Fprintf(w, "%s%s\n", lead, b)
+	return err
 }
 
 // sieve takes the lines of core.Inspect and lets through, or completes, what is wanted.

@@ -93,6 +93,17 @@ func TestFile(t *testing.T) {
 	}
 }
 
+// TestSeveralFiles: the lines of each stand behind its name.
+func TestSeveralFiles(t *testing.T) {
+	fsys, name := segmentFile(t)
+	for style, want := range map[Style]string{Text: name + ":\nsegment ", JSON: `{"line":"file","path":"` + name + `"}` + "\n{", YAML: `- {"line":"file","path":"` + name + `"}` + "\n- {"} {
+		var out bytes.Buffer
+		if err := File(&out, fsys, name, Options{Style: style, Name: true}); err != nil || !strings.HasPrefix(out.String(), want) {
+			t.Errorf("%v\n%.300s", err, &out)
+		}
+	}
+}
+
 func TestBadFile(t *testing.T) {
 	fsys, name := segmentFile(t)
 	f, err := fsys.OpenReadWrite(name)

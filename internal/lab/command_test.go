@@ -138,6 +138,10 @@ func TestScenario(t *testing.T) {
 			t.Errorf("%q: %+v %v", bad, s, err)
 		}
 	}
+	_, err = ParseScenario([]byte("stps: []"), three)
+	if err == nil || !strings.Contains(err.Error(), `unknown key "stps"`) || strings.Contains(err.Error(), "struct") {
+		t.Errorf("an unknown key: %v", err)
+	}
 }
 
 func FuzzScenario(f *testing.F) {

@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"dozo/internal/config"
 	"dozo/internal/lab/router"
 )
 
@@ -58,7 +59,7 @@ func ParseScenario(text []byte, sites []string) (*Scenario, error) {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("it is empty")
 		}
-		return nil, fmt.Errorf("%w: scenario: %w", ErrUsage, err)
+		return nil, fmt.Errorf("%w: scenario: %w", ErrUsage, config.Explain(err))
 	}
 	if len(file.Steps) == 0 {
 		return nil, fmt.Errorf("%w: scenario: no steps", ErrUsage)

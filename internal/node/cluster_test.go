@@ -450,7 +450,7 @@ func checkEvents(t *testing.T, ctx context.Context, c *api.Client, session strin
 	if err := stream.Err(); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"host.create host/default/hv1", "volume.create volume/default/web1", "volume.delete volume/default/web1",
+	for _, want := range []string{"host.add host/default/hv1", "volume.create volume/default/web1", "volume.delete volume/default/web1",
 		"volume.forget volume/default/web1", "certificate.issue node/n1", "certificate.issue node/w", "session.kill session/" + session,
 		"session.accept volume/default/web1"} {
 		if seen[want] != 1 {

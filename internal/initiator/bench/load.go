@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -162,16 +163,32 @@ type slot struct {
 	fua    bool
 }
 
+// UsageError is a load that makes no sense.
+type UsageError struct{ error }
+
+func (e UsageError) Unwrap() error { return e.error }
+
 func (c *Config) validate() error {
+	if err := c.senseless(); err != nil {
+		return UsageError{err}
+	}
+	return nil
+}
+
+func (c *Config) senseless() error {
 	switch {
 	case len(c.URLs) == 0:
 		return errors.New("no URL")
 	case c.Runtime <= 0 && c.Count == 0:
 		return errors.New("neither a run time nor a count")
 	case c.BlockSize < 512 || c.BlockSize%512 != 0 || c.BlockSize > blockSizeMax:
-		return fmt.Errorf("block size %d is not a multiple of 512 up to 16M", c.BlockSize)
+		return fmt.Errorf("block size %d: want a multiple of 512, up to 16M", c.BlockSize)
 	case c.Depth < 1 || c.Depth > 32768:
-		return fmt.Errorf("depth %d", c.Depth)
+		return fmt.Errorf("depth %d: want 1 to 32768", c.Depth)
+	case c.Sessions < 1:
+		return fmt.Errorf("%d sessions: want 1 at least", c.Sessions)
+	case c.Connections < 0 || c.Rate < 0 || c.FlushEvery < 0 || c.Ramp < 0 || c.Runtime < 0:
+		return errors.New("connections, rate, writes between flushes, ramp and run time are never negative")
 	case c.Verify && c.BlockSize%history.BlockSize != 0:
 		return fmt.Errorf("verified blocks need a block size that is a multiple of %d", history.BlockSize)
 	case c.Verify && c.Offset%history.BlockSize != 0:
@@ -188,7 +205,7 @@ func (c *Config) validate() error {
 
 // Run puts the load on and returns what was measured, as far as it came if ctx ends first.
 func Run(ctx context.Context, cfg Config) (*Result, error) {
-	cfg.Sessions = max(cfg.Sessions, 1)
+	cfg.Sessions = cmp.Or(cfg.Sessions, 1)
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}

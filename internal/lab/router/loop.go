@@ -58,8 +58,8 @@ type loop struct {
 	stop bool
 }
 
-func newLoop(cfg Config) (l *loop, err error) {
-	l = &loop{start: time.Now(), epoll: -1, wake: -1, sites: len(cfg.Sites)}
+func newLoop(cfg Config) (_ *loop, err error) {
+	l := &loop{start: time.Now(), epoll: -1, wake: -1, sites: len(cfg.Sites)}
 	for i := range l.tun {
 		l.tun[i] = -1
 	}
