@@ -190,6 +190,9 @@ type Limits struct {
 	CacheMemory Size `yaml:"cache_memory,omitempty"` // read cache
 	Connection  Size `yaml:"connection,omitempty"`   // buffers of one client connection
 	Connections int  `yaml:"connections,omitempty"`  // client connections of the node
+	// ClientMemory is for the buffers of all client connections together.
+	ClientMemory Size `yaml:"client_memory,omitempty"`
+
 	Unsynced    Size `yaml:"unsynced,omitempty"`     // acknowledged and not yet stable, per journal (R8)
 	SegmentSize Size `yaml:"segment_size,omitempty"` // a segment is sealed at this size
 	RepairRate  Size `yaml:"repair_rate,omitempty"`  // bytes a second that this node's owners copy to repair, to empty stores and to even their use out; 0: no limit

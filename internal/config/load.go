@@ -24,13 +24,14 @@ func Default() *Config {
 		StateDir: "/var/lib/dozo",
 		TLS:      TLS{CAFile: "ca.crt", NodeFile: "node.pem", CAKeyFile: "ca.key"},
 		Limits: Limits{
-			MapMemory:   1 << 30, // half a TiB written wholly at random
-			CacheMemory: 512 << 20,
-			Connection:  16 << 20, // a bandwidth-delay product of 1.2 Gbit/s over 100 ms
-			Connections: 1024,
-			Unsynced:    64 << 20, // R8
-			SegmentSize: 32 << 20,
-			RepairRate:  128 << 20, // a guess: what one disk reads beside its clients
+			MapMemory:    1 << 30, // half a TiB written wholly at random
+			CacheMemory:  512 << 20,
+			Connection:   16 << 20, // a bandwidth-delay product of 1.2 Gbit/s over 100 ms
+			Connections:  1024,
+			ClientMemory: 1 << 30,  // a guess: 32 connections that use all they may
+			Unsynced:     64 << 20, // R8
+			SegmentSize:  32 << 20,
+			RepairRate:   128 << 20, // a guess: what one disk reads beside its clients
 		},
 		Timeouts: Timeouts{
 			Lease:        Duration(time.Second),

@@ -25,7 +25,8 @@ const (
 	segmentMax    = 64 << 20 // what a map can point into, docs/format.md
 	unsyncedMin   = 1 << 20
 	mapMemoryMin  = 16 << 20
-	connectionMin = 1 << 20 // one record at its usual most
+	connectionMin = 1 << 20  // one record at its usual most
+	clientsMin    = 64 << 20 // the largest command, twice
 	followMin     = time.Second
 	followMax     = 10 * time.Minute
 	leaseMin      = 200 * time.Millisecond
@@ -276,6 +277,7 @@ func (c *Config) checkLimits(p *problems) {
 	}{
 		{"map_memory", l.MapMemory, mapMemoryMin, 1 << 50},
 		{"connection", l.Connection, connectionMin, 1 << 40},
+		{"client_memory", l.ClientMemory, clientsMin, 1 << 40},
 		{"unsynced", l.Unsynced, unsyncedMin, 1 << 40},
 		{"segment_size", l.SegmentSize, segmentMin, segmentMax},
 	} {

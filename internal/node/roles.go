@@ -221,7 +221,7 @@ func (n *Node) startAccess(ctx context.Context, onClose func(func()), fatal chan
 	n.export.Discovery = iscsi.Credentials{Required: in != "", In: iscsi.Secret{Name: n.cfg.Discovery.User, Secret: in},
 		Out: iscsi.Secret{Name: n.cfg.Discovery.TargetUser, Secret: out}}
 	n.iscsi = iscsi.New(iscsi.Config{Provider: n.export, Log: n.log, Busy: n.awake.Busy, Group: n.self.Load().TPGT, ConnectionsMax: n.cfg.Limits.Connections,
-		WriteMemory: int(n.cfg.Limits.Connection), ReadMemory: int(n.cfg.Limits.Connection)})
+		WriteMemory: int(n.cfg.Limits.Connection), ReadMemory: int(n.cfg.Limits.Connection), MemoryMax: int(n.cfg.Limits.ClientMemory)})
 	onClose(func() { _ = n.iscsi.Close() })
 	n.wg.Go(func() { n.endOrphans(ctx) })
 	n.wg.Go(func() { n.export.Run(ctx) })

@@ -299,6 +299,7 @@ func (c *conn) adopt(o *conn, t *task, itt, exp uint32, at scsi.Stamp, sendLocke
 		c.running++
 		c.writeMem += t.writeCost
 		c.readMem += t.readCost
+		c.takeLocked(t.writeCost + t.readCost)
 		c.ordered = c.ordered || t.ordered
 	}
 	if t.phase < phaseRunning {

@@ -173,6 +173,61 @@ func TestCrowd(t *testing.T) {
 	good.good(good.do(make([]byte, 6), 0, nil))
 }
 
+// TestWithheldData: an initiator that begins a write, answers pings, and sends no data, is dropped in time.
+func TestWithheldData(t *testing.T) {
+	log := new(logged)
+	portal, _ := serve(t, func(c *iscsi.Config) {
+		c.PingEvery, c.PingTimeout, c.Log = 10*time.Millisecond, 200*time.Millisecond, slog.New(slog.NewTextHandler(log, nil))
+	}, nil)
+	c := dial(t, portal).login("ImmediateData=No").ready()
+	_, _ = c.start(rw10(0x2a, 0, 8), 0, make([]byte, 4096))
+	for {
+		if _, err := c.recv(); err != nil {
+			break
+		}
+	}
+	log.wait(t, "data that were asked for do not come")
+}
+
+// TestMemoryOfAll: sessions that ask for as much as they may and read nothing don't take more than twice the bound of all
+// connections together; a small command of another one is served at once meanwhile, a large one when they have gone.
+func TestMemoryOfAll(t *testing.T) {
+	const bound = 8 << 20
+	log := new(logged)
+	portal, _ := serve(t, func(c *iscsi.Config) {
+		c.MemoryMax, c.ConnectionsMax, c.Log = bound, 16, slog.New(slog.NewTextHandler(log, nil))
+	}, nil)
+	good := dial(t, portal)
+	good.isid = 0x77
+	good.login("MaxRecvDataSegmentLength=262144").ready()
+	var greedy []*client
+	for i := range 6 {
+		c := dial(t, portal)
+		c.isid = byte(i + 2)
+		c.login().ready()
+		for range 16 {
+			_, _ = c.start(rw10(0x28, 0, 2048), 1<<20, nil)
+		}
+		greedy = append(greedy, c)
+	}
+	log.wait(t, "buffers for all connections are used up")
+	for range 20 {
+		good.good(good.do(rw10(0x28, 0, 8), 4096, nil))
+		if used := portal.Server.Used(); used > 2*bound {
+			t.Fatalf("%d bytes are in use", used)
+		}
+	}
+	for _, c := range greedy {
+		c.nc.Close()
+	}
+	good.good(good.do(rw10(0x28, 0, 4096), 2<<20, nil))
+	for end := time.Now().Add(10 * time.Second); portal.Server.Used() != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes are still in use", portal.Server.Used())
+		}
+	}
+}
+
 // TestDiscoveryIdle: a discovery session that asks for nothing ends.
 func TestDiscoveryIdle(t *testing.T) {
 	portal, _ := serve(t, func(c *iscsi.Config) { c.DiscoveryIdle = 100 * time.Millisecond }, nil)

@@ -226,6 +226,8 @@ func (c *conn) end() {
 	if c.recovery != nil {
 		c.recovery.release()
 	}
+	c.giveLocked(c.writeMem + c.readMem) // of what was not sent any more
+	c.writeMem, c.readMem = 0, 0
 	c.mu.Unlock()
 	c.tellCleared()
 	if sess != nil {

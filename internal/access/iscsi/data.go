@@ -73,7 +73,7 @@ func (c *conn) dataOut(h *header) error {
 			return c.skipData(h)
 		}
 	}
-	c.filling = t
+	c.filling, t.silent = t, 0
 	recover := c.recovery != nil
 	c.mu.Unlock()
 	switch {
@@ -261,5 +261,6 @@ func (c *conn) sendDataLocked(t *task, n int, flags byte, residual uint32) {
 		c.out.reads = t.TakeReads(c.out.reads)
 		c.out.cost += t.readCost
 		c.readMem += t.readCost // dropLocked gave it back; it is free once written
+		c.takeLocked(t.readCost)
 	}
 }

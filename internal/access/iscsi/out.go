@@ -186,6 +186,7 @@ func (c *conn) finishBatch(b *batch, size int, err error) {
 	c.spare = b
 	c.written += uint64(size)
 	c.readMem -= cost
+	c.giveLocked(cost)
 	if err != nil {
 		c.killLocked(err)
 	}

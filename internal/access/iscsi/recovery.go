@@ -1,7 +1,9 @@
 package iscsi
 
 import (
+	"errors"
 	"slices"
+	"time"
 
 	"dozo/internal/access/scsi"
 )
@@ -21,6 +23,9 @@ const (
 	// silentTicks is after how many pings' intervals without data a burst is taken for lost.
 	silentTicks = 3
 )
+
+// errWithheld ends a connection whose initiator holds memory by not sending what it has announced.
+var errWithheld = errors.New("data that were asked for do not come")
 
 // Types of SNACK (RFC 7143 11.16.1).
 const (
@@ -288,6 +293,7 @@ func (c *conn) sendKeptLocked(t *task, n int, flags byte, residual uint32) {
 		d.reads = t.TakeReads(nil)
 		c.out.cost += t.readCost // the copy in the out queue
 		c.readMem += t.readCost
+		c.takeLocked(t.readCost)
 	} else {
 		for _, p := range t.In {
 			d.in = append(d.in, append([]byte(nil), p...))
@@ -433,15 +439,23 @@ func (t *task) askAgainLocked() {
 
 // watchDataLocked takes bursts that have stopped for lost: the last Data-Out of one may be what was damaged. It is
 // called with every ping.
+//
+// At level 0 nothing is asked for again. An initiator that answers pings and withholds data is given the time that one has
+// which answers none.
 func (c *conn) watchDataLocked() {
-	if c.recovery == nil {
-		return
-	}
 	for _, t := range c.slots {
 		if t == nil || t.aborted || t == c.filling || t.phase != phaseReceiving || !t.unsolicited && len(t.r2ts) == 0 {
 			continue
 		}
-		if t.silent++; t.silent > silentTicks {
+		t.silent++
+		if c.recovery == nil {
+			if time.Duration(t.silent)*c.srv.cfg.PingEvery > c.srv.cfg.PingTimeout {
+				c.killLocked(errWithheld)
+				return
+			}
+			continue
+		}
+		if t.silent > silentTicks {
 			t.silent, t.lost, t.unsolicited = 0, true, false
 			t.r2ts = t.r2ts[:0]
 			if c.advanceLocked(t) {

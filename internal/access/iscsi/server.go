@@ -31,6 +31,7 @@ type Config struct {
 	// WriteMemory and ReadMemory bound, per session, the buffers of commands that run; unsolicited data
 	// come on top, at most QueueDepth times FirstBurstLength.
 	WriteMemory, ReadMemory int
+	MemoryMax               int // of the buffers of all connections together (memory.go)
 	ConnectionsMax          int // connections at a time, beyond which new ones are closed
 	LoginsPerSource         int // of them, from one address and not through their login yet
 	// DiscoveryIdle ends a discovery session in which nothing is asked for so long.
@@ -52,6 +53,7 @@ const (
 	defaultQueueDepth  = 256
 	defaultMemory      = 32 << 20
 	defaultConnections = 4096
+	defaultMemoryMax   = 1 << 30
 	// outMax is how many bytes of answers may wait for the socket before the reader stops reading.
 	outMax = 4 << 20
 	// immediateMax is how many immediate commands may be outstanding beside the window.
@@ -76,6 +78,7 @@ func (c *Config) fill() {
 	set(&c.QueueDepth, defaultQueueDepth)
 	set(&c.WriteMemory, defaultMemory)
 	set(&c.ReadMemory, defaultMemory)
+	set(&c.MemoryMax, defaultMemoryMax)
 	set(&c.ConnectionsMax, defaultConnections)
 	set(&c.LoginsPerSource, defaultLoginsPerSource)
 	set(&c.DiscoveryIdle, defaultDiscoveryIdle)
@@ -95,6 +98,7 @@ type Server struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	budget  budget
 	sources sources // of logins under way
 	notices notices
 
@@ -112,6 +116,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	cfg.fill()
 	s := &Server{cfg: cfg}
+	s.budget.max, s.budget.share = int64(cfg.MemoryMax), int64(cfg.MemoryMax/cfg.ConnectionsMax)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.sessions = map[uint16]*Session{}

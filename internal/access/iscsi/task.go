@@ -148,6 +148,7 @@ func (c *conn) unseatLocked(t *task) {
 		c.running--
 		c.writeMem -= t.writeCost
 		c.readMem -= t.readCost
+		c.giveLocked(t.writeCost + t.readCost)
 	}
 	if t.ordered && t.phase > phaseWaiting && !t.preparing {
 		c.ordered = false
@@ -395,7 +396,7 @@ func (c *conn) mayStartLocked(t *task) bool {
 	case t.ReadCost > 0 && c.readMem > 0 && (c.readMem+t.ReadCost)*share > c.srv.cfg.ReadMemory:
 		return false
 	}
-	return true
+	return c.hasRoomLocked(max(0, t.want) + t.ReadCost)
 }
 
 // enterLocked admits a task.
@@ -405,6 +406,7 @@ func (c *conn) enterLocked(t *task, p phase) {
 	t.writeCost, t.readCost = t.want, t.ReadCost
 	c.writeMem += t.writeCost
 	c.readMem += t.readCost
+	c.takeLocked(t.writeCost + t.readCost)
 	c.ordered = c.ordered || t.ordered
 }
 
