@@ -252,7 +252,7 @@ func load(t *testing.T, g *guest.Guest, dev string) (stop func() fioReport) {
 	go func() {
 		res, err := g.Run(ctx, guest.Command{Args: []string{"fio", "--name=f", "--filename=" + dev, "--size=64M", "--rw=randwrite", "--bs=4k", "--direct=1",
 			"--ioengine=libaio", "--iodepth=4", "--rate_iops=60", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64",
-			"--time_based", "--runtime=900", "--output-format=json", "--output=/tmp/fio.json"}})
+			"--time_based", "--runtime=900", "--write_lat_log=/tmp/fio", "--disable_slat=1", "--log_max_value=1", "--output-format=json", "--output=/tmp/fio.json"}})
 		done <- outcome{res, err}
 	}()
 	return func() (r fioReport) {
@@ -273,6 +273,25 @@ func load(t *testing.T, g *guest.Guest, dev string) (stop func() fioReport) {
 		}
 		return r
 	}
+}
+
+// guestUptime is the guest's clock, the one of its kernel's messages.
+func guestUptime(t *testing.T, g *guest.Guest) float64 {
+	t.Helper()
+	up, err := strconv.ParseFloat(strings.Fields(sh(t, g, "cat /proc/uptime"))[0], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return up
+}
+
+// saidSince gives the kernel's messages about connections and paths since a moment, and when the slowest I/Os of fio ended:
+// what a stall consists of.
+func saidSince(t *testing.T, g *guest.Guest, began float64) string {
+	t.Helper()
+	return sh(t, g, fmt.Sprintf(`dmesg | tr -d '[]' | awk -v b=%f '$1 >= b && /connection|session|multipath|alua|Failing|Reinstating|I\/O error|rejecting/ {$1 = sprintf("%%7.2f", $1 - b); print}' | tail -n 60
+echo "slowest, as fio has them (ended at ms of its run, took ns):"
+sort -t , -k 2 -n -r /tmp/fio_clat.*.log 2>/dev/null | head -n 8`, began))
 }
 
 // TestServers: an access server is killed, comes back, is drained and comes back, while fio writes and verifies through the
@@ -328,9 +347,11 @@ func testServers(t *testing.T, l *lab.Lab, iqn string, nics []guest.NIC) {
 	} {
 		stop := load(t, g, dev)
 		time.Sleep(5 * time.Second)
+		began := guestUptime(t, g)
 		event.do()
 		time.Sleep(5 * time.Second)
 		r := stop().Jobs[0]
+		t.Logf("%s: what the guest's kernel said, in seconds after the event began:\n%s", event.name, saidSince(t, g, began))
 		t.Logf("%s: %d writes and %d reads, the longest took %.2f s and %.2f s", event.name, r.Write.TotalIOs, r.Read.TotalIOs, r.Write.Clat.Max/1e9, r.Read.Clat.Max/1e9)
 	}
 	sh(t, g, "multipath -f "+filepath.Base(dev)+" && iscsiadm -m node -u")
