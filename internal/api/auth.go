@@ -70,7 +70,10 @@ func (s *Server) identify(ctx context.Context, h http.Header, state *tls.Connect
 		if err != nil {
 			return c, err
 		}
-		rec, ok := s.backend.APIToken(hash)
+		rec, ok, err := s.backend.APIToken(hash)
+		if err != nil {
+			return c, fmt.Errorf("API token: %w", err)
+		}
 		if !ok {
 			return c, fmt.Errorf("API token: %w: unknown or revoked", pki.ErrBadToken)
 		}

@@ -153,8 +153,9 @@ type Control interface {
 // Tokens keeps the tokens for the API. The server makes them and checks them; the backend stores records, in
 // which a token is only a hash.
 type Tokens interface {
-	// APIToken finds a record by its hash, from memory: it is asked at every call.
-	APIToken(hash string) (pki.APITokenRecord, bool)
+	// APIToken finds a record by its hash, from memory: it is asked at every call. An error says that it is not known
+	// yet whether there is one: a caller must not be told that its token does not count.
+	APIToken(hash string) (rec pki.APITokenRecord, found bool, err error)
 	ListAPITokens(ctx context.Context) ([]pki.APITokenRecord, error)
 	// CreateAPIToken is control.ErrExists if the name is taken.
 	CreateAPIToken(ctx context.Context, rec pki.APITokenRecord) error

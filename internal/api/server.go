@@ -205,7 +205,9 @@ func (s *Server) guard(next http.Handler, need pki.Role) http.Handler {
 		a, _ := r.Context().Value(authKey{}).(authenticated)
 		if err := a.require(permission{need: need}); err != nil {
 			status := http.StatusForbidden
-			if a.err != nil || a.caller.Role == "" {
+			if errors.Is(a.err, ErrUnavailable) {
+				status = http.StatusServiceUnavailable
+			} else if a.err != nil || a.caller.Role == "" {
 				status = http.StatusUnauthorized
 				w.Header().Set("WWW-Authenticate", "Bearer")
 			}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -580,5 +581,26 @@ func TestDeadlineReachesTheBackend(t *testing.T) {
 			t.Errorf("%v", s.Err())
 		}
 		_ = s.Close()
+	}
+}
+
+// TestTokenBeforeTheStoreIsReached: a node that has just started, and knows no token yet, is one to try another instead
+// of, not one that says that a good token does not count.
+func TestTokenBeforeTheStoreIsReached(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	token := w.b.AddToken("alice", pki.RoleViewer, 0, time.Now())
+	c := w.dial(api.ClientOptions{Token: token})
+	w.b.Hook = func(method string) error {
+		if method == "APIToken" {
+			return fmt.Errorf("not reached: %w", api.ErrUnavailable)
+		}
+		return nil
+	}
+	if _, err := c.Volumes.List(ctx, &dozov1.ListVolumesRequest{}); code(err) != connect.CodeUnavailable {
+		t.Errorf("a call: %v", err)
+	}
+	if status, text, _ := w.do(w.curl(), "GET", "/metrics", token, ""); status != 503 || strings.Contains(text, "revoked") {
+		t.Errorf("metrics: %d %s", status, text)
 	}
 }

@@ -24,7 +24,11 @@ func (b *backend) ctl() (*control.Client, error) {
 	if c := b.n.control(); c != nil && b.n.made() {
 		return c, nil
 	}
-	return nil, fmt.Errorf("node %s has not reached the control store yet: %w", b.n.cfg.Node, api.ErrUnavailable)
+	return nil, b.notReached()
+}
+
+func (b *backend) notReached() error {
+	return fmt.Errorf("node %s has not reached the control store yet: %w", b.n.cfg.Node, api.ErrUnavailable)
 }
 
 // made reports that all parts of the node are there.

@@ -369,7 +369,7 @@ func TestTokens(t *testing.T) {
 	if err := b.CreateAPIToken(b.ctx, rec); !errors.Is(err, control.ErrExists) {
 		t.Errorf("again: %v", err)
 	}
-	if got, ok := b.APIToken(rec.Hash); !ok || got.Name != "x" {
+	if got, ok, err := b.APIToken(rec.Hash); err != nil || !ok || got.Name != "x" {
 		t.Errorf("%v, %v", got, ok)
 	}
 	if l, err := b.ListAPITokens(b.ctx); err != nil || len(l) != 1 {
@@ -378,8 +378,13 @@ func TestTokens(t *testing.T) {
 	if err := b.DeleteAPIToken(b.ctx, "x"); err != nil {
 		t.Error(err)
 	}
-	if _, ok := b.APIToken(rec.Hash); ok {
+	if _, ok, err := b.APIToken(rec.Hash); err != nil || ok {
 		t.Error("a deleted token is known still")
+	}
+	// Before the control store was reached nobody knows, and nobody is told that a token does not count.
+	b.n.ctl.Store(nil)
+	if _, ok, err := b.APIToken(rec.Hash); ok || !errors.Is(err, api.ErrUnavailable) {
+		t.Errorf("without the control store: %v, %v", ok, err)
 	}
 }
 

@@ -6,14 +6,15 @@ import (
 	"dozo/internal/pki"
 )
 
-// APIToken implements api.Tokens. Before the control store was reached no token is known; the unix socket and
-// client certificates work all the same.
-func (b *backend) APIToken(hash string) (pki.APITokenRecord, bool) {
+// APIToken implements api.Tokens. Before the control store was reached no token is known, and none is refused; the unix
+// socket and client certificates work all the same.
+func (b *backend) APIToken(hash string) (rec pki.APITokenRecord, found bool, err error) {
 	c := b.n.control()
 	if c == nil {
-		return pki.APITokenRecord{}, false
+		return rec, false, b.notReached()
 	}
-	return c.APIToken(hash)
+	rec, found = c.APIToken(hash)
+	return rec, found, nil
 }
 
 // ListAPITokens implements api.Tokens.

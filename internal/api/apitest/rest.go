@@ -471,15 +471,18 @@ func (b *Backend) Version(context.Context, *dozov1.VersionRequest) (*dozov1.Vers
 }
 
 // APIToken implements api.Tokens.
-func (b *Backend) APIToken(hash string) (pki.APITokenRecord, bool) {
+func (b *Backend) APIToken(hash string) (rec pki.APITokenRecord, found bool, err error) {
+	if err := b.enter("APIToken"); err != nil {
+		return rec, false, err
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, t := range b.tokens {
 		if t.Hash == hash {
-			return t, true
+			return t, true, nil
 		}
 	}
-	return pki.APITokenRecord{}, false
+	return rec, false, nil
 }
 
 // ListAPITokens implements api.Tokens.
