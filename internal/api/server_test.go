@@ -591,12 +591,7 @@ func TestTokenBeforeTheStoreIsReached(t *testing.T) {
 	ctx := context.Background()
 	token := w.b.AddToken("alice", pki.RoleViewer, 0, time.Now())
 	c := w.dial(api.ClientOptions{Token: token})
-	w.b.Hook = func(method string) error {
-		if method == "APIToken" {
-			return fmt.Errorf("not reached: %w", api.ErrUnavailable)
-		}
-		return nil
-	}
+	w.b.SetNoTokens(fmt.Errorf("not reached: %w", api.ErrUnavailable))
 	if _, err := c.Volumes.List(ctx, &dozov1.ListVolumesRequest{}); code(err) != connect.CodeUnavailable {
 		t.Errorf("a call: %v", err)
 	}

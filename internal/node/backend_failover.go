@@ -34,10 +34,31 @@ const (
 	failbackLagSmall = 8 << 20 // bytes: what a hand-over may well begin with
 )
 
+// askInstead names an access server, one that answers if there is one.
+func (b *backend) askInstead() string {
+	c := b.n.control()
+	if c == nil {
+		return "ask one"
+	}
+	var found control.Node
+	for _, x := range c.Nodes() {
+		up := b.n.pool != nil && b.n.peerOf(x).Up()
+		if x.Has(control.RoleAccess) && (up || found.Name == "") {
+			if found = x; up {
+				break
+			}
+		}
+	}
+	if found.Name == "" {
+		return "the cluster has none"
+	}
+	return fmt.Sprintf("ask one, such as %s (--endpoint https://%s)", found.Name, found.Addrs.Management)
+}
+
 // accessServer is this node's, which all of this needs.
 func (b *backend) accessServer() (*access.Server, error) {
 	if b.n.access == nil {
-		return nil, fmt.Errorf("node %s is no access server: ask one: %w", b.n.cfg.Node, api.ErrUnavailable)
+		return nil, fmt.Errorf("node %s is no access server: %s: %w", b.n.cfg.Node, b.askInstead(), api.ErrUnavailable)
 	}
 	return b.n.access, nil
 }

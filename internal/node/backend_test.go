@@ -520,3 +520,11 @@ func TestSharedSpaceCountsOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestNoAccessServer: a node without an access server says whom to ask for what one does.
+func TestNoAccessServer(t *testing.T) {
+	b := newBench(t) // whose node has no parts yet, and registers some with access servers
+	if _, err := b.accessServer(); !errors.Is(err, api.ErrUnavailable) || !strings.Contains(err.Error(), "such as n") || !strings.Contains(err.Error(), "--endpoint https://") {
+		t.Errorf("%v", err)
+	}
+}

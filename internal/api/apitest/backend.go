@@ -41,7 +41,8 @@ type Backend struct {
 	changed  chan struct{} // closed and replaced when an event is added
 	audit    []api.AuditRecord
 	health   api.Health
-	lag      int // see SetLag
+	lag      int   // see SetLag
+	noTokens error // see SetNoTokens
 
 	// Hook, where set, is asked before every call, by the name of the method; its error is the call's.
 	Hook func(method string) error
