@@ -205,16 +205,14 @@ func (o outgoing) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if o.token != "" {
 			req.Header().Set("Authorization", "Bearer "+o.token)
 		}
+		// What changes something is repeated only where it is known that nothing was done.
 		repeatable := req.Spec().IdempotencyLevel == connect.IdempotencyNoSideEffects
-		tries := 1
-		if repeatable {
-			tries = len(o.c.endpoints)
-		}
+		tries := len(o.c.endpoints)
 		for {
 			at := o.c.first.Load()
 			tries--
-			resp, err := o.attempt(ctx, req, next, tries > 0)
-			if err == nil || tries == 0 || ctx.Err() != nil || !worthAnother(err) {
+			resp, err := o.attempt(ctx, req, next, repeatable && tries > 0)
+			if err == nil || tries == 0 || ctx.Err() != nil || !worthAnother(err) || !repeatable && Reason(err) != reasonNotReady {
 				return resp, explain(err)
 			}
 			o.c.next(at)

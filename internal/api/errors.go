@@ -27,6 +27,9 @@ var (
 	// ErrUnavailable: the node is not ready, or one that would have to be asked can not be reached. Trying again
 	// later, or at another node, may help.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrNotReady: the node has only just begun, and has done nothing of what was asked for. Another one may be asked at
+	// once, also for what changes something. It is an ErrUnavailable too.
+	ErrNotReady error = notReady{}
 	// ErrTimedOut: what was waited for did not happen in time.
 	ErrTimedOut = errors.New("timed out")
 )
@@ -62,11 +65,19 @@ var errorTable = []errorClass{
 	{control.ErrUnheard, connect.CodeUnavailable, "CONTROL_UNSETTLED"},
 	{control.ErrAway, connect.CodeUnavailable, "CONTROL_AWAY"},
 	{control.ErrClosed, connect.CodeUnavailable, "STOPPING"},
+	{ErrNotReady, connect.CodeUnavailable, reasonNotReady},
 	{ErrUnavailable, connect.CodeUnavailable, "UNAVAILABLE"},
 	// Last: operations above may wrap them with something that says more.
 	{context.DeadlineExceeded, connect.CodeDeadlineExceeded, "TIMED_OUT"},
 	{context.Canceled, connect.CodeCanceled, "CANCELED"},
 }
+
+const reasonNotReady = "NOT_READY"
+
+type notReady struct{}
+
+func (notReady) Error() string { return "not ready" }
+func (notReady) Unwrap() error { return ErrUnavailable }
 
 // reasonInternal is the reason of errors that no sentinel explains: a fault of ours, or of the machine.
 const reasonInternal = "INTERNAL"

@@ -474,6 +474,13 @@ func TestClientGoesOnToTheNextEndpoint(t *testing.T) {
 		}
 	}
 
+	// The first has done nothing yet: changing goes on to the other too.
+	w.b.Hook = func(string) error { return fmt.Errorf("this node: %w", api.ErrNotReady) }
+	third := newWorld(t)
+	if _, err := w.dial(api.ClientOptions{Endpoints: []string{"unix://" + w.socket, "unix://" + third.socket}}).Volumes.Create(t.Context(), &dozov1.CreateVolumeRequest{Name: "b", SizeBytes: 4096}); err != nil || len(third.b.AuditLog()) != 1 {
+		t.Errorf("create past a node that is not ready: %v, %d calls", err, len(third.b.AuditLog()))
+	}
+
 	// The first says that it can not: reading goes on to the other, changing does not.
 	w.b.Hook = func(string) error { return api.ErrUnavailable }
 	both := w.dial(api.ClientOptions{Endpoints: []string{"unix://" + w.socket, "unix://" + second.socket}})

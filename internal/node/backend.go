@@ -28,7 +28,7 @@ func (b *backend) ctl() (*control.Client, error) {
 }
 
 func (b *backend) notReached() error {
-	return fmt.Errorf("node %s has not reached the control store yet: %w", b.n.cfg.Node, api.ErrUnavailable)
+	return fmt.Errorf("node %s has not reached the control store yet: %w", b.n.cfg.Node, api.ErrNotReady)
 }
 
 // made reports that all parts of the node are there.
