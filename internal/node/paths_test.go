@@ -341,7 +341,7 @@ func sentElsewhere(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 		if e.Event != 1 || e.P3 == 0 {
 			t.Errorf("asynchronous message: %+v", e)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("no request to log out")
 	}
 	s.Kill() // it has logged out by itself

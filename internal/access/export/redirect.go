@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"dozo/internal/access/iscsi"
+	"dozo/internal/access/scsi"
 	"dozo/internal/control"
 	"dozo/internal/ident"
 )
@@ -21,9 +22,13 @@ import (
 // once: whoever comes back is served.
 
 const (
-	redirectMemory    = 30 * time.Second
-	redirectsMax      = 4096 // remembered; beyond that the oldest half is forgotten
-	drainLogout       = 15 * time.Second
+	redirectMemory = 30 * time.Second
+	redirectsMax   = 4096 // remembered; beyond that the oldest half is forgotten
+	drainLogout    = 15 * time.Second
+	// A host with several paths looks at their states every second or two. Only when its commands have gone over to the new
+	// owner's path is it asked to give up this one: what is under way when it logs out is lost, and waits for its timeouts.
+	drainSettle       = 3 * time.Second
+	drainPatience     = 10 * time.Second // for volumes that nobody takes
 	stopLogout        = 3 * time.Second
 	stopPatience      = 1500 * time.Millisecond
 	stopLook          = 10 * time.Millisecond
@@ -160,16 +165,18 @@ func (e *Exports) Run(ctx context.Context) {
 	defer tick.Stop()
 	var since time.Time
 	asked := map[*iscsi.Session]bool{}
+	idle := map[*iscsi.Session]time.Time{}
 	for {
 		e.remap()
 		if self, _ := e.ctl.Node(e.node); !self.Draining {
 			since = time.Time{}
 			clear(asked)
+			clear(idle)
 		} else {
 			if since.IsZero() {
 				since = time.Now()
 			}
-			e.askToLeave(since, asked)
+			e.askToLeave(since, asked, idle)
 		}
 		select {
 		case <-ctx.Done():
@@ -181,8 +188,9 @@ func (e *Exports) Run(ctx context.Context) {
 	}
 }
 
-// askToLeave asks the sessions that were there when the node began to drain, and that have somewhere to go.
-func (e *Exports) askToLeave(since time.Time, asked map[*iscsi.Session]bool) {
+// askToLeave asks the sessions that were there when the node began to drain, and that have somewhere to go, a while after
+// their volumes have got another owner. idle has since when they have.
+func (e *Exports) askToLeave(since time.Time, asked map[*iscsi.Session]bool, idle map[*iscsi.Session]time.Time) {
 	for _, x := range e.Sessions() {
 		i := x.Info()
 		if i.Discovery || asked[x] || i.Opened.After(since) {
@@ -191,10 +199,30 @@ func (e *Exports) askToLeave(since time.Time, asked map[*iscsi.Session]bool) {
 		if len(e.others()) == 0 {
 			continue
 		}
+		now := time.Now()
+		if e.ownsOf(x) {
+			delete(idle, x)
+			if now.Sub(since) < drainPatience {
+				continue
+			}
+		} else if t, ok := idle[x]; !ok || now.Sub(t) < drainSettle {
+			if !ok {
+				idle[x] = now
+			}
+			continue
+		}
 		asked[x] = true
 		e.srv.Log().Info("initiator is asked to log out: the node drains", "initiator", i.Initiator, "target", i.Target, "within", drainLogout)
 		x.Logout(drainLogout)
 	}
+}
+
+// ownsOf reports whether this node owns a volume of the session.
+func (e *Exports) ownsOf(x *iscsi.Session) bool {
+	return len(x.Nexus().Find(func(d scsi.Disk) bool {
+		own, ok := d.(*disk)
+		return ok && own.v.OwnerNode() == e.node
+	})) > 0
 }
 
 // Leave prepares for a planned stop: initiators are asked to log out, and those that log in again are sent elsewhere. It

@@ -1,0 +1,89 @@
+package export
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"dozo/internal/access/iscsi"
+	"dozo/internal/control"
+	"dozo/internal/ident"
+)
+
+// TestAllowed: who may use a volume, by name and by address, and is told of it by SendTargets with the portals of both
+// address families.
+func TestAllowed(t *testing.T) {
+	ctx := t.Context()
+	ctl, err := control.NewMem().Open(ctx, control.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctl.Close()
+	if _, err := ctl.InitCluster(ctx, control.Cluster{Name: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	site, err := ctl.CreateSite(ctx, control.Site{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := control.Node{Name: "n1", Site: site.ID, HostID: "h", Roles: []control.Role{control.RoleCore, control.RoleAccess}}
+	for _, p := range []string{"10.1.0.1:3260", "[fd00:1::1]:3260"} {
+		node.Addrs.Portals = append(node.Addrs.Portals, control.Portal{Addr: netip.MustParseAddrPort(p)})
+	}
+	if node, err = ctl.RegisterNode(ctx, node); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []control.Host{
+		{Name: "named", InitiatorNames: []string{"iqn.2026-11.test:named"}},
+		{Name: "both", InitiatorNames: []string{"iqn.2026-11.test:both"}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("fd00:2::/64")}},
+		{Name: "subnet", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.3.0.0/16")}},
+	} {
+		if _, err := ctl.CreateHost(ctx, h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	volumes := map[string]ident.JournalID{}
+	for name, hosts := range map[string][]string{"all": nil, "some": {"named", "both"}, "net": {"subnet"}} {
+		v, err := ctl.CreateVolume(ctx, control.VolumeSpec{Name: name, SizeBytes: 1 << 20, BlockSize: 512, Sites: 1, AtSite: site.ID, Hosts: hosts},
+			[]ident.SiteID{site.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		volumes[name] = v.ID
+	}
+	e := &Exports{ctl: ctl, node: "n1"}
+	for _, x := range []struct {
+		initiator, from string
+		want            []string
+	}{
+		{"iqn.2026-11.test:stranger", "10.9.0.1", []string{"all"}},
+		{"iqn.2026-11.test:stranger", "10.3.7.7", []string{"all", "net"}},
+		{"iqn.2026-11.test:named", "10.9.0.1", []string{"all", "some"}},
+		{"iqn.2026-11.test:named", "10.3.7.7", []string{"all", "some"}}, // a host by its name is no other one by its address
+		{"iqn.2026-11.test:both", "10.2.0.1", []string{"all", "some"}},
+		{"iqn.2026-11.test:both", "::ffff:10.2.0.1", []string{"all", "some"}},
+		{"iqn.2026-11.test:both", "fd00:2::9", []string{"all", "some"}},
+		{"iqn.2026-11.test:both", "10.9.0.1", nil}, // from elsewhere it is nobody
+	} {
+		p := iscsi.Peer{Initiator: x.initiator, Remote: netip.AddrPortFrom(netip.MustParseAddr(x.from), 4000)}
+		var got []string
+		for _, name := range []string{"all", "net", "some"} {
+			v, _ := ctl.Volume(volumes[name])
+			if e.allowed(p, v) {
+				got = append(got, name)
+			}
+		}
+		if !slices.Equal(got, x.want) {
+			t.Errorf("%s from %s: %v, want %v", x.initiator, x.from, got, x.want)
+		}
+		list, err := e.Targets(ctx, p)
+		if err != nil || len(list) != len(x.want) {
+			t.Errorf("%s from %s is told of %v, %v; want %v", x.initiator, x.from, list, err, x.want)
+		}
+		for _, target := range list {
+			if want := []iscsi.Portal{{Address: "10.1.0.1:3260", Group: node.TPGT}, {Address: "[fd00:1::1]:3260", Group: node.TPGT}}; !slices.Equal(target.Portals, want) {
+				t.Errorf("portals %v, want %v", target.Portals, want)
+			}
+		}
+	}
+}
