@@ -57,14 +57,18 @@ const headMax = journal.RecordHeaderSize + 4*(journal.RecordBodyMax/journal.Bloc
 // readAhead is the largest record whose body is read along with its header before the header is known.
 const readAhead = 64 << 10
 
-// Read implements journal.Store. What is in the page cache is answered before it returns; a read that has to
+// inlineMax is from how many bytes on a read goes on in a goroutine of its own, cached or not: the caller's loop does not stand still for it, and its data
+// go out while the processor has them in its cache, where a loop would read for all that wait before it sends for any.
+const inlineMax = 128 << 10
+
+// Read implements journal.Store. What is in the page cache, and is not much, is answered before it returns; a read that has to
 // wait for the disk goes on in a goroutine of its own, so that the caller's loop does not.
 func (s *Store) Read(m *wire.Read, done func(wire.ReadReply, error)) {
 	if err := s.begin(); err != nil {
 		done(wire.ReadReply{}, err)
 		return
 	}
-	if !s.cantTell.Load() {
+	if !s.cantTell.Load() && m.ReadBytes() < inlineMax {
 		reply, err := s.read(m, true)
 		if err != vfs.ErrNotCached {
 			s.end()
@@ -72,11 +76,32 @@ func (s *Store) Read(m *wire.Read, done func(wire.ReadReply, error)) {
 			return
 		}
 	}
-	go func() {
-		reply, err := s.read(m, false)
-		s.end() // Close has waited for this
-		done(reply, err)
-	}()
+	j, _ := readJobs.Get().(*readJob)
+	if j == nil {
+		j = &readJob{}
+		j.run = j.read
+	}
+	j.s, j.m, j.done = s, m, done
+	go j.run()
+}
+
+// readJob is a read in a goroutine of its own. Started by a function that is there already it costs no allocation.
+type readJob struct {
+	s    *Store
+	m    *wire.Read
+	done func(wire.ReadReply, error)
+	run  func()
+}
+
+var readJobs sync.Pool
+
+func (j *readJob) read() {
+	s, m, done := j.s, j.m, j.done
+	j.s, j.m, j.done = nil, nil, nil
+	readJobs.Put(j)
+	reply, err := s.read(m, false)
+	s.end() // Close has waited for this
+	done(reply, err)
 }
 
 // readAll reads all of b at off; if cached, only from memory.

@@ -44,7 +44,8 @@ func TestPiecesOfALargeRecord(t *testing.T) {
 			}
 			done <- err
 		})
-		return got, <-done
+		err := <-done
+		return got, err
 	}
 	var want []byte
 	for i := range 50 {
@@ -70,4 +71,40 @@ func TestPiecesOfALargeRecord(t *testing.T) {
 func isCode(err error, c wire.Code) bool {
 	e, ok := err.(*wire.Error)
 	return ok && e.Code == c
+}
+
+// TestLargeReadsLeaveTheLoop: a small read is answered before Read returns; a large one never holds its caller up.
+func TestLargeReadsLeaveTheLoop(t *testing.T) {
+	s := openStore(t, testOptions(vfs.NewMem(0), boot1))
+	o := newOwner(t, segment(jA, 1, 1))
+	if _, err := s.OpenSegment(t.Context(), &wire.OpenSegment{Epoch: epoch(1), Segment: o.seg, Capacity: testCapacity}); err != nil {
+		t.Fatal(err)
+	}
+	o.write(s, 100, 1)
+	read := func(blocks uint16, done func(wire.ReadReply, error)) {
+		s.Read(&wire.Read{Journal: jA, Pieces: []wire.ReadPiece{{Segment: o.seg, Record: journal.SegmentHeaderSize, Blocks: blocks}}}, done)
+	}
+	answered := false
+	read(4, func(r wire.ReadReply, err error) {
+		if answered = true; err != nil {
+			t.Error(err)
+			return
+		}
+		r.Release()
+	})
+	if !answered {
+		t.Error("a small read from memory has left its caller's goroutine")
+	}
+	returned, done := make(chan struct{}), make(chan error, 1)
+	read(100, func(r wire.ReadReply, err error) {
+		<-returned // nobody's loop: it may wait
+		if err == nil {
+			r.Release()
+		}
+		done <- err
+	})
+	close(returned)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
 }

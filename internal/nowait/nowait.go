@@ -30,6 +30,15 @@ func Write(fd int, p []byte) (int, error) {
 	return int(n), nil
 }
 
+// Read reads what there is from the non-blocking socket fd like unix.Read. p is no larger than a fraction of a millisecond copies.
+func Read(fd int, p []byte) (int, error) {
+	n, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	if e != 0 {
+		return -1, e
+	}
+	return int(n), nil
+}
+
 // Writev writes pieces to the non-blocking socket fd like unix.Writev.
 func Writev(fd int, pieces [][]byte) (int, error) {
 	size := 0

@@ -32,6 +32,15 @@ func TestWritesArriveAndNeverWait(t *testing.T) {
 	if n, err := unix.Read(fds[1], got); err != nil || !bytes.Equal(got[:n], want) {
 		t.Fatalf("read %d bytes, %v; want %d", n, err, len(want))
 	}
+	if n, err := Read(fds[1], got); n != -1 || err != unix.EAGAIN {
+		t.Errorf("an empty socket gave %d, %v, want EAGAIN", n, err)
+	}
+	if _, err := Write(fds[0], []byte("more")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := Read(fds[1], got); err != nil || string(got[:n]) != "more" {
+		t.Errorf("Read: %d, %v", n, err)
+	}
 	for range 10000 {
 		if _, err = Write(fds[0], big[:SizeMax]); err != nil {
 			break

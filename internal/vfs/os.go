@@ -122,13 +122,18 @@ type osFile struct {
 	}
 }
 
-// ring gives the ring for calls that wait for the disk, nil if there is none or they do not.
-func (f *osFile) ring() *uring.Ring {
+// inMemory says that the file system is memory: its calls wait for nothing.
+func (f *osFile) inMemory() bool {
 	f.memory.Do(func() {
 		var st unix.Statfs_t
 		f.memory.yes = unix.Fstatfs(f.fd, &st) == nil && st.Type == unix.TMPFS_MAGIC
 	})
-	if f.memory.yes {
+	return f.memory.yes
+}
+
+// ring gives the ring for calls that wait for the disk, nil if there is none or they do not.
+func (f *osFile) ring() *uring.Ring {
+	if f.inMemory() {
 		return nil
 	}
 	return f.fs.ring()
@@ -153,6 +158,12 @@ func (f *osFile) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 func (f *osFile) ReadCachedAt(p []byte, off int64) error {
+	if f.inMemory() { // which does not know RWF_NOWAIT
+		if _, err := f.ReadAt(p, off); err != nil {
+			return ErrNotCached // ReadAt says why
+		}
+		return nil
+	}
 	iov := [1][]byte{p}
 	for {
 		n, err := unix.Preadv2(f.fd, iov[:], off, unix.RWF_NOWAIT)

@@ -6,10 +6,42 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestCachedReadOfMemory: what lies in tmpfs is in memory, although the kernel does not say so for a read.
+func TestCachedReadOfMemory(t *testing.T) {
+	var st unix.Statfs_t
+	if unix.Statfs("/dev/shm", &st) != nil || st.Type != unix.TMPFS_MAGIC || unix.Access("/dev/shm", unix.W_OK) != nil {
+		t.Skip("/dev/shm is no tmpfs that can be written")
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "dozo-vfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	f, err := Default.Create(dir + "/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	want := []byte("in memory")
+	if _, err := f.WriteAt(want, 5000); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if err := f.ReadCachedAt(got, 5000); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	if err := f.ReadCachedAt(got, 5001); err != ErrNotCached {
+		t.Fatalf("beyond the end: %v, want ErrNotCached", err)
+	}
+}
 
 // Both file systems keep the same contract.
 func TestContract(t *testing.T) {

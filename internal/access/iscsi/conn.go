@@ -102,7 +102,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c.room.L = &c.mu
 	c.peer = Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr()), Group: s.cfg.Group}
 	c.log = s.cfg.Log.With("peer", nc.RemoteAddr().String())
-	c.rd = reader{nc: nc, buf: make([]byte, loginReaderSize), before: c.endGather, after: c.beginGather}
+	c.rd = newReader(nc, c.endGather, c.beginGather)
 	c.stamps.start(c.statSN)
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetNoDelay(true)
@@ -420,7 +420,7 @@ func (c *conn) answerLogin(req *header, r loginReply, sess *Session) {
 		c.params = c.agreed
 		c.fullFeature = true
 		if !sess.discovery {
-			c.rd.grow(readerSize)
+			c.rd.share()
 		}
 		if c.params.ErrorRecoveryLevel > 0 {
 			c.recovery = new(recovery)

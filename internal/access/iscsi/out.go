@@ -3,6 +3,7 @@ package iscsi
 import (
 	"encoding/binary"
 	"net"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,8 +27,10 @@ import (
 // of writev is cheaper than the copy. A guess, between one page and two.
 const copyMax = 8 << 10
 
-// batch is what one turn of the writer writes.
+// batch is what one turn of the writer writes. Its memory is lent while there is something to write: the connections of a server use the
+// same few pieces in turn, which stay in the processor's cache and which idle connections do not have.
 type batch struct {
+	lent  *outMemory
 	mem   []byte   // headers, small data, padding and digests, in order
 	run   int      // start in mem of the run that iov doesn't have yet
 	iov   [][]byte // what to write, in order, up to run
@@ -38,8 +41,17 @@ type batch struct {
 
 func (b *batch) empty() bool { return b.size == 0 }
 
+// outMemory is memory for a batch.
+type outMemory struct{ b []byte }
+
+var outMemories = sync.Pool{New: func() any { return &outMemory{make([]byte, 0, outMemoryMin)} }}
+
 // own appends bytes by copying them.
 func (b *batch) own(p []byte) {
+	if b.lent == nil {
+		b.lent = outMemories.Get().(*outMemory)
+		b.mem = b.lent.b
+	}
 	b.mem = append(b.mem, p...)
 	b.size += len(p)
 }
@@ -63,8 +75,11 @@ func (b *batch) pieces() [][]byte {
 	return b.iov
 }
 
-// batchMemKeep is how much header memory an idle connection keeps.
-const batchMemKeep = 64 << 10
+// Memory of batches begins with room for the answer to a small read; what has grown beyond a burst of them is not kept.
+const (
+	outMemoryMin  = 8 << 10
+	outMemoryKeep = 256 << 10
+)
 
 // release gives the read data back and empties the batch.
 func (b *batch) release() {
@@ -73,10 +88,11 @@ func (b *batch) release() {
 		b.reads[i] = nil
 	}
 	clear(b.iov)
-	if cap(b.mem) > batchMemKeep {
-		b.mem = nil
+	if m := b.lent; m != nil && cap(b.mem) <= outMemoryKeep {
+		m.b = b.mem[:0]
+		outMemories.Put(m)
 	}
-	*b = batch{mem: b.mem[:0], iov: b.iov[:0], reads: b.reads[:0]}
+	*b = batch{iov: b.iov[:0], reads: b.reads[:0]}
 }
 
 // appendPDULocked puts a PDU into the out queue, copying its data. The header's sequence numbers are the
@@ -224,12 +240,8 @@ type rawWriter struct {
 }
 
 func newRawWriter(nc net.Conn) *rawWriter {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return nil
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
+	raw := rawOf(nc)
+	if raw == nil {
 		return nil
 	}
 	w := &rawWriter{raw: raw}
