@@ -188,7 +188,7 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 		ended <- struct{}{}
 	}
 	for name, m := range map[string]*wire.Read{"one piece": one, "three pieces": three, "many pieces": large} {
-		if n := testing.AllocsPerRun(200, func() { s.Read(m, done); <-ended }); n > 0 {
+		if n := testing.AllocsPerRun(200, func() { s.Read(m, done); <-ended }); n > 0 && !raceEnabled { // with it pools lose things
 			t.Errorf("read of %s: %v allocations", name, n)
 		}
 	}

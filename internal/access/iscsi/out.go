@@ -158,6 +158,23 @@ func (c *conn) commandWindowLocked(h *header) {
 	}
 }
 
+// gatherMax is how much output waits for more of it. Read data that have just come from the store leave while the processor has
+// them in its cache.
+const gatherMax = 64 << 10
+
+// flushSoonLocked is flushLocked for who has finished one command of several: more of them are likely to be finished by the same turn
+// of the owner's loop, and their responses go in one write, by the writer goroutine. A last one goes at once. It may
+// release and retake the lock.
+func (c *conn) flushSoonLocked() {
+	switch {
+	case c.running == 0 || c.out.size >= gatherMax || c.raw == nil:
+		c.flushLocked()
+	case !c.writing && !c.gathering && !c.out.empty() && !c.dead:
+		c.writing = true
+		c.wake <- struct{}{} // the role goes with it; the channel has room for one
+	}
+}
+
 // flushLocked writes the out queue if nobody else does. It may release and retake the lock.
 func (c *conn) flushLocked() {
 	if c.writing || c.gathering || c.out.empty() || c.dead {
@@ -175,11 +192,8 @@ func (c *conn) writeLocked(wait bool) {
 		c.out = c.spare
 		c.spare = nil
 		c.mu.Unlock()
-		rest, err := b.pieces(), error(nil)
 		size := b.size
-		if !wait {
-			rest, err = c.tryWrite(rest)
-		}
+		rest, err := c.tryWrite(b.pieces())
 		if err == nil && len(rest) > 0 {
 			if !wait {
 				c.leftover, c.leftoverBatch = rest, b
@@ -218,14 +232,18 @@ func writeAll(nc net.Conn, pieces [][]byte) error {
 	return err
 }
 
-// writer is the goroutine that waits for the socket; it ends when the channel is closed.
+// writer is the goroutine that waits for the socket, and for more to write; it ends when the channel is closed.
 func (c *conn) writer() {
 	for range c.wake {
-		err := writeAll(c.nc, c.leftover)
-		b := c.leftoverBatch
-		c.leftover, c.leftoverBatch = nil, nil
-		c.finishBatch(b, b.size, err)
+		if b := c.leftoverBatch; b != nil {
+			err := writeAll(c.nc, c.leftover)
+			c.leftover, c.leftoverBatch = nil, nil
+			c.finishBatch(b, b.size, err)
+		} else {
+			c.mu.Lock()
+		}
 		c.writeLocked(true)
+		c.room.Broadcast() // who waits for the role
 		c.mu.Unlock()
 	}
 }

@@ -634,7 +634,7 @@ func (t *task) complete() {
 		c.respondLocked(t)
 	}
 	c.recycleLocked(t)
-	c.flushLocked()
+	c.flushSoonLocked()
 	if len(c.waiting) > 0 {
 		c.admitLocked()
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
+	"time"
 
 	"dozo/internal/access/iscsi"
 	"dozo/internal/access/iscsi/iscsitest"
@@ -236,4 +238,58 @@ func TestOrdered(t *testing.T) {
 		t.Errorf("the ordered read saw %d", r.data[0])
 	}
 	c.good(c.finish(third, nil))
+}
+
+// TestResponsesDoNotWait: responses that go in one write wait for no command that is still under way.
+func TestResponsesDoNotWait(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	c := dial(t, portal).login("InitialR2T=No", "ImmediateData=Yes").ready()
+	release := d.Hold()
+	left := map[uint32]bool{}
+	for i := range 8 {
+		itt, _ := c.start(rw10(0x2a, uint32(i*8), 8), 0, pattern(4096, uint64(i)))
+		left[itt] = true
+	}
+	held := func(n int) {
+		for d.Pending() < n {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	held(8)
+	releaseLast := d.Hold()
+	last, _ := c.start(rw10(0x2a, 800, 8), 0, pattern(4096, 9))
+	held(9)
+	release()
+	for len(left) > 0 {
+		p := c.must(c.recv())
+		if p.op() != 0x21 || p.bhs[3] != 0 || !left[p.u32(16)] {
+			t.Fatalf("opcode %#x, status %#x, task %#x", p.op(), p.bhs[3], p.u32(16))
+		}
+		c.expStatSN = p.u32(24) + 1
+		delete(left, p.u32(16))
+	}
+	releaseLast()
+	c.good(c.finish(last, nil))
+}
+
+// TestEndWithResponsesToWrite: a connection that ends when its commands do leaves nobody behind that would write their responses.
+func TestEndWithResponsesToWrite(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	for range 20 {
+		c := dial(t, portal).login("InitialR2T=No", "ImmediateData=Yes").ready()
+		release := d.Hold()
+		for i := range 8 {
+			c.start(rw10(0x2a, uint32(i*8), 8), 0, pattern(4096, uint64(i)))
+		}
+		for d.Pending() < 8 {
+			time.Sleep(time.Millisecond)
+		}
+		var wg sync.WaitGroup
+		wg.Go(release)
+		c.nc.Close()
+		wg.Wait()
+		for d.Pending() > 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
