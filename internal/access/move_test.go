@@ -3,6 +3,7 @@ package access
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -262,4 +263,43 @@ func TestAHandOverThatCanNotBe(t *testing.T) {
 func errorsIs(err, want error) bool {
 	e, ok := err.(*wire.Error)
 	return ok && e.Is(want)
+}
+
+// Who has asked for a volume whose owner is dead asks again once there is another one: what was wanted of the first need not be
+// wanted of the second.
+func TestAHandOverIsNotWantedAfterATakeover(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 2, 2, time.Second)
+		v := n.volume(8<<20, 2, control.Replicated)
+		first := n.served(t, v)
+		far := n.other(first, 3-first.home.site)
+		if _, err := through(far, v, wire.OpWrite, 0, make([]byte, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+		vol := far.volumeAt(v)
+		vol.Open()
+		defer vol.Close()
+		first.stop()
+		unwanted := errors.New("it has changed hands")
+		got := make(chan error, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			got <- far.srv.Load().MoveToIf(ctx, vol, far.name, func() error {
+				if owner, _, _ := vol.Ownership(); owner != first.name {
+					return unwanted
+				}
+				return nil
+			})
+		}()
+		next := n.awaitOwner(v.ID, first)
+		if err := <-got; !errors.Is(err, unwanted) {
+			t.Errorf("the hand-over that was asked of the dead owner: %v", err)
+		}
+		if owner, _, _ := vol.Ownership(); owner != next.name || next == far {
+			t.Errorf("the owner is %s, want %s", owner, next.name)
+		}
+		n.stopAll()
+	})
 }

@@ -42,6 +42,12 @@ const moveToLook = 20 * time.Millisecond
 // MoveTo has the owner, wherever it is, hand the volume over to a node, and returns once that one serves. What it has
 // begun is called off when ctx ends, as far as it can be. A volume that is pinned stays where it is.
 func (s *Server) MoveTo(ctx context.Context, v *Volume, to ident.NodeName) error {
+	return s.MoveToIf(ctx, v, to, func() error { return nil })
+}
+
+// MoveToIf is MoveTo that asks, each time that an owner is to be asked to hand over, whether that is still wanted: it may have
+// waited for a takeover meanwhile. An error of may is returned.
+func (s *Server) MoveToIf(ctx context.Context, v *Volume, to ident.NodeName, may func() error) error {
 	begun := ident.NodeName("") // who was asked to hand over, and has agreed
 	defer func() {
 		if begun != "" {
@@ -67,6 +73,8 @@ func (s *Server) MoveTo(ctx context.Context, v *Volume, to ident.NodeName) error
 		step := wire.HandBegin
 		if begun == owner {
 			step = wire.HandStatus
+		} else if err := may(); err != nil {
+			return err
 		}
 		r, err := s.handStep(ctx, owner, &wire.HandOver{Journal: v.id, Step: step, Node: to})
 		var refused *wire.Error

@@ -193,14 +193,21 @@ func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
 		done(scsi.ErrGroupsNotSet)
 		return
 	}
-	if d.Paths(); d.paths.now.Load().stays(group, time.Now()) {
-		done(errors.Join(scsi.ErrGroupsNotSet, errors.New("the volume has just changed hands")))
+	// Asked anew before each owner that the volume has until it goes: the first one may be dead, and a takeover on its way.
+	may := func() error {
+		if d.Paths(); d.paths.now.Load().stays(group, time.Now()) {
+			return errors.New("the volume has just changed hands")
+		}
+		return nil
+	}
+	if err := may(); err != nil {
+		done(errors.Join(scsi.ErrGroupsNotSet, err))
 		return
 	}
 	if !e.srv.Go(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, setOptimizedTimeout)
 		defer cancel()
-		err := e.srv.MoveTo(ctx, d.v, nodes[i].Name)
+		err := e.srv.MoveToIf(ctx, d.v, nodes[i].Name, may)
 		log := e.srv.Log().With("volume", d.v.Spec().Name, "peer", nodes[i].Name, "initiator", d.session.peer.Initiator)
 		if err != nil {
 			log.Warn("not handed over, as an initiator has asked by SET TARGET PORT GROUPS", "err", err)
