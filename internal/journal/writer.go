@@ -595,6 +595,10 @@ func (w *Writer) advance() {
 		clear(b.entries)
 		clear(b.Data)
 		*b = Batch{entries: b.entries[:0], Data: b.Data[:0]}
+		if mutant.On(mutant.TermsTwo) {
+			b.gone = true // the other store's answer is still to come
+			continue
+		}
 		if len(w.spare) < 64 {
 			w.spare = append(w.spare, b)
 		}

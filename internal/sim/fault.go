@@ -174,6 +174,37 @@ func (w *World) inject(f *Fault) {
 		w.loseSite(n, f, undo)
 	case FaultPolicy:
 		w.changePolicy(f)
+	case FaultAlone:
+		n.cutOff.Add(1)
+		undo(func() { n.cutOff.Add(-1) })
+		w.alone(n, nil, undo)
+	case FaultTakers:
+		w.takers.Store(int64(w.now() + f.For - time.Second))
+		away := f.For
+		if f.Size>>13%4 > 0 { // it is back at once, and takes over itself
+			away = time.Duration(300+f.Size>>5%600) * time.Millisecond
+		}
+		w.alone(n, nil, func(end func()) { w.after(away, end) })
+		w.after(away*time.Duration(60+f.Size%40)/100, func() {
+			if f.Size>>12%2 == 0 || away < f.For {
+				n.kill()
+			}
+		})
+		w.after(away, n.restart)
+	case FaultLate:
+		for other.site != n.site || other == n {
+			other = w.nodes[(other.index+1)%len(w.nodes)]
+		}
+		n.cutOff.Add(1)
+		undo(func() { n.cutOff.Add(-1) })
+		w.alone(n, other, undo)
+		late := 4200*time.Millisecond + time.Duration(f.Size%700)*time.Millisecond // others take over after about 4.8 s
+		w.after(late, func() { w.net.block(n, other) })
+		if f.Size>>17%3 == 0 {
+			w.after(late+50*time.Millisecond, other.kill)
+			w.after(late+150*time.Millisecond, other.restart)
+		}
+		w.after(late+time.Duration(1250+f.Size>>11%1000)*time.Millisecond, func() { w.net.unblock(n, other) })
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)
@@ -185,6 +216,42 @@ func (w *World) inject(f *Fault) {
 			}
 		}
 	}
+}
+
+// alone cuts a node off from all others but one, until undo is over.
+func (w *World) alone(n, but *Node, undo func(func())) {
+	var cut [][2]*Node
+	for _, x := range w.nodes {
+		if x != n && x != but {
+			cut = append(cut, [2]*Node{n, x}, [2]*Node{x, n})
+		}
+	}
+	w.cut(cut, undo)
+}
+
+// struck has whoever begins an epoch while FaultTakers lasts die soon, or lose its power, or be cut off.
+func (w *World) struck(n *Node, epoch uint64) {
+	until := time.Duration(w.takers.Load())
+	if w.now() >= until {
+		return
+	}
+	x := mix(w.plan.Seed, epoch, 0x7a6b)
+	delay := time.Duration(fraction(x, 1) * float64([...]time.Duration{2 * time.Millisecond, 20 * time.Millisecond, 300 * time.Millisecond}[x%3]))
+	away := 1500*time.Millisecond + time.Duration(fraction(x, 2)*float64(4*time.Second))
+	w.after(delay, func() {
+		w.stats.add("takers struck down", 1)
+		w.tracef("fault: taker %s is struck down", n.name)
+		w.trouble()
+		switch x >> 8 % 4 {
+		case 0:
+			n.powerCut(0)
+		case 1, 2:
+			n.kill()
+		default:
+			w.alone(n, nil, func(end func()) { w.after(away, end) })
+		}
+		w.after(away, n.restart)
+	})
 }
 
 // trouble has clients hurry for a while.

@@ -106,6 +106,7 @@ func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
 	c.w.tracef("epoch %s begins at node %s after %s, proven=%v", e, n.name, s.Before, s.Proven)
 	c.w.trace.add(c.w.now(), "epoch", e.Number, uint64(s.Before.Seq), sample(s.Before.Hash[:]))
 	c.w.stats.add("epochs begun", 1)
+	c.w.struck(n, e.Number)
 	if e.Number > 1 && !s.Proven {
 		c.w.stats.add("epochs begun, not proven (R4)", 1)
 		c.w.hist.wentBack(e.Number, c.w.forced())

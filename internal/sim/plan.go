@@ -29,8 +29,9 @@ type Plan struct {
 	Mutant     string
 
 	Partition control.Partition
-	Ack       int  // sites that hold what is acknowledged, beside the owner's
-	Refer     bool // clients copy block 0 to block 1, and back, by reference
+	Ack       int     // sites that hold what is acknowledged, beside the owner's
+	Refer     bool    // clients copy block 0 to block 1, and back, by reference
+	Drift     float64 // of two clocks from each other, at most
 }
 
 // Fault is one thing that goes wrong.
@@ -78,7 +79,10 @@ const (
 	FaultSiteLosesPower
 	FaultSiteCutOff // the same for a site that goes on by itself
 	FaultPolicy     // the volume's policies are changed
-	faultKinds      = int(FaultPolicy) + 1
+	FaultAlone      // a node is cut off from all others and from the control store; it has its clients
+	FaultTakers     // the owner is cut off, and so, or dead, is whoever takes over, as soon as its epoch begins
+	FaultLate       // the owner is cut off from all others but one, to which it speaks late
+	faultKinds      = int(FaultLate) + 1
 	healed          = 8 * time.Second // from the last fault's end to the clients'
 	firstFault      = 4 * time.Second
 )
@@ -86,11 +90,11 @@ const (
 var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "pause", "isolated node", "one-way partition", "sites apart", "clients cut off",
 	"control store away for a node", "control store away", "control store loses answers", "slow network", "slow disk", "full disk", "bit rot", "restart in good order",
 	"hand-over", "hand-over to a site", "drain", "wall clock step", "long pause", "isolated owner dies", "two nodes die at once", "site in two groups",
-	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed"}
+	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
-// weights say how often each kind is drawn. The last four have a draw of their own (drawSites).
+// weights say how often each kind is drawn. Those behind them have draws of their own (drawSites, recipes.go).
 var weights = [faultKinds]int{10, 9, 4, 8, 9, 6, 4, 4, 3, 3, 3, 3, 4, 3, 3, 3, 7, 6, 4, 1, 6, 5, 4, 9, 9}
 
 // Focus is what the faults of a seed have in common: seeds from Focus*FocusStep on have only the kinds of one entry, so
@@ -111,11 +115,22 @@ var siteFocuses = [...]siteFocus{
 	{kinds: []FaultKind{FaultKill, FaultSplit, FaultBlackout, FaultPowerCut, FaultOneWay}, ack: true},
 	{kinds: []FaultKind{FaultKill, FaultSplit, FaultControlAway, FaultControlDown, FaultPause}, stop: true},
 	{kinds: []FaultKind{FaultKill, FaultSplit, FaultBlackout, FaultControlAway, FaultPolicy}, ack: true, stop: true},
+	{recipe: unheardSite, ack: true},
+	{recipe: takersDie},
+	{recipe: ensembleChanges},
+	{recipe: rottenStore},
+	{recipe: ownerAlone},
+	{recipe: lateAppends},
+	{recipe: movedAway},
+	{recipe: siteBehind},
+	{recipe: holderGone},
+	{recipe: powerless},
 }
 
 type siteFocus struct {
 	kinds     []FaultKind // of the other faults
 	ack, stop bool
+	recipe    func(*Plan, *rand.Rand) // draws all faults instead
 }
 
 const (
@@ -137,7 +152,7 @@ func focusOf(seed uint64) (kinds []FaultKind, site *siteFocus) {
 // NewPlan draws a plan from a seed.
 func NewPlan(seed uint64) Plan {
 	rng := rand.New(rand.NewPCG(seed, 0x646f7a6f))
-	p := Plan{Seed: seed, Clients: 4 + rng.IntN(3), Blocks: 4 + rng.IntN(5), Length: 60 * time.Second, Durability: control.Replicated}
+	p := Plan{Seed: seed, Clients: 4 + rng.IntN(3), Blocks: 4 + rng.IntN(5), Length: 60 * time.Second, Durability: control.Replicated, Drift: 0.02}
 	for range few(rng) {
 		p.Sites = append(p.Sites, few(rng))
 	}
@@ -191,6 +206,18 @@ func NewPlan(seed uint64) Plan {
 func (p *Plan) drawSites(rng *rand.Rand) {
 	kinds, focus := focusOf(p.Seed)
 	if kinds != nil && focus == nil {
+		return
+	}
+	if focus != nil && focus.recipe != nil {
+		p.Faults, p.Copies = nil, max(p.Copies, 2)
+		focus.recipe(p, rng)
+		for i := range p.Faults {
+			f := &p.Faults[i]
+			f.For = min(f.For, p.Heal-f.At-100*time.Millisecond)
+		}
+		if focus.ack {
+			p.Ack = 1
+		}
 		return
 	}
 	p.Refer = rng.IntN(3) == 0

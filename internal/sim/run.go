@@ -169,7 +169,7 @@ func (w *World) build() bool {
 		site = s + 1
 		for i := range count {
 			n := &Node{w: w, index: len(w.nodes), name: nodeName(site, i+1), site: ident.SiteID(site), disk: vfs.NewMem(diskBytes), boot: 1}
-			n.drift = 1 + 0.02*(fraction(w.plan.Seed, uint64(n.index), 11)-0.5)
+			n.drift = 1 + w.plan.Drift*(fraction(w.plan.Seed, uint64(n.index), 11)-0.5)
 			w.nodes = append(w.nodes, n)
 		}
 	}

@@ -40,6 +40,7 @@ type World struct {
 	draws   atomic.Uint64
 	answers atomic.Int64 // to clients
 
+	takers   atomic.Int64 // a time.Duration: until when those that take over are struck down
 	troubled atomic.Int64 // a time.Duration: until when a fault that began or ended is recent
 
 	clientCuts map[[2]int]int // client and node between which nothing passes; guarded by network.mu
