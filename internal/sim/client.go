@@ -49,6 +49,7 @@ type session struct {
 	out   time.Duration // when the last message to the target arrives
 	back  time.Duration
 	n     uint64
+	last  uint64 // number of the newest command's request
 }
 
 // clientMessage is what a client has sent. f runs where the process has read it.
@@ -252,6 +253,7 @@ func (c *client) command(s *session, in *opIn, buf []byte) (a answer, answered b
 	w := c.w
 	c.number++
 	number := c.number << 12
+	s.last = number
 	stamp := s.stamp
 	got := make(chan answer, 1)
 	data := slices.Clone(buf)
@@ -348,6 +350,10 @@ func (c *client) do(in opIn) bool {
 		if first == 0 {
 			first = call
 		}
+		if !answered && w.plan.Resets && in.mutates() && c.rng.IntN(2) == 0 && c.abandon(s, n == 0) {
+			w.hist.maybe(in, first, w.hist.tick()) // nothing of it comes later
+			return true
+		}
 		switch {
 		case !answered:
 			w.stats.add("client: commands given up and said again by another path", 1)
@@ -372,6 +378,40 @@ func (c *client) do(in opIn) bool {
 			}
 		}
 	}
+}
+
+// abandon has a command that was not answered ended: by ABORT TASK in its own session, if it was sent by no other one, or by
+// LUN RESET by the next path. true if that was answered.
+func (c *client) abandon(s *session, alone bool) bool {
+	if alone && c.rng.IntN(2) == 0 {
+		c.w.stats.add("client: ABORT TASK", 1)
+		return c.bar(s, &wire.Bar{Kind: wire.BarAbortTask, Nexus: s.nexus, Forwarder: s.id, Session: s.id, First: s.last, Last: s.last | 1<<12 - 1})
+	}
+	c.at = (c.at + 1) % len(c.paths)
+	if x := c.paths[c.at]; (!x.in || x.isLost()) && !c.login(c.at) {
+		return false
+	}
+	c.w.stats.add("client: LUN RESET", 1)
+	x := c.paths[c.at]
+	return c.bar(x, &wire.Bar{Kind: wire.BarLUNReset, Nexus: x.nexus, Session: x.id})
+}
+
+// bar sends what is not a command of its own by a session.
+func (c *client) bar(s *session, m *wire.Bar) bool {
+	got := make(chan error, 1)
+	c.w.toTarget(s, func(p *Proc) {
+		ctx, cancel := context.WithTimeout(context.Background(), loginMax)
+		defer cancel()
+		err := s.vol.Bar(ctx, m)
+		c.w.toClient(s, p, func() { got <- err })
+	})
+	select {
+	case err := <-got:
+		return err == nil
+	case <-time.After(loginMax):
+	case <-c.w.over:
+	}
+	return false
 }
 
 // checkPort is R11: a port that was attached before a takeover that was not proven has no command answered after it,

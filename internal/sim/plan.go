@@ -32,6 +32,7 @@ type Plan struct {
 	Ack       int     // sites that hold what is acknowledged, beside the owner's
 	Refer     bool    // clients copy block 0 to block 1, and back, by reference
 	Drift     float64 // of two clocks from each other, at most
+	Resets    bool    // clients give up what is not answered: by ABORT TASK, or LUN RESET by another path
 }
 
 // Fault is one thing that goes wrong.
@@ -125,6 +126,7 @@ var siteFocuses = [...]siteFocus{
 	{recipe: siteBehind},
 	{recipe: holderGone},
 	{recipe: powerless},
+	{recipe: givenUp},
 }
 
 type siteFocus struct {
@@ -221,6 +223,7 @@ func (p *Plan) drawSites(rng *rand.Rand) {
 		return
 	}
 	p.Refer = rng.IntN(3) == 0
+	p.Resets = focus == nil && mix(p.Seed, 0x7265)%4 == 0
 	if focus != nil {
 		if len(p.Sites) < 3 && rng.IntN(3) > 0 { // without a third one nothing happens by itself
 			p.Sites = append(p.Sites, few(rng))

@@ -154,3 +154,13 @@ func powerless(p *Plan, rng *rand.Rand) {
 		p.add(Fault{Kind: FaultBlackout, At: at, For: 500 * time.Millisecond, Owner: true})
 	})
 }
+
+// givenUp: clients give up commands that lie at nodes which hang, for less time than stamps live.
+func givenUp(p *Plan, rng *rand.Rand) {
+	p.Resets = true
+	kinds := [...]FaultKind{FaultPause, FaultClients, FaultPause, FaultSlowNet, FaultKill}
+	p.rounds(10, func(at time.Duration) {
+		p.add(Fault{Kind: kinds[rng.IntN(len(kinds))], At: at + between(rng, 0, 2*time.Second), For: between(rng, time.Second, 3*time.Second), Owner: rng.IntN(3) == 0, Pick: rng.Float64(),
+			Also: rng.Float64(), Size: rng.IntN(1 << 20)})
+	})
+}
