@@ -287,11 +287,12 @@ func guestUptime(t *testing.T, g *guest.Guest) float64 {
 
 // saidSince gives the kernel's messages about connections and paths since a moment, and when the slowest I/Os of fio ended:
 // what a stall consists of.
-func saidSince(t *testing.T, g *guest.Guest, began float64) string {
+// Those of fio's first seconds, while it starts, are left out.
+func saidSince(t *testing.T, g *guest.Guest, started, began float64) string {
 	t.Helper()
 	return sh(t, g, fmt.Sprintf(`dmesg | tr -d '[]' | awk -v b=%f '$1 >= b && /connection|session|multipath|alua|Failing|Reinstating|I\/O error|rejecting/ {$1 = sprintf("%%7.2f", $1 - b); print}' | tail -n 60
 echo "slowest, as fio has them (ended at ms of its run, took ns):"
-sort -t , -k 2 -n -r /tmp/fio_clat.*.log 2>/dev/null | head -n 8`, began))
+awk -F, -v from=%d '$1 >= from' /tmp/fio_clat.*.log | sort -t , -k 2 -n -r | head -n 8`, began, int((began-started-2)*1000)))
 }
 
 // TestServers: an access server is killed, comes back, is drained and comes back, while fio writes and verifies through the
@@ -345,13 +346,14 @@ func testServers(t *testing.T, l *lab.Lab, iqn string, nics []guest.NIC) {
 			awaitPaths(t, g, len(portals), owner+" is back")
 		}},
 	} {
+		started := guestUptime(t, g)
 		stop := load(t, g, dev)
 		time.Sleep(5 * time.Second)
 		began := guestUptime(t, g)
 		event.do()
 		time.Sleep(5 * time.Second)
 		r := stop().Jobs[0]
-		t.Logf("%s: what the guest's kernel said, in seconds after the event began:\n%s", event.name, saidSince(t, g, began))
+		t.Logf("%s: what the guest's kernel said, in seconds after the event began:\n%s", event.name, saidSince(t, g, started, began))
 		t.Logf("%s: %d writes and %d reads, the longest took %.2f s and %.2f s", event.name, r.Write.TotalIOs, r.Read.TotalIOs, r.Write.Clat.Max/1e9, r.Read.Clat.Max/1e9)
 	}
 	sh(t, g, "multipath -f "+filepath.Base(dev)+" && iscsiadm -m node -u")
