@@ -37,7 +37,8 @@ type handing struct {
 // handParts is what a pause was made of.
 type handParts struct {
 	drained time.Duration // what was let in is committed
-	copied  time.Duration // and stable where the volume goes to
+	named   time.Duration // before the pause: the control store names the taker, and the owner goes on
+	copied  time.Duration // and stable where the volume goes to; after named: on its way there
 	written time.Duration // the control store names the taker
 	fenced  time.Duration // the stores of this site obey it
 	taken   time.Duration // it has said that it serves
@@ -46,7 +47,11 @@ type handParts struct {
 // attrs are the parts for the log, each without the ones before it.
 func (p *handParts) attrs() []any {
 	const to = 100 * time.Microsecond
-	return []any{"drained", p.drained.Round(to), "copied", p.copied.Round(to), "written", p.written.Round(to), "fenced", p.fenced.Round(to), "taken", p.taken.Round(to)}
+	list := []any{"drained", p.drained.Round(to), "copied", p.copied.Round(to), "written", p.written.Round(to), "fenced", p.fenced.Round(to), "taken", p.taken.Round(to)}
+	if p.named > 0 {
+		list = append(list, "named_before", p.named.Round(to))
+	}
+	return list
 }
 
 func (h *handing) ask(ctx context.Context, patience time.Duration, m *wire.HandOver) (wire.HandOverReply, error) {
@@ -65,9 +70,16 @@ func (h *handing) run(ctx context.Context) error {
 	if err := h.prepare(ctx); err != nil {
 		return err
 	}
-	stopped := false
+	// Until the leave is sent the owner goes on if anything fails: as it was, or, once the key names the taker, at an epoch
+	// after that one's.
+	left := false
+	var named control.Rev
 	defer func() {
-		if !stopped {
+		switch {
+		case left:
+		case named != 0:
+			h.takeBack(named)
+		default:
 			o.resume()
 			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
@@ -84,9 +96,18 @@ func (h *handing) run(ctx context.Context) error {
 		return fmt.Errorf("node %s is not ready: %w", h.to.Name, err)
 	}
 	h.prior = r.Tick
-	_, rev, err := h.key(ctx)
+	state, rev, err := h.key(ctx)
 	if err != nil {
 		return err
+	}
+	early := h.early(state)
+	if early {
+		asked := time.Now()
+		if state, rev, err = h.write(ctx, rev); err != nil {
+			return err
+		}
+		h.parts.named = time.Since(asked)
+		named = rev
 	}
 
 	begun := time.Now()
@@ -101,33 +122,25 @@ func (h *handing) run(ctx context.Context) error {
 		return err
 	}
 	lap(&h.parts.drained)
-	// A third site's copy is enough for R10, but the taker would read the rest from there, which takes longer than a
-	// little patience.
-	for h.copies && !mutant.On(mutant.R10Stable) && !o.stableAt(h.to.Site, at.Seq) && (time.Since(begun) < thirdPatience || !o.stableAt(0, at.Seq)) {
-		if err := o.Err(); err != nil {
-			return err
-		}
-		select {
-		case <-dctx.Done():
-			return wire.Errorf(wire.CodeBusy, "site %d did not have everything in %v", h.to.Site, drainPatience)
-		case <-o.stopped:
-		case <-time.After(time.Millisecond):
-		}
-	}
-	if ctx.Err() != nil || o.Err() != nil {
-		return errors.Join(ctx.Err(), o.Err())
-	}
-	lap(&h.parts.copied)
-	state, rev, err := h.write(ctx, rev)
+	tail, err := h.copied(dctx, at, early)
 	if err != nil {
 		return err
 	}
-	lap(&h.parts.written)
-	stopped = true
+	lap(&h.parts.copied)
+	if early && !h.s.reachable(h.to.Name) { // there is a way back for as long as the leave is not sent
+		return wire.Errorf(wire.CodeUnreached, "node %s can not be reached any more", h.to.Name)
+	}
+	if !early {
+		if state, rev, err = h.write(ctx, rev); err != nil {
+			return err
+		}
+		lap(&h.parts.written)
+	}
+	left = true
 	h.epoch = state.Epoch
 	h.mv.phase("taking over")
 	m := &wire.HandOver{Step: wire.HandTake, Next: state.Epoch, Rev: uint64(rev), Sites: state.Sites, Prior: h.prior,
-		Ack: uint16(state.Ack), AckSince: state.AckSince}
+		Ack: uint16(state.Ack), AckSince: state.AckSince, Tail: tail}
 	for _, e := range state.Ensembles {
 		m.Ensembles = append(m.Ensembles, wire.HandEnsemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
 	}
@@ -139,14 +152,102 @@ func (h *handing) run(ctx context.Context) error {
 	r, err = h.ask(context.WithoutCancel(ctx), takePatience, m)
 	lap(&h.parts.taken)
 	h.pause = time.Since(begun)
-	if err == nil {
+	switch {
+	case err != nil:
+		err = fmt.Errorf("node %s owns it now, but has not said that it serves: %w", h.to.Name, err)
+	case r.Failed != 0:
+		err = &wire.Error{Code: r.Failed, Detail: fmt.Sprintf("node %s has not begun: %s", h.to.Name, r.Detail)}
+		h.epoch = ident.Epoch{}
+		h.takeBack(rev)
+	default:
 		h.v.note(r.Epoch, r.Tick)
 	}
 	h.v.wake()
-	if err != nil {
-		return fmt.Errorf("node %s owns it now, but has not said that it serves: %w", h.to.Name, err)
+	return err
+}
+
+// early reports that the key can be changed while the owner goes on (R10). What the taker waits for itself it has to know of,
+// and so has whoever takes over after it. Where the key says more than whom to ask, what it says is true of the owner
+// that it names, so it names the one that serves (R11).
+func (h *handing) early(state control.JournalState) bool {
+	spec := h.v.Spec()
+	return h.copies && h.s.env.Control.Level() >= control.LevelHandEarly && state.Forced == nil && !state.Stops && state.Ack == 0 &&
+		spec.Ack == 0 && spec.Partition != control.PartitionStop && !h.o.ack.on.Load()
+}
+
+// copied waits until everything up to the end of the history is stable at the taker's site, or, where the taker sees to that
+// itself, on its way there: tail is what it has to wait for.
+func (h *handing) copied(ctx context.Context, at ident.Position, early bool) (tail []wire.HandTail, err error) {
+	if !h.copies || mutant.On(mutant.R10Stable) {
+		return nil, h.failed(ctx)
+	}
+	ship, begun := h.o.ship(h.to.Site), time.Now()
+	for {
+		if err := h.failed(ctx); err != nil {
+			return nil, err
+		}
+		if h.o.stableAt(h.to.Site, at.Seq) {
+			return nil, nil
+		}
+		// A third site's copy is enough for R10, but the taker would read the rest from there, which takes longer than a
+		// little patience.
+		if time.Since(begun) >= thirdPatience && h.o.stableAt(0, at.Seq) {
+			return nil, nil
+		}
+		if early && ship != nil {
+			if tail, yes := h.o.tailAt(ship, at); yes {
+				return tail, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-h.o.stopped:
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// failed says why the hand-over can't go on.
+func (h *handing) failed(ctx context.Context) error {
+	if err := h.o.Err(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return wire.Errorf(wire.CodeBusy, "site %d did not have everything in %v: %v", h.to.Site, drainPatience, err)
 	}
 	return nil
+}
+
+// takeBack makes this node the owner again once the key names a taker that has not begun, and was not sent the leave or has
+// said that it won't begin by it. What the owner was, it can not go on being for long: the taker's site would take it for
+// dead. Who else has changed the key since has a right to: nothing is done then.
+func (h *handing) takeBack(rev control.Rev) {
+	s, v, o := h.s, h.v, h.o
+	o.resume() // unless it has stopped, it serves meanwhile
+	state, rev, err := s.env.Control.TakeJournal(s.ctx, v.id, rev, s.env.Node)
+	var uncertain *control.UncertainError
+	for errors.As(err, &uncertain) && s.ctx.Err() == nil {
+		h.log.Warn("whether the control store names this node again is not known", "err", err)
+		state, rev, err = s.env.Control.Settle(s.ctx, uncertain)
+	}
+	if err != nil {
+		h.log.Warn("the volume is the taker's, or another one's, since the control store names that one", "err", err)
+		return
+	}
+	s.mu.Lock()
+	if s.mu.closed || v.taking {
+		s.mu.Unlock()
+		return
+	}
+	v.taking = true
+	if v.since.IsZero() {
+		v.since = time.Now()
+	}
+	v.owner.CompareAndSwap(o, nil)
+	s.mu.Unlock()
+	o.ask(func() { o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: state.Epoch, Detail: "taken back from a taker that has not begun"}) })
+	h.log.Info("the volume is taken back from a taker that has not begun", "next", state.Epoch.String())
+	s.takeOver(v, &handed{state: state, rev: rev})
 }
 
 // fence asks the stores of this site in the taker's name, where that one would have to ask over a distance. What they

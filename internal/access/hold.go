@@ -220,6 +220,30 @@ func (o *Owner) stableAt(site ident.SiteID, seq ident.Seq) (yes bool) {
 	return yes
 }
 
+// tailAt says what of the history up to its end, which nothing is added to any more, is on its way to a site and not known to be
+// stable there: the end of one segment at most. yes is false while there is more, or something has not been sent.
+func (o *Owner) tailAt(s *siteShip, end ident.Position) (tail []wire.HandTail, yes bool) {
+	o.ask(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case s.mu.stable >= end.Seq && s.mu.mark.Seq >= end.Seq:
+			yes = true
+			return
+		case s.mu.sent < end.Seq || s.mu.gap != nil || len(o.order) == 0:
+			return
+		}
+		last := o.order[len(o.order)-1]
+		for i := len(o.order) - 2; i >= 0 && last.before.Seq >= end.Seq; i-- {
+			last = o.order[i] // the newest is empty
+		}
+		if last.id == s.mu.open && last.last == end && s.mu.stable >= last.before.Seq {
+			tail, yes = []wire.HandTail{{Segment: last.id, Store: s.mu.dest, Last: end}}, true
+		}
+	})
+	return tail, yes
+}
+
 // settledAt reports that what a site has is stable there but for the segment that is being shipped: nothing older has to be
 // waited for in the pause.
 func (o *Owner) settledAt(s *siteShip) (yes bool) {

@@ -41,6 +41,7 @@ const (
 	handLagSmall   = 256 << 10 // bytes; what is shipped at once over any link
 	lagLook        = 50 * time.Millisecond
 	lagPatience    = time.Second      // for the copy to catch up by itself, before writers are slowed
+	tailPatience   = 2 * time.Second  // for what was sent before the leave; then the old owner takes the volume back
 	handExpected   = 5 * time.Second  // a taker that is prepared leaves the key's change to the owner's word for so long
 	preparedAtMost = 10 * time.Minute // then it forgets
 	drainingAtOnce = 2
@@ -328,6 +329,17 @@ func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wi
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
+	if err := s.awaitTail(ctx, m); err != nil {
+		s.env.Log.Warn("a hand-over is not begun", "volume", v.Spec().Name, "err", err)
+		s.mu.Lock()
+		v.taking = false
+		if v.prepared == nil {
+			p.named = time.Now() // it is the old owner's to take back, or this site's to pass on
+			v.prepared = p
+		}
+		s.mu.Unlock()
+		return wire.HandOverReply{Failed: wire.CodeBusy, Detail: cutText(err.Error(), ownerStateMax)}, nil
+	}
 	s.takeOver(v, hand)
 	o := v.owner.Load()
 	if o == nil || o.epoch != m.Next || !isClosed(o.Serving()) {
@@ -337,6 +349,30 @@ func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wi
 	v.follow.handed(time.Now())
 	s.mu.Unlock()
 	return wire.HandOverReply{Tick: s.tick(), Epoch: o.epoch, Done: true}, nil
+}
+
+// awaitTail waits until this site has everything stable that the old owner has sent it last (R10): before that nothing is
+// begun, so that nothing is acknowledged here which follows what is only at the other site.
+func (s *Server) awaitTail(ctx context.Context, m *wire.HandOver) error {
+	ctx, cancel := context.WithTimeout(ctx, tailPatience)
+	defer cancel()
+	for _, t := range m.Tail {
+		last := error(wire.Errorf(wire.CodeAbsent, "store %s is not registered", t.Store))
+		for wait := time.Millisecond; ; wait = min(wait*2, 20*time.Millisecond) {
+			if st, ok := s.env.Stores.Store(t.Store); ok {
+				var r wire.SyncReply
+				r, last = st.Sync(ctx, &wire.Sync{Epoch: m.Epoch, Journal: m.Journal, Segments: []ident.SegmentID{t.Segment}})
+				if slices.ContainsFunc(r.Synced, func(x wire.SegmentSynced) bool { return x.Segment == t.Segment && x.Stable == t.Last }) {
+					break
+				}
+			}
+			if errors.Is(last, wire.ErrFenced) || ctx.Err() != nil {
+				return fmt.Errorf("the end of segment %s, to seq %d, is not stable at store %s: %w", t.Segment, t.Last.Seq, t.Store, errors.Join(last, ctx.Err()))
+			}
+			pauseFor(ctx, wait)
+		}
+	}
+	return nil
 }
 
 // expected reports that a journal which the control store gives to this node is about to come by a hand-over: the old

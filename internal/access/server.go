@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -389,6 +390,7 @@ func (s *Server) takeOver(v *Volume, hand *handed) {
 		defer s.claim.give()
 		hand, err = claimJournal(s.ctx, env, v.id, false)
 		if err == nil {
+			hand.homeward = true
 			if !s.slots.take(s.ctx, v.urgency) {
 				return
 			}
@@ -398,6 +400,9 @@ func (s *Server) takeOver(v *Volume, hand *handed) {
 				return func() { s.slots.take(context.Background(), v.urgency) } // whoever resumes gives it back
 			}
 			o, err = takeAt(s.ctx, env, *v.spec.Load(), hand)
+			if away, ok := errors.AsType[*endsElsewhere](err); ok && s.passOn(v, hand, away) {
+				return
+			}
 		}
 		hand = nil
 	}

@@ -51,6 +51,8 @@ type siteShip struct {
 		segment ident.SegmentID
 		shipped uint32        // of segment
 		dest    ident.StoreID // that the open one goes to
+		open    ident.SegmentID
+		sent    ident.Seq // everything up to here is on its way, or there
 		state   string
 		// When the site last said how far it is. Only shown: nothing is decided by this clock.
 		confirmed time.Time
@@ -81,7 +83,15 @@ func (s *siteShip) progress(p ident.Position, id ident.SegmentID, end uint32) {
 	}
 	s.mu.reach.to(p.Seq)
 	s.mu.segment, s.mu.shipped = id, end
+	s.mu.sent = max(s.mu.sent, p.Seq)
 	s.mu.confirmed = time.Now()
+	s.mu.Unlock()
+}
+
+// hasSent notes that everything up to a record is on its way to the site, behind what went before.
+func (s *siteShip) hasSent(seq ident.Seq) {
+	s.mu.Lock()
+	s.mu.sent = max(s.mu.sent, seq)
 	s.mu.Unlock()
 }
 
@@ -210,7 +220,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	}
 	o.lookedAt(stores)
 	s.mu.Lock()
-	s.mu.mark, s.mu.stable, s.mu.sealed, s.mu.gap, s.mu.reach = ident.Position{}, 0, nil, nil, reach{} // watermarks are computed from what is readable now (R12)
+	s.mu.mark, s.mu.stable, s.mu.sealed, s.mu.gap, s.mu.reach, s.mu.sent = ident.Position{}, 0, nil, nil, reach{}, 0 // watermarks are computed from what is readable now (R12)
 	s.mu.Unlock()
 	o.endUnsure(there)
 	away := o.awaySince(s, stores)
@@ -286,7 +296,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		}
 		s.set("shipping")
 		s.mu.Lock()
-		s.mu.dest = dest.ID()
+		s.mu.dest, s.mu.open = dest.ID(), id
 		s.mu.Unlock()
 		same := false
 		if o.ask(func() { same = from > 0 && seg.end == from && seg.last == last }); same {
@@ -474,6 +484,9 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 				}
 				<-window
 			})
+		if next == end {
+			s.hasSent(e.last.Seq)
+		}
 		if at = next; at == end && o.ack.on.Load() && o.ack.want.Load() > synced {
 			makeStable(&e)
 		}

@@ -111,6 +111,9 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	if rec.LostStable && !o.forced && !mutant.On(mutant.R4LostStable) {
 		return fail(errLostStable(o, rec))
 	}
+	if err := o.endsElsewhere(rec); err != nil {
+		return fail(err)
+	}
 	if err := o.chooseMembers(ctx, rev); err != nil {
 		return fail(err)
 	}

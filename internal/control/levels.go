@@ -28,7 +28,8 @@ import (
 //	5  journals say whether their owners stop when they are cut off; nodes that are to become voters
 //	6  records of copies by reference: see LevelCopies
 //	7  volumes say how many other sites hold what is acknowledged, and journals since when
-const Level = 7
+//	8  a hand-over to another site changes the key before the owner stops: see LevelHandEarly
+const Level = 8
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -42,6 +43,10 @@ const LevelCopies = 6
 
 // LevelAck is the level from which on owners wait for other sites before they acknowledge, where a volume asks for it.
 const LevelAck = 7
+
+// LevelHandEarly is the level from which on takers wait for the last records themselves, and pass a journal on to the site at
+// which it ends: so its key can be changed while the old owner still serves (R10).
+const LevelHandEarly = 8
 
 // levelLost is the level from which on nodes know of stores that were declared lost.
 const levelLost = 2

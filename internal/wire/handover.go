@@ -59,6 +59,17 @@ type HandOver struct {
 	// HandTake: of the journal's key, too.
 	Ack      uint16    `since:"2"`
 	AckSince ident.Seq `since:"2"`
+
+	// HandTake, where the key was changed while the old owner served: what the taker's site has to have stable before the
+	// taker begins (R10). The old owner has sent it, and has not heard of its being there.
+	Tail []HandTail `since:"2"`
+}
+
+// HandTail is an end of a segment that is on its way to a store.
+type HandTail struct {
+	Segment ident.SegmentID
+	Store   ident.StoreID
+	Last    ident.Position // its last record
 }
 
 // HandEnsemble is an entry of the list of ensembles.
@@ -110,7 +121,7 @@ type HandOverReply struct {
 	Taker    ident.NodeName
 	Phase    string // for people
 	Done     bool
-	Failed   Code   // with Done, if it was not done
+	Failed   Code   // with Done, if it was not done; take, without Done: nothing was begun, and nothing will be by this leave
 	Detail   string // of that
 	LagBytes uint64 // what the taker's site lacks
 	Pause    time.Duration
@@ -168,9 +179,9 @@ func (m *HandOver) walk(c *coder) {
 	})
 	if !c.since(version2) {
 		if !c.enc {
-			m.Fences, m.Hot, m.Ack, m.AckSince = nil, nil, 0, 0
+			m.Fences, m.Hot, m.Ack, m.AckSince, m.Tail = nil, nil, 0, 0, nil
 		}
-		return // they make it faster, no more
+		return // they make it faster, no more; and who needs the tail is not asked by this version (control.LevelHandEarly)
 	}
 	list(c, &m.Fences, 16+fenceReplySize, func(c *coder, f *HandFence) {
 		c.store(&f.Store)
@@ -179,6 +190,11 @@ func (m *HandOver) walk(c *coder) {
 	list(c, &m.Hot, 8, (*coder).u64)
 	c.u16(&m.Ack)
 	c.seq(&m.AckSince)
+	list(c, &m.Tail, segmentSize+16+positionSize, func(c *coder, t *HandTail) {
+		c.segment(&t.Segment)
+		c.store(&t.Store)
+		c.position(&t.Last)
+	})
 }
 
 func (m *HandOverReply) walk(c *coder) {
