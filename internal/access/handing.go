@@ -78,7 +78,7 @@ func (h *handing) run(ctx context.Context) error {
 		switch {
 		case left:
 		case named != 0:
-			h.takeBack(named)
+			h.takeBack(h.s.env.Control.TakeBackJournal, named)
 		default:
 			o.resume()
 			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -158,7 +158,7 @@ func (h *handing) run(ctx context.Context) error {
 	case r.Failed != 0:
 		err = &wire.Error{Code: r.Failed, Detail: fmt.Sprintf("node %s has not begun: %s", h.to.Name, r.Detail)}
 		h.epoch = ident.Epoch{}
-		h.takeBack(rev)
+		h.takeBack(h.s.env.Control.TakeJournal, rev)
 	default:
 		h.v.note(r.Epoch, r.Tick)
 	}
@@ -218,13 +218,13 @@ func (h *handing) failed(ctx context.Context) error {
 	return nil
 }
 
-// takeBack makes this node the owner again once the key names a taker that has not begun, and was not sent the leave or has
-// said that it won't begin by it. What the owner was, it can not go on being for long: the taker's site would take it for
-// dead. Who else has changed the key since has a right to: nothing is done then.
-func (h *handing) takeBack(rev control.Rev) {
+// takeBack makes this node the owner again, by a transaction like anybody's, once the key names a taker that has not begun:
+// it was not sent the leave, or has said that it won't begin by it. Until that has succeeded an owner that has not left goes
+// on, but not for good: whoever reads the key takes it for deposed. Whoever else has changed the key since has a right to.
+func (h *handing) takeBack(how func(context.Context, ident.JournalID, control.Rev, ident.NodeName) (control.JournalState, control.Rev, error), rev control.Rev) {
 	s, v, o := h.s, h.v, h.o
-	o.resume() // unless it has stopped, it serves meanwhile
-	state, rev, err := s.env.Control.TakeJournal(s.ctx, v.id, rev, s.env.Node)
+	o.resume()
+	state, rev, err := how(s.ctx, v.id, rev, s.env.Node)
 	var uncertain *control.UncertainError
 	for errors.As(err, &uncertain) && s.ctx.Err() == nil {
 		h.log.Warn("whether the control store names this node again is not known", "err", err)
@@ -245,7 +245,9 @@ func (h *handing) takeBack(rev control.Rev) {
 	}
 	v.owner.CompareAndSwap(o, nil)
 	s.mu.Unlock()
-	o.ask(func() { o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: state.Epoch, Detail: "taken back from a taker that has not begun"}) })
+	o.ask(func() {
+		o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: state.Epoch, Detail: "taken back from a taker that has not begun"})
+	})
 	h.log.Info("the volume is taken back from a taker that has not begun", "next", state.Epoch.String())
 	s.takeOver(v, &handed{state: state, rev: rev})
 }

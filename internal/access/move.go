@@ -84,6 +84,8 @@ type prepared struct {
 	moved bool
 	hand  handed
 	named time.Time // since when the control store names this node
+
+	refused bool // the leave has come, and nothing was begun: it may come again
 }
 
 // HandOver does a step of a hand-over that another node, or an operator by this one, asks for.
@@ -315,7 +317,7 @@ func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wi
 	}
 	s.mu.Lock()
 	p := v.prepared
-	if p == nil || p.from != from || p.epoch != m.Epoch || v.taking || v.owner.Load() != nil || s.mu.closed {
+	if p == nil || p.from != from || p.epoch != m.Epoch || p.refused || v.taking || v.owner.Load() != nil || s.mu.closed {
 		s.mu.Unlock()
 		return r, wire.Errorf(wire.CodeConflict, "volume %s: not prepared for a hand-over by node %s at epoch %s", v.Spec().Name, from, m.Epoch)
 	}
@@ -334,7 +336,7 @@ func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wi
 		s.mu.Lock()
 		v.taking = false
 		if v.prepared == nil {
-			p.named = time.Now() // it is the old owner's to take back, or this site's to pass on
+			p.named, p.refused = time.Now(), true // the old owner takes it back; else it is for this node to see to
 			v.prepared = p
 		}
 		s.mu.Unlock()

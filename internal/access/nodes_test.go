@@ -31,6 +31,7 @@ type nodes struct {
 	away atomic.Int32 // a site that is cut off from the others
 
 	onHandOver func(to *node, m *wire.HandOver, done bool) // not nil: sees each step, before and after
+	onNamed    func(by *node)                              // not nil: by has had the control store name another owner
 }
 
 // node is a store's node. Cut off, it has its own store, its clients and the control store: what is hardest on the
@@ -181,6 +182,33 @@ func (h *hardOfHearing) Journal(id ident.JournalID) (control.JournalState, contr
 	}
 	h.told[id] = state
 	return state, rev, ok
+}
+
+func (h *hardOfHearing) HandJournal(ctx context.Context, id ident.JournalID, rev control.Rev, to ident.NodeName, stores []ident.StoreID) (control.JournalState, control.Rev, error) {
+	state, now, err := h.Store.HandJournal(ctx, id, rev, to, stores)
+	if f := h.x.n.onNamed; f != nil && err == nil {
+		f(h.x)
+	}
+	return state, now, err
+}
+
+// lane has a node's appends to a store go by a connection that can be held: what is on it arrives when it is let go, whatever
+// has become of the node.
+func (x *node) lane(s *seat) { x.n.asFar(x.far[s.id]) }
+
+// holdAll holds what a node appends to the stores of a site.
+func (x *node) holdAll(site ident.SiteID) (release func()) {
+	var all []func()
+	for _, s := range x.n.seats {
+		if s.site == site {
+			all = append(all, x.far[s.id].hold())
+		}
+	}
+	return func() {
+		for _, f := range all {
+			f()
+		}
+	}
 }
 
 // serve starts the node's access role.

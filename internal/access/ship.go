@@ -365,6 +365,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 	var syncing atomic.Int32
 	lastSent := false
 	boot := s.boots[dest.ID()]
+	var broken atomic.Bool
 	synced := uint64(0) // a sync was sent behind everything up to here
 	sentAt := time.Time{}
 	// makeStable has the site make stable what was sent, if there is reason to: one at a time, so that many writes share an
@@ -471,6 +472,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 					err = fmt.Errorf("store %s has started anew: %w", dest.ID(), errSiteChanged)
 				}
 				if err != nil {
+					broken.Store(true)
 					o.shipFailed(s, seg, dest, err)
 					select {
 					case failed <- fmt.Errorf("append to %s at %s: %w", seg.id, dest.ID(), err):
@@ -484,7 +486,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 				}
 				<-window
 			})
-		if next == end {
+		if next == end && !broken.Load() {
 			s.hasSent(e.last.Seq)
 		}
 		if at = next; at == end && o.ack.on.Load() && o.ack.want.Load() > synced {

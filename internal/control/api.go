@@ -123,6 +123,9 @@ type Store interface {
 	// HandJournal is TakeJournal in the name of another node, to which an owner hands its journal over (R10). stores,
 	// if there are any, are the new owner's ensemble, which the same transaction lists.
 	HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error)
+	// TakeBackJournal is TakeJournal by a node that has handed the journal over in the control store (HandJournal) and not sent
+	// the leave: the one that it named can not have begun, so the ensemble that was listed for that one leaves the list.
+	TakeBackJournal(ctx context.Context, id ident.JournalID, expect Rev, owner ident.NodeName) (JournalState, Rev, error)
 	// SetStops puts the word of an epoch's owner into its key, that it stops when it is cut off from the control store, or
 	// that it does not any more. ErrConflict if the journal has another epoch. Of an error nothing is known but that.
 	SetStops(ctx context.Context, id ident.JournalID, epoch ident.Epoch, yes bool) error

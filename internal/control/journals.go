@@ -99,15 +99,20 @@ func (c *Client) clusterFor(ctx context.Context) (Cluster, []byte, error) {
 // TakeJournal implements Store.
 func (c *Client) TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error) {
 	v, ok := c.Volume(id)
-	return c.handJournal(ctx, id, expect, newOwner, nil, ok && v.Partition == PartitionStop)
+	return c.handJournal(ctx, id, expect, newOwner, nil, ok && v.Partition == PartitionStop, false)
+}
+
+// TakeBackJournal implements Store.
+func (c *Client) TakeBackJournal(ctx context.Context, id ident.JournalID, expect Rev, owner ident.NodeName) (JournalState, Rev, error) {
+	return c.handJournal(ctx, id, expect, owner, nil, false, true)
 }
 
 // HandJournal implements Store. What the new owner knows of the specification is for itself to say.
 func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error) {
-	return c.handJournal(ctx, id, expect, newOwner, stores, false)
+	return c.handJournal(ctx, id, expect, newOwner, stores, false, false)
 }
 
-func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID, stops bool) (JournalState, Rev, error) {
+func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID, stops, back bool) (JournalState, Rev, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	if newOwner == "" {
@@ -130,6 +135,9 @@ func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev
 	next := base.Clone()
 	next.Owner, next.Stops = newOwner, stops && c.level() >= LevelStops
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
+	if back {
+		next.Ensembles = slices.DeleteFunc(next.Ensembles, func(e Ensemble) bool { return e.Epoch == base.Epoch })
+	}
 	if len(stores) > 0 {
 		e := Ensemble{Epoch: next.Epoch, Stores: slices.Clone(stores)}
 		if newest, ok := base.Newest(); ok {
