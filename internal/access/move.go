@@ -21,14 +21,15 @@ import (
 //	to another site: its copy catches up; if it
 //	  does not, writers are slowed, or it is called off
 //	── ready? ──────────────────────────────────────> its tick
-//	freeze, drain; to another site: until everything
-//	  is stable there
+//	to another site: control store, as below; it serves on
+//	freeze, drain; to another site: the last records ─> stable
 //	control store: the taker, epoch+1, its ensemble
-//	stop, leases back ── take ──────────────────────> fence .. epoch-start .. serve (TakeOver)
+//	stop, leases back ── take ──────────────────────> to another site: until the last records are stable
+//	                                                  fence .. epoch-start .. serve (TakeOver)
 //	commands that were held go to the new owner
 //
-// Until the control store has the change the owner goes on if anything fails; from then on a taker that dies is an
-// owner that died.
+// Until the leave, the last message, is sent the owner goes on if anything fails; from then on a taker that dies is an
+// owner that died. Who takes over for one that has not begun passes the journal on: see homeward.go.
 
 const (
 	movePatience   = 5 * time.Minute // for everything before the pause

@@ -45,6 +45,7 @@ const (
 	R9Acks
 	R9Request
 	R10Stable
+	R10Home
 	R11Ports
 	R11Silent
 	R11Anew
@@ -112,6 +113,7 @@ var names = [...]struct {
 	R9Acks:        {"R9-acks", "a command older than an overlapping write by another session of its initiator is refused", 4, "access TestLateWriteOfAnUnseenSession"},
 	R9Request:     {"R9-request", "a request that is in the history is answered, not done again", 105, "access TestAResentRequestIsNotAppliedTwice"},
 	R10Stable:     {"R10-stable", "a hand-over to another site waits until everything is stable there", 110, "access TestTheSiteThatWasLeftIsLostAtOnce"},
+	R10Home:       {"R10-home", "who takes over for a taker that has not begun, at a site that lacks the end, passes the journal on", 110, "access TestTheGiverDiesBeforeTheLeave"},
 	R11Ports:      {"R11-ports", "after a takeover that is not proven attached ports get errors", 3, "access TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven"},
 	R11Silent:     {"R11-silent", "with the policy stop an owner without the control store's lease is silent", 102, "access TestASiteThatIsCutOff/stop"},
 	R11Acks:       {"R11-acks", "with --ack=site:K nothing is acknowledged before K other sites hold it", 101, "access TestAWriteWaitsForOtherSites"},
