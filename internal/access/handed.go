@@ -25,9 +25,6 @@ type handed struct {
 	requests []wire.HandRequest
 	fences   []wire.HandFence // answers to a fence of this epoch, which the former owner has asked for
 	hot      []uint64
-
-	// homeward has the takeover give way to the site at which the history ends, if this one lacks its end: see passOn.
-	homeward bool
 }
 
 // loaded is the map of a checkpoint if it has been loaded already. It is given once.

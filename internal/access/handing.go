@@ -103,7 +103,7 @@ func (h *handing) run(ctx context.Context) error {
 	early := h.early(state)
 	if early {
 		asked := time.Now()
-		if state, rev, err = h.write(ctx, rev); err != nil {
+		if state, rev, err = h.write(ctx, rev, early); err != nil {
 			return err
 		}
 		h.parts.named = time.Since(asked)
@@ -131,7 +131,7 @@ func (h *handing) run(ctx context.Context) error {
 		return wire.Errorf(wire.CodeUnreached, "node %s can not be reached any more", h.to.Name)
 	}
 	if !early {
-		if state, rev, err = h.write(ctx, rev); err != nil {
+		if state, rev, err = h.write(ctx, rev, early); err != nil {
 			return err
 		}
 		lap(&h.parts.written)
@@ -307,10 +307,10 @@ func (h *handing) key(ctx context.Context) (control.JournalState, control.Rev, e
 
 // write has the control store name the taker. As long as it is not known whether it does, the owner neither goes on
 // nor gives up: everything waits.
-func (h *handing) write(ctx context.Context, rev control.Rev) (control.JournalState, control.Rev, error) {
+func (h *handing) write(ctx context.Context, rev control.Rev, early bool) (control.JournalState, control.Rev, error) {
 	ctl := h.s.env.Control
 	for try := 0; ; try++ {
-		state, now, err := ctl.HandJournal(ctx, h.v.id, rev, h.to.Name, h.stores)
+		state, now, err := ctl.HandJournal(ctx, h.v.id, rev, h.to.Name, h.stores, early)
 		var uncertain *control.UncertainError
 		for errors.As(err, &uncertain) && h.s.ctx.Err() == nil {
 			h.log.Warn("whether the control store has the change is not known: commands wait", "err", err)

@@ -18,7 +18,7 @@ import (
 // finds a history that ends at the site it was to come from. Were that site lost next, this one would have to drop
 // what it had acknowledged itself; so it begins nothing, and passes the journal on:
 //
-//	key: the taker, epoch+1 ──no leave──> takeover, epoch+2: fence, history ends there, not here
+//	key: the taker, epoch+1, handed ──no leave──> takeover, epoch+2: fence, history ends there, not here
 //	──> key: an access server there, epoch+3 ──> a takeover like any other
 //
 // Once the taker has begun, the history ends in a segment of its own site.
@@ -34,9 +34,9 @@ func (e *endsElsewhere) Error() string {
 }
 
 // endsElsewhere says whether the history that was found ends at another site, and this one lacks its end. Nobody has to wait for a
-// site that has no access servers.
+// site that has no access servers, and an operator's word that moves the journal takes the mark off the key.
 func (o *Owner) endsElsewhere(rec *journal.Recovery) error {
-	if !o.hand.homeward || mutant.On(mutant.R10Home) || o.state.Forced != nil || rec.Last.Seq == 0 || len(o.env.Stores.Core(o.env.Site)) == 0 {
+	if !o.state.Handed || o.hand.told || mutant.On(mutant.R10Home) || rec.Last.Seq == 0 || len(o.env.Stores.Core(o.env.Site)) == 0 {
 		return nil
 	}
 	var last *journal.Range
@@ -81,7 +81,7 @@ func (s *Server) passOn(v *Volume, hand *handed, away *endsElsewhere) bool {
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, passPatience)
 		defer cancel()
-		state, _, err := s.env.Control.HandJournal(ctx, v.id, hand.rev, to.Name, nil)
+		state, _, err := s.env.Control.HandJournal(ctx, v.id, hand.rev, to.Name, nil, false)
 		if err != nil { // known or not, the key says what became of it
 			s.env.Log.Warn("a volume that belongs to another site is not passed on", "volume", v.Spec().Name, "to", to.Name, "err", err)
 			return false

@@ -162,7 +162,7 @@ func TestAnOwnerThatWasHandedAwayIsSilent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		state, rev, err := n.ctl.HandJournal(context.Background(), v.ID, rev, n.list[1].name, nil)
+		state, rev, err := n.ctl.HandJournal(context.Background(), v.ID, rev, n.list[1].name, nil, false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -184,8 +184,8 @@ func (h *hardOfHearing) Journal(id ident.JournalID) (control.JournalState, contr
 	return state, rev, ok
 }
 
-func (h *hardOfHearing) HandJournal(ctx context.Context, id ident.JournalID, rev control.Rev, to ident.NodeName, stores []ident.StoreID) (control.JournalState, control.Rev, error) {
-	state, now, err := h.Store.HandJournal(ctx, id, rev, to, stores)
+func (h *hardOfHearing) HandJournal(ctx context.Context, id ident.JournalID, rev control.Rev, to ident.NodeName, stores []ident.StoreID, early bool) (control.JournalState, control.Rev, error) {
+	state, now, err := h.Store.HandJournal(ctx, id, rev, to, stores, early)
 	if f := h.x.n.onNamed; f != nil && err == nil {
 		f(h.x)
 	}

@@ -390,7 +390,6 @@ func (s *Server) takeOver(v *Volume, hand *handed) {
 		defer s.claim.give()
 		hand, err = claimJournal(s.ctx, env, v.id, false)
 		if err == nil {
-			hand.homeward = true
 			if !s.slots.take(s.ctx, v.urgency) {
 				return
 			}

@@ -121,8 +121,9 @@ type Store interface {
 	// the list of ensembles that the taker has to ask. On ErrConflict state and revision are what is there now.
 	TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error)
 	// HandJournal is TakeJournal in the name of another node, to which an owner hands its journal over (R10). stores,
-	// if there are any, are the new owner's ensemble, which the same transaction lists.
-	HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error)
+	// if there are any, are the new owner's ensemble, which the same transaction lists. early says that the old owner goes on until
+	// it sends its leave (JournalState.Handed).
+	HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID, early bool) (JournalState, Rev, error)
 	// TakeBackJournal is TakeJournal by a node that has handed the journal over in the control store (HandJournal) and not sent
 	// the leave: the one that it named can not have begun, so the ensemble that was listed for that one leaves the list.
 	TakeBackJournal(ctx context.Context, id ident.JournalID, expect Rev, owner ident.NodeName) (JournalState, Rev, error)

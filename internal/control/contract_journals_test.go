@@ -107,14 +107,14 @@ func testTake(t *testing.T, open opener) {
 
 	// Handed over with an ensemble of the next owner's, and taken back from it: only that one leaves the list, and not when
 	// somebody else has changed the key.
-	s4, rev4, err := c.HandJournal(ctx, v.ID, rev2, "n0", stores[1:3])
-	if err != nil || s4.Owner != "n0" || s4.Epoch.Number != 3 || len(s4.Ensembles) != 2 || s4.Ensembles[1].Epoch != s4.Epoch {
+	s4, rev4, err := c.HandJournal(ctx, v.ID, rev2, "n0", stores[1:3], true)
+	if err != nil || !s4.Handed || s4.Owner != "n0" || s4.Epoch.Number != 3 || len(s4.Ensembles) != 2 || s4.Ensembles[1].Epoch != s4.Epoch {
 		t.Fatalf("handed over: %+v, %v", s4, err)
 	}
 	_, _, err = c.TakeBackJournal(ctx, v.ID, rev2, "n1")
 	wantErr(t, "taken back at another revision", err, ErrConflict)
 	s5, rev5, err := c.TakeBackJournal(ctx, v.ID, rev4, "n1")
-	if err != nil || s5.Owner != "n1" || s5.Epoch.Number != 4 || len(s5.Ensembles) != 1 || !slices.Equal(s5.Ensembles[0].Stores, stores[:3]) {
+	if err != nil || s5.Handed || s5.Owner != "n1" || s5.Epoch.Number != 4 || len(s5.Ensembles) != 1 || !slices.Equal(s5.Ensembles[0].Stores, stores[:3]) {
 		t.Fatalf("taken back: %+v, %v", s5, err)
 	}
 	if s6, _, err := c.TakeBackJournal(ctx, v.ID, rev5, "n0"); err != nil || len(s6.Ensembles) != 1 {

@@ -99,20 +99,29 @@ func (c *Client) clusterFor(ctx context.Context) (Cluster, []byte, error) {
 // TakeJournal implements Store.
 func (c *Client) TakeJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName) (JournalState, Rev, error) {
 	v, ok := c.Volume(id)
-	return c.handJournal(ctx, id, expect, newOwner, nil, ok && v.Partition == PartitionStop, false)
+	return c.handJournal(ctx, id, expect, newOwner, nil, func(_ JournalState, next *JournalState) {
+		next.Stops = ok && v.Partition == PartitionStop && c.level() >= LevelStops
+		next.Handed = next.Handed && c.level() >= LevelHandEarly
+	})
 }
 
 // TakeBackJournal implements Store.
 func (c *Client) TakeBackJournal(ctx context.Context, id ident.JournalID, expect Rev, owner ident.NodeName) (JournalState, Rev, error) {
-	return c.handJournal(ctx, id, expect, owner, nil, false, true)
+	return c.handJournal(ctx, id, expect, owner, nil, func(base JournalState, next *JournalState) {
+		next.Stops, next.Handed = false, false
+		next.Ensembles = slices.DeleteFunc(next.Ensembles, func(e Ensemble) bool { return e.Epoch == base.Epoch })
+	})
 }
 
 // HandJournal implements Store. What the new owner knows of the specification is for itself to say.
-func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID) (JournalState, Rev, error) {
-	return c.handJournal(ctx, id, expect, newOwner, stores, false, false)
+func (c *Client) HandJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID, early bool) (JournalState, Rev, error) {
+	if early && c.level() < LevelHandEarly {
+		return JournalState{}, 0, fmt.Errorf("journal %s: %w", id, ErrOlderNodes)
+	}
+	return c.handJournal(ctx, id, expect, newOwner, stores, func(_ JournalState, next *JournalState) { next.Stops, next.Handed = false, early })
 }
 
-func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID, stops, back bool) (JournalState, Rev, error) {
+func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, stores []ident.StoreID, words func(base JournalState, next *JournalState)) (JournalState, Rev, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	if newOwner == "" {
@@ -133,11 +142,9 @@ func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev
 		return base, rev, invalidf("journal %s: epochs are used up", id)
 	}
 	next := base.Clone()
-	next.Owner, next.Stops = newOwner, stops && c.level() >= LevelStops
+	next.Owner = newOwner
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
-	if back {
-		next.Ensembles = slices.DeleteFunc(next.Ensembles, func(e Ensemble) bool { return e.Epoch == base.Epoch })
-	}
+	words(base, &next)
 	if len(stores) > 0 {
 		e := Ensemble{Epoch: next.Epoch, Stores: slices.Clone(stores)}
 		if newest, ok := base.Newest(); ok {
@@ -168,7 +175,7 @@ func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Re
 		return base, rev, fmt.Errorf("journal %s: %w", id, ErrUnheard)
 	}
 	next := base.Clone()
-	next.Owner, next.Stops = newOwner, false
+	next.Owner, next.Stops, next.Handed = newOwner, false, false
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
 	next.Forced = &Forced{Epoch: next.Epoch, Lost: slices.Clone(lost)}
 	if base.Ack > 0 {
@@ -222,7 +229,7 @@ func (c *Client) ChangeEnsembles(ctx context.Context, changes []EnsembleChange) 
 			continue
 		}
 		next := base.Clone()
-		next.Ensembles = ch.Ensembles
+		next.Ensembles, next.Handed = ch.Ensembles, false
 		if ch.Sites != nil {
 			next.Sites = ch.Sites
 		}

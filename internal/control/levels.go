@@ -70,7 +70,7 @@ var laterFields = map[string]map[string]laterField{
 	dirVolumes: {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}, "ack": {7, `0`}},
 	dirNodes:   {"leaving": {2, `false`}, "voting": {5, `false`}},
 	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}, "forced": {2, `null`}, "stops": {5, `false`},
-		"ack": {7, `0`}, "ack_since": {7, `0`}, "hear": {7, `0`}, "from": {7, `0`}, "silent": {7, `false`}},
+		"ack": {7, `0`}, "ack_since": {7, `0`}, "hear": {7, `0`}, "from": {7, `0`}, "silent": {7, `false`}, "handed": {8, `false`}},
 }
 
 type laterField struct {

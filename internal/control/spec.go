@@ -242,6 +242,9 @@ type JournalState struct {
 	// it is not. AckSince is the record from which on the owner has waited for them.
 	Ack      int       `json:"ack,omitempty"`
 	AckSince ident.Seq `json:"ack_since,omitempty"`
+	// Handed says that the owner was named while the one before served (R10): unless it has begun, its site may lack the end
+	// of the history. It goes with the first change by an owner, and with a word that overrides it.
+	Handed bool `json:"handed,omitempty"`
 }
 
 // Forced is in a journal's key from a takeover without the answers that R2 asks for until the ensembles that it

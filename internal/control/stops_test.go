@@ -24,7 +24,7 @@ func TestStopsIsTheWordOfAnEpoch(t *testing.T) {
 		if err != nil || !state.Stops {
 			t.Fatalf("taken: %+v, %v", state, err)
 		}
-		state, rev, err = c.HandJournal(ctx, v.ID, rev, "b", nil)
+		state, rev, err = c.HandJournal(ctx, v.ID, rev, "b", nil, false)
 		if err != nil || state.Stops {
 			t.Errorf("handed over: %+v, %v", state, err)
 		}
