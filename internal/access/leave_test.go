@@ -176,6 +176,51 @@ func TestTheGiverDiesBeforeTheLeave(t *testing.T) {
 	})
 }
 
+// There is nobody to pass it on to: the volume waits, says why, and goes where an operator says.
+func TestNobodyIsThereToPassItOnTo(t *testing.T) {
+	var release func()
+	var gone []*node
+	leaves(t, func(l *leaving) {
+		l.named(func() {
+			release = l.x.holdAll(2)
+			l.writes(l.x, "the owner goes on")
+			l.x.cut.Store(true)
+			for _, o := range l.n.list {
+				if o.home.site == 1 && o != l.x {
+					gone = append(gone, o)
+				}
+			}
+			go func() {
+				for _, o := range gone {
+					o.stop()
+				}
+			}()
+		})
+	}, func(l *leaving) {
+		defer release()
+		ctx := context.Background()
+		vol := l.y.volumeAt(l.v)
+		eventually(t, "the reason why it waits", func() bool {
+			l.y.srv.Load().mu.Lock()
+			defer l.y.srv.Load().mu.Unlock()
+			return vol.why != nil
+		})
+		if o := l.n.owner(l.v.ID, l.x); o != nil {
+			t.Errorf("%s owns it, and its site lacks the end", o.name)
+		}
+		for end := time.Now().Add(20 * time.Second); l.key().Handed && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			_, rev, err := l.n.ctl.JournalNow(ctx, l.v.ID)
+			if err == nil {
+				_, _, _ = l.n.ctl.ForceJournal(ctx, l.v.ID, rev, l.y.name, nil, "", 0)
+			}
+		}
+		l.ownedAt(2, l.x)
+		for _, o := range gone {
+			o.serve()
+		}
+	})
+}
+
 // The same, and everything was sent: the taker's site goes on, with or without its taker.
 func TestTheGiverDiesBehindTheLeave(t *testing.T) {
 	t.Run("before the taker has begun", func(t *testing.T) {
