@@ -243,10 +243,8 @@ func TestTheGiverDiesBehindTheLeave(t *testing.T) {
 			l.named(func() {
 				release = l.x.holdAll(2)
 				l.writes(l.x, "the owner goes on")
-			})
-			l.left(false, func(*wire.HandOver) {
 				go func() {
-					time.Sleep(10 * time.Millisecond)
+					time.Sleep(50 * time.Millisecond) // the leave is on its way, unless a segment has just ended
 					l.x.cut.Store(true)
 				}()
 			})
