@@ -428,7 +428,10 @@ func TestSlowedWritersGetIn(t *testing.T) {
 		wg.Go(func() { errs <- writeAt(o, int64(i)*4096, bytes.Repeat([]byte{byte(i)}, 4096), false) })
 	}
 	wg.Wait()
-	o.ask(func() { o.setRate(1) })
+	o.ask(func() {
+		o.setRate(1)
+		o.move.budget = 0 // what may have been saved up
+	})
 	for i := range 4 {
 		wg.Go(func() { errs <- writeAt(o, int64(i)*4096, bytes.Repeat([]byte{7}, 4096), false) })
 	}
