@@ -67,6 +67,11 @@ func (a *app) statusTables(s *dozov1.StatusResponse) error {
 			return err
 		}
 	}
+	if n := s.GetBlocks().GetStrayReplicas(); n > 0 {
+		if err := view.Facts(a.out, "Left over", fmt.Sprintf("%d replicas, %s, belong to no segment: each goes once nothing can depend on it", n, size.Format(s.GetBlocks().GetStrayBytes()))); err != nil {
+			return err
+		}
+	}
 	if len(s.GetProblems()) > 0 {
 		g := view.NewGrid("PROBLEM", "OBJECT", "SEVERITY", "SINCE", "WHAT")
 		for _, p := range s.GetProblems() {

@@ -27,6 +27,7 @@ type Server struct {
 	holding bool // the lease of the control store is asked for; only reconcile's
 
 	away     map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
+	alarms   falseAlarms                  // Run's own
 	followed time.Time                    // when follow looked last; Run's own
 
 	observer atomic.Pointer[UnitObserver]
@@ -120,6 +121,9 @@ func (s *Server) nodeAway() bool {
 			continue
 		}
 		if s.reachable(n.Name) {
+			if since, was := s.away[n.Name]; was && time.Since(since) > ownerGoneAfter {
+				s.alarms.note(n.Name, time.Now())
+			}
 			delete(s.away, n.Name)
 			continue
 		}
@@ -283,7 +287,13 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 		v.wanted = time.Now()
 	}
 	patience := ownerAwayAfter
-	if s.gone(state.Owner) || s.silent(state.Owner) {
+	more := s.alarms.more(state.Owner, time.Now())
+	switch {
+	case s.gone(state.Owner):
+		patience = ownerGoneAfter
+	case more > 0 && v.urgency() == 0:
+		patience <<= more
+	case s.silent(state.Owner):
 		patience = ownerGoneAfter
 	}
 	return time.Since(v.wanted) > patience && s.chosen(v.id, state.Owner)
@@ -452,6 +462,17 @@ func (s *Server) Blocks() (list []wire.JournalBlocks) {
 		}
 	}
 	return list
+}
+
+// Strays is how many replicas are known of that belong to no segment of the journals owned here, and their bytes.
+func (s *Server) Strays() (n int, bytes uint64) {
+	for _, o := range s.Owners() {
+		if v := o.View(); v != nil {
+			n += v.Strays
+			bytes += v.StrayLen
+		}
+	}
+	return n, bytes
 }
 
 // Copies is the node's budget of copies.

@@ -19,6 +19,8 @@ type View struct {
 	MapBytes int64
 	Repairs  int
 	Blocks   wire.JournalBlocks
+	Strays   int // replicas that belong to no segment, and their bytes
+	StrayLen uint64
 	Ships    []string // states, in the order of Sites
 }
 
@@ -91,6 +93,10 @@ func (o *Owner) noteTail(seq ident.Seq, now uint64) {
 func (o *Owner) publish() {
 	v := &View{At: o.w.At(), Proven: o.proven, Members: o.members, MapBytes: o.m.Memory(), Repairs: o.repair.running}
 	v.Journal, v.Owner, v.Epoch = o.journalID, o.env.Node, o.epoch
+	v.Strays = len(o.strays.found)
+	for _, r := range o.strays.found {
+		v.StrayLen += uint64(r.End)
+	}
 	v.Commit, v.Stable, v.Written = o.w.Commit(), o.w.Stable(), o.written
 	v.Checkpoint = o.w.Point().At
 	v.Mapped = o.m.Mapped()

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -78,6 +79,7 @@ type Embedded struct {
 	wg        sync.WaitGroup
 	closeOnce sync.Once
 	done      chan struct{}
+	ended     atomic.Bool
 }
 
 func httpsURL(a netip.AddrPort) url.URL { return url.URL{Scheme: "https", Host: a.String()} }
@@ -280,6 +282,10 @@ func (e *Embedded) Leads() bool {
 	return e.etcd.Server.Leader() == e.etcd.Server.MemberID()
 }
 
+// Ended reports, once Close has returned, that nothing of the voter is left: one may be started in its directory again. Else
+// what is left may hold its locks, and only the end of the process ends it.
+func (e *Embedded) Ended() bool { return e.ended.Load() }
+
 // ErrVoterDied is what Failed gives if the voter can not go on because of its disk, or of itself; not if it was removed.
 var ErrVoterDied = errors.New("the voter has died")
 
@@ -301,6 +307,7 @@ func (e *Embedded) Close() error {
 				e.etcd.Server.Stop()
 			}
 			e.etcd.Close()
+			e.ended.Store(true) // not if that ended by lastWords
 		}()
 		select {
 		case <-closed:

@@ -21,6 +21,8 @@ import (
 // Reasons of problems, as docs/reference/api.md lists them.
 const (
 	problemNodeDown       = "NODE_DOWN"
+	problemVoterDown      = "VOTER_DOWN"
+	problemUnknownJournal = "JOURNAL_UNKNOWN"
 	problemSiteAway       = "SITE_AWAY"
 	problemVolumeDegraded = "VOLUME_DEGRADED"
 	problemVolumeBehind   = "VOLUME_BEHIND"
@@ -107,6 +109,15 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 	}
 	addNodes(out, nodes, newSpaces(facts))
 	out.Blocks = blocksStatus(blocks)
+	for _, x := range nodes {
+		out.Blocks.StrayReplicas += x.StrayReplicas
+		out.Blocks.StrayBytes += x.StrayBytes
+		out.Blocks.UnknownJournals += x.UnknownJournals
+		if x.UnknownJournals > 0 {
+			out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemUnknownJournal, Object: nodeObject(x.Name),
+				Message: fmt.Sprintf("stores of node %s have replicas of %d journals that the control store does not know: they are kept, and nothing can use them", x.Name, x.UnknownJournals)})
+		}
+	}
 	if n := out.Blocks.DamagedNow; n > 0 {
 		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemDataDamaged, Object: "cluster",
 			Message: fmt.Sprintf("%d replicas have a bad place: they are made again from good ones", n)})
@@ -166,6 +177,9 @@ func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node, room *spaces) {
 			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node does not answer, and the control store can not be asked")
 		default:
 			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node does not answer")
+		}
+		if x.VoterProblem != "" {
+			add(severityWarning, problemVoterDown, nodeObject(x.Name), "the voter of the control store on node %s does not run: %s", x.Name, x.VoterProblem)
 		}
 		for _, s := range x.Stores {
 			out.CapacityBytes += room.add(s.Id, s.CapacityBytes)

@@ -85,6 +85,14 @@ func (b *backend) ownNode(ctx context.Context, c *control.Client) (*dozov1.Node,
 	if h := b.Health(); h.Ready {
 		out.State = nodeUp
 	}
+	if b.n.access != nil {
+		strays, bytes := b.n.access.Strays()
+		out.StrayReplicas, out.StrayBytes = uint64(strays), bytes
+	}
+	out.UnknownJournals = b.n.strangers.Load()
+	if p := b.n.voterProblem.Load(); p != nil {
+		out.VoterProblem = *p
+	}
 	for _, s := range out.Stores {
 		id, err := ident.ParseStoreID(s.Id)
 		if err != nil {

@@ -212,4 +212,5 @@ func (u *burier) lookForStrangers(ctx context.Context, ctl *control.Client) {
 		}
 	}
 	u.unknown.Set(float64(len(found)))
+	u.n.strangers.Store(uint64(len(found)))
 }

@@ -16,6 +16,7 @@ import (
 	"dozo/internal/ident"
 	"dozo/internal/pki"
 	"dozo/internal/version"
+	"dozo/internal/vfs"
 	"dozo/internal/wire"
 )
 
@@ -95,23 +96,47 @@ func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- er
 		return fmt.Errorf("control store: %w", err)
 	}
 	n.voter.Store(e)
+	keeper := voterKeeper{
+		start: func(ctx context.Context) (runningVoter, error) {
+			e, err := control.StartEmbedded(ctx, voter)
+			if err != nil {
+				return nil, err
+			}
+			n.voter.Store(e)
+			return e, nil
+		},
+		free: func() (uint64, error) {
+			u, err := vfs.Default.Usage(voter.Dir)
+			return u.Free, err
+		},
+		// What it is for needs a majority of the voters, not this one; the node's volumes and stores do not need it at all.
+		lives: n.cfg.Has(config.RoleCore) || n.cfg.Has(config.RoleAccess),
+		say:   n.sayOfVoter,
+	}
 	n.wg.Go(func() {
-		select {
-		case err := <-e.Failed():
-			if !errors.Is(err, control.ErrVoterDied) || !n.cfg.Has(config.RoleCore) && !n.cfg.Has(config.RoleAccess) {
-				fatal <- fmt.Errorf("control store: %w", err)
-				return
+		if err := keeper.keep(ctx, e); err != nil {
+			select {
+			case fatal <- fmt.Errorf("control store: %w", err):
+			case <-ctx.Done():
 			}
-			// What it was for needs a majority of the voters, not this one; the node's volumes and stores do not need it at all.
-			n.log.Error("the voter of the control store has died, and the node goes on without: start it again once its disk is well", "err", err)
-			if n.ctl.Load() != nil {
-				n.record(control.Event{Time: time.Now(), Actor: "node/" + string(n.cfg.Node), Action: "control.voter-died", Object: "node/" + string(n.cfg.Node), Note: err.Error()})
-			}
-			_ = e.Close() // its listeners, so that nobody waits for its answers
-		case <-ctx.Done():
 		}
 	})
 	return nil
+}
+
+// sayOfVoter notes how the voter that runs here is, for the log, the events and the node's state.
+func (n *Node) sayOfVoter(action, problem string, err error) {
+	n.voterProblem.Store(&problem)
+	note := ""
+	if err != nil {
+		note = err.Error()
+		n.log.Error("the voter of the control store does not run, and the node goes on without", "why", problem, "err", err)
+	} else {
+		n.log.Info("the voter of the control store runs again")
+	}
+	if n.ctl.Load() != nil && action != "control.voter-waits" { // that comes again and again
+		n.record(control.Event{Time: time.Now(), Actor: nodeObject(string(n.cfg.Node)), Action: action, Object: nodeObject(string(n.cfg.Node)), Note: note})
+	}
 }
 
 func addrPort(e config.Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr, e.Port) }

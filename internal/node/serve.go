@@ -41,7 +41,11 @@ type Node struct {
 	instance uint64
 	started  time.Time
 
-	voter  atomic.Pointer[control.Embedded]
+	voter atomic.Pointer[control.Embedded]
+	// Why the voter that should run here does not; nil or empty: it runs, or there is none.
+	voterProblem atomic.Pointer[string]
+	strangers    atomic.Uint64 // journals of which the stores here have replicas and the control store knows nothing
+
 	ctl    atomic.Pointer[control.Client]
 	self   atomic.Pointer[control.Node]
 	stores map[ident.StoreID]*core.Store

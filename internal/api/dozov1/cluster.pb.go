@@ -429,8 +429,14 @@ type BlocksStatus struct {
 	DamagedFound  uint64 `protobuf:"varint,15,opt,name=damaged_found,json=damagedFound,proto3" json:"damaged_found,omitempty"`
 	DamagedHealed uint64 `protobuf:"varint,16,opt,name=damaged_healed,json=damagedHealed,proto3" json:"damaged_healed,omitempty"`
 	DamagedNow    uint64 `protobuf:"varint,17,opt,name=damaged_now,json=damagedNow,proto3" json:"damaged_now,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Replicas that stores have and that belong to no segment of their volume's history, and their bytes: left by what was
+	// given up, or by a store that was away. Each is let go once nothing can depend on it.
+	StrayReplicas uint64 `protobuf:"varint,18,opt,name=stray_replicas,json=strayReplicas,proto3" json:"stray_replicas,omitempty"`
+	StrayBytes    uint64 `protobuf:"varint,19,opt,name=stray_bytes,json=strayBytes,proto3" json:"stray_bytes,omitempty"`
+	// Journals of which stores have replicas and of which the control store knows nothing; they are kept.
+	UnknownJournals uint64 `protobuf:"varint,20,opt,name=unknown_journals,json=unknownJournals,proto3" json:"unknown_journals,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *BlocksStatus) Reset() {
@@ -578,6 +584,27 @@ func (x *BlocksStatus) GetDamagedHealed() uint64 {
 func (x *BlocksStatus) GetDamagedNow() uint64 {
 	if x != nil {
 		return x.DamagedNow
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetStrayReplicas() uint64 {
+	if x != nil {
+		return x.StrayReplicas
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetStrayBytes() uint64 {
+	if x != nil {
+		return x.StrayBytes
+	}
+	return 0
+}
+
+func (x *BlocksStatus) GetUnknownJournals() uint64 {
+	if x != nil {
+		return x.UnknownJournals
 	}
 	return 0
 }
@@ -1462,7 +1489,7 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06voters\x18\x03 \x03(\tR\x06voters\x12\x1a\n" +
-	"\bexternal\x18\x04 \x01(\bR\bexternal\"\xb3\x05\n" +
+	"\bexternal\x18\x04 \x01(\bR\bexternal\"\xa6\x06\n" +
 	"\fBlocksStatus\x12+\n" +
 	"\x11segments_degraded\x18\x01 \x01(\x04R\x10segmentsDegraded\x12%\n" +
 	"\x0edegraded_bytes\x18\x02 \x01(\x04R\rdegradedBytes\x12'\n" +
@@ -1482,7 +1509,11 @@ const file_dozo_v1_cluster_proto_rawDesc = "" +
 	"\rdamaged_found\x18\x0f \x01(\x04R\fdamagedFound\x12%\n" +
 	"\x0edamaged_healed\x18\x10 \x01(\x04R\rdamagedHealed\x12\x1f\n" +
 	"\vdamaged_now\x18\x11 \x01(\x04R\n" +
-	"damagedNow\"\x0f\n" +
+	"damagedNow\x12%\n" +
+	"\x0estray_replicas\x18\x12 \x01(\x04R\rstrayReplicas\x12\x1f\n" +
+	"\vstray_bytes\x18\x13 \x01(\x04R\n" +
+	"strayBytes\x12)\n" +
+	"\x10unknown_journals\x18\x14 \x01(\x04R\x0funknownJournals\"\x0f\n" +
 	"\rStatusRequest\"\xfb\x03\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +

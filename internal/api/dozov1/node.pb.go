@@ -55,7 +55,14 @@ type Node struct {
 	// Volumes that it owns.
 	Volumes uint32 `protobuf:"varint,18,opt,name=volumes,proto3" json:"volumes,omitempty"`
 	// It is being emptied, to be removed.
-	Leaving       bool `protobuf:"varint,19,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	Leaving bool `protobuf:"varint,19,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	// Of the volumes that it owns: replicas on any store that belong to no segment, and their bytes.
+	StrayReplicas uint64 `protobuf:"varint,20,opt,name=stray_replicas,json=strayReplicas,proto3" json:"stray_replicas,omitempty"`
+	StrayBytes    uint64 `protobuf:"varint,21,opt,name=stray_bytes,json=strayBytes,proto3" json:"stray_bytes,omitempty"`
+	// Journals of which its stores have replicas and of which the control store knows nothing.
+	UnknownJournals uint64 `protobuf:"varint,22,opt,name=unknown_journals,json=unknownJournals,proto3" json:"unknown_journals,omitempty"`
+	// Why the voter of the control store that should run here does not; empty: it runs, or there is none.
+	VoterProblem  string `protobuf:"bytes,23,opt,name=voter_problem,json=voterProblem,proto3" json:"voter_problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +228,34 @@ func (x *Node) GetLeaving() bool {
 		return x.Leaving
 	}
 	return false
+}
+
+func (x *Node) GetStrayReplicas() uint64 {
+	if x != nil {
+		return x.StrayReplicas
+	}
+	return 0
+}
+
+func (x *Node) GetStrayBytes() uint64 {
+	if x != nil {
+		return x.StrayBytes
+	}
+	return 0
+}
+
+func (x *Node) GetUnknownJournals() uint64 {
+	if x != nil {
+		return x.UnknownJournals
+	}
+	return 0
+}
+
+func (x *Node) GetVoterProblem() string {
+	if x != nil {
+		return x.VoterProblem
+	}
+	return ""
 }
 
 // NodeStore is a data directory of a node.
@@ -1273,7 +1308,7 @@ var File_dozo_v1_node_proto protoreflect.FileDescriptor
 
 const file_dozo_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x12dozo/v1/node.proto\x12\adozo.v1\x1a\x13dozo/v1/store.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x04\n" +
+	"\x12dozo/v1/node.proto\x12\adozo.v1\x1a\x13dozo/v1/store.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -1295,7 +1330,12 @@ const file_dozo_v1_node_proto_rawDesc = "" +
 	"\x06stores\x18\x10 \x03(\v2\x12.dozo.v1.NodeStoreR\x06stores\x12\x1a\n" +
 	"\bdraining\x18\x11 \x01(\bR\bdraining\x12\x18\n" +
 	"\avolumes\x18\x12 \x01(\rR\avolumes\x12\x18\n" +
-	"\aleaving\x18\x13 \x01(\bR\aleaving\"\xee\x01\n" +
+	"\aleaving\x18\x13 \x01(\bR\aleaving\x12%\n" +
+	"\x0estray_replicas\x18\x14 \x01(\x04R\rstrayReplicas\x12\x1f\n" +
+	"\vstray_bytes\x18\x15 \x01(\x04R\n" +
+	"strayBytes\x12)\n" +
+	"\x10unknown_journals\x18\x16 \x01(\x04R\x0funknownJournals\x12#\n" +
+	"\rvoter_problem\x18\x17 \x01(\tR\fvoterProblem\"\xee\x01\n" +
 	"\tNodeStore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x12\n" +

@@ -1,0 +1,116 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dozo/internal/control"
+)
+
+// fakeVoter is a voter that ends when it is told to.
+type fakeVoter struct {
+	failed chan error
+	ended  bool
+	closed int
+}
+
+func (v *fakeVoter) Failed() <-chan error { return v.failed }
+func (v *fakeVoter) Close() error         { v.closed++; return nil }
+func (v *fakeVoter) Ended() bool          { return v.ended && v.closed > 0 }
+
+func newFakeVoter(ended bool) *fakeVoter {
+	return &fakeVoter{failed: make(chan error, 1), ended: ended}
+}
+
+// TestVoterComesBack: a voter is stopped before its disk is full, or dies of that, and runs again once there is room; one of
+// which something is left, or that has died of something else, does not.
+func TestVoterComesBack(t *testing.T) {
+	full := fmt.Errorf("%w: %w", control.ErrVoterDied, syscall.ENOSPC)
+	broken := fmt.Errorf("%w: %w", control.ErrVoterDied, syscall.EIO)
+	removed := errors.New("it was removed from the voters")
+	for _, x := range []struct {
+		name  string
+		ended bool
+		lives bool
+		fail  error // nil: there is no room
+		says  []string
+		back  bool
+		fatal error
+	}{
+		{"short of room", true, true, nil, []string{"control.voter-paused", "control.voter-waits", "control.voter-back"}, true, nil},
+		{"a witness short of room", true, false, nil, []string{"control.voter-paused", "control.voter-waits", "control.voter-back"}, true, nil},
+		{"died of a full disk", true, true, full, []string{"control.voter-died", "control.voter-waits", "control.voter-back"}, true, nil},
+		{"died of a full disk and did not end", false, true, full, []string{"control.voter-died"}, false, nil},
+		{"died of a bad disk", true, true, broken, []string{"control.voter-died"}, false, nil},
+		{"a witness that died", true, false, full, nil, false, full},
+		{"removed", true, true, removed, nil, false, removed},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				free := uint64(1 << 30)
+				var says []string
+				problem := ""
+				starts := 0
+				first, second := newFakeVoter(x.ended), newFakeVoter(true)
+				k := voterKeeper{lives: x.lives,
+					free: func() (uint64, error) { return free, nil },
+					say:  func(action, p string, _ error) { says = append(says, action); problem = p },
+					start: func(context.Context) (runningVoter, error) {
+						if starts++; starts == 1 {
+							return nil, errors.New("no majority")
+						}
+						return second, nil
+					}}
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- k.keep(ctx, first) }()
+				time.Sleep(time.Minute)
+				if len(says) > 0 || first.closed > 0 {
+					t.Fatalf("while it was well: %v", says)
+				}
+				if x.fail != nil {
+					first.failed <- x.fail
+					synctest.Wait()
+				}
+				free = voterRoomMin - 1
+				time.Sleep(10 * time.Minute)
+				if x.fatal != nil {
+					if err := <-done; !errors.Is(err, x.fatal) {
+						t.Fatalf("it ended with %v", err)
+					}
+					cancel()
+					return
+				}
+				if first.closed == 0 || starts > 0 || problem == "" {
+					t.Fatalf("without room: closed %d, started %d, says %v %q", first.closed, starts, says, problem)
+				}
+				free = voterRoomBack - 1
+				time.Sleep(10 * time.Minute)
+				if starts > 0 {
+					t.Fatal("it was started where it would be stopped soon")
+				}
+				free = voterRoomBack
+				time.Sleep(10 * time.Minute)
+				if !slices.Equal(says, x.says) {
+					t.Errorf("it says %v, want %v", says, x.says)
+				}
+				if back := starts == 2 && problem == ""; back != x.back {
+					t.Errorf("it runs again: %v, want %v; started %d, problem %q", back, x.back, starts, problem)
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+				if x.back && second.closed != 1 {
+					t.Errorf("the second one was closed %d times", second.closed)
+				}
+			})
+		})
+	}
+}
