@@ -24,6 +24,7 @@ type Mem struct {
 		log        []change      // of revisions above compacted, in order
 		grew       chan struct{} // closed and replaced at each change of anything here
 		down       bool
+		refused    int // requests while it was down
 		fault      func() Fault
 		generation int             // counts Renew
 		cut        map[string]bool // holds that can not be renewed
@@ -77,6 +78,21 @@ func (m *Mem) SetDown(down bool) {
 	defer m.mu.Unlock()
 	m.mu.down = down
 	m.wakeLocked()
+}
+
+// Refused is how many requests have come in vain since the beginning, because the store was unavailable.
+func (m *Mem) Refused() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.refused
+}
+
+// downLocked is asked for each request.
+func (m *Mem) downLocked() bool {
+	if m.mu.down {
+		m.mu.refused++
+	}
+	return m.mu.down
 }
 
 // SetFault has f asked before every transaction; nil ends it. f runs under the store's lock.
@@ -164,7 +180,7 @@ func (k memKV) get(ctx context.Context, key string) (pair, Rev, error) {
 	if err := ctx.Err(); err != nil {
 		return pair{}, 0, err
 	}
-	if m.mu.down {
+	if m.downLocked() {
 		return pair{}, 0, errMemDown
 	}
 	if err := k.checkLocked(); err != nil {
@@ -182,7 +198,7 @@ func (k memKV) list(ctx context.Context, dir string) ([]pair, Rev, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, 0, err
 	}
-	if m.mu.down {
+	if m.downLocked() {
 		return nil, 0, errMemDown
 	}
 	if err := k.checkLocked(); err != nil {
@@ -205,7 +221,7 @@ func (k memKV) commit(ctx context.Context, t txn) (txnResult, error) {
 	if err := ctx.Err(); err != nil {
 		return txnResult{}, err
 	}
-	if m.mu.down {
+	if m.downLocked() {
 		return txnResult{}, errMemDown
 	}
 	fault := FaultNone
@@ -443,7 +459,7 @@ func (k memKV) grant(key string, value []byte, ttl time.Duration) (*memLease, er
 	m := k.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.down {
+	if m.downLocked() {
 		return nil, errMemDown
 	}
 	if err := k.checkLocked(); err != nil {
