@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -309,8 +310,14 @@ func sentElsewhere(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 	}
 	events := make(chan initiator.AsyncEvent, 16)
 	dial := func(x *testNode, isid byte) *initiator.Session {
-		s, err := initiator.Dial(ctx, initiator.Config{Portal: x.cfg.Portals[0].String(), Target: v.Volume.Iqn, Initiator: "iqn.2026-11.test:away",
-			ISID: [6]byte{0x80, 0, 0, 0, 0, isid}, OnAsync: func(e initiator.AsyncEvent) { events <- e }})
+		conf := initiator.Config{Portal: x.cfg.Portals[0].String(), Target: v.Volume.Iqn, Initiator: "iqn.2026-11.test:away",
+			ISID: [6]byte{0x80, 0, 0, 0, 0, isid}, OnAsync: func(e initiator.AsyncEvent) { events <- e }}
+		s, err := initiator.Dial(ctx, conf)
+		// The node may not have heard of the volume yet: it was made by way of another.
+		for end := time.Now().Add(20 * time.Second); err != nil && strings.Contains(err.Error(), "target not found") && time.Now().Before(end); {
+			time.Sleep(20 * time.Millisecond)
+			s, err = initiator.Dial(ctx, conf)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
