@@ -66,7 +66,7 @@ func (op *Op) again() bool {
 			return false
 		}
 	}
-	op.over, op.barred, op.fresh, op.farTries = false, false, false, 0
+	op.over, op.barred, op.fresh, op.farTries, op.slowTries = false, false, false, 0, 0
 	for i := range op.replies {
 		release(op.replies[i])
 	}

@@ -56,10 +56,11 @@ type Op struct {
 	lent     bool       // a store that no longer answers may still read it: don't use it again
 	decided  unitResult // OpUnit
 
-	far      []byte // blocks of other sites, out of the cache
-	farWaits int    // flights that it waits for
-	farTries int
-	farErr   error
+	far       []byte // blocks of other sites, out of the cache
+	farWaits  int    // flights that it waits for
+	farTries  int
+	slowTries int // see readMoved
+	farErr    error
 }
 
 var opPool = sync.Pool{New: func() any { return new(Op) }}

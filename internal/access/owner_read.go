@@ -409,7 +409,7 @@ func (o *Owner) readSlow(op *Op) {
 			}
 			if !got {
 				err := fmt.Errorf("segment %s record %d: %w", src.piece.Segment, src.piece.Record, last)
-				o.call(func() { o.finish(op, err) })
+				o.call(func() { o.readMoved(op, src.piece, err) })
 				return
 			}
 		}
@@ -429,6 +429,23 @@ func (o *Owner) readSlow(op *Op) {
 			}
 		})
 	})
+}
+
+// slowTries is how often a read is begun anew because what it was about to read was rewritten and retired meanwhile. More
+// than once needs a client that writes the same blocks again and again.
+const slowTries = 8
+
+// readMoved ends a read of which no store has a piece, unless the map knows something else of the piece's blocks by now.
+func (o *Owner) readMoved(op *Op, p wire.ReadPiece, err error) {
+	if o.stopErr == nil && op.slowTries < slowTries {
+		pieces, need := o.m.Lookup(op.first, uint32(op.count), nil)
+		if need != volume.NoLeaf || !slices.ContainsFunc(pieces, func(x volume.Piece) bool { return !x.Hole() && pieceOf(&x) == p }) {
+			op.slowTries++
+			o.readAgain(op, err)
+			return
+		}
+	}
+	o.finish(op, err)
 }
 
 // inOrder lists the stores of a segment, the best to read first.

@@ -1,13 +1,16 @@
 package access
 
 import (
+	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/volume"
 	"dozo/internal/wire"
 )
 
@@ -207,4 +210,66 @@ func TestTheOwnersNodeDiesAfterDrops(t *testing.T) {
 		im.check(t)
 		im.o.Close()
 	}
+}
+
+// A read that goes piece by piece finds that no store has a piece any more: its blocks were rewritten, and the segment retired
+// and dropped, since they were looked up. It reads what is there now; it used to end with an error.
+func TestReadOfWhatWasRetiredMeanwhile(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 2)
+	c.limit.SegmentBytes = 64 << 10
+	v := c.volume(256<<10, 1, control.Replicated)
+	o := c.own(v)
+	write := func(b byte) {
+		t.Helper()
+		for off := int64(0); off < v.SizeBytes; off += 32 << 10 {
+			if err := writeAt(o, off, bytes.Repeat([]byte{b}, 32<<10), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(1)
+	var stale []volume.Piece
+	o.ask(func() { stale, _ = o.m.Lookup(0, 2, nil) })
+	b := byte(1)
+	eventually(t, "the segment is nowhere", func() bool {
+		b++
+		write(b)
+		if err := o.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		gone := false
+		o.ask(func() { o.dropSome(); gone = o.segs[stale[0].Segment] == nil })
+		return gone
+	})
+	op := NewOp()
+	op.Kind, op.Length, op.count = wire.OpRead, 8192, 2
+	done := make(chan error, 1)
+	op.Done = func(_ *Op, err error) { done <- err }
+	o.call(func() {
+		op.pieces = stale
+		o.readSlow(op)
+	})
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if data := slices.Concat(op.Data...); !bytes.Equal(data, bytes.Repeat([]byte{b}, 8192)) {
+		t.Errorf("%d bytes that begin with %d, want %d", len(data), data[0], b)
+	}
+	op.Release()
+	// Where it is still what the map says, it is an error.
+	op = NewOp()
+	op.Kind, op.Length, op.count = wire.OpRead, 8192, 2
+	op.Done = func(_ *Op, err error) { done <- err }
+	for _, s := range c.seats {
+		c.kill(s)
+	}
+	o.call(func() {
+		op.pieces, _ = o.m.Lookup(0, 2, op.pieces[:0])
+		o.readSlow(op)
+	})
+	if err := <-done; err == nil {
+		t.Error("read without any store")
+	}
+	o.Close()
 }

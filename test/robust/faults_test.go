@@ -139,6 +139,30 @@ func leader(c *cluster) *proc {
 	return c.voters()[0]
 }
 
+// votes says whether the control store hears from a voter.
+func (c *cluster) votes(p *proc) (ok bool, why string) {
+	var st struct {
+		Voters []struct {
+			Node     string
+			Up       bool
+			Problems []string
+		}
+	}
+	why = "nobody tells"
+	for _, n := range c.nodes() {
+		if err := c.tryAsk(n.name, &st, "control", "status"); err != nil {
+			why = err.Error()
+			continue
+		}
+		for _, v := range st.Voters {
+			if v.Node == p.name {
+				return v.Up, fmt.Sprint(v.Problems)
+			}
+		}
+	}
+	return false, why
+}
+
 // far puts 200 ms and 2 % loss between any two voters of the control store.
 func far(c *cluster) func() {
 	set := func(settings ...string) {
@@ -200,14 +224,14 @@ var faults = []fault{
 		c.changes(owner, 40)
 		return func() {
 			empty()
-			select { // it is dying if it found the disk full
-			case <-p.done:
-			case <-time.After(time.Second):
-			}
-			if !p.alive() {
-				c.t.Logf("%s has ended", p.name)
-				c.start(p)
-			}
+			// If it found the disk full it comes back by itself, or is about to end, which may take it ten seconds.
+			c.until(p.name+" votes", 90*time.Second, func() (bool, string) {
+				if !p.alive() {
+					c.t.Logf("%s has ended", p.name)
+					c.start(p)
+				}
+				return c.votes(p)
+			})
 			c.ready(p)
 		}
 	}},
