@@ -14,13 +14,17 @@ import (
 type budget struct {
 	max, share int64
 	used       atomic.Int64
-	waiting    atomic.Int32 // len(mu.line)
+	gave       atomic.Uint64 // counts how often memory was given back
+	waiting    atomic.Int32  // len(mu.line)
 	mu         struct {
 		sync.Mutex
-		line    []*conn
+		line    []waiter
 		pumping bool
 	}
 }
+
+// waiter is who waits in line. letIn takes what there is room for, and gets in line again if that is not all.
+type waiter interface{ letIn() }
 
 // fits says whether a connection that has own bytes may have need more.
 func (b *budget) fits(own, need int64) bool {
@@ -28,42 +32,32 @@ func (b *budget) fits(own, need int64) bool {
 	return own+need <= b.share || used+need <= b.max || used == 0
 }
 
-// hasRoomLocked reports whether the budget admits so many bytes; if not, the connection is in line.
-func (c *conn) hasRoomLocked(need int) bool {
-	b, own := &c.srv.budget, int64(c.writeMem+c.readMem)
-	if need == 0 || b.fits(own, int64(need)) {
-		return true
-	}
+// wait puts somebody in line who did not fit, and says whether he does now: what was given back in between has not seen him.
+func (b *budget) wait(w waiter, own, need int64) bool {
 	b.mu.Lock()
-	if !slices.Contains(b.mu.line, c) {
-		b.mu.line = append(b.mu.line, c)
+	if !slices.Contains(b.mu.line, w) {
+		b.mu.line = append(b.mu.line, w)
 		b.waiting.Add(1)
 	}
 	b.mu.Unlock()
-	c.srv.notice("buffers for all connections are used up: commands wait", "peer", c.peer.Remote, "initiator", c.peer.Initiator, "bytes", b.used.Load(), "max", b.max)
-	return b.fits(own, int64(need)) // what was given back meanwhile has not seen it in line
+	return b.fits(own, need)
 }
 
-func (c *conn) takeLocked(n int) { c.srv.budget.used.Add(int64(n)) }
-
-// giveLocked gives memory back.
-func (c *conn) giveLocked(n int) {
-	if n == 0 {
-		return
+// give gives memory back, and says whether pump is to be called.
+func (b *budget) give(n int64) (pump bool) {
+	b.used.Add(-n)
+	b.gave.Add(1)
+	if b.waiting.Load() == 0 {
+		return false
 	}
-	b := &c.srv.budget
-	if b.used.Add(int64(-n)); b.waiting.Load() > 0 {
-		b.mu.Lock()
-		start := !b.mu.pumping && len(b.mu.line) > 0
-		b.mu.pumping = b.mu.pumping || start
-		b.mu.Unlock()
-		if start {
-			c.srv.wg.Go(b.pump) // it locks other connections
-		}
-	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	pump = !b.mu.pumping && len(b.mu.line) > 0
+	b.mu.pumping = b.mu.pumping || pump
+	return pump
 }
 
-// pump lets those in line go on, as far as there is room.
+// pump lets those in line go on, as far as there is room. What is given back while it runs starts no other: it looks again.
 func (b *budget) pump() {
 	for {
 		b.mu.Lock()
@@ -72,19 +66,43 @@ func (b *budget) pump() {
 			b.mu.Unlock()
 			return
 		}
-		c := b.mu.line[0]
+		w, gave := b.mu.line[0], b.gave.Load()
 		b.mu.line = slices.Delete(b.mu.line, 0, 1)
 		b.waiting.Add(-1)
 		b.mu.Unlock()
-		c.mu.Lock()
-		c.admitLocked()
-		c.mu.Unlock()
+		w.letIn()
 		b.mu.Lock()
-		if slices.Contains(b.mu.line, c) { // it got what there was
+		if slices.Contains(b.mu.line, w) && b.gave.Load() == gave { // it got what there was
 			b.mu.pumping = false
 			b.mu.Unlock()
 			return
 		}
 		b.mu.Unlock()
+	}
+}
+
+func (c *conn) letIn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.admitLocked()
+}
+
+// hasRoomLocked reports whether the budget admits so many bytes; if not, the connection is in line.
+func (c *conn) hasRoomLocked(need int) bool {
+	b, own := &c.srv.budget, int64(c.writeMem+c.readMem)
+	if need == 0 || b.fits(own, int64(need)) {
+		return true
+	}
+	fits := b.wait(c, own, int64(need))
+	c.srv.notice("buffers for all connections are used up: commands wait", "peer", c.peer.Remote, "initiator", c.peer.Initiator, "bytes", b.used.Load(), "max", b.max)
+	return fits
+}
+
+func (c *conn) takeLocked(n int) { c.srv.budget.used.Add(int64(n)) }
+
+// giveLocked gives memory back.
+func (c *conn) giveLocked(n int) {
+	if n != 0 && c.srv.budget.give(int64(n)) {
+		c.srv.wg.Go(c.srv.budget.pump) // it locks other connections
 	}
 }
