@@ -1,7 +1,9 @@
 package access
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -306,5 +308,52 @@ func TestLateWriteOfAnUnseenSession(t *testing.T) {
 	}
 	if err := l.check(op(2, 1005, 5), y.Stamp.Epoch, 1040); err != nil {
 		t.Errorf("the session's own was refused: %v", err)
+	}
+}
+
+// What one disk has changed silently before another site had it is shipped from the other disk, and made again. The site that
+// was away used to be behind for ever, as the same bytes were sent to it again and again.
+func TestRottenBytesAreNotShipped(t *testing.T) {
+	t.Parallel()
+	for name, off := range map[string]func(SegmentView) int64{
+		"body":   func(s SegmentView) int64 { return int64(s.Bytes) - 100 },
+		"header": func(SegmentView) int64 { return journal.SegmentHeaderSize + 18 }, // the length of the first record
+	} {
+		for _, sealed := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, " sealed=", sealed), func(t *testing.T) {
+				t.Parallel()
+				c := newCluster(t, 2, 2)
+				c.limit.SegmentBytes = 64 << 10
+				v := c.volume(1<<20, 2, control.Replicated)
+				im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(5, 8))}
+				c.inStep(t, im.o)
+				c.killSite(2)
+				for off := int64(0); off < 40*4096; off += 4096 {
+					data := bytes.Repeat([]byte{byte(im.rng.Uint32()) | 1}, 4096)
+					if err := writeAt(im.o, off, data, false); err != nil {
+						t.Fatal(err)
+					}
+					copy(im.want[off:], data)
+				}
+				var seg SegmentView
+				eventually(t, "a segment with two holders", func() bool {
+					list := im.o.Segments()
+					if seg = list[len(list)-1]; sealed {
+						seg = list[1]
+					}
+					return seg.Sealed == sealed && len(seg.Holders) == 2 && (!sealed || seg.Holders[0].Stable && seg.Holders[1].Stable)
+				})
+				var source journal.Store
+				im.o.ask(func() { source = im.o.readFrom(im.o.segs[seg.ID]) })
+				c.flip(t, c.seat(source.ID()), seg, off(seg))
+				c.startSite(2)
+				c.inStep(t, im.o)
+				if n := counter(im.o.env.Metrics.Corrupt); n == 0 {
+					t.Error("nothing was found corrupt")
+				}
+				im.check(t)
+				im.o.Close()
+			})
+		}
 	}
 }

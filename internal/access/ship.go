@@ -453,7 +453,9 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 		n := wholeRecords(r.Data, at)
 		if n == 0 {
 			release(r)
-			return e, wire.Errorf(wire.CodeCorrupt, "segment %s has no record at %d", seg.id, at)
+			err := wire.Errorf(wire.CodeCorrupt, "segment %s has no record at %d", seg.id, at)
+			o.sourceRotten(seg.id, source, err)
+			return e, err
 		}
 		select {
 		case window <- struct{}{}:
@@ -464,9 +466,10 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 			release(r)
 			return e, ctx.Err()
 		}
-		next := at + uint32(n)
+		from, next := at, at+uint32(n)
 		dest.Append(&wire.Append{Epoch: o.epoch, Segment: seg.id, Offset: at, Commit: commit, Stable: stable, Data: [][]byte{r.Data[:n]}},
 			func(reply wire.AppendReply, err error) {
+				err = o.refusedFrame(seg.id, source, r.Data[:n], from, err)
 				release(r)
 				if err == nil && reply.Boot != boot && boot != (ident.BootID{}) {
 					err = fmt.Errorf("store %s has started anew: %w", dest.ID(), errSiteChanged)
