@@ -37,9 +37,23 @@ func (o *Owner) everywhere(not []ident.StoreID) (list []ident.StoreID) {
 	return list
 }
 
-// more reports that another store may answer soon.
-func (o *Owner) more(stores []ident.StoreID, heard fenceAnswers) bool {
-	return slices.ContainsFunc(stores, func(id ident.StoreID) bool { return heard[id] == nil && o.env.Stores.Up(id) })
+// more reports that another store may answer soon: its node can be reached from here, or the control store hears of it, so
+// that it may be only from here that it can't. What it has may be all that is left of the end of the history (R4). At a
+// site that has lost stores nobody is waited for who can't be reached.
+func (o *Owner) more(f *control.Forced, stores []ident.StoreID, heard fenceAnswers) bool {
+	lost := func(site ident.SiteID) bool {
+		return site == f.From || slices.ContainsFunc(f.Lost, func(id ident.StoreID) bool { return o.env.Stores.Site(id) == site })
+	}
+	return slices.ContainsFunc(stores, func(id ident.StoreID) bool {
+		return heard[id] == nil && (o.env.Stores.Up(id) || !lost(o.env.Stores.Site(id)) && o.announced(id))
+	})
+}
+
+// announced reports that the control store hears of a store's node.
+func (o *Owner) announced(id ident.StoreID) bool {
+	return slices.ContainsFunc(o.env.Control.SharedNodes(), func(n control.Node) bool {
+		return slices.ContainsFunc(n.Stores, func(s control.StoreSpec) bool { return s.ID == id }) && o.env.Control.Alive(n.Name)
+	})
 }
 
 // forcedEnough says what the history is by the answers, nil if too few have answered. It notes which ensembles count.

@@ -1,11 +1,14 @@
 package access
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dozo/internal/control"
@@ -357,4 +360,76 @@ func TestAfterAForcedTakeoverNothingIsCut(t *testing.T) {
 	o = c.own(v)
 	n.check(t, o, n.acked, "with the stores back")
 	o.Close()
+}
+
+// The site that takes over is divided at that moment: the node that takes over can't reach the one that has the newest records
+// of those that are left, and the control store hears of both. It waits for that node, and nothing is lost that need not be.
+func TestSiteFailoverAtADividedSite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 2, 2, time.Second)
+		v := n.volume(1<<20, 2, control.Replicated)
+		o := n.served(t, v).srv.Load().Owners()[0]
+		const blocks = 20
+		for i := range int64(blocks) {
+			if err := writeAt(o, i*4096, bytes.Repeat([]byte{byte(i + 1)}, 4096), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		n.inStep(t, o)
+		var has, takes *node
+		var end ident.Seq
+		for i, x := range n.list[2:] {
+			r, err := x.home.Inventory(t.Context(), &wire.Inventory{Journal: v.ID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, replica := range r.Replicas {
+				if !replica.Segment.IsCheckpoint() && replica.Last.Seq > end {
+					end, has, takes = replica.Last.Seq, x, n.list[3-i]
+				}
+			}
+		}
+		if has == nil {
+			t.Fatal("site 2 has nothing")
+		}
+		n.list[0].stop()
+		n.list[1].stop()
+		n.kill(n.list[0].home)
+		n.kill(n.list[1].home)
+		has.cut.Store(true)
+		state, rev, err := n.ctl.JournalNow(t.Context(), v.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var gone []ident.StoreID
+		for _, e := range state.Ensembles {
+			for _, s := range e.Stores {
+				if n.Site(s) == 1 && !slices.Contains(gone, s) {
+					gone = append(gone, s)
+				}
+			}
+		}
+		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, takes.name, gone, "", 0); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(8 * time.Second)
+		has.cut.Store(false)
+		var now *Owner
+		eventually(t, "an owner at site 2", func() bool {
+			for _, x := range n.list[2:] {
+				if y := x.volumeAt(v).Owner(); y != nil && isClosed(y.Serving()) && !isClosed(y.Stopped()) {
+					now = y
+				}
+			}
+			return now != nil
+		})
+		for i := range int64(blocks) {
+			got, err := readAt(now, i*4096, 4096)
+			if err != nil || got[0] != byte(i+1) {
+				t.Fatalf("block %d: %v, %v", i, got[:min(1, len(got))], err)
+			}
+		}
+		n.stopAll()
+	})
 }

@@ -267,7 +267,7 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 				if enoughSince.IsZero() {
 					enoughSince = time.Now()
 				}
-				if waited := time.Since(enoughSince); waited > fencePatience && (waited > o.env.Limits.UncertainWait || !o.more(o.everywhere(nil), heard)) {
+				if waited := time.Since(enoughSince); waited > fencePatience && (waited > o.env.Limits.UncertainWait || !o.more(state.Forced, o.everywhere(nil), heard)) {
 					return heard, rec, nil
 				}
 			}
