@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dozo/internal/control"
+	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
@@ -356,4 +357,85 @@ func TestRottenBytesAreNotShipped(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A store of another site, which has the last replica of a retired segment by the owner's table, says that it has none: it has let it
+// go, and its word got lost. Nobody is to be shipped that segment any more; sites that were compared anew waited for it, and
+// the store was not asked again before its site had the retirement.
+func TestLostWordOfARetiredReplica(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	c.limit.SegmentBytes = 64 << 10
+	c.limit.CheckpointInterval = time.Hour
+	v := c.volume(256<<10, 2, control.Replicated)
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 8))}
+	o := im.o
+	for range 2 {
+		for off := int64(0); off < v.SizeBytes; off += 32 << 10 {
+			data := bytes.Repeat([]byte{byte(im.rng.Uint32()) | 1}, 32<<10)
+			if err := writeAt(o, off, data, false); err != nil {
+				t.Fatal(err)
+			}
+			copy(im.want[off:], data)
+		}
+	}
+	if err := o.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	c.inStep(t, o)
+	first := o.Segments()[0].ID
+	away := func() (s *seat, retired bool) {
+		o.ask(func() {
+			if x := o.segs[first]; x != nil {
+				retired = o.retiring(x)
+				for _, h := range x.holders {
+					if c.Site(h.store) == 2 {
+						s = c.seat(h.store)
+					}
+				}
+			}
+		})
+		return s, retired
+	}
+	eventually(t, "a replica at site 2", func() bool { s, _ := away(); return s != nil })
+	holds, _ := away()
+	eventually(t, "the first segment is retired", func() bool {
+		o.ask(o.publish)
+		c.killSite(2) // it must not hear of it yet
+		o.ask(o.dropSome)
+		_, retired := away()
+		if !retired {
+			c.startSite(2)
+			time.Sleep(200 * time.Millisecond)
+		}
+		return retired
+	})
+	eventually(t, "it is gone at home", func() bool {
+		local := 0
+		o.ask(func() {
+			o.dropSome()
+			for _, h := range o.segs[first].holders {
+				if c.Site(h.store) == 1 {
+					local++
+				}
+			}
+		})
+		return local == 0
+	})
+	next := func() ident.SegmentID {
+		seg, _ := o.segmentAfter(0)
+		return seg.id
+	}
+	if next() != first {
+		t.Errorf("the next segment to ship is %s, and %s is at site 2 still", next(), first)
+	}
+	o.sourceAbsent(first, holds, wire.Errorf(wire.CodeAbsent, "no replica of segment %s here", first))
+	eventually(t, "it is shipped no more", func() bool { return next() != first })
+	c.startSite(2)
+	for range 20 {
+		im.change(t)
+	}
+	c.inStep(t, o)
+	im.check(t)
+	o.Close()
 }

@@ -448,6 +448,9 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 		cancel()
 		if err != nil {
 			o.heard(source.ID(), ended, err)
+			if errors.Is(err, wire.ErrAbsent) {
+				o.sourceAbsent(seg.id, source, err)
+			}
 			return e, fmt.Errorf("read %s: %w", seg.id, err)
 		}
 		n := wholeRecords(r.Data, at)

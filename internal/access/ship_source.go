@@ -2,6 +2,7 @@ package access
 
 import (
 	"errors"
+	"slices"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -39,6 +40,25 @@ func (o *Owner) sourceRotten(id ident.SegmentID, source journal.Store, err error
 	o.env.Metrics.Corrupt.Inc()
 	o.log.Error("replica is corrupt, shipping from another", "segment", id, "store", source.ID(), "err", err)
 	o.call(func() { o.markBad(id, source.ID(), err) })
+}
+
+// sourceAbsent is called when a store says that it has no replica of a segment. If the segment is retired the store has let it
+// go, and only its word got lost: once a site's watermark has fallen it is not asked again until the site has the retirement,
+// for which it would have to get over this segment.
+func (o *Owner) sourceAbsent(id ident.SegmentID, source journal.Store, err error) {
+	o.call(func() {
+		s := o.segs[id]
+		if s == nil || !o.retiring(s) {
+			o.markBad(id, source.ID(), err)
+			return
+		}
+		s.holders = slices.DeleteFunc(s.holders, func(h holder) bool {
+			if h.store == source.ID() {
+				o.strays.gone(permitKey{id, h.store}, h.made)
+			}
+			return h.store == source.ID()
+		})
+	})
 }
 
 // refusedFrame looks at the frame that a site has refused. What it gives is the error that counts.
