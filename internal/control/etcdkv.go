@@ -345,7 +345,21 @@ func (k *etcdKV) hold(ctx context.Context, key string, value []byte, clock func(
 		return err
 	}
 	renewed(asked, true)
-	t := time.NewTicker(HoldEvery)
+	return keepRenewed(ctx, HoldTTL, HoldEvery, clock, renewed, func() error {
+		r, err := k.renewLease(ctx, id, HoldEvery)
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) || err == nil && r.TTL <= 0 {
+			return errLeaseOver
+		}
+		return err
+	})
+}
+
+var errLeaseOver = errors.New("lease ran out")
+
+// keepRenewed renews a lease until that is over, or nobody has answered for so long that it must be: perhaps it is there, perhaps
+// not, and a new one is asked for. renewed is told of each renewal that was answered, and when it was asked for.
+func keepRenewed(ctx context.Context, ttl, every time.Duration, clock func() int64, renewed func(asked int64, anew bool), renew func() error) error {
+	t := time.NewTicker(every)
 	defer t.Stop()
 	for last := time.Now(); ; {
 		select {
@@ -354,15 +368,12 @@ func (k *etcdKV) hold(ctx context.Context, key string, value []byte, clock func(
 		case <-t.C:
 		}
 		asked := clock()
-		r, err := k.renewLease(ctx, id, HoldEvery)
-		switch {
-		case err == nil && r.TTL > 0:
+		switch err := renew(); {
+		case err == nil:
 			last = time.Now()
 			renewed(asked, false)
-		case errors.Is(err, rpctypes.ErrLeaseNotFound) || err == nil:
-			return errors.New("lease ran out")
-		case time.Since(last) > 2*HoldTTL:
-			return err // perhaps it is there, perhaps not: a new one is asked for
+		case errors.Is(err, errLeaseOver) || time.Since(last) > 2*ttl:
+			return err
 		}
 	}
 }

@@ -452,8 +452,6 @@ type memLease struct {
 	over  bool // Mem.mu
 }
 
-var errMemLease = errors.New("control store in memory: the lease ran out")
-
 // grant puts a key with a lease of its own.
 func (k memKV) grant(key string, value []byte, ttl time.Duration) (*memLease, error) {
 	m := k.m
@@ -496,7 +494,7 @@ func (l *memLease) renew() (struct{}, error) {
 	case l.m.mu.down:
 		return struct{}{}, errMemDown
 	case l.over:
-		return struct{}{}, errMemLease
+		return struct{}{}, errLeaseOver
 	}
 	l.timer.Reset(l.ttl)
 	return struct{}{}, nil
@@ -524,24 +522,10 @@ func (k wayKV) leased(ctx context.Context, key string, value []byte, ttl, every 
 		}
 	}()
 	renewed(asked, true)
-	t := time.NewTicker(every)
-	defer t.Stop()
-	for last := time.Now(); ; {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-t.C:
-		}
-		asked := clock()
+	return keepRenewed(ctx, ttl, every, clock, renewed, func() error {
 		_, err := over(ctx, k.way, l.renew)
-		switch {
-		case err == nil:
-			last = time.Now()
-			renewed(asked, false)
-		case errors.Is(err, errMemLease) || time.Since(last) > 2*ttl:
-			return err
-		}
-	}
+		return err
+	})
 }
 
 func (k wayKV) hold(ctx context.Context, key string, value []byte, clock func() int64, renewed func(asked int64, anew bool)) error {
