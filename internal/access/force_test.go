@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -19,6 +18,11 @@ import (
 // force gives a journal to n1 without the stores of a site.
 func (c *cluster) force(t *testing.T, v control.VolumeSpec, lost ident.SiteID) control.JournalState {
 	t.Helper()
+	return c.forceTo(t, v, lost, "n1")
+}
+
+func (c *cluster) forceTo(t *testing.T, v control.VolumeSpec, lost ident.SiteID, to ident.NodeName) control.JournalState {
+	t.Helper()
 	state, rev, err := c.ctl.JournalNow(context.Background(), v.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +35,7 @@ func (c *cluster) force(t *testing.T, v control.VolumeSpec, lost ident.SiteID) c
 			}
 		}
 	}
-	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, "n1", gone, "", 0)
+	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, to, gone, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,21 +402,7 @@ func TestSiteFailoverAtADividedSite(t *testing.T) {
 		n.kill(n.list[0].home)
 		n.kill(n.list[1].home)
 		has.cut.Store(true)
-		state, rev, err := n.ctl.JournalNow(t.Context(), v.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var gone []ident.StoreID
-		for _, e := range state.Ensembles {
-			for _, s := range e.Stores {
-				if n.Site(s) == 1 && !slices.Contains(gone, s) {
-					gone = append(gone, s)
-				}
-			}
-		}
-		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, takes.name, gone, "", 0); err != nil {
-			t.Fatal(err)
-		}
+		n.forceTo(t, v, 1, takes.name)
 		time.Sleep(8 * time.Second)
 		has.cut.Store(false)
 		var now *Owner
