@@ -301,22 +301,21 @@ func readAll(ctx context.Context, p *Proc, x wire.Replica) ([]byte, error) {
 	return all, nil
 }
 
-// positionsIn lists where a replica's records stand; as far as they can be read.
-func positionsIn(id ident.SegmentID, raw []byte) (list []ident.Position) {
+// eachRecord goes through a replica's records, as far as they are whole.
+func eachRecord(id ident.SegmentID, raw []byte, f func(at ident.Position, r *journal.Record, body []byte)) {
 	h, err := journal.DecodeSegmentHeader(raw)
 	if err != nil {
-		return nil
+		return
 	}
 	run := journal.Run{Segment: id.Original(), At: h.Before}
 	for data := raw[journal.SegmentHeaderSize:]; len(data) > 0; {
 		n, err := run.Next(data)
 		if err != nil {
-			return list
+			return
 		}
+		f(run.At, &run.Record, data[journal.BodyOffset(run.Record.StoredLen):][:run.Record.StoredLen])
 		data = data[n:]
-		list = append(list, run.At)
 	}
-	return list
 }
 
 // compare has a segment's records be part of the one history.

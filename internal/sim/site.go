@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"dozo/internal/access"
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
 
@@ -375,7 +377,7 @@ func (w *World) checkForks(o *access.Owner) (wrong []string) {
 	if v == nil || w.lostBytes.Load() {
 		return nil
 	}
-	kept := map[ident.Hash]bool{}
+	kept := aside{records: map[ident.Hash]bool{}}
 	for _, n := range w.nodes {
 		p := n.running()
 		if p == nil {
@@ -394,9 +396,7 @@ func (w *World) checkForks(o *access.Owner) (wrong []string) {
 				wrong = append(wrong, "fork "+x.Segment.String()+" at "+string(n.name)+": "+err.Error())
 				continue
 			}
-			for _, at := range positionsIn(x.Segment, raw) {
-				kept[at.Hash] = true
-			}
+			kept.add(x.Segment.Original(), raw)
 		}
 	}
 	for i, c := range v.Cuts {
@@ -409,7 +409,7 @@ func (w *World) checkForks(o *access.Owner) (wrong []string) {
 		}
 		for _, at := range left {
 			w.stats.add("commit points found in forks", 1)
-			if !kept[at.Hash] {
+			if !kept.has(at) {
 				wrong = append(wrong, fmt.Sprintf("record %s, which had been committed, was left behind by epoch %s and is in no fork", at, c.At.Epoch))
 				break
 			}
@@ -417,6 +417,59 @@ func (w *World) checkForks(o *access.Owner) (wrong []string) {
 		wrong = append(wrong, w.checkFork(v.Cuts, c, left[len(left)-1])...)
 	}
 	return wrong
+}
+
+// aside is what forks have.
+type aside struct {
+	records map[ident.Hash]bool
+	spans   []span
+	retired []ident.SegmentID // by records in them
+}
+
+// span is the records of one segment.
+type span struct {
+	id          ident.SegmentID
+	first, last ident.Seq
+}
+
+func (a *aside) add(id ident.SegmentID, raw []byte) {
+	x := span{id: id}
+	eachRecord(id, raw, func(at ident.Position, r *journal.Record, body []byte) {
+		a.records[at.Hash] = true
+		if x.first == 0 {
+			x.first = at.Seq
+		}
+		x.last = at.Seq
+		if r.Kind == journal.KindRetire {
+			if list, err := journal.DecodeRetired(body); err == nil {
+				a.retired = append(a.retired, list...)
+			}
+		}
+	})
+	if x.first != 0 {
+		a.spans = append(a.spans, x)
+	}
+}
+
+// has says whether a record is in a fork, or was in a segment that the history which was left behind had retired itself: one
+// between the segments that lie around the record.
+func (a *aside) has(at ident.Position) bool {
+	if a.records[at.Hash] {
+		return true
+	}
+	after, before := -1, math.MaxInt
+	for _, x := range a.spans {
+		switch {
+		case x.id.Epoch != at.Epoch:
+		case x.last < at.Seq:
+			after = max(after, int(x.id.Number))
+		case x.first > at.Seq:
+			before = min(before, int(x.id.Number))
+		}
+	}
+	return slices.ContainsFunc(a.retired, func(id ident.SegmentID) bool {
+		return id.Epoch == at.Epoch && !id.IsCheckpoint() && int(id.Number) > after && int(id.Number) < before
+	})
 }
 
 // checkFork reads a fork as `dozo fork` does: it begins where the histories part, and has all that had been committed.
