@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,11 +16,15 @@ import (
 )
 
 // Default is the file system of the operating system.
-var Default FS = osFS{ring: sync.OnceValue(openRing)}
+var Default FS = osFS{ring: sync.OnceValue(openRing), since: time.Now()}
 
 type osFS struct {
-	ring func() *uring.Ring // gives nil: waiting calls are ordinary ones
+	ring  func() *uring.Ring // gives nil: waiting calls are ordinary ones
+	since time.Time
 }
+
+// now is the time of windows: nanoseconds since the process began.
+func (s osFS) now() int64 { return int64(time.Since(s.since)) }
 
 // processorsFew is up to how many processors of Go's a waiting system call does without one: with more, one that waits is not missed.
 const processorsFew = 4
@@ -120,6 +125,7 @@ type osFile struct {
 		sync.Once
 		yes bool // the file system is memory: there is nothing to wait for
 	}
+	window window // for reads without a system call
 }
 
 // inMemory says that the file system is memory: its calls wait for nothing.
@@ -139,9 +145,20 @@ func (f *osFile) ring() *uring.Ring {
 	return f.fs.ring()
 }
 
-func (f *osFile) Close() error { return f.f.Close() }
+func (f *osFile) Close() error {
+	f.closeWindow()
+	return f.f.Close()
+}
 
 func (f *osFile) ReadAt(p []byte, off int64) (n int, err error) {
+	if f.readMapped(p, off) {
+		return len(p), nil
+	}
+	return f.pread(p, off)
+}
+
+// pread is ReadAt by system call.
+func (f *osFile) pread(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		m, err := unix.Pread(f.fd, p[n:], off+int64(n))
 		switch {
@@ -158,8 +175,11 @@ func (f *osFile) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 func (f *osFile) ReadCachedAt(p []byte, off int64) error {
+	if f.readMapped(p, off) {
+		return nil
+	}
 	if f.inMemory() { // which does not know RWF_NOWAIT
-		if _, err := f.ReadAt(p, off); err != nil {
+		if _, err := f.pread(p, off); err != nil {
 			return ErrNotCached // ReadAt says why
 		}
 		return nil
@@ -261,7 +281,12 @@ func (f *osFile) writeZeroes(size int64) error {
 	return nil
 }
 
-func (f *osFile) Truncate(size int64) error { return f.f.Truncate(size) }
+func (f *osFile) Truncate(size int64) error {
+	// Before, for readers; after, for one who maps it just now and saw the old size.
+	f.window.lower(size)
+	defer f.window.lower(size)
+	return f.f.Truncate(size)
+}
 
 func (f *osFile) SyncData() error {
 	err := error(uring.ErrBusy)
