@@ -1,6 +1,7 @@
 package access
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,6 +69,7 @@ func TestWhatNobodyUsesWaitsAfterFalseAlarms(t *testing.T) {
 		}
 		peer := &hangingPeer{up: true}
 		s := &Server{env: Env{Node: "n1", Site: site.ID, Control: ctl}, peers: func(ident.NodeName) (Peer, bool) { return peer, true }}
+		s.mu.seen = map[ident.NodeName]bool{}
 		state := control.JournalState{Owner: "n2"}
 		takes := func(users int32) time.Duration {
 			v := &Volume{srv: s}
@@ -91,6 +93,16 @@ func TestWhatNobodyUsesWaitsAfterFalseAlarms(t *testing.T) {
 			s.nodeAway()
 		}
 		soon := ownerGoneAfter + 200*time.Millisecond
+		// Both have just been started: what nobody waits for is left to the one that had it.
+		peer.up, peer.gone = false, true
+		if d := takes(0); d < ownerComesAfter {
+			t.Errorf("one that nobody uses, of a node that may be starting, is taken after %v already", d)
+		}
+		if d := takes(1); d > soon {
+			t.Errorf("one in use, of a node that may be starting, is taken after %v", d)
+		}
+		peer.up, peer.gone = true, false
+		s.nodeAway()
 		peer.up = false
 		if d := takes(0); d > soon {
 			t.Errorf("the first time it takes %v", d)
@@ -110,6 +122,65 @@ func TestWhatNobodyUsesWaitsAfterFalseAlarms(t *testing.T) {
 		peer.gone = true
 		if d := takes(0); d > soon {
 			t.Errorf("where its process has ended it takes %v", d)
+		}
+	})
+}
+
+// staleStore is a node that has not heard yet of what became of a journal's key.
+type staleStore struct {
+	control.Store
+	state control.JournalState
+	rev   control.Rev
+}
+
+func (s *staleStore) Journal(ident.JournalID) (control.JournalState, control.Rev, bool) {
+	return s.state, s.rev, true
+}
+
+// TestWhatCameBackIsNotTaken: a node that was about to take a volume over leaves it to its former owner if that one has taken
+// it again meanwhile, or can be reached again when the takeover's turn comes. After a kill of all nodes two that came up one
+// after the other took each other's volumes away, some several times.
+func TestWhatCameBackIsNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2)
+		v := c.volume(1<<20, 1, control.Replicated)
+		_, rev, _ := c.ctl.Journal(v.ID)
+		old, rev, err := c.ctl.TakeJournal(t.Context(), v.ID, rev, "n2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, _, err := c.ctl.TakeJournal(t.Context(), v.ID, rev, "n2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		env := c.env()
+		env.Control = &staleStore{env.Control, old, rev}
+		if h, err := claimJournal(t.Context(), env, v.ID, false); !errors.Is(err, control.ErrConflict) {
+			t.Errorf("taken from the former owner, which is back: %+v, %v", h, err)
+		}
+		now, _, err := c.ctl.JournalNow(t.Context(), v.ID)
+		if err != nil || now.Owner != "n2" || now.Epoch != again.Epoch {
+			t.Errorf("owned by %s at %s, %v", now.Owner, now.Epoch, err)
+		}
+		if h, err := claimJournal(t.Context(), env, v.ID, true); err != nil || h.state.Owner != "n1" || !again.Epoch.Less(h.state.Epoch) {
+			t.Errorf("who insists gets %+v, %v", h, err)
+		}
+
+		peer := &hangingPeer{}
+		env.Control = &staleStore{c.ctl, again, rev}
+		s := NewServer(env, func(ident.NodeName) (Peer, bool) { return peer, true })
+		defer s.Close()
+		vol, _ := s.Volume(v.ID)
+		vol.users.Store(1)
+		if _, err := c.ctl.RegisterNode(t.Context(), control.Node{Name: "n1", Site: 1, HostID: "h1", Roles: []control.Role{control.RoleAccess}}); err != nil {
+			t.Fatal(err)
+		}
+		s.stillWanted(vol)
+		if time.Sleep(ownerAwayAfter + time.Second); !s.stillWanted(vol) {
+			t.Error("what a node had that is away is not wanted")
+		}
+		if peer.up = true; s.stillWanted(vol) {
+			t.Error("what a node has that is back is still wanted")
 		}
 	})
 }

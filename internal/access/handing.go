@@ -249,7 +249,7 @@ func (h *handing) takeBack(how func(context.Context, ident.JournalID, control.Re
 		o.stop(&wire.Error{Code: wire.CodeFenced, Epoch: state.Epoch, Detail: "taken back from a taker that has not begun"})
 	})
 	h.log.Info("the volume is taken back from a taker that has not begun", "next", state.Epoch.String())
-	s.takeOver(v, &handed{state: state, rev: rev})
+	s.takeOver(v, &handed{state: state, rev: rev}, nil)
 }
 
 // fence asks the stores of this site in the taker's name, where that one would have to ask over a distance. What they

@@ -354,7 +354,7 @@ func TestTheLeaveComesAfterALaterEpoch(t *testing.T) {
 		l.left(false, func(*wire.HandOver) {
 			l.y.deaf.Store(true)
 			vol := l.z.volumeAt(l.v)
-			l.z.srv.Load().takeOver(vol, nil)
+			l.z.srv.Load().takeOver(vol, nil, nil)
 			if o := vol.Owner(); o == nil || !isClosed(o.Serving()) {
 				t.Error("nobody else has taken it over")
 			}
@@ -376,7 +376,7 @@ func TestAThirdNodeTakesOverBeforeTheLeave(t *testing.T) {
 	leaves(t, func(l *leaving) {
 		l.named(func() {
 			vol := l.z.volumeAt(l.v)
-			l.z.srv.Load().takeOver(vol, nil)
+			l.z.srv.Load().takeOver(vol, nil, nil)
 			if o := vol.Owner(); o == nil || !isClosed(o.Serving()) {
 				t.Error("nobody else has taken it over")
 			}

@@ -343,7 +343,7 @@ func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wi
 		s.mu.Unlock()
 		return wire.HandOverReply{Failed: wire.CodeBusy, Detail: cutText(err.Error(), ownerStateMax)}, nil
 	}
-	s.takeOver(v, hand)
+	s.takeOver(v, hand, nil)
 	o := v.owner.Load()
 	if o == nil || o.epoch != m.Next || !isClosed(o.Serving()) {
 		return r, wire.Errorf(wire.CodeBusy, "volume %s: the takeover did not succeed", v.Spec().Name)

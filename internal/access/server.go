@@ -27,7 +27,6 @@ type Server struct {
 	holding bool // the lease of the control store is asked for; only reconcile's
 
 	away     map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
-	alarms   falseAlarms                  // Run's own
 	followed time.Time                    // when follow looked last; Run's own
 
 	observer atomic.Pointer[UnitObserver]
@@ -35,6 +34,8 @@ type Server struct {
 	mu struct {
 		sync.Mutex
 		volumes map[ident.JournalID]*Volume
+		alarms  falseAlarms
+		seen    map[ident.NodeName]bool // nodes that were in reach since this one started
 		closed  bool
 	}
 }
@@ -45,6 +46,7 @@ const (
 	takeoverRetry   = time.Second
 	ownerAwayAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
 	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nobody listens there any more, or has said nothing for seconds
+	ownerComesAfter = 5 * time.Second         // likewise, for what nobody uses, where it was not seen since this node started: both are starting
 	lookEvery       = 100 * time.Millisecond  // at the nodes of the site
 	lookShare       = 8                       // a look takes one part of so many of the time, while there are changes
 	lookPause       = 500 * time.Millisecond  // and comes after this at the latest
@@ -73,6 +75,7 @@ func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 		s.env.Announce = s.announce
 	}
 	s.mu.volumes = map[ident.JournalID]*Volume{}
+	s.mu.seen = map[ident.NodeName]bool{}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -121,9 +124,13 @@ func (s *Server) nodeAway() bool {
 			continue
 		}
 		if s.reachable(n.Name) {
-			if since, was := s.away[n.Name]; was && time.Since(since) > ownerGoneAfter {
-				s.alarms.note(n.Name, time.Now())
+			since, was := s.away[n.Name]
+			s.mu.Lock()
+			if was && s.mu.seen[n.Name] && time.Since(since) > ownerGoneAfter {
+				s.mu.alarms.note(n.Name, time.Now())
 			}
+			s.mu.seen[n.Name] = true
+			s.mu.Unlock()
 			delete(s.away, n.Name)
 			continue
 		}
@@ -243,7 +250,7 @@ func (s *Server) reconcile() {
 			if v.since.IsZero() {
 				v.since = time.Now()
 			}
-			s.wg.Go(func() { s.takeOver(v, nil) })
+			s.wg.Go(func() { s.takeOver(v, nil, s.stillWanted) })
 		} else if o == nil && !v.taking {
 			v.since, v.why = time.Time{}, nil // it is another node's business
 		}
@@ -264,7 +271,7 @@ func (s *Server) reconcile() {
 }
 
 // shouldTake says whether this node takes a journal: its own after a restart, a new one of its site, one of its
-// site whose owner is gone. Being wrong costs a pause, never data (architecture §4).
+// site whose owner is gone. Being wrong costs a pause, never data (architecture §4). Server.mu is held.
 func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 	spec := v.spec.Load()
 	switch {
@@ -287,8 +294,10 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 		v.wanted = time.Now()
 	}
 	patience := ownerAwayAfter
-	more := s.alarms.more(state.Owner, time.Now())
+	more := s.mu.alarms.more(state.Owner, time.Now())
 	switch {
+	case !s.mu.seen[state.Owner] && v.urgency() == 0:
+		patience = ownerComesAfter
 	case s.gone(state.Owner):
 		patience = ownerGoneAfter
 	case more > 0 && v.urgency() == 0:
@@ -297,6 +306,15 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 		patience = ownerGoneAfter
 	}
 	return time.Since(v.wanted) > patience && s.chosen(v.id, state.Owner)
+}
+
+// stillWanted asks again whether this node takes a journal: where thousands are taken over, minutes may have passed since it
+// was decided, and the former owner may have come back.
+func (s *Server) stillWanted(v *Volume) bool {
+	state, _, ok := s.env.Control.Journal(v.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return ok && s.shouldTake(v, state)
 }
 
 // gone reports that a node's process has ended, as far as its host says.
@@ -381,8 +399,9 @@ func spread(id ident.JournalID) uint64 {
 	return h >> 17
 }
 
-// takeOver makes this node the owner; hand is what a former owner has said that hands it over, else nil.
-func (s *Server) takeOver(v *Volume, hand *handed) {
+// takeOver makes this node the owner; hand is what a former owner has said that hands it over, else nil. still, if not nil,
+// is asked again when the takeover's turn has come.
+func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 	defer func() {
 		s.mu.Lock()
 		v.taking = false
@@ -398,6 +417,9 @@ func (s *Server) takeOver(v *Volume, hand *handed) {
 			return
 		}
 		defer s.claim.give()
+		if still != nil && !still(v) { // its turn was long in coming
+			return
+		}
 		hand, err = claimJournal(s.ctx, env, v.id, false)
 		if err == nil {
 			if !s.slots.take(s.ctx, v.urgency) {

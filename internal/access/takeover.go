@@ -40,7 +40,8 @@ func TakeOver(ctx context.Context, env Env, spec control.VolumeSpec) (*Owner, er
 }
 
 // claimJournal makes this node the owner in the control store. What is known of the key is tried first: a revision that
-// is old takes no effect. Where somebody else has become the owner meanwhile, it is taken from that one only if insist.
+// is old takes no effect. Where somebody has become the owner meanwhile, the one that was it before included, it is taken from
+// that one only if insist.
 func claimJournal(ctx context.Context, env Env, id ident.JournalID, insist bool) (*handed, error) {
 	was, rev, known := env.Control.Journal(id)
 	for {
@@ -51,7 +52,7 @@ func claimJournal(ctx context.Context, env Env, id ident.JournalID, insist bool)
 			}
 		}
 		state, rev, err := env.Control.TakeJournal(ctx, id, rev, env.Node)
-		if known && errors.Is(err, control.ErrConflict) && (insist || state.Owner == was.Owner || state.Owner == env.Node) {
+		if known && errors.Is(err, control.ErrConflict) && (insist || state.Epoch == was.Epoch || state.Owner == env.Node) {
 			known = false
 			continue
 		}

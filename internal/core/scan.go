@@ -27,8 +27,12 @@ type scanned struct {
 	recycled *journal.RecycledHeader // in place of the segment header: the file holds none of this segment
 }
 
-// scanWindow is what is read at once: at least one whole record.
-const scanWindow = 4 << 20
+// What is read at once: little at first, since most files that a start looks at hold little, then more and more, up to
+// several whole records.
+const (
+	scanFirst  = 64 << 10
+	scanWindow = 4 << 20
+)
 
 // scan walks along the records in the first limit bytes of a file, bodies included, to the first that isn't
 // valid; then it looks for good ones behind it. An error is the file's, not the bytes'. visit, if not nil, is
@@ -71,7 +75,7 @@ func scan(f vfs.File, id ident.SegmentID, limit int64, stableEnd uint32, visit f
 	}
 	for {
 		at := run.Offset
-		b, err := w.at(int64(at), journal.RecordSize(journal.RecordBodyMax))
+		b, err := w.rest(int64(at), journal.RecordHeaderSize)
 		if err != nil {
 			return sc, err
 		}
@@ -79,6 +83,12 @@ func scan(f vfs.File, id ident.SegmentID, limit int64, stableEnd uint32, visit f
 			break
 		}
 		n, err := run.Next(b)
+		if err == journal.ErrCutOff {
+			if b, err = w.at(int64(at), journal.RecordSize(journal.RecordBodyMax)); err != nil {
+				return sc, err
+			}
+			n, err = run.Next(b)
+		}
 		if err != nil {
 			sc.bad = err
 			break
@@ -127,6 +137,7 @@ func allZero(b []byte) bool {
 type window struct {
 	f    vfs.File
 	size int64
+	next int // what to read the next time
 	buf  []byte
 	from int64
 	data []byte // at from
@@ -139,10 +150,12 @@ func (w *window) at(off int64, n int) ([]byte, error) {
 		return nil, nil
 	}
 	if off < w.from || off+int64(n) > w.from+int64(len(w.data)) {
-		if w.buf == nil {
-			w.buf = make([]byte, min(w.size, max(scanWindow, int64(n))))
+		k := max(n, scanFirst, w.next)
+		w.next = min(4*k, scanWindow)
+		k = int(min(int64(k), w.size-off))
+		if len(w.buf) < k {
+			w.buf = make([]byte, k)
 		}
-		k := int(min(int64(len(w.buf)), w.size-off))
 		m, err := w.f.ReadAt(w.buf[:k], off)
 		if err != nil && err != io.EOF {
 			return nil, err
@@ -153,13 +166,34 @@ func (w *window) at(off int64, n int) ([]byte, error) {
 	return b[:min(n, len(b))], nil
 }
 
+// rest gives what the window has from off on, which is n bytes at least unless the file ends before.
+func (w *window) rest(off int64, n int) ([]byte, error) {
+	b, err := w.at(off, n)
+	if err != nil || len(b) == 0 {
+		return nil, err
+	}
+	return w.data[off-w.from:], nil
+}
+
 var magicBytes = []byte("DOZC")
 
 // search looks behind off for the header of a valid record of the journal with a seq above after and up to most. What a
-// recycled file holds of its time as an older segment has lower ones; blocks of clients may look like anything.
+// recycled file holds of its time as an older segment has lower ones; blocks of clients may look like anything. Nothing is
+// in a hole: a segment of which little is written is mostly that.
 func (w *window) search(off int64, id ident.SegmentID, after, most ident.Seq) (uint32, error) {
 	for off += journal.Alignment; off < w.size; {
-		b, err := w.at(off, scanWindow/2)
+		if end := w.from + int64(len(w.data)); off+int64(len(magicBytes)) > end {
+			data, err := w.f.NextData(max(off, end))
+			switch {
+			case err != nil:
+				return 0, err
+			case data >= w.size:
+				return 0, nil
+			case data > max(off, end):
+				off = data
+			}
+		}
+		b, err := w.rest(off, len(magicBytes))
 		if err != nil || len(b) == 0 {
 			return 0, err
 		}

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"dozo/internal/ident"
@@ -201,5 +203,69 @@ func TestMissingAndUnknownFiles(t *testing.T) {
 	}
 	if _, err := s.Drop(context.Background(), &wire.Drop{Epoch: epoch(1), Segment: a.seg}); err != nil {
 		t.Fatalf("drop of a replica without a file: %v", err)
+	}
+}
+
+// TestStartReadsWhatIsThere: a segment of which little is written is mostly a hole, which a start does not read. 100 of them
+// kept a start busy for seconds.
+func TestStartReadsWhatIsThere(t *testing.T) {
+	mem := vfs.NewMem(0)
+	s := openStore(t, testOptions(mem, boot1))
+	const volumes = 20
+	var owners []*owner
+	for i := range byte(volumes) {
+		o := newOwner(t, segment(ident.JournalID{i + 1}, 1, 1))
+		o.open(s)
+		o.write(s, 1, i)
+		owners = append(owners, o)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	faults := vfs.NewFaults(mem)
+	var read atomic.Int64
+	faults.Add(func(c vfs.Call) error {
+		if c.Op == vfs.OpRead && strings.Contains(c.Path, segmentsName) {
+			read.Add(int64(c.Len))
+		}
+		return nil
+	})
+	s = openStore(t, testOptions(faults, boot1))
+	for _, o := range owners {
+		if r := s.describe(s.replica(o.seg)); r.State != wire.ReplicaOpen || r.Last != o.at || r.End != o.off {
+			t.Errorf("%+v", r)
+		}
+	}
+	if most := int64(volumes * 2 * scanFirst); read.Load() > most {
+		t.Errorf("%d bytes read for %d segments of which %d bytes are written", read.Load(), volumes, owners[0].off)
+	}
+}
+
+// TestScanFindsWhatIsBehindHoles: a good record is found wherever it is behind a bad place.
+func TestScanFindsWhatIsBehindHoles(t *testing.T) {
+	mem := vfs.NewMem(0)
+	for _, gap := range []int64{8, 4096, scanFirst - 8, scanFirst, scanFirst + 8, 3 * scanFirst, scanWindow - 8, scanWindow, 3*scanWindow + 24} {
+		name := fmt.Sprintf("/f%d", gap)
+		f, err := mem.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := newOwner(t, segment(jA, 1, 1))
+		o.make(1, 1)
+		at := o.off
+		if _, err := f.WriteAt(o.bytes, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(o.make(1, 2), int64(at)+gap); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Truncate(32 << 20); err != nil {
+			t.Fatal(err)
+		}
+		sc, err := scan(f, o.seg, 32<<20, 0, nil)
+		if err != nil || sc.end != at || sc.bad == nil || int64(sc.follows) != int64(at)+gap {
+			t.Errorf("gap of %d: ends at %d, %v, a good record at %d, %v; want %d and %d", gap, sc.end, sc.bad, sc.follows, err, at, int64(at)+gap)
+		}
+		_ = f.Close()
 	}
 }

@@ -193,3 +193,12 @@ func (f *memFile) Size() (int64, error) {
 	defer f.m.mu.RUnlock()
 	return f.n.size, nil
 }
+
+func (f *memFile) NextData(off int64) (int64, error) {
+	f.m.mu.RLock()
+	defer f.m.mu.RUnlock()
+	for off < f.n.size && f.n.pages[off/pageSize] == nil {
+		off = off - off%pageSize + pageSize
+	}
+	return min(off, f.n.size), nil
+}

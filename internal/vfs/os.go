@@ -316,3 +316,22 @@ func (f *osFile) Size() (int64, error) {
 	}
 	return st.Size(), nil
 }
+
+func (f *osFile) NextData(off int64) (int64, error) {
+	size, err := f.Size()
+	if err != nil {
+		return 0, err
+	}
+	if off >= size {
+		return size, nil
+	}
+	// The descriptor's own offset, which this moves, is nobody's: all other calls name theirs.
+	switch at, err := unix.Seek(f.fd, off, unix.SEEK_DATA); {
+	case err == unix.ENXIO: // nothing but a hole up to the end
+		return size, nil
+	case err != nil: // not known here
+		return off, nil
+	default:
+		return min(at, size), nil
+	}
+}

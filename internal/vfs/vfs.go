@@ -88,4 +88,8 @@ type File interface {
 
 	// Size gives the file's length.
 	Size() (int64, error)
+
+	// NextData gives the first offset from off on at which there may be something else than zeroes that nobody has
+	// written, or the file's length. A file system that doesn't tell where its holes are has none: then it is off.
+	NextData(off int64) (int64, error)
 }

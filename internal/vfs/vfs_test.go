@@ -271,3 +271,49 @@ func TestFaults(t *testing.T) {
 		t.Fatalf("%v", got)
 	}
 }
+
+// TestNextData: where a file has holes they are skipped, and nothing that was written is.
+func TestNextData(t *testing.T) {
+	for name, fsys := range map[string]FS{"memory": NewMem(0), "real": Default, "faults": NewFaults(NewMem(0))} {
+		t.Run(name, func(t *testing.T) {
+			dir := "/t"
+			if name == "real" {
+				dir = t.TempDir()
+			} else if err := fsys.MkdirAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			f, err := fsys.Create(dir + "/f")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			const size, at = 4 << 20, 3<<20 + 5000
+			if err := f.Preallocate(64 << 10); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Truncate(size); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("here"), at); err != nil {
+				t.Fatal(err)
+			}
+			for _, synced := range []bool{false, true} {
+				if synced {
+					if err := f.SyncData(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				// A file system that doesn't tell says of each offset that something may be there.
+				if got, err := f.NextData(1000); err != nil || got < 1000 || got > at {
+					t.Errorf("synced %t: next data from 1000 on at %d, %v; written at %d", synced, got, err, at)
+				}
+				if got, err := f.NextData(at + 1); err != nil || got != at+1 {
+					t.Errorf("synced %t: next data from within the written bytes at %d, %v", synced, got, err)
+				}
+				if got, err := f.NextData(size); err != nil || got != size {
+					t.Errorf("synced %t: next data from the end on at %d, %v", synced, got, err)
+				}
+			}
+		})
+	}
+}
