@@ -74,7 +74,7 @@ func answered(t *testing.T, what string, answer chan error) {
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("%s: no answer", what)
 	}
 }
@@ -542,7 +542,7 @@ func TestASiteThatIsCutOffKeepsNothing(t *testing.T) {
 			select {
 			case err := <-done:
 				return err
-			case <-time.After(20 * time.Second):
+			case <-time.After(time.Minute):
 				return errors.New("no answer")
 			}
 		}

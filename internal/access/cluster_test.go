@@ -223,7 +223,7 @@ func (c *cluster) own(v control.VolumeSpec) *Owner {
 	case <-o.Serving():
 	case <-o.Stopped():
 		c.t.Fatalf("owner stopped: %v", o.Err())
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		c.t.Fatal("owner doesn't serve")
 	}
 	return o
@@ -257,7 +257,7 @@ func do(o *Owner, op *Op) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		return errors.New("no answer")
 	}
 }
@@ -489,12 +489,12 @@ func (o *Owner) cpSeq() (seq ident.Seq) { o.ask(func() { seq = o.cp.lastSeq }); 
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within two minutes: %s", what)
 		}
 	}
 }

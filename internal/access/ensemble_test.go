@@ -29,7 +29,7 @@ func TestAMemberThatIsGoneIsReplaced(t *testing.T) {
 		}
 		select {
 		case <-im.o.Stopped():
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the owner doesn't want another ensemble")
 		}
 		if im.o.Err() != errMemberGone {

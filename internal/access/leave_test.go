@@ -208,7 +208,7 @@ func TestNobodyIsThereToPassItOnTo(t *testing.T) {
 		if o := l.n.owner(l.v.ID, l.x); o != nil {
 			t.Errorf("%s owns it, and its site lacks the end", o.name)
 		}
-		for end := time.Now().Add(20 * time.Second); l.key().Handed && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); l.key().Handed && time.Now().Before(end); time.Sleep(time.Millisecond) {
 			_, rev, err := l.n.ctl.JournalNow(ctx, l.v.ID)
 			if err == nil {
 				_, _, _ = l.n.ctl.ForceJournal(ctx, l.v.ID, rev, l.y.name, nil, "", 0)

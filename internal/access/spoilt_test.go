@@ -36,7 +36,7 @@ func newSpoilt(t *testing.T, stores int) *spoilt {
 	}
 	select {
 	case <-o.Serving():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("it does not serve")
 	}
 	f.im = &image{o: o, want: make([]byte, f.v.SizeBytes), rng: rand.New(rand.NewPCG(7, 7))}
@@ -96,7 +96,7 @@ func TestAnOwnerWhoseSegmentIsSpoiltEnds(t *testing.T) {
 	o.ask(o.everySecond)
 	select {
 	case <-o.Stopped():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("it goes on")
 	}
 	if err := o.Err(); !errors.Is(err, errSpoilt) {
@@ -128,7 +128,7 @@ func TestADamagedOpenReplicaIsCopiedElsewhere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the flush waits for ever")
 	}
 	f.im.check(t)

@@ -28,7 +28,7 @@ func (x *node) client(t *testing.T, v ident.JournalID, name string) *unitClient 
 	c := &unitClient{t: t, x: x, v: v, nexus: NexusOf(reserve.NexusID{Initiator: name, ISID: [6]byte{1}, Port: uint16(len(x.name)) + uint16(x.home.host[2])})}
 	vol := c.volume()
 	vol.Open()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := vol.Bar(ctx, &wire.Bar{Kind: wire.BarLogin, Nexus: c.nexus, Session: c.session()}); err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func (c *unitClient) op(kind wire.ForwardOp) *Op {
 
 // awaitOwner waits until one of the nodes serves the volume.
 func (n *nodes) awaitOwner(v ident.JournalID, but *node) *node {
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if x := n.owner(v, but); x != nil {
 			return x
 		}
@@ -79,7 +79,7 @@ func (n *nodes) awaitOwner(v ident.JournalID, but *node) *node {
 
 // again repeats what ended with BUSY, as initiators do.
 func again(f func() error) error {
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		err := f()
 		if !errors.Is(err, wire.ErrStale) && !errors.Is(err, wire.ErrBusy) || time.Now().After(end) {
 			return err
@@ -239,7 +239,7 @@ func TestResetReachesEveryNode(t *testing.T) {
 		t.Errorf("read under another's RESERVE: %v", err)
 	}
 	late := clients[2].op(wire.OpWrite) // sent before the reset, on its way
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	last := clients[len(clients)-1]
 	time.Sleep(5 * time.Millisecond) // another tick than that of the late command
@@ -287,7 +287,7 @@ func TestAServerThatWasAwayLearnsOfEvents(t *testing.T) {
 		t.Fatalf("a server that is cut off was told of %v", got)
 	}
 	away.cut.Store(false)
-	for end := time.Now().Add(20 * time.Second); len(ear.of(b.id())) == 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(ear.of(b.id())) == 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 	}
 	if got := ear.of(b.id()); len(got) != 1 || got[0] != reserve.ModeParametersChanged {
 		t.Errorf("told of %v", got)
@@ -379,7 +379,7 @@ func TestSanitizeIsFinishedByTheNextOwner(t *testing.T) {
 	old := o
 	o = c.own(v) // possibly in the middle of it
 	old.Close()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		var kind reserve.SanitizeKind
 		o.ask(func() { kind = o.unit.committed.Sanitize.Kind })
 		if kind == reserve.SanitizeNone {

@@ -80,7 +80,7 @@ func eventually(t *testing.T, c *Client, what string, f func() bool) {
 	t.Helper()
 	changed, cancel := c.Subscribe()
 	defer cancel()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for !f() {
 		select {
 		case <-changed:

@@ -143,7 +143,7 @@ func TestEtcd(t *testing.T) {
 		// A revoked node is refused as soon as the list says so.
 		gone := k.identity(t, "gone", pki.RoleNode)
 		open := func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			c, err := OpenEtcd(ctx, k.etcd(gone, cfg), Options{})
 			if err == nil {

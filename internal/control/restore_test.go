@@ -492,7 +492,7 @@ func TestSeedVoter(t *testing.T) {
 	defer admin.Close()
 	other.Initial, other.Join = must(admin.AddVoter(ctx, VoterAddr{other.Name, other.ListenPeer}))(t), true
 	start(t, other)
-	pctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	pctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := admin.PromoteVoter(pctx, other.Name); err != nil {
 		t.Fatal(err)

@@ -62,13 +62,13 @@ func TestRun(t *testing.T) {
 	defer wg.Wait()
 	defer cancel()
 	for range 3 {
-		for end := time.Now().Add(20 * time.Second); !k.Held(); time.Sleep(100 * time.Microsecond) {
+		for end := time.Now().Add(time.Minute); !k.Held(); time.Sleep(100 * time.Microsecond) {
 			if time.Now().After(end) {
 				t.Fatal("not held")
 			}
 			k.Busy()
 		}
-		for end := time.Now().Add(20 * time.Second); k.Held(); time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); k.Held(); time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("held without requests")
 			}

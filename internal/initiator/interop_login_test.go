@@ -24,7 +24,7 @@ func TestCHAPDigests(t *testing.T) {
 			return iscsi.Credentials{Required: true, In: iscsi.Secret{Name: "host", Secret: hostSecret}, Out: iscsi.Secret{Name: "dozo", Secret: targetSecret}}
 		}
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	dial := func(c initiator.CHAP) (*initiator.Session, error) {
 		return initiator.Dial(ctx, initiator.Config{Portal: portal.Address, Target: memName, CHAP: c})
@@ -72,7 +72,7 @@ func TestCHAPDigests(t *testing.T) {
 // TestNoCHAP: credentials that nobody asks for are no authentication.
 func TestNoCHAP(t *testing.T) {
 	portal := serveMemory(t, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	s, err := initiator.Dial(ctx, initiator.Config{Portal: portal.Address, Target: memName, CHAP: initiator.CHAP{User: "host", Secret: "host secret 123"}})
 	if err != nil {
@@ -97,7 +97,7 @@ func TestIPv6Portal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer portal.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if !strings.HasPrefix(portal.Address, "[::1]:") {
 		t.Fatalf("the portal is at %s", portal.Address)

@@ -15,7 +15,7 @@ import (
 // remembered, a temporary one is not.
 func TestOwnTargetRedirects(t *testing.T) {
 	there := serveMemory(t, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, permanent := range []bool{false, true} {
 		here := serveMemory(t, func(p *iscsitest.Provider, _ *iscsi.Config) {
@@ -40,7 +40,7 @@ func TestOwnTargetRedirects(t *testing.T) {
 		if open, ever := here.Provider.Sessions(); open != 0 || ever != 0 {
 			t.Errorf("%d sessions at the portal that redirects", ever)
 		}
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for open := 1; open > 0 && time.Now().Before(deadline); open, _ = there.Provider.Sessions() {
 			time.Sleep(time.Millisecond)
 		}
@@ -54,7 +54,7 @@ func TestOwnTargetDiscoveryCHAP(t *testing.T) {
 			return iscsi.Credentials{Required: target == "", In: iscsi.Secret{Name: "host", Secret: "secret-of-host"}, Out: iscsi.Secret{Name: "dozo", Secret: "secret-of-dozo"}}
 		}
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	found, err := initiator.Discover(ctx, initiator.Config{Portal: portal.Address,
 		CHAP: initiator.CHAP{User: "host", Secret: "secret-of-host", TargetUser: "dozo", TargetSecret: "secret-of-dozo"}})

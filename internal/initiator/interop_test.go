@@ -36,7 +36,7 @@ func serveMemory(t *testing.T, change func(*iscsitest.Provider, *iscsi.Config)) 
 // TestOwnTarget lets the two readings of the standard that are in this repository meet.
 func TestOwnTarget(t *testing.T) {
 	portal := serveMemory(t, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	found, err := initiator.Discover(ctx, initiator.Config{Portal: portal.Address})
 	if err != nil || len(found) != 1 || found[0].Name != memName || found[0].Addresses[0].Addr != portal.Address {
@@ -95,7 +95,7 @@ func TestOwnTargetCHAP(t *testing.T) {
 			return iscsi.Credentials{Required: true, In: iscsi.Secret{Name: "host", Secret: "secret-of-host"}, Out: iscsi.Secret{Name: "dozo", Secret: "secret-of-dozo"}}
 		}
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, tc := range []struct {
 		chap initiator.CHAP
@@ -125,7 +125,7 @@ func TestOwnTargetManyTargets(t *testing.T) {
 			p.Disks[fmt.Sprintf("iqn.2026-01.example.dozo:more-%03d-with-a-name-that-is-longer", i)] = nil
 		}
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	found, err := initiator.Discover(ctx, initiator.Config{Portal: portal.Address})
 	if err != nil || len(found) != 701 || len(found[500].Addresses) != 1 {

@@ -139,7 +139,7 @@ func (tc *testCluster) start(x *testNode, run func(context.Context, string, io.W
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {

@@ -314,7 +314,7 @@ func sentElsewhere(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 			ISID: [6]byte{0x80, 0, 0, 0, 0, isid}, OnAsync: func(e initiator.AsyncEvent) { events <- e }}
 		s, err := initiator.Dial(ctx, conf)
 		// The node may not have heard of the volume yet: it was made by way of another.
-		for end := time.Now().Add(20 * time.Second); err != nil && strings.Contains(err.Error(), "target not found") && time.Now().Before(end); {
+		for end := time.Now().Add(time.Minute); err != nil && strings.Contains(err.Error(), "target not found") && time.Now().Before(end); {
 			time.Sleep(20 * time.Millisecond)
 			s, err = initiator.Dial(ctx, conf)
 		}
@@ -348,7 +348,7 @@ func sentElsewhere(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *tes
 		if e.Event != 1 || e.P3 == 0 {
 			t.Errorf("asynchronous message: %+v", e)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("no request to log out")
 	}
 	s.Kill() // it has logged out by itself

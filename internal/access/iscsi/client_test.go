@@ -56,7 +56,7 @@ func dial(t testing.TB, portal *iscsitest.Portal) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(20 * time.Second)) // against hanging, not part of any test
+	_ = nc.SetDeadline(time.Now().Add(time.Minute)) // against hanging, not part of any test
 	return &client{t: t, nc: nc, cmdSN: 1, itt: 1, isid: 1, answerPings: true, keys: map[string]string{},
 		immediate: true, initialR2T: true, maxSend: 8192, firstBurst: 65536}
 }

@@ -107,7 +107,7 @@ func (s *server) run() {
 
 func (s *server) wait(t *testing.T, what string, ok func([]message) bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
 		done := ok(s.seen)
 		s.mu.Unlock()
