@@ -3,15 +3,11 @@
 package initiator_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -80,41 +76,37 @@ func sayEverything(ctx context.Context, t *testing.T, s *initiator.Session) {
 }
 
 // TestDissectorReadsOwnTarget captures what our target says on several connections at recovery level 1, with SNACKs,
-// R2Ts, task management, and each command that it has, and lets tshark read it.
+// R2Ts, task management, and each command that it has, and lets tshark read it. The target's pings are at a portal without
+// data digests, on which tshark's guess (Misread) can not go wrong.
 func TestDissectorReadsOwnTarget(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("capturing on lo needs root")
-	}
-	portal := serveMemory(t, func(p *iscsitest.Provider, c *iscsi.Config) { p.Alias, c.PingEvery = "memory", 50*time.Millisecond })
-	_, port, _ := net.SplitHostPort(portal.Address)
-	file := filepath.Join(t.TempDir(), "cap.pcapng")
-	capture := exec.Command("tshark", "-q", "-i", "lo", "-f", "tcp port "+port, "-w", file, "-B", "64")
-	stderr, err := capture.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := capture.Start(); err != nil {
-		t.Fatalf("tshark is needed: %v", err)
-	}
-	sc := bufio.NewScanner(stderr)
-	for sc.Scan() && !strings.Contains(sc.Text(), "Capturing on") {
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	portal := serveMemory(t, func(p *iscsitest.Provider, c *iscsi.Config) { p.Alias, c.PingEvery = "memory", -1 })
+	pinging := serveMemory(t, func(_ *iscsitest.Provider, c *iscsi.Config) {
+		c.PingEvery, c.PingTimeout = 50*time.Millisecond, time.Hour
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	for {
-		if _, err := initiator.Discover(ctx, initiator.Config{Portal: portal.Address}); err != nil {
-			t.Fatal(err)
+	c := initiator.Captures(ctx, t, portal.Address, []string{portal.Address, pinging.Address}, func() {
+		talkOfEverything(ctx, t, portal.Address)
+		answerPings(ctx, t, pinging.Address)
+	})
+	seen := c.Opcodes(t)
+	for _, op := range []string{"0x00", "0x10", "0x20", "0x21", "0x22", "0x24", "0x25", "0x26", "0x31"} {
+		if !slices.Contains(seen, op) {
+			t.Errorf("no PDU of opcode %s was captured", op)
 		}
-		if fi, err := os.Stat(file); err == nil && fi.Size() > 2000 {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
 	}
+	c.Judge(t)
+}
+
+func talkOfEverything(ctx context.Context, t *testing.T, portal string) {
+	t.Helper()
 	o := initiator.DefaultOffer()
 	o.HeaderDigest, o.DataDigest, o.ErrorRecoveryLevel = "CRC32C", "CRC32C", 1
 	o.InitialR2T, o.ImmediateData, o.MaxBurstLength, o.FirstBurstLength, o.MaxRecvDataSegmentLength = true, false, 64<<10, 64<<10, 16<<10
 	var lost atomic.Bool // hooks of several connections run at once
-	s, err := initiator.Dial(ctx, initiator.Config{Portal: portal.Address, Target: memName, Offer: &o, Connections: 3, RetransmitAfter: 100 * time.Millisecond,
+	// Nothing is sent again because the machine is slow: the one SNACK is for the PDU that is dropped here.
+	s, err := initiator.Dial(ctx, initiator.Config{Portal: portal, Target: memName, Offer: &o, Connections: 3,
+		LoginTimeout: time.Hour, NopInterval: -1, RetransmitAfter: time.Hour,
 		Override: []initiator.KeyValue{{Key: "TaskReporting", Value: "FastAbort"}, {Key: "iSCSIProtocolLevel", Value: "2"}},
 		Hooks: initiator.Hooks{In: func(_ uint16, p *initiator.PDU) initiator.Action {
 			if p.BHS.Op() == initiator.OpDataIn && len(p.Data) == 16<<10 && lost.CompareAndSwap(false, true) {
@@ -149,28 +141,35 @@ func TestDissectorReadsOwnTarget(t *testing.T) {
 	if err := s.Close(ctx); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond) // dumpcap hands over in intervals
-	capture.Process.Signal(os.Interrupt)
-	for sc.Scan() {
+}
+
+// answerPings keeps a session until the target has pinged it three times.
+func answerPings(ctx context.Context, t *testing.T, portal string) {
+	t.Helper()
+	o := initiator.DefaultOffer()
+	o.HeaderDigest = "CRC32C"
+	pinged := make(chan struct{}, 3)
+	s, err := initiator.Dial(ctx, initiator.Config{Portal: portal, Target: memName, Offer: &o, LoginTimeout: time.Hour, NopInterval: -1,
+		Hooks: initiator.Hooks{In: func(_ uint16, p *initiator.PDU) initiator.Action {
+			if p.BHS.Op() == initiator.OpNopIn {
+				select {
+				case pinged <- struct{}{}:
+				default:
+				}
+			}
+			return initiator.Action{}
+		}}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	capture.Wait()
-	read := func(filter string, more ...string) string {
-		out, err := exec.Command("tshark", append([]string{"-r", file, "-d", "tcp.port==" + port + ",iscsi", "-Y", filter}, more...)...).Output()
-		if err != nil {
-			t.Fatalf("tshark: %v: %s", err, out)
+	for range cap(pinged) {
+		select {
+		case <-pinged:
+		case <-ctx.Done():
+			t.Fatal(ctx.Err())
 		}
-		return string(bytes.TrimSpace(out))
 	}
-	for _, op := range []string{"0x10", "0x21", "0x22", "0x24", "0x25", "0x26", "0x31"} {
-		if read("iscsi.opcode == "+op) == "" {
-			t.Errorf("no PDU of opcode %s was captured", op)
-		}
-	}
-	if bad := read("_ws.malformed || (iscsi && _ws.expert.severity == error) || (scsi && _ws.expert.severity == error)"); bad != "" {
-		t.Fatalf("malformed:\n%s", bad)
-	}
-	digests := read("iscsi.headerdigest32 || iscsi.datadigest32", "-V")
-	if good, bad := strings.Count(digests, "Good CRC"), strings.Count(digests, "Bad CRC"); good < 50 || bad > 0 {
-		t.Fatalf("%d digests good, %d bad", good, bad)
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
 	}
 }
