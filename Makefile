@@ -51,7 +51,7 @@ unit: ## go test ./... : no root, no packages, no network but loopback
 	$(GO) test $(TESTFLAGS) ./...
 
 e2e: build ## end-to-end tests with real processes, qemu and libiscsi (short forms; see docs/testing.md)
-	./test/e2e.sh -timeout 15m $(TESTFLAGS)
+	./test/e2e.sh -timeout 60m $(TESTFLAGS)
 
 image-test: build ## long form of the image test, with a Debian root from debootstrap (root, network)
 	E2E_LONG=1 ./test/e2e.sh -timeout 60m -run 'TestImage' $(TESTFLAGS)

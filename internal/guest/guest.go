@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// BootTimeout is ample: a boot costs about 5 s of processor time.
-	BootTimeout = 90 * time.Second
+	// BootTimeout is for what never boots: a boot costs about 5 s of processor time, and a machine may be shared with twenty others.
+	BootTimeout = 5 * time.Minute
 	// killGrace is how long a command that is killed may take to be gone, on a busy machine.
 	killGrace = 10 * time.Second
 	// outputMax bounds what Run keeps of one output.

@@ -222,7 +222,7 @@ func awaitPaths(t *testing.T, g *guest.Guest, want int, when string) {
 			t.Logf("%s: %d paths after %v", when, want, time.Since(began).Round(100*time.Millisecond))
 			return
 		}
-		if time.Since(began) > 2*time.Minute {
+		if time.Since(began) > 5*time.Minute {
 			t.Fatalf("%s: %s paths, want %d:\n%s", when, text, want, sh(t, g, "multipath -ll; iscsiadm -m session"))
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 func TestTgt(t *testing.T) {
 	tgt := tgttest.Start(t, 64<<20)
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 
 	found, err := Discover(ctx, Config{Portal: tgt.Portal})
@@ -40,7 +40,7 @@ func TestTgt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := base
 			change(&o)
-			s, err := Dial(ctx, Config{Portal: tgt.Portal, Target: tgt.Target, Offer: &o})
+			s, err := Dial(ctx, Config{Portal: tgt.Portal, Target: tgt.Target, Offer: &o, LoginTimeout: time.Minute, NopInterval: -1})
 			if err != nil {
 				t.Fatal(err)
 			}

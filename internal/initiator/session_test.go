@@ -422,19 +422,24 @@ func TestBusyAndUnitAttentionAreRetried(t *testing.T) {
 
 func TestAbortAndReset(t *testing.T) {
 	x := newScriptedTarget(t)
+	come := make(chan struct{}, 10)
 	x.script = func(c *targetConn, p *PDU) bool {
 		if p.BHS.Op() == OpSCSICommand && p.BHS[32] == 0x88 {
 			c.t.mu.Lock()
 			c.s.expCmdSN++
 			c.t.mu.Unlock()
+			come <- struct{}{}
 			return true // never answered
 		}
 		return false
 	}
 	d := open(t, x, Config{})
-	ctx, cancel := context.WithTimeout(testContext(t), 20*time.Millisecond)
-	defer cancel()
-	if err := d.ReadAt(ctx, make([]byte, 512), 0); !errors.Is(err, ErrAborted) || !errors.Is(err, context.DeadlineExceeded) {
+	ctx, cancel := context.WithCancel(testContext(t))
+	go func() {
+		<-come
+		cancel()
+	}()
+	if err := d.ReadAt(ctx, make([]byte, 512), 0); !errors.Is(err, ErrAborted) || !errors.Is(err, context.Canceled) {
 		t.Fatalf("cancelled read: %v", err)
 	}
 	finished := make(chan error, 1)
@@ -480,9 +485,15 @@ func TestPingsBothWays(t *testing.T) {
 	// A target that falls silent is noticed by pings.
 	y := newScriptedTarget(t)
 	y.script = func(_ *targetConn, p *PDU) bool { return p.BHS.Op() == OpNopOut }
-	d = open(t, y, Config{NopInterval: 20 * time.Millisecond, NopTimeout: 20 * time.Millisecond})
-	<-d.S.Done()
-	if err := d.S.Err(); !errors.Is(err, ErrTimeout) {
+	y.publish()
+	// No command is sent, which a machine that stalls would end with the session.
+	s, err := Dial(testContext(t), Config{Portal: y.addr, Target: fakeName, NopInterval: 20 * time.Millisecond, NopTimeout: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Kill()
+	<-s.Done()
+	if err := s.Err(); !errors.Is(err, ErrTimeout) {
 		t.Fatalf("silent target: %v", err)
 	}
 }

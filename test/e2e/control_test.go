@@ -31,7 +31,8 @@ type controlStatus struct {
 func (s *system) quickWriter(url, log string) {
 	s.t.Helper()
 	w := s.crashWriter(url, log)
-	time.Sleep(1500 * time.Millisecond)
+	w.writes(s.t, 100)
+	time.Sleep(time.Second)
 	if r := w.finish(s.t); r.Acked == 0 || r.Failed > 0 {
 		s.t.Fatalf("writer to %s: %+v", url, r)
 	}
@@ -51,6 +52,7 @@ func TestControlRestored(t *testing.T) {
 	iqn["late"] = s.create("late", "256M")
 	s.quickWriter(s.url(1, 2, iqn["late"]), log("late"))
 	w := s.crashWriter(s.url(1, 2, iqn["a"]), log("a"))
+	w.writes(t, 100)
 
 	var before controlStatus
 	s.ask("", &before, "control", "status")
@@ -88,6 +90,7 @@ func TestControlRestored(t *testing.T) {
 		return st
 	}
 	st := settled("restore")
+	w.writes(t, 100)
 	if st.Lineage == before.Lineage {
 		t.Error("the lineage is the same")
 	}
@@ -124,11 +127,11 @@ func TestControlRestored(t *testing.T) {
 		}
 		return err == nil && n == 6, fmt.Sprintf("%d stores have answered, %v", n, err)
 	})
-	var problems struct{ Problems []struct{ Reason string } }
-	s.ask("", &problems, "status")
-	if !strings.Contains(fmt.Sprint(problems), "CONTROL_UNSETTLED") {
-		t.Errorf("status does not say that it waits: %+v", problems)
-	}
+	until(t, "status says that it waits", 10*time.Second, func() (bool, string) {
+		var problems struct{ Problems []struct{ Reason string } }
+		err := s.tryAsk("", &problems, "status")
+		return strings.Contains(fmt.Sprint(problems), "CONTROL_UNSETTLED"), fmt.Sprint(problems, err)
+	})
 	s.dozo("control", "complete", "--yes")
 	settled("rebuild")
 	checkAll()

@@ -36,7 +36,10 @@ func TestDeadVoterIsRemoved(t *testing.T) {
 	s.kill("s1n1")
 	// Without force it is emptied first, and nothing can be read from it.
 	refused("the removal of a dead node's store without force", "node", "remove", "s1n1", "--yes", "--timeout", "2s")
-	s.dozo("node", "remove", "s1n1", "--force", "--yes")
+	until(t, "it is removed by force", 20*time.Second, func() (bool, string) { // not before it is known to be dead
+		_, err := run(exec.Command(dozoBin, "node", "remove", "s1n1", "--force", "--yes", "--dir", s.dir))
+		return err == nil, fmt.Sprint(err)
+	})
 	votes := func(when string, want ...string) {
 		t.Helper()
 		until(t, fmt.Sprintf("%v have the votes %s", want, when), time.Minute, func() (bool, string) {
@@ -59,15 +62,10 @@ func TestDeadVoterIsRemoved(t *testing.T) {
 		})
 	}
 	votes("after the removal", "s1n2", "s2n1", "witness")
-	if n := s.nodeList(); len(n) != 4 {
-		t.Errorf("%d nodes are left: %+v", len(n), n)
-	}
+	until(t, "four nodes are left", 10*time.Second, func() (bool, string) { n := s.nodeList(); return len(n) == 4, fmt.Sprint(n) })
 	// The vote counts: with another voter away, changes go on.
 	s.kill("s2n1")
-	until(t, "changes go on with the appointed voter and the witness", 30*time.Second, func() (bool, string) {
-		out, err := run(exec.Command(dozoBin, "volume", "create", "w", "1G", "--dir", s.dir))
-		return err == nil, fmt.Sprint(out, err)
-	})
+	until(t, "changes go on with the appointed voter and the witness", 30*time.Second, s.creates("w"))
 	s.up()
 	votes("with the other one back", "s1n2", "s2n1", "witness")
 	if pid := s.pid("s1n1"); pid != 0 {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,20 +27,18 @@ func TestNodeRemovedAndStoreReplaced(t *testing.T) {
 	iqn := s.create("v", "128M")
 	log := filepath.Join(s.dir, "writer.log")
 	w := s.crashWriter(s.url(1, 2, iqn), log, "--size", "16M", "--rate", "500")
-	time.Sleep(time.Second)
+	w.writes(t, 100)
 	var p struct{ Phase string }
 	s.ask("s1n2", &p, "node", "remove", "s1n1", "--dry-run")
 	if p.Phase != "planned" {
 		t.Fatalf("%+v", p)
 	}
-	s.ask("s1n2", &p, "node", "remove", "s1n1", "--yes", "--timeout", "60s")
+	s.ask("s1n2", &p, "node", "remove", "s1n1", "--yes", "--timeout", "600s")
 	if p.Phase != "removed" {
 		t.Fatalf("%+v", p)
 	}
 	until(t, "its process ends", 10*time.Second, func() (bool, string) { return s.pid("s1n1") == 0, "it runs" })
-	if n := s.nodeList(); len(n) != 6 { // and the witness
-		t.Errorf("%d nodes are left", len(n))
-	}
+	until(t, "five nodes and the witness are left", 10*time.Second, func() (bool, string) { n := s.nodeList(); return len(n) == 6, fmt.Sprint(n) })
 	type voter struct {
 		Node        string
 		Up, Learner bool
@@ -48,10 +47,12 @@ func TestNodeRemovedAndStoreReplaced(t *testing.T) {
 		Quorum bool
 		Voters []voter
 	}
-	s.ask("s1n2", &ctl, "control", "status")
-	if !ctl.Quorum || len(ctl.Voters) != 3 || !slices.ContainsFunc(ctl.Voters, func(v voter) bool { return strings.HasPrefix(v.Node, "s1") && v.Up && !v.Learner }) {
-		t.Errorf("no other node of the site has got the vote: %+v", ctl)
-	}
+	until(t, "another node of the site has got the vote", 10*time.Second, func() (bool, string) {
+		ctl.Voters = nil
+		err := s.tryAsk("s1n2", &ctl, "control", "status")
+		has := slices.ContainsFunc(ctl.Voters, func(v voter) bool { return strings.HasPrefix(v.Node, "s1") && v.Up && !v.Learner })
+		return err == nil && ctl.Quorum && len(ctl.Voters) == 3 && has, fmt.Sprintf("%+v, %v", ctl, err)
+	})
 
 	find := func(name string) (id, path string) {
 		var list storeList
@@ -64,7 +65,7 @@ func TestNodeRemovedAndStoreReplaced(t *testing.T) {
 		return id, path
 	}
 	was, path := find("s2n3")
-	s.ask("s1n2", &p, "store", "replace", "s2n3/disk0", "--timeout", "60s")
+	s.ask("s1n2", &p, "store", "replace", "s2n3/disk0", "--timeout", "600s")
 	if p.Phase != "empty" {
 		t.Fatalf("%+v", p)
 	}
@@ -78,6 +79,7 @@ func TestNodeRemovedAndStoreReplaced(t *testing.T) {
 		id, now := find("s2n3")
 		return id != "" && id != was && now == path, id
 	})
+	w.writes(t, 100)
 	if r := w.finish(t); r.Failed != 0 || r.Acked == 0 {
 		t.Errorf("writer: %+v", r)
 	} else {

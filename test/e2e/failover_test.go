@@ -38,12 +38,12 @@ func fill(p []byte, i uint64) {
 
 func openNumbered(t *testing.T, s *system, site int, iqn, name string) *numberedDisk {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), slow*20*time.Second)
 	defer cancel()
 	var err error
 	for ctx.Err() == nil {
 		var sess *initiator.Session
-		if sess, err = initiator.Dial(ctx, initiator.Config{Portal: s.addr(site, 1) + ":3260", Target: iqn, Initiator: name, RetryLimit: 100}); err == nil {
+		if sess, err = initiator.Dial(ctx, initiator.Config{Portal: s.addr(site, 1) + ":3260", Target: iqn, Initiator: name, RetryLimit: 10000, LoginTimeout: time.Minute, NopInterval: -1}); err == nil {
 			var d *initiator.Disk
 			if d, err = initiator.OpenDisk(ctx, sess, initiator.FlatLUN(0)); err == nil {
 				t.Cleanup(sess.Kill)
@@ -66,7 +66,7 @@ func (n *numberedDisk) write(ctx context.Context, i uint64) error {
 // last reads everything and holds it to be the state after some write, which it gives.
 func (n *numberedDisk) last(what string) uint64 {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), slow*20*time.Second)
 	defer cancel()
 	image := make([]byte, slots*slotBytes)
 	for at := 0; at < len(image); at += slotBytes {
@@ -150,7 +150,7 @@ func TestFailover(t *testing.T) {
 		}
 		acked++
 	}
-	s.dozo("volume", "wait", "v", "--replicated", "--timeout", "20s")
+	s.dozo("volume", "wait", "v", "--replicated", "--timeout", "120s")
 	var r failedOver
 	if err := s.tryAsk("s2n1", &r, "site", "failover", "site-1", "--yes"); err == nil || !bytes.Contains([]byte(err.Error()), []byte("is alive")) {
 		t.Fatalf("failover of a site that is alive: %+v, %v", r, err)
@@ -232,7 +232,7 @@ func TestFailover(t *testing.T) {
 		if diff.Differing == 0 {
 			t.Error("nothing differs from the volume as it is now")
 		}
-		s.dozo("fork", "clone", "v", "--name", "saved", "--timeout", "20s")
+		s.dozo("fork", "clone", "v", "--name", "saved", "--timeout", "120s")
 		if got := openNumbered(t, s, 2, s.show("saved").Volume.IQN, "iqn.2026-11.test:saved").last("the clone"); got != acked && got != acked+1 {
 			t.Errorf("the clone is the state after write %d, %d were acknowledged", got, acked)
 		}
@@ -247,7 +247,7 @@ func TestFailover(t *testing.T) {
 		Done    bool
 		Volumes []struct{ Volume, State, Message string }
 	}
-	s.ask("s2n1", &back, "site", "failback", "site-1", "--yes", "--timeout", "60s")
+	s.ask("s2n1", &back, "site", "failback", "site-1", "--yes", "--timeout", "360s")
 	if !back.Done || len(back.Volumes) == 0 || slices.ContainsFunc(back.Volumes, func(v struct{ Volume, State, Message string }) bool { return v.State != "home" }) {
 		t.Errorf("failback: %+v", back)
 	}
@@ -281,7 +281,7 @@ func TestSiteThatStopsIsTakenOver(t *testing.T) {
 	write(50)
 	s.dozo("volume", "set", "v", "--partition", "stop") // it answers once the owner goes by it
 	write(50)
-	s.dozo("volume", "wait", "v", "--replicated", "--timeout", "20s")
+	s.dozo("volume", "wait", "v", "--replicated", "--timeout", "120s")
 	begun := time.Now()
 	s.signal(syscall.SIGSTOP, "s1n1", "s1n2")
 	var v volumeShow
@@ -307,7 +307,8 @@ func TestSiteThatStopsIsTakenOver(t *testing.T) {
 	if at := n.last("once the site is back"); at != acked+1 {
 		t.Errorf("the state after write %d is there, want %d", at, acked+1)
 	}
-	if out := s.dozo("events", "--endpoint", "unix://"+filepath.Join(s.dir, "nodes", "s2n1", "api.sock")); !strings.Contains(out, "volume.failover") {
-		t.Errorf("no event says that it was taken over:\n%s", out)
-	}
+	until(t, "an event says that it was taken over", 10*time.Second, func() (bool, string) {
+		out := s.dozo("events", "--endpoint", "unix://"+filepath.Join(s.dir, "nodes", "s2n1", "api.sock"))
+		return strings.Contains(out, "volume.failover"), out
+	})
 }

@@ -102,7 +102,7 @@ func TestImage(t *testing.T) {
 	identical(t, "after writing", first, s.url(2, 2, iqn), s.url(3, 1, iqn))
 
 	begun = time.Now()
-	s.dozo("volume", "wait", "image", "--replicated", "--timeout", "60s")
+	s.dozo("volume", "wait", "image", "--replicated", "--timeout", "600s")
 	t.Logf("sites 2 and 3 hold it after another %v", time.Since(begun).Round(time.Millisecond))
 	everythingThere(t, s, "image", true)
 
@@ -128,6 +128,6 @@ func TestImage(t *testing.T) {
 	s.up()
 	t.Logf("all processes were killed; started again in %v", time.Since(begun).Round(time.Millisecond))
 	identical(t, "after all processes were killed", second, s.url(1, 1, iqn), s.url(1, 2, iqn), s.url(2, 2, iqn), s.url(3, 1, iqn))
-	s.dozo("volume", "wait", "image", "--replicated", "--timeout", "60s")
+	s.dozo("volume", "wait", "image", "--replicated", "--timeout", "600s")
 	everythingThere(t, s, "image", false)
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -114,7 +115,7 @@ func (s *system) end() {
 	if s.t.Failed() {
 		s.logs(8)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, dozoBin, "down", "--dir", s.dir).CombinedOutput(); err != nil {
 		s.t.Errorf("dozo down: %v\n%s", err, out)
@@ -185,18 +186,65 @@ func run(c *exec.Cmd) (string, error) {
 	return out.String(), nil
 }
 
-// dozo runs a command of the program on this system.
-func (s *system) dozo(args ...string) string {
+// Exit codes of the program that tests look at.
+const (
+	exitConflict    = 4
+	exitUnreachable = 5 // it can not be answered now: ask again
+)
+
+func exitCode(err error) int {
+	if x, ok := errors.AsType[*exec.ExitError](err); ok {
+		return x.ExitCode()
+	}
+	return -1
+}
+
+// answered does what asks the cluster again while it can not answer now, as it says itself: on a machine that stalls, the
+// control store may be without a leader for moments. Each time is in the test's log.
+func (s *system) answered(do func() error) {
 	s.t.Helper()
-	return s.must(exec.Command(dozoBin, append(args, "--dir", s.dir)...))
+	for deadline := time.Now().Add(slow * 20 * time.Second); ; time.Sleep(500 * time.Millisecond) {
+		err := do()
+		if err == nil {
+			return
+		}
+		if exitCode(err) != exitUnreachable || time.Now().After(deadline) {
+			s.t.Fatal(err)
+		}
+		s.t.Logf("again: %v", err)
+	}
+}
+
+// dozo runs a command of the program on this system. What was made although the answer was that it could not be is made.
+func (s *system) dozo(args ...string) (out string) {
+	s.t.Helper()
+	tried := false
+	s.answered(func() (err error) {
+		out, err = run(exec.Command(dozoBin, append(args, "--dir", s.dir)...))
+		if tried && exitCode(err) == exitConflict && slices.Contains(args, "create") {
+			err = nil
+		}
+		tried = true
+		return err
+	})
+	return out
+}
+
+// creates tries to make a volume, for until: one that was made although the last answer was that it could not be counts.
+func (s *system) creates(name string) func() (bool, string) {
+	tried := false
+	return func() (bool, string) {
+		_, err := run(exec.Command(dozoBin, "volume", "create", name, "1G", "--dir", s.dir))
+		made := err == nil || tried && exitCode(err) == exitConflict
+		tried = true
+		return made, fmt.Sprint(err)
+	}
 }
 
 // ask runs a command with -o json at one node, by its socket, or by the system's endpoints if node is empty.
 func (s *system) ask(node string, into any, args ...string) {
 	s.t.Helper()
-	if err := s.tryAsk(node, into, args...); err != nil {
-		s.t.Fatal(err)
-	}
+	s.answered(func() error { return s.tryAsk(node, into, args...) })
 }
 
 func (s *system) tryAsk(node string, into any, args ...string) error {
@@ -266,7 +314,7 @@ func (s *system) kill(names ...string) {
 		}
 	}
 	for i, pid := range pids {
-		for deadline := time.Now().Add(10 * time.Second); pid != 0 && alive(pid); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(slow * 10 * time.Second); pid != 0 && alive(pid); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				s.t.Fatalf("%s, pid %d, survives SIGKILL", names[i], pid)
 			}
@@ -349,9 +397,14 @@ func (s *system) show(name string) volumeShow {
 	return v
 }
 
-// until asks again and again until something holds; it fails the test after a time that only a broken system needs.
+// slow is how many times as long as a quiet machine a loaded one may take for anything.
+const slow = 6
+
+// until asks again and again until something holds; it fails the test after a time that only a broken system needs: within
+// is ample for a quiet machine.
 func until(t *testing.T, what string, within time.Duration, holds func() (bool, string)) {
 	t.Helper()
+	within *= slow
 	for deadline := time.Now().Add(within); ; time.Sleep(200 * time.Millisecond) {
 		ok, why := holds()
 		if ok {
@@ -400,8 +453,8 @@ func (b *background) wait(t *testing.T, within time.Duration) string {
 	t.Helper()
 	select {
 	case <-b.done:
-	case <-time.After(within):
-		t.Fatalf("%s: still running after %v", strings.Join(b.cmd.Args, " "), within)
+	case <-time.After(slow * within):
+		t.Fatalf("%s: still running after %v", strings.Join(b.cmd.Args, " "), slow*within)
 	}
 	if b.err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(b.cmd.Args, " "), b.err, b.out.String())

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -72,10 +71,7 @@ func TestVotersDie(t *testing.T) {
 	for i, victim := range voters {
 		s.kill(victim)
 		goesOn("without " + victim)
-		until(t, "changes go on without "+victim, 30*time.Second, func() (bool, string) {
-			_, err := run(exec.Command(dozoBin, "volume", "create", fmt.Sprintf("w%d", i), "1G", "--dir", s.dir))
-			return err == nil, fmt.Sprint(err)
-		})
+		until(t, "changes go on without "+victim, 30*time.Second, s.creates(fmt.Sprintf("w%d", i)))
 		s.up()
 		goesOn("with " + victim + " back")
 		connected(true)
@@ -86,7 +82,7 @@ func TestVotersDie(t *testing.T) {
 	connected(false)
 	goesOn("without the control store")
 	_, err := run(exec.Command(dozoBin, "volume", "create", "late", "1G", "--dir", s.dir))
-	if x, ok := errors.AsType[*exec.ExitError](err); !ok || x.ExitCode() != 5 {
+	if exitCode(err) != exitUnreachable {
 		t.Errorf("creating a volume without a control store: %v; want exit code 5", err)
 	}
 	goesOn("after a change that could not be")

@@ -49,7 +49,7 @@ const (
 	attemptTimeout = 1200 * time.Millisecond
 	loginTimeout   = 1500 * time.Millisecond
 	// lastOp is how long operations that run may take after the clients were told to end.
-	lastOp = 40 * time.Second
+	lastOp = 4 * time.Minute
 )
 
 // runClients is the clients' process. It says "ready" once the blocks are written, and ends at SIGTERM.

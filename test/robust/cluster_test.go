@@ -305,10 +305,42 @@ func (c *cluster) net(verb string, args ...string) {
 	c.dozo(append([]string{"lab", verb, "--name", c.lab}, args...)...)
 }
 
-// at runs a command at one node, by its socket.
-func (c *cluster) at(node string, args ...string) string {
+// at runs a command at one node, by its socket; again while it can not be answered now (exit code 5).
+func (c *cluster) at(node string, args ...string) (out string) {
 	c.t.Helper()
-	return c.dozo(append(args, "--endpoint", "unix://"+filepath.Join(c.proc(node).dir, "api.sock"))...)
+	tried := false
+	c.until(strings.Join(args, " ")+" at "+node, 20*time.Second, func() (bool, string) {
+		text, err := exec.Command(dozoBin, append(args, "--endpoint", "unix://"+filepath.Join(c.proc(node).dir, "api.sock"))...).CombinedOutput()
+		x, failed := errors.AsType[*exec.ExitError](err)
+		switch {
+		case err == nil, tried && failed && x.ExitCode() == 4 && slices.Contains(args, "create"): // it was made the time before
+			out = string(text)
+			return true, ""
+		case !failed || x.ExitCode() != 5:
+			c.t.Fatalf("%v: %v: %s", args, err, text)
+		}
+		tried = true
+		c.t.Logf("%v: %s", args, text)
+		return false, string(text)
+	})
+	return out
+}
+
+// move hands the volume to a site. A hand-over may be given up where a machine stalls, and then the volume stays where it was;
+// one that fails five times is broken.
+func (c *cluster) move(node, site string) {
+	c.t.Helper()
+	for again := 1; ; again++ {
+		out, err := exec.Command(dozoBin, "volume", "move", "v", "--to", site, "--endpoint", "unix://"+filepath.Join(c.proc(node).dir, "api.sock")).CombinedOutput()
+		if err == nil {
+			return
+		}
+		if again == 5 {
+			c.t.Fatalf("a hand-over to %s: %v: %s", site, err, out)
+		}
+		c.t.Logf("a hand-over to %s: %v: %s", site, err, out)
+		time.Sleep(time.Second)
+	}
 }
 
 func (c *cluster) tryAsk(node string, into any, args ...string) error {
@@ -323,9 +355,10 @@ func (c *cluster) tryAsk(node string, into any, args ...string) error {
 
 func (c *cluster) ask(node string, into any, args ...string) {
 	c.t.Helper()
-	if err := c.tryAsk(node, into, args...); err != nil {
-		c.t.Fatal(err)
-	}
+	c.until(strings.Join(args, " "), 20*time.Second, func() (bool, string) {
+		err := c.tryAsk(node, into, args...)
+		return err == nil, fmt.Sprint(err)
+	})
 }
 
 // volume is what a node says of the volume.
@@ -391,8 +424,13 @@ func (c *cluster) healthy(within time.Duration) {
 	})
 }
 
+// slow is how many times as long as a quiet machine a loaded one may take for anything.
+const slow = 6
+
+// until fails the test after slow times a time that is ample for a quiet machine.
 func (c *cluster) until(what string, within time.Duration, holds func() (bool, string)) {
 	c.t.Helper()
+	within *= slow
 	for deadline := time.Now().Add(within); ; time.Sleep(100 * time.Millisecond) {
 		ok, why := holds()
 		if ok {

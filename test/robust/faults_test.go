@@ -282,12 +282,12 @@ var faults = []fault{
 		}
 	}},
 	{name: "owner drained", hold: time.Second, deposes: true, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
-		c.at(owner.name, "node", "drain", owner.name, "--wait")
+		c.at(owner.name, "node", "drain", owner.name, "--wait", "--timeout", "300s")
 		return func() { c.at(owner.name, "node", "undrain", owner.name) }
 	}},
 	{name: "handed to the other site and back", hold: time.Second, do: func(c *cluster, owner, _ *proc, _ *rand.Rand) func() {
-		c.at(owner.name, "volume", "move", "v", "--to", siteB)
-		return func() { c.at(owner.name, "volume", "move", "v", "--to", siteA) }
+		c.move(owner.name, siteB)
+		return func() { c.move(owner.name, siteA) }
 	}},
 	{name: "owner stopped during a hand-over, then killed", hold: 2 * time.Second, deposes: true, do: func(c *cluster, owner, other *proc, rng *rand.Rand) func() {
 		move := exec.Command(dozoBin, "volume", "move", "v", "--to", other.name, "--endpoint", "unix://"+filepath.Join(other.dir, "api.sock"))

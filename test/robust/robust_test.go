@@ -119,7 +119,7 @@ func (c *cluster) round(rng *rand.Rand, f *fault, sum *summary) {
 	}
 	owner := c.owner()
 	if owner.site != siteA {
-		c.at("a1", "volume", "move", "v", "--to", siteA)
+		c.move("a1", siteA)
 		owner = c.owner()
 	}
 	others := slices.DeleteFunc(slices.Clone(c.nodes()), func(p *proc) bool { return p == owner })
@@ -228,7 +228,7 @@ func (c *cluster) startClients(cfg clientConfig) *exec.Cmd {
 		if !ok {
 			t.Fatal("the clients have ended before they began")
 		}
-	case <-time.After(45 * time.Second):
+	case <-time.After(lastOp + time.Minute):
 		t.Fatal("the clients don't begin")
 	}
 	return cmd

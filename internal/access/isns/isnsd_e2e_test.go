@@ -42,7 +42,7 @@ func TestOpenISNS(t *testing.T) {
 		}
 		return path
 	}
-	d := exec.Command("isnsd", "-f", "-c", conf("isnsd.conf", "BindAddress = "+addr+"\nDefaultDiscoveryDomain = 1\nESIMinInterval = 1s\nESIMaxInterval = 1s\nESIRetries = 2\n"))
+	d := exec.Command("isnsd", "-f", "-c", conf("isnsd.conf", "BindAddress = "+addr+"\nDefaultDiscoveryDomain = 1\nESIMinInterval = 1s\nESIMaxInterval = 1s\nESIRetries = 60\n"))
 	d.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := os.Create(filepath.Join(dir, "out"))
 	if err != nil {
@@ -71,7 +71,7 @@ func TestOpenISNS(t *testing.T) {
 	}
 	wait := func(what string, ok func() bool, show func() string) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("not so: %s\n%s", what, show())
 			}

@@ -148,8 +148,9 @@ func TestErrorsEndTheRun(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
+	began := time.Now()
 	r, err = bench.Run(ctx, bench.Config{URLs: []string{url}, Workload: workload(t, "read:4k:1"), Runtime: time.Hour, Rate: 1000})
-	if err != nil || r.IOs > 200 {
+	if most := 150 + 1000*time.Since(began).Seconds(); err != nil || float64(r.IOs) > most {
 		t.Fatalf("interrupted run: %v %+v", err, r)
 	}
 }
@@ -220,7 +221,7 @@ func TestParseWorkload(t *testing.T) {
 // TestEndsThoughTheTargetWithholdsAnswers: neither the end of the run time nor an interruption waits for a target that
 // does not answer, also not one that does not even answer a logout; what was measured until then is said.
 func TestEndsThoughTheTargetWithholdsAnswers(t *testing.T) {
-	const enough = 10 * time.Second // an end that waits for the target never comes: it is for a loaded machine
+	const enough = time.Minute // an end that waits for the target never comes: it is for a loaded machine
 	for _, x := range []struct {
 		name    string
 		config  bench.Config
@@ -253,6 +254,12 @@ func TestEndsThoughTheTargetWithholdsAnswers(t *testing.T) {
 			})
 			began := time.Now()
 			r, err := bench.Run(ctx, cfg)
+			for !x.stopped && n.Load() < 100 && cfg.Runtime < enough/2 { // a machine that stalls was not done with what is answered
+				cfg.Runtime *= 4
+				n.Store(0)
+				began = time.Now()
+				r, err = bench.Run(ctx, cfg)
+			}
 			if took := time.Since(began); took > enough {
 				t.Errorf("it took %s", took)
 			}
@@ -274,8 +281,15 @@ func TestEndsThoughTheTargetWithholdsAnswers(t *testing.T) {
 // TestRateDoesNotHoldUpTheEnd: slots that wait for their turn end with the run.
 func TestRateDoesNotHoldUpTheEnd(t *testing.T) {
 	_, url := serve(t)
-	r, err := bench.Run(t.Context(), bench.Config{URLs: []string{url}, Workload: workload(t, "randread:4k:32"), Rate: 1, Runtime: 50 * time.Millisecond})
-	if err != nil || r.IOs == 0 || r.Duration > 10 {
-		t.Fatalf("%v, %+v", err, r)
+	// The first I/O is at once, unless the machine stalls; at this rate 32 take half a minute.
+	for runtime := 50 * time.Millisecond; ; runtime *= 4 {
+		r, err := bench.Run(t.Context(), bench.Config{URLs: []string{url}, Workload: workload(t, "randread:4k:32"), Rate: 1, Runtime: runtime})
+		if err == nil && r.IOs == 0 && runtime < 10*time.Second {
+			continue
+		}
+		if err != nil || r.IOs == 0 || r.Duration > runtime.Seconds()+20 {
+			t.Fatalf("%v, %+v", err, r)
+		}
+		return
 	}
 }

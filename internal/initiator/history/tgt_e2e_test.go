@@ -15,9 +15,9 @@ import (
 // TestWriterAcrossTgtDeaths kills tgtd under the writer. Its file is in the page cache, so nothing may be lost.
 func TestWriterAcrossTgtDeaths(t *testing.T) {
 	tgt := tgttest.Start(t, 64<<20)
-	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	s, err := initiator.Dial(ctx, initiator.Config{Portal: tgt.Portal, Target: tgt.Target, ReconnectTimeout: 30 * time.Second, RetryLimit: 100})
+	s, err := initiator.Dial(ctx, initiator.Config{Portal: tgt.Portal, Target: tgt.Target, ReconnectTimeout: 5 * time.Minute, RetryLimit: 100})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ type Target struct {
 }
 
 // startTimeout is for a loaded machine; tgtd needs some milliseconds.
-const startTimeout = 20 * time.Second
+const startTimeout = 2 * time.Minute
 
 // Start runs tgtd with a LUN of size bytes and its write cache on.
 func Start(t testing.TB, size int64) *Target {
