@@ -173,7 +173,7 @@ func (s *Server) beginMoveFor(v *Volume, node ident.NodeName, site ident.SiteID,
 	if o == nil || !isClosed(o.Serving()) || isClosed(o.Stopped()) {
 		return nil, wire.Errorf(wire.CodeNotOwner, "volume %s is not served by node %s", v.Spec().Name, s.env.Node)
 	}
-	if node == "" && site == s.env.Site && !s.draining() {
+	if node == "" && site == s.env.Site && s.refusal() == nil {
 		node = s.env.Node // it is where it is asked to be
 	}
 	to, err := s.taker(v, node, site)
@@ -244,8 +244,8 @@ func (s *Server) runMove(ctx context.Context, v *Volume, o *Owner, to control.No
 
 // prepare is the taker's first step.
 func (s *Server) prepare(ctx context.Context, v *Volume, from ident.NodeName, m *wire.HandOver) (r wire.HandOverReply, err error) {
-	if s.draining() {
-		return r, wire.Errorf(wire.CodeBadRequest, "node %s is draining", s.env.Node)
+	if err := s.refusal(); err != nil {
+		return r, err
 	}
 	state, _, ok := s.env.Control.Journal(v.id)
 	if !ok {

@@ -24,6 +24,8 @@ type Server struct {
 	slots *turns // takeovers that recover a journal
 	claim *turns // takeovers that have changed, or are about to change, the journal's key
 
+	stopping atomic.Bool // HandOverAll was called
+
 	holding bool // the lease of the control store is asked for; only reconcile's
 
 	away     map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
@@ -373,7 +375,7 @@ func (s *Server) chosen(id ident.JournalID, but ident.NodeName) bool {
 	var names, draining []ident.NodeName
 	for _, n := range s.env.Control.SharedNodes() {
 		if n.Site == s.env.Site && n.Has(control.RoleAccess) && n.Name != but && (n.Name == s.env.Node || s.env.Control.Alive(n.Name) && s.reachable(n.Name)) {
-			if n.Draining {
+			if n.Draining || n.Name == s.env.Node && s.stopping.Load() {
 				draining = append(draining, n.Name)
 			} else {
 				names = append(names, n.Name)

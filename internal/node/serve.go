@@ -132,10 +132,11 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 	stop := ctx
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	leaving := make(chan struct{})
-	// What runs is told to end once initiators have been asked to go elsewhere.
+	// What runs is told to end once volumes are served elsewhere, and initiators have been asked to go there.
 	unasked := context.AfterFunc(stop, func() {
 		defer close(leaving)
 		if e := n.leave.Load(); e != nil {
+			n.access.HandOverAll() // before anybody is told to go: initiators that look find the volume's new owner
 			e.Leave()
 		}
 		cancel()
