@@ -23,6 +23,27 @@ import (
 type Admin struct {
 	cli *clientv3.Client
 	log *slog.Logger
+	// patience is how long one request for a change may go without an answer.
+	patience time.Duration
+}
+
+// changePatience is ample for a change of the membership, which takes a round trip and a write to the disks.
+const changePatience = 10 * time.Second
+
+// errDropped: a request for a change got no answer. Raft drops a change that comes while the one before is not applied
+// yet, as when two voters join at the same moment, and the member that was asked waits for it as long as who asks
+// does. The change may also have been made.
+var errDropped = errors.New("no answer")
+
+// change makes one request for a change of the membership.
+func (a *Admin) change(ctx context.Context, request func(context.Context) error) error {
+	one, cancel := context.WithTimeout(ctx, a.patience)
+	defer cancel()
+	err := request(one)
+	if err != nil && (one.Err() != nil && ctx.Err() == nil || errors.Is(err, rpctypes.ErrTimeout)) {
+		return fmt.Errorf("%w (%w)", errDropped, err)
+	}
+	return err
 }
 
 // Voter is a member of the embedded control store as its members know it.
@@ -42,7 +63,7 @@ func OpenAdmin(e EtcdConfig, log *slog.Logger) (*Admin, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Admin{cli, log}, nil
+	return &Admin{cli, log, changePatience}, nil
 }
 
 // Close ends the connection.
@@ -87,14 +108,20 @@ func (a *Admin) AddVoter(ctx context.Context, v VoterAddr) ([]VoterAddr, error) 
 	}
 	if !known {
 		var b backoff
+		dropped := false // a try before this one, which may have been made
 		for {
-			_, err := a.cli.MemberAddAsLearner(ctx, []string{ClientURL(v.Peer)})
-			if err == nil {
+			err := a.change(ctx, func(ctx context.Context) error {
+				_, err := a.cli.MemberAddAsLearner(ctx, []string{ClientURL(v.Peer)})
+				return err
+			})
+			if err == nil || dropped && errors.Is(err, rpctypes.ErrPeerURLExist) {
 				break
 			}
+			dropped = dropped || errors.Is(err, errDropped)
 			// etcd wants to have seen the other voters for five seconds; one of them may just have restarted.
 			// Nor does it take a second one that has no vote yet.
-			if !errors.Is(err, rpctypes.ErrUnhealthy) && !errors.Is(err, rpctypes.ErrTooManyLearners) || !b.waitShort(ctx) {
+			again := errors.Is(err, rpctypes.ErrUnhealthy) || errors.Is(err, rpctypes.ErrTooManyLearners) || errors.Is(err, errDropped)
+			if !again || !b.waitShort(ctx) {
 				return nil, fmt.Errorf("add voter %s: %w", v.Name, err)
 			}
 		}
@@ -128,7 +155,10 @@ func (a *Admin) PromoteVoter(ctx context.Context, name ident.NodeName) error {
 			case !have[i].Learner:
 				return nil
 			default:
-				_, err = a.cli.MemberPromote(ctx, have[i].ID)
+				err = a.change(ctx, func(ctx context.Context) error {
+					_, err := a.cli.MemberPromote(ctx, have[i].ID)
+					return err
+				})
 				if err == nil || errors.Is(err, rpctypes.ErrMemberNotLearner) {
 					return nil
 				}
@@ -152,7 +182,10 @@ func (a *Admin) RemoveVoter(ctx context.Context, name ident.NodeName) error {
 	}
 	var b backoff
 	for {
-		_, err := a.cli.MemberRemove(ctx, have[i].ID)
+		err := a.change(ctx, func(ctx context.Context) error {
+			_, err := a.cli.MemberRemove(ctx, have[i].ID)
+			return err
+		})
 		if err == nil || errors.Is(err, rpctypes.ErrMemberNotFound) { // gone, at this try or at one before
 			break
 		}
@@ -162,7 +195,8 @@ func (a *Admin) RemoveVoter(ctx context.Context, name ident.NodeName) error {
 				break
 			}
 		}
-		if !errors.Is(err, rpctypes.ErrUnhealthy) && !errors.Is(err, rpctypes.ErrStopped) || !b.waitShort(ctx) { // as in AddVoter
+		again := errors.Is(err, rpctypes.ErrUnhealthy) || errors.Is(err, rpctypes.ErrStopped) || errors.Is(err, errDropped) // as in AddVoter
+		if !again || !b.waitShort(ctx) {
 			return fmt.Errorf("remove voter %s: %w", name, err)
 		}
 	}
