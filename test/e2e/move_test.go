@@ -20,8 +20,14 @@ type moved struct {
 	Epoch string
 }
 
-// siteOf is the site of a node, which is called after it.
-func siteOf(node string) string { return "site-" + node[1:max(1, strings.IndexByte(node, 'n'))] }
+// siteOf is the site of a node, which is called after it; "" of nobody.
+func siteOf(node string) string {
+	site, _, _ := strings.Cut(strings.TrimPrefix(node, "s"), "n")
+	if site == "" {
+		return ""
+	}
+	return "site-" + site
+}
 
 // TestMove hands a volume over under a writer, within the site and between sites, drains the owner's node, and then
 // loses the site that the volume was moved away from: every acknowledged block is there, and no command has failed.

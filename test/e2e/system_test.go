@@ -328,11 +328,16 @@ func (s *system) up() {
 	s.dozo("up", "--detach")
 }
 
-// create makes a volume and gives its IQN.
+// create makes a volume, waits until somebody owns it, and gives its IQN.
 func (s *system) create(name, size string, flags ...string) string {
 	s.t.Helper()
 	s.dozo(append([]string{"volume", "create", name, size, "--at", "site-1"}, flags...)...)
-	return s.show(name).Volume.IQN
+	var v volumeShow
+	until(s.t, name+" has an owner", 20*time.Second, func() (bool, string) {
+		v = s.show(name)
+		return v.Volume.Owner != "", ""
+	})
+	return v.Volume.IQN
 }
 
 func (s *system) url(site, n int, iqn string) string {
