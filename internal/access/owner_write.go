@@ -31,12 +31,12 @@ func (o *Owner) admit(op *Op) {
 			o.dropBuf(op)
 			return
 		}
-		if op.Forward && recorded(op.Kind) && !mutant.On(mutant.R9Request) && o.answered(op) {
+		if o.ports.refuses(op) { // R11: also what an owner before has done, whose answer was lost
+			o.finish(op, wire.Errorf(wire.CodeUnproven, "attached before a takeover that was not proven"))
 			o.dropBuf(op)
 			return
 		}
-		if o.ports.refuses(op) { // R11
-			o.finish(op, wire.Errorf(wire.CodeUnproven, "attached before a takeover that was not proven"))
+		if op.Forward && recorded(op.Kind) && !mutant.On(mutant.R9Request) && o.answered(op) {
 			o.dropBuf(op)
 			return
 		}

@@ -171,6 +171,44 @@ func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
 	o.Close()
 }
 
+// A command that an owner before has done, and whose answer was lost with it, gets the error like all others: what the port has had
+// acknowledged beside it may be gone, and its success would say that it isn't.
+func TestAnAnswerFromBeforeComesAfterTheError(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	c.limit.UncertainWait = 300 * time.Millisecond
+	v := c.volume(1<<20, 1, control.Replicated)
+	o := c.own(v)
+	p := newPort("iqn.a", 1, 1, 11)
+	p.bar(t, o, wire.BarLogin)
+	again := func(o *Owner) error {
+		op := NewOp()
+		op.Kind, op.Length, op.Nexus, op.Session, op.Stamp, op.FUA = wire.OpWrite, 4096, &p.nexus, p.session, o.Stamp(), true
+		op.Forward, op.Request = true, wire.RequestID{Forwarder: 7, Number: 1}
+		op.Buf = NewWriteBuf(0, 4096)
+		err := do(o, op)
+		op.Release()
+		return err
+	}
+	if err := again(o); err != nil {
+		t.Fatal(err)
+	}
+	old := o
+	o = c.own(v)
+	old.Close()
+	if err := again(o); err != nil {
+		t.Errorf("after a proven takeover: %v", err)
+	}
+	o = c.unproven(t, o, v)
+	if err := again(o); !errors.Is(err, wire.ErrUnproven) {
+		t.Errorf("after one that is not: %v", err)
+	}
+	(&port{}).bar(t, o, wire.BarAccept)
+	if err := again(o); err != nil {
+		t.Errorf("once the port may go on: %v", err)
+	}
+	o.Close()
+}
+
 // A login is answered once the attachment is stable: else the power cut that takes the port's writes takes the memory
 // of the port as well, and it goes on.
 func TestAnAttachmentIsStableBeforeTheLoginIsAnswered(t *testing.T) {
