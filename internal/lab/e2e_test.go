@@ -51,12 +51,19 @@ func TestDelay(t *testing.T) {
 	if testing.Short() {
 		late = slices.Min[[]time.Duration]
 	}
+	st, err := l.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A round has 30 packets, whose times are the kernel's: that the router was late with a few of them is no excuse for the
+	// median, nor for the quickest. A router without real-time priority does not see how late it takes what comes.
+	quiet := func(late, stalls uint64, _ int) bool { return st.Counts.RealTime && late+stalls <= 7 }
 	for _, c := range []struct {
 		from, to string
 		want     time.Duration
 	}{{"east", "10.77.2.1", 18 * time.Millisecond}, {"west", "fd77:0:0:3::2", 18 * time.Millisecond}, {"north", "10.77.1.2", 43 * time.Millisecond}} {
 		t.Run(c.from+" to "+c.to, func(t *testing.T) {
-			l.measured(t, func() error {
+			l.measuredBut(t, quiet, func() error {
 				rtts := l.ping(t, c.from, c.to)
 				if m := slices.Min(rtts); m < c.want {
 					t.Fatalf("a packet was back after %v, want %v", m, c.want)
@@ -70,7 +77,7 @@ func TestDelay(t *testing.T) {
 		})
 	}
 	t.Run("each way", func(t *testing.T) {
-		l.measured(t, func() error {
+		l.measuredBut(t, quiet, func() error {
 			there, back := l.oneWay(t)
 			if len(there) < 25 || len(back) < 25 {
 				return fmt.Errorf("%d and %d of 30 packets were captured at both ends: %w", len(there), len(back), errUnfit)
