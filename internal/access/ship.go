@@ -36,7 +36,7 @@ type siteShip struct {
 	// nothing counts looks in a row that found nothing to do; only the ship's loop has it.
 	nothing int
 	// away says since when stores of the site have not answered; only the ship's loop has it.
-	away map[ident.StoreID]time.Time
+	away map[ident.StoreID]awayWas
 	// boots are those of the site's stores when the session began. One that has another has lost what was not stable there,
 	// though what comes next may fit: the site has to be looked at again.
 	boots map[ident.StoreID]ident.BootID
@@ -48,6 +48,7 @@ type siteShip struct {
 		sealed  stableRuns     // stable runs beyond it: seals end in any order
 		gap     *ident.Seq     // what follows it is at a store that is away, and waited for; nil: nothing is
 		reach   reach          // how far it is for acknowledgements
+		hurried ident.StoreID  // the last one that commands did not wait for any more; see awaySince
 		segment ident.SegmentID
 		shipped uint32        // of segment
 		dest    ident.StoreID // that the open one goes to
@@ -237,7 +238,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		}
 	})
 	if o.ack.on.Load() && len(away) > 0 { // what it is unsure of counts until it was compared
-		wg.Go(func() { o.watchAway(ctx, away, failed) })
+		wg.Go(func() { o.watchAway(ctx, s, away, failed) })
 	}
 	sealing := make(chan struct{}, shipSealing)
 	var after ident.Seq
@@ -277,7 +278,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		}
 		if waits, has := o.waitsFor(seg, away); waits {
 			if s.leaveGap(before) {
-				wg.Go(func() { o.watchAway(ctx, away, failed) })
+				wg.Go(func() { o.watchAway(ctx, s, away, failed) })
 			}
 			o.ask(func() { after = seg.last.Seq })
 			s.passOver(before, after, has)

@@ -19,6 +19,11 @@ import (
 //	store does not answer ──> left out, gap ──> it is up again, was declared lost, or the grace is over ──> a new session
 //
 // A session begins with what the stores have, so nothing has to be remembered of the one before.
+//
+// Where commands wait for the site (R11) an owner that has never heard the store is not as patient: as long as nobody knows
+// what the store has, the site counts for nothing behind it, and nothing would be answered. After ackUnheard it ships what the
+// store may have to another one of the site. It is in nobody's way, since what comes next waits all the same; and once the
+// store is back, one of the two replicas goes.
 
 // errSiteChanged ends a session that left something out: there is reason to look again.
 var errSiteChanged = errors.New("the stores of the site have changed")
@@ -28,7 +33,19 @@ type awayStore struct {
 	id    ident.StoreID
 	until time.Time
 	again time.Time // not asked again before, though it is thought to be up
+
+	since   time.Time
+	hurried bool // what this owner has not heard it to have is not waited for any more
 }
+
+// awayWas is what the ship's loop remembers of a store of its site that has not answered.
+type awayWas struct {
+	since   time.Time
+	hurried bool
+}
+
+// ackUnheard is how long commands wait for a store of another site that the owner has never heard: a restart takes less.
+const ackUnheard = 15 * time.Second
 
 // awayAgain is how long a store that is thought to be up and does not answer is left alone.
 const awayAgain = 10 * time.Second
@@ -37,18 +54,21 @@ const awayAgain = 10 * time.Second
 func (o *Owner) awaySince(s *siteShip, answered []journal.Store) (away []awayStore) {
 	now := time.Now()
 	was := s.away
-	s.away = map[ident.StoreID]time.Time{}
+	s.away = map[ident.StoreID]awayWas{}
 	for _, id := range o.env.Stores.Core(s.site) {
 		if slices.ContainsFunc(answered, func(st journal.Store) bool { return st.ID() == id }) || o.env.about(id).Lost {
 			continue
 		}
-		since, known := was[id]
+		x, known := was[id]
 		if !known {
-			since = now
+			x.since = now
 		}
-		s.away[id] = since
-		if until := since.Add(o.env.Limits.RepairGrace); now.Before(until) {
-			a := awayStore{id: id, until: until}
+		s.mu.Lock()
+		x.hurried = x.hurried || s.mu.hurried == id
+		s.mu.Unlock()
+		s.away[id] = x
+		if until := x.since.Add(o.env.Limits.RepairGrace); now.Before(until) {
+			a := awayStore{id: id, until: until, since: x.since, hurried: x.hurried}
 			if o.env.Stores.Up(id) {
 				a.again = now.Add(awayAgain)
 			}
@@ -75,7 +95,7 @@ func (o *Owner) waitsFor(seg *segment, away []awayStore) (yes, has bool) {
 				has = has || there
 				return there
 			}
-			return seg.id.Epoch != o.epoch && !o.strays.heard[a.id]
+			return seg.id.Epoch != o.epoch && !o.strays.heard[a.id] && (!a.hurried || o.readFrom(seg) == nil)
 		})
 	})
 	return yes, has
@@ -92,11 +112,39 @@ func (s *siteShip) leaveGap(before ident.Seq) bool {
 	return true
 }
 
+// hurries reports that a store was waited for long enough by commands, though not by shipping: without its site fewer than K
+// others count for what comes next.
+func (o *Owner) hurries(s *siteShip, a awayStore) (yes bool) {
+	if a.hurried || !o.ack.on.Load() || time.Since(a.since) < ackUnheard || !s.hides() {
+		return false
+	}
+	o.ask(func() {
+		if o.strays.heard[a.id] || !slices.Contains(o.ack.sites, s.site) {
+			return
+		}
+		n := 0
+		for _, x := range o.ships {
+			if x != s && slices.Contains(o.ack.sites, x.site) && !x.hides() && slices.ContainsFunc(o.env.Stores.Core(x.site), o.env.Stores.Up) {
+				n++
+			}
+		}
+		yes = n < o.ack.rule.Need()
+	})
+	return yes
+}
+
+// hides reports that the site counts for nothing behind what a store may have that is away.
+func (s *siteShip) hides() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.reach.hides != nil
+}
+
 // awayLook is how often stores that are waited for are looked at.
 const awayLook = 250 * time.Millisecond
 
 // watchAway ends the session once a store that something was left out for is back, or is not waited for any more.
-func (o *Owner) watchAway(ctx context.Context, away []awayStore, failed chan error) {
+func (o *Owner) watchAway(ctx context.Context, s *siteShip, away []awayStore, failed chan error) {
 	t := time.NewTicker(awayLook)
 	defer t.Stop()
 	for {
@@ -110,6 +158,11 @@ func (o *Owner) watchAway(ctx context.Context, away []awayStore, failed chan err
 				why = "is gone for good"
 			case time.Now().After(a.until):
 				why = "was waited for long enough"
+			case o.hurries(s, a):
+				why = "has not been heard, and commands wait for its site"
+				s.mu.Lock()
+				s.mu.hurried = a.id
+				s.mu.Unlock()
 			default:
 				continue
 			}
