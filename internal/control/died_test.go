@@ -44,3 +44,30 @@ func TestVoterDies(t *testing.T) {
 		})
 	}
 }
+
+// TestVoterThatDoesNotEnd: a voter dies while it holds what the rest of it waits for, as where its database can not be
+// committed. Close does not wait for it for ever, and says that not all of it has ended.
+func TestVoterThatDoesNotEnd(t *testing.T) {
+	t.Parallel() // it mostly waits
+	k := newVoterKit(t)
+	e := start(t, single(k.config(t, "v1")))
+	tx := e.etcd.Server.Backend().BatchTx()
+	went := make(chan struct{})
+	go func() {
+		defer close(went)
+		tx.Lock()
+		e.etcd.Server.Logger().Fatal("failed to commit tx", zap.Error(fmt.Errorf("write: %w", syscall.ENOSPC)))
+	}()
+	<-went
+	err := <-e.Failed()
+	if !errors.Is(err, ErrVoterDied) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("it died of %v", err)
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	if e.Ended() {
+		t.Error("it is said to have ended, and the lock is still held")
+	}
+	tx.Unlock() // the test's process goes on
+}

@@ -91,11 +91,6 @@ func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- er
 	case c.Join: // it may have been stopped before it got its vote
 		n.wg.Go(func() { n.takeVote(ctx) })
 	}
-	e, err := control.StartEmbedded(ctx, voter)
-	if err != nil {
-		return fmt.Errorf("control store: %w", err)
-	}
-	n.voter.Store(e)
 	keeper := voterKeeper{
 		start: func(ctx context.Context) (runningVoter, error) {
 			e, err := control.StartEmbedded(ctx, voter)
@@ -112,9 +107,25 @@ func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- er
 		// What it is for needs a majority of the voters, not this one; the node's volumes and stores do not need it at all.
 		lives: n.cfg.Has(config.RoleCore) || n.cfg.Has(config.RoleAccess),
 		say:   n.sayOfVoter,
+		times: timesAnew(n.started),
 	}
+	e, err := control.StartEmbedded(ctx, voter)
+	again := func() error { return keeper.keep(ctx, e) }
+	switch {
+	case err != nil && keeper.times > 0 && keeper.lives && diskFull(err) && ctx.Err() == nil:
+		// It died again, and nobody has been told to look after it: the node goes on without, and tries again later.
+		again = func() error {
+			n.sayOfVoter("control.voter-waits", "it could not be started again yet: "+err.Error(), err)
+			return keeper.anew(ctx, err)
+		}
+	case err != nil:
+		return fmt.Errorf("control store: %w", err)
+	default:
+		n.voter.Store(e)
+	}
+	n.voterURL.Store(new(control.ClientURL(voter.ListenClient)))
 	n.wg.Go(func() {
-		if err := keeper.keep(ctx, e); err != nil {
+		if err := again(); err != nil {
 			select {
 			case fatal <- fmt.Errorf("control store: %w", err):
 			case <-ctx.Done():
@@ -189,11 +200,11 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 		}
 		hostID = strings.TrimSpace(string(b))
 	}
-	voter := n.voter.Load()
+	voter := n.voterURL.Load() // also of one that has died
 	e := control.Node{Name: n.cfg.Node, Site: site, HostID: hostID, Version: version.Get().Version, Voter: voter != nil,
 		Addrs: control.Addrs{Cluster: addrPort(n.cfg.ClusterAddr), Wan: addrPort(n.cfg.WanAddr), Management: addrPort(n.cfg.ManagementAddr)}}
 	if voter != nil {
-		e.Addrs.ControlURL = voter.ClientURL()
+		e.Addrs.ControlURL = *voter
 	}
 	for _, r := range n.cfg.Roles {
 		e.Roles = append(e.Roles, control.Role(r))

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,6 +29,7 @@ import (
 	"dozo/internal/ident"
 	"dozo/internal/peer"
 	"dozo/internal/pki"
+	"dozo/internal/sysmon"
 	"dozo/internal/version"
 )
 
@@ -44,7 +46,8 @@ type Node struct {
 	voter atomic.Pointer[control.Embedded]
 	// Why the voter that should run here does not; nil or empty: it runs, or there is none.
 	voterProblem atomic.Pointer[string]
-	strangers    atomic.Uint64 // journals of which the stores here have replicas and the control store knows nothing
+	voterURL     atomic.Pointer[string] // where clients reach the voter that belongs here, nil: none does
+	strangers    atomic.Uint64          // journals of which the stores here have replicas and the control store knows nothing
 
 	ctl    atomic.Pointer[control.Client]
 	self   atomic.Pointer[control.Node]
@@ -77,7 +80,7 @@ func Serve(ctx context.Context, configFile string, out io.Writer) error {
 	if cfg.Has(config.RoleWitness) {
 		return fmt.Errorf("%s: a witness is started by: dozo witness --config %s", configFile, configFile)
 	}
-	return run(ctx, cfg, out)
+	return runAnew(ctx, cfg, out)
 }
 
 // Witness runs a voter of the control store and nothing else.
@@ -89,7 +92,34 @@ func Witness(ctx context.Context, configFile string, out io.Writer) error {
 	if !cfg.Has(config.RoleWitness) {
 		return fmt.Errorf("%s: the node's roles don't include witness; start it by: dozo serve --config %s", configFile, configFile)
 	}
-	return run(ctx, cfg, out)
+	return runAnew(ctx, cfg, out)
+}
+
+// endPatience is for how long a node that is to start anew ends in order. What its voter left may hold parts of it for ever, and
+// nothing that was acknowledged depends on an end in order.
+const endPatience = 20 * time.Second
+
+// runAnew is run, and the program again if it ends because its voter can only come back in a new process.
+func runAnew(ctx context.Context, cfg *config.Config, out io.Writer) error {
+	began := time.Now()
+	ended := make(chan error, 1)
+	anew := make(chan struct{})
+	go func() { ended <- run(ctx, cfg, out, func() { close(anew) }) }() // it ends with the process, if not before
+	var err error
+	select {
+	case err = <-ended:
+	case <-anew:
+		select {
+		case err = <-ended:
+		case <-time.After(endPatience):
+			err = errStartAnew
+		}
+	}
+	if errors.Is(err, errStartAnew) && ctx.Err() == nil {
+		newLogger(cfg.Log, out).Warn("the node starts anew", "node", string(cfg.Node), "why", err)
+		return errors.Join(err, sysmon.StartAnew(1+timesAnew(began)))
+	}
+	return err
 }
 
 func newLogger(c config.Log, out io.Writer) *slog.Logger {
@@ -102,7 +132,19 @@ func newLogger(c config.Log, out io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(out, o))
 }
 
-func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
+// anewLong is how long a process runs that was well: if its voter dies then, that is the first time again.
+const anewLong = time.Hour
+
+// timesAnew is how often in a row the process, which began then, was started anew.
+func timesAnew(began time.Time) int {
+	if time.Since(began) > anewLong {
+		return 0
+	}
+	return sysmon.StartedAnew()
+}
+
+// run runs a node; anew is called if it ends in order to be started anew.
+func run(ctx context.Context, cfg *config.Config, out io.Writer, anew func()) (err error) {
 	n := &Node{cfg: cfg, log: newLogger(cfg.Log, out).With("node", string(cfg.Node)), instance: peer.NewInstance(), started: time.Now(),
 		stores: map[ident.StoreID]*core.Store{}, reg: prometheus.NewRegistry()}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -144,6 +186,12 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
 	var closers []func()
 	defer func() {
 		n.setState("stopping")
+		if errors.Is(err, errStartAnew) {
+			anew()
+			if e := n.leave.Load(); e != nil {
+				e.Leave() // initiators go elsewhere before the sessions end
+			}
+		}
 		if !unasked() {
 			<-leaving
 		}

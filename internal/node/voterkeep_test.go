@@ -28,8 +28,8 @@ func newFakeVoter(ended bool) *fakeVoter {
 	return &fakeVoter{failed: make(chan error, 1), ended: ended}
 }
 
-// TestVoterComesBack: a voter is stopped before its disk is full, or dies of that, and runs again once there is room; one of
-// which something is left, or that has died of something else, does not.
+// TestVoterComesBack: a voter is stopped before its disk is full, or dies of that, and runs again once there is room: in a new
+// process, if something of it is left. One that has died of something else does not.
 func TestVoterComesBack(t *testing.T) {
 	full := fmt.Errorf("%w: %w", control.ErrVoterDied, syscall.ENOSPC)
 	broken := fmt.Errorf("%w: %w", control.ErrVoterDied, syscall.EIO)
@@ -46,9 +46,11 @@ func TestVoterComesBack(t *testing.T) {
 		{"short of room", true, true, nil, []string{"control.voter-paused", "control.voter-waits", "control.voter-back"}, true, nil},
 		{"a witness short of room", true, false, nil, []string{"control.voter-paused", "control.voter-waits", "control.voter-back"}, true, nil},
 		{"died of a full disk", true, true, full, []string{"control.voter-died", "control.voter-waits", "control.voter-back"}, true, nil},
-		{"died of a full disk and did not end", false, true, full, []string{"control.voter-died"}, false, nil},
+		{"died of a full disk and did not end", false, true, full, []string{"control.voter-died"}, false, errStartAnew},
+		{"a witness that did not end", false, false, full, []string{"control.voter-died"}, false, errStartAnew},
 		{"died of a bad disk", true, true, broken, []string{"control.voter-died"}, false, nil},
-		{"a witness that died", true, false, full, nil, false, full},
+		{"a witness that died of a full disk", true, false, full, []string{"control.voter-died", "control.voter-waits", "control.voter-back"}, true, nil},
+		{"a witness that died of a bad disk", true, false, broken, nil, false, broken},
 		{"removed", true, true, removed, nil, false, removed},
 	} {
 		t.Run(x.name, func(t *testing.T) {
@@ -80,7 +82,8 @@ func TestVoterComesBack(t *testing.T) {
 				}
 				free = voterRoomMin - 1
 				time.Sleep(10 * time.Minute)
-				if x.fatal != nil {
+				anew := errors.Is(x.fatal, errStartAnew) // only once there is room
+				if x.fatal != nil && !anew {
 					if err := <-done; !errors.Is(err, x.fatal) {
 						t.Fatalf("it ended with %v", err)
 					}
@@ -95,6 +98,9 @@ func TestVoterComesBack(t *testing.T) {
 				if starts > 0 {
 					t.Fatal("it was started where it would be stopped soon")
 				}
+				if len(done) > 0 {
+					t.Fatalf("without room it ended with %v", <-done)
+				}
 				free = voterRoomBack
 				time.Sleep(10 * time.Minute)
 				if !slices.Equal(says, x.says) {
@@ -104,8 +110,8 @@ func TestVoterComesBack(t *testing.T) {
 					t.Errorf("it runs again: %v, want %v; started %d, problem %q", back, x.back, starts, problem)
 				}
 				cancel()
-				if err := <-done; err != nil {
-					t.Error(err)
+				if err := <-done; !errors.Is(err, x.fatal) || x.fatal == nil && err != nil || anew && !errors.Is(err, syscall.ENOSPC) {
+					t.Errorf("it ended with %v", err)
 				}
 				if x.back && second.closed != 1 {
 					t.Errorf("the second one was closed %d times", second.closed)

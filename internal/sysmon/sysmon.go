@@ -11,11 +11,15 @@
 // The price: a hundred wake-ups a second of an idle process, and a system call that waits, as fdatasync does, keeps its
 // processor (of GOMAXPROCS) up to 10 ms before another goroutine can have it.
 //
+// A node that has to get rid of what is in its process does so by the same way (StartAnew).
+//
 // Start at KeepAwake and Env. There is no state.
 package sysmon
 
 import (
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -34,11 +38,36 @@ func KeepAwake() error {
 	if done {
 		return nil
 	}
+	return execute(env)
+}
+
+func execute(env []string) error {
 	// By its own name, by which others find it, unless it has been deleted since.
 	if name, err := os.Executable(); err == nil {
 		_ = syscall.Exec(name, os.Args, env)
 	}
 	return os.NewSyscallError("execve", syscall.Exec("/proc/self/exe", os.Args, env))
+}
+
+// anewVar is in the environment of a program that has started itself anew, for whatever reason but KeepAwake's: how often in a row.
+const anewVar = "DOZO_STARTED_ANEW="
+
+// StartAnew executes the program again, in this process and with the same arguments. All that is open ends, locks too, and every
+// goroutine. The new one is told that it was the time-th time in a row. It returns only if that can't be done.
+func StartAnew(time int) error {
+	env := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, anewVar) })
+	return execute(append(env, anewVar+strconv.Itoa(time)))
+}
+
+// StartedAnew is how often in a row the program has started itself anew; 0: somebody else has started it.
+func StartedAnew() int {
+	for _, e := range os.Environ() {
+		if v, ok := strings.CutPrefix(e, anewVar); ok {
+			n, _ := strconv.Atoi(v)
+			return max(n, 0)
+		}
+	}
+	return 0
 }
 
 // Env is the environment in which a program need not start anew.
