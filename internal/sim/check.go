@@ -274,9 +274,16 @@ type checker struct {
 	slots  [64]*entry
 	maybes []*entry
 	set    map[config]struct{}
-	past   map[unitState]int64 // states that the block may go back to, and when each was last possible
-	ever   map[unitState]bool  // and by force; nil where nobody uses it
-	epoch  uint64              // before which all was given up by force
+	past   map[unitState]once // states that the block may go back to
+	fua    uint64             // slots of writes with FUA
+	ever   map[unitState]bool // and by force; nil where nobody uses it
+	epoch  uint64             // before which all was given up by force
+}
+
+// once is when a state was last possible, and which writes with FUA, of those under way, can have taken effect in it.
+type once struct {
+	at   int64
+	done uint64
 }
 
 // moment is one end of a command, or a rollback.
@@ -308,7 +315,7 @@ func (h *history) checkUnit(block, last int) string {
 		}
 	}
 	slices.SortStableFunc(ms, func(a, b moment) int { return int(a.at - b.at) })
-	c := &checker{set: map[config]struct{}{{}: {}}, past: map[unitState]int64{{}: 0}}
+	c := &checker{set: map[config]struct{}{{}: {}}, past: map[unitState]once{{}: {}}}
 	if slices.ContainsFunc(h.rollbacks, func(r rollback) bool { return r.force }) {
 		c.ever = map[unitState]bool{{}: true}
 	}
@@ -323,8 +330,8 @@ func (h *history) checkUnit(block, last int) string {
 			c.maybes = append(c.maybes, m.e)
 		case m.e.in.kind == wire.OpFlush && m.ret && m.e.out.epoch >= c.epoch:
 			c.expand(m.at)
-			for s, at := range c.past {
-				if at < m.e.call {
+			for s, x := range c.past {
+				if x.at < m.e.call {
 					delete(c.past, s)
 				}
 			}
@@ -351,6 +358,9 @@ func (c *checker) call(e *entry) {
 		return // more at a time than there are clients: can't be
 	}
 	c.slots[i] = e
+	if e.in.fua {
+		c.fua |= 1 << i
+	}
 	c.see()
 }
 
@@ -398,7 +408,7 @@ func (c *checker) expand(now int64) {
 	for len(work) > 0 && len(c.set) <= statesMax {
 		x := work[len(work)-1]
 		work = work[:len(work)-1]
-		c.past[x.state] = now
+		c.past[x.state] = once{now, c.past[x.state].done | x.done&c.fua}
 		if c.ever != nil {
 			c.ever[x.state] = true
 		}
@@ -437,10 +447,15 @@ func (c *checker) answer(e *entry, now int64) string {
 		return c.explain(e)
 	}
 	c.set = rest
-	if e.in.fua && e.out.epoch >= c.epoch {
-		clear(c.past)
-		for x := range rest {
-			c.past[x.state] = now
+	if e.in.fua {
+		// What has come behind it is no more stable for that: any state since it took effect is one to go back to.
+		c.fua &^= 1 << i
+		for s, x := range c.past {
+			if x.done&(1<<i) == 0 && e.out.epoch >= c.epoch {
+				delete(c.past, s)
+			} else {
+				c.past[s] = once{x.at, x.done &^ (1 << i)}
+			}
 		}
 	}
 	return ""
@@ -460,7 +475,7 @@ func (c *checker) back(r *rollback) {
 	if r.force {
 		c.epoch = r.epoch
 		for s := range c.ever {
-			c.past[s] = r.at
+			c.past[s] = once{at: r.at}
 		}
 	}
 	for s := range c.past {

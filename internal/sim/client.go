@@ -344,6 +344,7 @@ func (c *client) do(in opIn) bool {
 			}
 			w.hist.done(in, out, call)
 			c.checkPort(s, a.epoch.Number)
+			w.told(&in, a.epoch.Number)
 			w.trace.add(w.now(), "ack", uint64(c.id), uint64(in.value), uint64(call))
 			return true
 		}

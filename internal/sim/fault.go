@@ -205,6 +205,23 @@ func (w *World) inject(f *Fault) {
 			w.after(late+150*time.Millisecond, other.restart)
 		}
 		w.after(late+time.Duration(1250+f.Size>>11%1000)*time.Millisecond, func() { w.net.unblock(n, other) })
+	case FaultFlushed:
+		w.afterFlush(n, f)
+	case FaultUnflushed:
+		w.dieUnflushed(n, f)
+	case FaultServed:
+		w.afterAnswers(n, f)
+	case FaultForgetful:
+		for other.site != n.site || other == n {
+			other = w.nodes[(other.index+1)%len(w.nodes)]
+		}
+		w.forgetful(n, other, f, undo)
+	case FaultSlowSync:
+		n.slowSync.Store(int64(time.Duration(100+f.Size%700) * time.Millisecond))
+		undo(func() { n.slowSync.Store(0) })
+	case FaultSlowCopies:
+		n.slowCopies.Store(int64(time.Duration(200+f.Size%1000) * time.Millisecond))
+		undo(func() { n.slowCopies.Store(0) })
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)
@@ -359,6 +376,8 @@ func (w *World) heal() {
 		n.cutOff.Store(0)
 		w.net.setSlow(n, 0)
 		n.slowDisk.Store(0)
+		n.slowSync.Store(0)
+		n.slowCopies.Store(0)
 		n.disk.SetCapacity(diskBytes)
 		n.resume()
 		n.restart()

@@ -32,6 +32,7 @@ type Plan struct {
 	Ack       int     // sites that hold what is acknowledged, beside the owner's
 	Refer     bool    // clients copy block 0 to block 1, and back, by reference
 	Drift     float64 // of two clocks from each other, at most
+	Extreme   bool    // clocks are as fast or as slow as they may be
 	Resets    bool    // clients give up what is not answered: by ABORT TASK, or LUN RESET by another path
 }
 
@@ -83,7 +84,13 @@ const (
 	FaultAlone      // a node is cut off from all others and from the control store; it has its clients
 	FaultTakers     // the owner is cut off, and so, or dead, is whoever takes over, as soon as its epoch begins
 	FaultLate       // the owner is cut off from all others but one, to which it speaks late
-	faultKinds      = int(FaultLate) + 1
+	FaultFlushed    // a site loses its power as soon as a flush is answered
+	FaultUnflushed  // the owner dies when much is not synced, and then the same
+	FaultServed     // the owner dies, and so does the next one after its first answers
+	FaultForgetful  // the owner is alone with one other store, which is fenced and restarts
+	FaultSlowSync   // fdatasync takes long
+	FaultSlowCopies // what is done with whole segments takes long
+	faultKinds      = int(FaultSlowCopies) + 1
 	healed          = 8 * time.Second // from the last fault's end to the clients'
 	firstFault      = 4 * time.Second
 )
@@ -91,7 +98,8 @@ const (
 var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "pause", "isolated node", "one-way partition", "sites apart", "clients cut off",
 	"control store away for a node", "control store away", "control store loses answers", "slow network", "slow disk", "full disk", "bit rot", "restart in good order",
 	"hand-over", "hand-over to a site", "drain", "wall clock step", "long pause", "isolated owner dies", "two nodes die at once", "site in two groups",
-	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late"}
+	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late", "power lost after a flush",
+	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -127,6 +135,10 @@ var siteFocuses = [...]siteFocus{
 	{recipe: holderGone},
 	{recipe: powerless},
 	{recipe: givenUp},
+	{recipe: flushedAway},
+	{recipe: forgetful},
+	{recipe: firstAnswers},
+	{recipe: takersHang},
 }
 
 type siteFocus struct {

@@ -33,11 +33,13 @@ type Node struct {
 	proc  *Proc   // nil while none runs
 	count uint64  // of processes so far
 
-	slowDisk atomic.Int64 // nanoseconds: what each answer of the store takes longer
-	cutOff   atomic.Int32 // from the control store: by so many faults
-	rot      []func(vfs.Call, []byte)
-	skew     time.Duration // of its wall clock
-	starting bool          // the driver's: a process is being launched
+	slowDisk   atomic.Int64 // nanoseconds: what each answer of the store takes longer
+	slowSync   atomic.Int64 // the same for fdatasync alone
+	slowCopies atomic.Int64 // and for what is done with whole segments: sealing, copying
+	cutOff     atomic.Int32 // from the control store: by so many faults
+	rot        []func(vfs.Call, []byte)
+	skew       time.Duration // of its wall clock
+	starting   bool          // the driver's: a process is being launched
 }
 
 // Proc is one process: core server and access server. After a kill its goroutines run to their end, but nothing that
@@ -493,7 +495,13 @@ func (p *Proc) handleSlow(m *message, req wire.Message, answer func(wire.Message
 	case *wire.Seal:
 		r, err = got(p.own.Seal(ctx, x))
 	case *wire.Fence:
-		r, err = got(p.own.Fence(ctx, x))
+		if p.w.cue(cueFenceIn, p.node, x.Epoch.Number) {
+			answer(nil, unreached(p.node))
+			return
+		}
+		if r, err = got(p.own.Fence(ctx, x)); err == nil {
+			p.w.cue(cueFenceOut, p.node, x.Epoch.Number)
+		}
 	case *wire.Inventory:
 		r, err = got(p.own.Inventory(ctx, x))
 	case *wire.ReadRaw:

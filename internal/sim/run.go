@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sort"
 	"strings"
@@ -169,7 +170,11 @@ func (w *World) build() bool {
 		site = s + 1
 		for i := range count {
 			n := &Node{w: w, index: len(w.nodes), name: nodeName(site, i+1), site: ident.SiteID(site), disk: vfs.NewMem(diskBytes), boot: 1}
-			n.drift = 1 + w.plan.Drift*(fraction(w.plan.Seed, uint64(n.index), 11)-0.5)
+			off := fraction(w.plan.Seed, uint64(n.index), 11)
+			if w.plan.Extreme {
+				off = math.Round(off)
+			}
+			n.drift = 1 + w.plan.Drift*(off-0.5)
 			w.nodes = append(w.nodes, n)
 		}
 	}

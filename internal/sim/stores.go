@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,8 +60,11 @@ func (s *local) runLane() {
 	}
 }
 
-func (s *local) wait() {
-	if d := time.Duration(s.p.node.slowDisk.Load()); d > 0 && !s.p.node.isDead(s.p) {
+func (s *local) wait() { s.pause(&s.p.node.slowDisk) }
+
+// pause waits as long as one kind of slowness says.
+func (s *local) pause(slow *atomic.Int64) {
+	if d := time.Duration(slow.Load()); d > 0 && !s.p.node.isDead(s.p) {
 		time.Sleep(d)
 	}
 }
@@ -100,9 +104,11 @@ func (s *local) OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.Open
 	return slowly(s, ctx, m, s.st.OpenSegment)
 }
 func (s *local) Sync(ctx context.Context, m *wire.Sync) (wire.SyncReply, error) {
+	s.pause(&s.p.node.slowSync)
 	return slowly(s, ctx, m, s.st.Sync)
 }
 func (s *local) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, error) {
+	s.pause(&s.p.node.slowCopies)
 	return slowly(s, ctx, m, s.st.Seal)
 }
 func (s *local) Fence(ctx context.Context, m *wire.Fence) (wire.FenceReply, error) {
@@ -118,6 +124,7 @@ func (s *local) ReadIndex(ctx context.Context, m *wire.ReadIndex) (wire.ReadRepl
 	return slowly(s, ctx, m, s.st.ReadIndex)
 }
 func (s *local) Push(ctx context.Context, m *wire.Push) (wire.AppendReply, error) {
+	s.pause(&s.p.node.slowCopies)
 	return slowly(s, ctx, m, s.st.Push)
 }
 func (s *local) Drop(ctx context.Context, m *wire.Drop) (wire.DropReply, error) {
