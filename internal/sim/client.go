@@ -441,8 +441,12 @@ func (c *client) accept(s *session) {
 		return
 	}
 	if vol, ok := p.srv.Volume(c.w.vol.ID); ok {
+		// The word is about all takeovers so far: without an answer too it may have been heard, by an owner that has begun
+		// meanwhile.
 		if vol.Bar(ctx, &wire.Bar{Kind: wire.BarAccept, Nexus: wire.Nexus{Initiator: s.nexus.Initiator}}) == nil {
-			c.told = max(c.told, vol.Stamp().Epoch.Number) // the word is about all takeovers so far
+			c.told = max(c.told, vol.Stamp().Epoch.Number)
+		} else {
+			c.told = max(c.told, c.w.chain.newest())
 		}
 	}
 }
