@@ -81,37 +81,6 @@ func (c *cluster) unproven(t *testing.T, o *Owner, v control.VolumeSpec) *Owner 
 	return o
 }
 
-// A command that the former owner has done and not answered is sent again to one whose epoch is not proven: its port has to hear
-// of that first (R11), and only then that the command was done.
-func TestAResentRequestOfAnAttachedPortGetsTheErrorFirst(t *testing.T) {
-	c := newCluster(t, 1, 2)
-	c.limit.UncertainWait = 300 * time.Millisecond
-	v := c.volume(1<<20, 1, control.Replicated)
-	o := c.own(v)
-	p := newPort("iqn.a", 1, 1, 11)
-	p.bar(t, o, wire.BarLogin)
-	send := func() error {
-		op := NewOp()
-		op.Kind, op.Length, op.Nexus, op.Session, op.Stamp, op.FUA = wire.OpWrite, 4096, &p.nexus, p.session, o.Stamp(), true
-		op.Forward, op.Request = true, wire.RequestID{Forwarder: 7, Number: 1 << 12}
-		op.Buf = NewWriteBuf(0, 4096)
-		defer op.Release()
-		return do(o, op)
-	}
-	if err := send(); err != nil {
-		t.Fatal(err)
-	}
-	o = c.unproven(t, o, v)
-	defer func() { o.Close() }()
-	if err := send(); !errors.Is(err, wire.ErrUnproven) {
-		t.Errorf("sent again: %v", err)
-	}
-	p.bar(t, o, wire.BarAccept)
-	if err := send(); err != nil {
-		t.Errorf("sent again after the operator's word: %v", err)
-	}
-}
-
 // The VM's host survives, its acknowledged writes stay behind, its initiator logs in again by itself in milliseconds
 // and goes on upon the rolled-back disk: the guest's file system is ruined (R11).
 func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
