@@ -70,12 +70,8 @@ func (l *late) give(m *wire.HandOver) {
 		if i.newest.tick != 0 {
 			note(i.newest)
 		}
-		for _, a := range i.acks {
-			note(a)
-		}
-		for _, a := range i.acksOlder {
-			note(a)
-		}
+		i.acks.each(note)
+		i.acksOlder.each(note)
 		for _, w := range i.wide {
 			note(w.ack)
 		}

@@ -33,10 +33,12 @@ type bar struct {
 // acknowledged writes remembered.
 type initiatorState struct {
 	sessions  map[uint64]uint64 // session -> tick last seen
-	acks      map[uint64]ack    // block -> last acknowledged write
-	acksOlder map[uint64]ack
-	wide      []wideAck // long ones, trims of gigabytes among them
-	turned    uint64
+	acks      *acked            // the last seconds' acknowledged writes; nil while there is one session only
+	acksOlder *acked            // and those of the seconds before
+	wide      []wideAck         // long ones, trims of gigabytes among them
+	turned    uint64            // when acks began
+	last      uint64            // session of the last acknowledged write,
+	mixed     uint64            // and the tick of the last one that was of another than the one before
 	// The newest write while there was one session only. Another that shows up later may bring something
 	// older, and which blocks were written is not known.
 	newest ack
@@ -113,23 +115,8 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 				return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
 			}
 		}
-		for _, m := range []map[uint64]ack{i.acks, i.acksOlder} {
-			if len(m) == 0 {
-				continue
-			}
-			if op.count <= uint64(len(m)) {
-				for b := op.first; b < op.first+op.count; b++ {
-					if a, ok := m[b]; ok && a.session != op.Session && s.Tick <= a.tick {
-						return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
-					}
-				}
-				continue
-			}
-			for b, a := range m {
-				if b >= op.first && b < op.first+op.count && a.session != op.Session && s.Tick <= a.tick {
-					return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
-				}
-			}
+		if i.acks.newer(op.first, op.count, op.Session, s.Tick) || i.acksOlder.newer(op.first, op.count, op.Session, s.Tick) {
+			return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
 		}
 	}
 	return nil
@@ -144,20 +131,30 @@ func (l *late) acknowledged(op *Op, now uint64) {
 	if i == nil {
 		return
 	}
+	if i.last != op.Session {
+		i.last, i.mixed = op.Session, now
+	}
 	if len(i.sessions) < 2 && i.acks == nil {
 		i.newest = ack{now, op.Session}
 		return
 	}
 	if i.acks == nil || now-i.turned > stampAgeMax {
-		i.acks, i.acksOlder, i.turned = map[uint64]ack{}, i.acks, now
+		i.acks, i.acksOlder, i.turned = newAcked(), i.acks, now
 		i.wide = slices.DeleteFunc(i.wide, func(a wideAck) bool { return a.tick+2*stampAgeMax < now })
 	}
 	if op.count >= wideBlocks {
 		i.wide = append(i.wide, wideAck{ack{now, op.Session}, op.first, op.count})
 		return
 	}
-	for b := op.first; b < op.first+op.count; b++ {
-		i.acks[b] = ack{now, op.Session}
+	i.acks.note(op.first, op.count, ack{now, op.Session})
+}
+
+// single forgets blocks and goes back to the newest write, once there is one session again, and nothing by another one was acknowledged for so
+// long that no stamp reaches back to it.
+func (i *initiatorState) single(now uint64) {
+	if i.acks != nil && len(i.sessions) == 1 && i.mixed+2*stampAgeMax < now {
+		i.acks, i.acksOlder, i.wide = nil, nil, nil
+		i.newest = ack{now, i.last}
 	}
 }
 
@@ -201,6 +198,8 @@ func (l *late) prune(now uint64) {
 		}
 		if len(i.sessions) == 0 {
 			delete(l.sessions, name)
+		} else {
+			i.single(now)
 		}
 	}
 }

@@ -237,7 +237,9 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 // for the rest of something damaged.
 func (s *Store) writeFailedLocked(r *replica, f *handle, end uint32, err error) error {
 	if cut := f.Truncate(int64(end)); cut == nil {
-		_ = takeSpace(f, max(r.mu.taken, end), r.mu.capacity) // best effort: without it the next append may find no space
+		if err := takeSpace(f, end, max(r.mu.taken, end), r.mu.capacity); err != nil {
+			r.mu.taken = end // the next append asks for it again
+		}
 	}
 	e := ioError("write "+r.path, err)
 	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {

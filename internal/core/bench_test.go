@@ -114,7 +114,7 @@ func BenchmarkPwrite4K(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer f.Close()
-	if err := f.Preallocate(journal.SegmentCapacityMax); err != nil {
+	if err := f.Preallocate(0, journal.SegmentCapacityMax); err != nil {
 		b.Fatal(err)
 	}
 	rec := make([]byte, journal.RecordSize(4096))

@@ -123,7 +123,7 @@ func (s *Store) copyFile(r *replica, name string, size uint32) error {
 		return err
 	}
 	defer func() { _ = to.Close() }()
-	if err := to.Preallocate(int64(size)); err != nil {
+	if err := to.Preallocate(0, int64(size)); err != nil {
 		return err
 	}
 	buf := getBuffer(int(min(size, pushChunk)))

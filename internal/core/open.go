@@ -131,7 +131,7 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 		return ioError("create "+r.path, err)
 	}
 	r.mu.taken = r.spaceAtOpen(capacity)
-	if err = takeSpace(f, r.mu.taken, capacity); err == nil {
+	if err = takeSpace(f, 0, r.mu.taken, capacity); err == nil {
 		if err = f.SyncData(); err != nil {
 			s.fail("fdatasync "+r.path, err)
 		}

@@ -107,13 +107,17 @@ func (s *Store) sealAt(r *replica, m *wire.Seal, keep int) (length uint32, err e
 			return 0, s.sealFailed(r, ioError("cut "+r.path, err))
 		}
 		r.mu.Lock()
+		r.mu.taken = min(r.mu.taken, m.End)
 	}
 	x := journal.Index{Segment: r.id, Before: r.mu.before, Last: r.mu.last, End: m.End, Entries: r.mu.index}
+	taken := r.mu.taken
 	r.mu.Unlock()
 	index := journal.AppendIndex(nil, &x)
 	length = m.End + uint32(len(index))
-	if err := f.Preallocate(int64(length)); err != nil {
-		return 0, s.sealFailed(r, ioError("room for the index of "+r.path, err))
+	if taken < length {
+		if err := f.Preallocate(int64(taken), int64(length)); err != nil {
+			return 0, s.sealFailed(r, ioError("room for the index of "+r.path, err))
+		}
 	}
 	if _, err := f.WriteAt(index, int64(m.End)); err != nil {
 		return 0, s.sealFailed(r, ioError("write the index of "+r.path, err))

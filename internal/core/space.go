@@ -29,9 +29,9 @@ func (r *replica) spaceAtOpen(capacity uint32) uint32 {
 	return capacity
 }
 
-// takeSpace takes space for the first n bytes of a file that is, or becomes, as long as capacity.
-func takeSpace(f vfs.File, n, capacity uint32) error {
-	if err := f.Preallocate(int64(n)); err != nil || n >= capacity {
+// takeSpace takes space for the first n bytes of a file that is, or becomes, as long as capacity; those in front of from have it.
+func takeSpace(f vfs.File, from, n, capacity uint32) error {
+	if err := f.Preallocate(int64(from), int64(n)); err != nil || n >= capacity {
 		return err
 	}
 	return f.Truncate(int64(capacity))
@@ -47,7 +47,7 @@ func (s *Store) growLocked(r *replica, f vfs.File, need uint32) error {
 		next *= 4
 	}
 	n := uint32(min(next, uint64(max(need, r.mu.capacity))))
-	if err := f.Preallocate(int64(n)); err != nil {
+	if err := f.Preallocate(int64(r.mu.taken), int64(n)); err != nil {
 		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 			s.fail("take space for "+r.path, err)
 		}

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"sync/atomic"
 	"testing"
 
 	"dozo/internal/vfs"
@@ -92,4 +93,37 @@ func TestASegmentThatCanNotGrow(t *testing.T) {
 	s2 := openStore(t, testOptions(powerCut(m, 0, 1), boot2))
 	a.wantRecords(s2, len(a.ends))
 	b.wantRecords(s2, len(b.ends))
+}
+
+// Space that a file has is not asked for again: neither at the end of its segment, nor when it becomes another's.
+func TestSpaceIsAskedForOnce(t *testing.T) {
+	m := vfs.NewMem(0)
+	faults := vfs.NewFaults(m)
+	s := openStore(t, spareOptions(faults, boot1))
+	s.journal(jA).appended.Store(spaceWholeFrom)
+	a := newOwner(t, segment(jA, 1, 1)).filled(s, 30)
+	size, err := m.Size(SegmentPath(s.dir, a.seg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.drop(s)
+	var asked atomic.Int64
+	remove := faults.Add(func(c vfs.Call) error {
+		if c.Op == vfs.OpPreallocate {
+			asked.Add(int64(c.Len))
+			if c.Off < size {
+				t.Errorf("space from %d on is asked for; the file has it up to %d", c.Off, size)
+			}
+		}
+		return nil
+	})
+	defer remove()
+	b := a.after()
+	b.open(s)
+	b.write(s, 3, 1)
+	b.seal(s)
+	if want := testCapacity - size; asked.Load() != want {
+		t.Errorf("space for %d bytes is asked for; want %d", asked.Load(), want)
+	}
+	b.wantRecords(s, 1)
 }

@@ -250,7 +250,7 @@ func (s *Store) recycle(sp *spare, r *replica, capacity uint32) (f vfs.File, err
 		}
 	default:
 		r.mu.taken = max(uint32(sp.size), r.spaceAtOpen(capacity))
-		err = takeSpace(f, r.mu.taken, capacity)
+		err = takeSpace(f, uint32(sp.size), r.mu.taken, capacity) // it was written up to there
 	}
 	if err == nil {
 		if err = f.SyncData(); err != nil {
@@ -277,7 +277,7 @@ func (s *Store) wipeLocked(r *replica, f vfs.File) error {
 	err := f.Truncate(0)
 	if err == nil {
 		r.mu.taken = r.spaceAtOpen(r.mu.capacity)
-		err = takeSpace(f, r.mu.taken, r.mu.capacity)
+		err = takeSpace(f, 0, r.mu.taken, r.mu.capacity)
 	}
 	if err == nil {
 		err = f.SyncData()

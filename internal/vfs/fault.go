@@ -264,11 +264,11 @@ func (f *faultFile) part(err error, p []byte, off int64) int {
 	return n
 }
 
-func (f *faultFile) Preallocate(size int64) error {
-	if err := f.fs.before(Call{Op: OpPreallocate, Path: f.name, Len: int(size)}); err != nil {
+func (f *faultFile) Preallocate(from, size int64) error {
+	if err := f.fs.before(Call{Op: OpPreallocate, Path: f.name, Off: from, Len: int(size - from)}); err != nil {
 		return err
 	}
-	return f.File.Preallocate(size)
+	return f.File.Preallocate(from, size)
 }
 
 func (f *faultFile) Truncate(size int64) error {

@@ -249,9 +249,9 @@ func (f *osFile) WriteVAt(bufs [][]byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-func (f *osFile) Preallocate(size int64) error {
-	for {
-		err := unix.Fallocate(f.fd, 0, 0, size)
+func (f *osFile) Preallocate(from, size int64) error {
+	for from < size {
+		err := unix.Fallocate(f.fd, 0, from, size-from)
 		switch {
 		case err == nil:
 			return nil
@@ -262,6 +262,7 @@ func (f *osFile) Preallocate(size int64) error {
 		}
 		return &os.PathError{Op: "fallocate", Path: f.f.Name(), Err: err}
 	}
+	return nil
 }
 
 // writeZeroes takes space the hard way, from the present end of the file on, where fallocate is not known.

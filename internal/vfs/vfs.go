@@ -73,9 +73,10 @@ type File interface {
 	// never known.
 	ReadCachedAt(p []byte, off int64) error
 
-	// Preallocate makes the file at least size bytes long and takes the space for all of them, so that
-	// writing within can't run out of it. New bytes read as zeroes.
-	Preallocate(size int64) error
+	// Preallocate makes the file at least size bytes long and takes the space for those from byte from on, so that
+	// writing there can't run out of it; with none in front of from that has no space yet, writing anywhere can't. To ask
+	// again for what has its space costs a look at each page. New bytes read as zeroes.
+	Preallocate(from, size int64) error
 
 	// Truncate sets the length.
 	Truncate(size int64) error

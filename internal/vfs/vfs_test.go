@@ -63,7 +63,7 @@ func TestContract(t *testing.T) {
 			if _, err := fsys.Create(dir + "/a/f"); !errors.Is(err, fs.ErrExist) {
 				t.Fatalf("create twice: %v", err)
 			}
-			ok(f.Preallocate(10000))
+			ok(f.Preallocate(0, 10000))
 			if n, err := f.Size(); n != 10000 || err != nil {
 				t.Fatalf("size %d, %v", n, err)
 			}
@@ -100,7 +100,7 @@ func TestContract(t *testing.T) {
 				t.Fatal("many buffers: other bytes")
 			}
 			ok(f.Truncate(4100))
-			ok(f.Preallocate(5000))
+			ok(f.Preallocate(4100, 5000))
 			got = make([]byte, 900)
 			_, err = f.ReadAt(got, 4100)
 			ok(err)
@@ -216,7 +216,7 @@ func TestCrashTearsAtSectors(t *testing.T) {
 func TestSpaceRunsOut(t *testing.T) {
 	m := NewMem(10 * pageSize)
 	f, _ := m.Create("/f")
-	if err := f.Preallocate(8 * pageSize); err != nil {
+	if err := f.Preallocate(0, 8*pageSize); err != nil {
 		t.Fatal(err)
 	}
 	g, _ := m.Create("/g")
