@@ -32,24 +32,28 @@ func (v *Volume) Submit(op *Op) {
 func (v *Volume) submit(op *Op, until time.Time) {
 	if o := v.owner.Load(); o != nil {
 		v.countWrite(op.Kind, "")
-		done := op.Done
-		op.Done = func(op *Op, err error) {
-			if err != nil && errors.Is(err, wire.ErrNotOwner) {
-				if op.again() {
-					op.Done = done
-					v.later(op, until, err)
-					return
-				}
-				// Whether a write of this node's own client is in the history is not known here: its buffer is gone
-				// and it has no request ID. The client asks again by itself.
-				err = wire.Errorf(wire.CodeBusy, "the owner is changing")
-			}
-			done(op, err)
-		}
+		op.via, op.until, op.then, op.Done = v, until, op.Done, ownerDone
 		o.Submit(op)
 		return
 	}
 	v.forward(op, until)
+}
+
+// ownerDone is Done of what the owner of this node was given. It is no closure: one a command would be an allocation.
+func ownerDone(op *Op, err error) {
+	v, until, then := op.via, op.until, op.then
+	op.via, op.then = nil, nil
+	if err != nil && errors.Is(err, wire.ErrNotOwner) {
+		if op.again() {
+			op.Done = then
+			v.later(op, until, err)
+			return
+		}
+		// Whether a write of this node's own client is in the history is not known here: its buffer is gone
+		// and it has no request ID. The client asks again by itself.
+		err = wire.Errorf(wire.CodeBusy, "the owner is changing")
+	}
+	then(op, err)
 }
 
 // again makes an Op that an owner has given back ready for the next one, if that may be: nothing was done about it,

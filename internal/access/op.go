@@ -2,6 +2,7 @@ package access
 
 import (
 	"sync"
+	"time"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -27,6 +28,7 @@ type Op struct {
 	Unit    []byte    // OpUnit: a reserve.Command; OpToken: a TokenCall; OpCopy: a CopyCall
 	Since   uint64    // see wire.Forward
 	Done    func(*Op, error)
+	Caller  any // for Done: whatever who submits it keeps with it
 
 	// Results.
 	Data       [][]byte // OpRead, OpUnit, OpUnitState: valid until Release
@@ -35,6 +37,10 @@ type Op struct {
 	Extent     int64    // OpProvisioned
 	Epoch      ident.Epoch
 	Tick       uint64 // the owner's when it answered
+
+	via   *Volume // what ownerDone needs
+	until time.Time
+	then  func(*Op, error)
 
 	seq      ident.Seq
 	waits    uint64 // Owner.tick, since when it waits for seq to be stable

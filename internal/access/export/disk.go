@@ -103,11 +103,15 @@ func (d *disk) Write(req scsi.Request, b scsi.WriteBuffer, fua bool, done func(e
 	buf := b.(buffer).WriteBuf
 	op := d.op(req, wire.OpWrite, buf.Offset(), int64(len(buf.Bytes())))
 	op.Buf, op.FUA = buf, fua
-	op.Done = func(op *access.Op, err error) {
-		op.Release()
-		done(translate(err, true))
-	}
+	op.Caller, op.Done = done, writeDone
 	d.v.Submit(op)
+}
+
+// writeDone and readDone are functions of their own, and not closures, which would be an allocation for each command.
+func writeDone(op *access.Op, err error) {
+	done := op.Caller.(func(error))
+	op.Release()
+	done(translate(err, true))
 }
 
 // result is a scsi.ReadResult.
@@ -118,15 +122,19 @@ func (r result) Release()          { r.op.Release() }
 
 func (d *disk) Read(req scsi.Request, off int64, n int, done func(scsi.ReadResult, error)) {
 	op := d.op(req, wire.OpRead, off, int64(n))
-	op.Done = func(op *access.Op, err error) {
-		if err != nil {
-			op.Release()
-			done(nil, medium(off, translate(err, false)))
-			return
-		}
-		done(result{op}, nil)
-	}
+	op.Caller, op.Done = done, readDone
 	d.v.Submit(op)
+}
+
+func readDone(op *access.Op, err error) {
+	done := op.Caller.(func(scsi.ReadResult, error))
+	if err != nil {
+		off := op.Offset
+		op.Release()
+		done(nil, medium(off, translate(err, false)))
+		return
+	}
+	done(result{op}, nil)
 }
 
 func (d *disk) Zero(req scsi.Request, off, n int64, unmap bool, done func(error)) {
