@@ -288,7 +288,7 @@ func TestNextData(t *testing.T) {
 			}
 			defer f.Close()
 			const size, at = 4 << 20, 3<<20 + 5000
-			if err := f.Preallocate(64 << 10); err != nil {
+			if err := f.Preallocate(0, 64<<10); err != nil {
 				t.Fatal(err)
 			}
 			if err := f.Truncate(size); err != nil {
