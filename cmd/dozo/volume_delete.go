@@ -11,31 +11,53 @@ import (
 )
 
 type volumeDelete struct {
-	yes bool
-	req dozov1.DeleteVolumeRequest
+	yes      bool
+	numbered numbered
+	req      dozov1.DeleteVolumeRequest
 }
 
 func newVolumeDelete(a *app) *cobra.Command {
 	var o volumeDelete
 	c := &cobra.Command{
-		Use: "delete NAME", Aliases: []string{"rm"}, Short: "Delete a volume and its data at all sites",
-		Long: `Delete a volume and its data at all sites. Its name is free at once; the data go in the background. A volume with open
+		Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Delete volumes and their data at all sites",
+		Long: `Delete a volume, or several, and the data at all sites. Its name is free at once; the data go in the background. A volume with open
 sessions is not deleted unless --force is given, nor one that may have some at an access server that can not be asked.
 With --force nobody can log in to it any more, and its sessions are ended at every access server, at one that is away when
-it is back.`,
-		Args: names("NAME"), ValidArgsFunction: a.completeVolumes,
+it is back.
+
+Of several volumes, or with --count, none is deleted if one of them is not there or has sessions. If it fails on the way it says
+which were deleted.`,
+		Example: "  dozo volume delete web1\n  dozo volume delete web1 web2 web3 --yes\n  dozo volume delete desk --count 500",
+		Args:    someNames(0, "NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("count") && len(args) > 1 {
+				return usageError{fmt.Errorf("--count goes with one NAME, the common part of the names")}
+			}
+			many, err := o.numbered.names(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			if many == nil {
+				many = args
+			}
 			o.req.Volume = args[0]
-			return o.run(cmd.Context(), a)
+			return o.run(cmd.Context(), a, many, many[0] != args[0])
 		},
 	}
 	c.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&o.req.Force, "force", false, "though sessions are open; they are ended")
+	o.numbered.flags(c, "delete")
 	tenantFlag(c, &o.req.Tenant)
 	return c
 }
 
-func (o *volumeDelete) run(ctx context.Context, a *app) error {
+func (o *volumeDelete) run(ctx context.Context, a *app, many []string, numbered bool) error {
+	if len(many) > 1 || numbered {
+		if err := a.confirm(o.yes, fmt.Sprintf("The data of %s will be gone at all sites.", manyNames(many))); err != nil {
+			return err
+		}
+		return o.deleteMany(ctx, a, many)
+	}
 	if err := a.confirm(o.yes, fmt.Sprintf("Volume %s and its data at all sites will be gone.", o.req.GetVolume())); err != nil {
 		return err
 	}

@@ -74,6 +74,7 @@ type Limits struct {
 	UncertainWait      time.Duration // how long a takeover that does not know the end waits for who may (R4); 30 s
 	ShipWindow         int           // pushes under way to a site; 16
 	KeepBothLocal      bool          // never drop a local replica
+	Warm               int           // volumes owned by a node up to which it takes new ones that nobody uses; 64
 	FollowAfter        time.Duration // writes from elsewhere only for so long: the journal is handed over; 2 s; below 0: never
 }
 
@@ -85,6 +86,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.SegmentBytes == 0 {
 		l.SegmentBytes = journal.SegmentCapacityGoal
+	}
+	if l.Warm == 0 {
+		l.Warm = 64
 	}
 	def(&l.CheckpointInterval, time.Minute)
 	if l.CheckpointBytes == 0 {

@@ -241,7 +241,13 @@ func (s *Server) askTick(list []*Volume) {
 	var others []ident.NodeName
 	for _, v := range list {
 		switch n := v.OwnerNode(); {
-		case n == "" || n == s.env.Node:
+		case n == "":
+			if n, ok := s.placeOf(v); !ok || n == s.env.Node {
+				s.lookSoon()
+			} else {
+				byNode[n] = append(byNode[n], v)
+			}
+		case n == s.env.Node:
 		case s.reachable(n):
 			byNode[n] = append(byNode[n], v)
 		default:

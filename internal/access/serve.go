@@ -120,6 +120,8 @@ func (s *Server) Tick(_ context.Context, m *wire.Tick) (r wire.TickReply, err er
 			if o := v.owner.Load(); o != nil && isClosed(o.Serving()) && !isClosed(o.Stopped()) {
 				st := o.Stamp()
 				t.Epoch, t.Tick, t.Unit = st.Epoch, st.Tick, o.unit.version.Load()
+			} else if t.Owner == "" {
+				s.askedForNew(v)
 			}
 		}
 		r.Ticks = append(r.Ticks, t)

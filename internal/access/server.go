@@ -31,6 +31,7 @@ type Server struct {
 	away     map[ident.NodeName]time.Time // since when nodes of the site are out of reach; Run's own
 	followed time.Time                    // when follow looked last; Run's own
 
+	look     chan struct{} // has Run look at the volumes now
 	observer atomic.Pointer[UnitObserver]
 
 	mu struct {
@@ -38,6 +39,7 @@ type Server struct {
 		volumes map[ident.JournalID]*Volume
 		alarms  falseAlarms
 		seen    map[ident.NodeName]bool // nodes that were in reach since this one started
+		owned   int                     // volumes that are owned here, or about to be, at the last look
 		closed  bool
 	}
 }
@@ -63,7 +65,7 @@ func NewServer(env Env, peers func(ident.NodeName) (Peer, bool)) *Server {
 	if env.Health == nil {
 		env.Health = NewHealth(env.Clock, nil)
 	}
-	s := &Server{env: env, peers: peers, slots: newTurns(takeoversMax), claim: newTurns(claimsMax)}
+	s := &Server{env: env, peers: peers, slots: newTurns(takeoversMax), claim: newTurns(claimsMax), look: make(chan struct{}, 1)}
 	if s.env.Copies == nil {
 		s.env.Copies = NewCopies(env.Clock, 0)
 	}
@@ -104,6 +106,8 @@ func (s *Server) Run(ctx context.Context) {
 				case <-time.After(max(20*time.Millisecond, min(lookShare*took, lookPause))):
 				case <-ctx.Done():
 				}
+				due = true
+			case <-s.look:
 				due = true
 			case <-t.C:
 				n++
@@ -205,6 +209,7 @@ func (s *Server) Owners() (list []*Owner) {
 // reconcile starts takeovers that are this node's business and ends owners that are over.
 func (s *Server) reconcile() {
 	volumes, tombstones := s.env.Control.SharedVolumes()
+	owned := 0
 	for _, spec := range volumes {
 		state, _, ok := s.env.Control.Journal(spec.ID)
 		if !ok {
@@ -249,6 +254,7 @@ func (s *Server) reconcile() {
 		take := o == nil && !v.taking && !s.expected(v, state) && s.shouldTake(v, state)
 		if take {
 			v.taking = true
+			s.mu.owned++
 			if v.since.IsZero() {
 				v.since = time.Now()
 			}
@@ -256,8 +262,15 @@ func (s *Server) reconcile() {
 		} else if o == nil && !v.taking {
 			v.since, v.why = time.Time{}, nil // it is another node's business
 		}
+		if o != nil || v.taking {
+			owned++
+			s.mu.owned = max(s.mu.owned, owned)
+		}
 		s.mu.Unlock()
 	}
+	s.mu.Lock()
+	s.mu.owned = owned
+	s.mu.Unlock()
 	for _, spec := range tombstones {
 		s.mu.Lock()
 		v := s.mu.volumes[spec.ID]
@@ -281,7 +294,11 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 		return false
 	case state.Owner == s.env.Node:
 		return true
-	case state.Owner == "":
+	case neverOwned(&state) && s.leavesNew(v):
+		return false
+	case neverOwned(&state):
+		return s.shouldTakeNew(v, s.firstSite(spec.AtSite, state.Sites))
+	case state.Owner == "": // the control store was rebuilt
 		return s.firstSite(spec.AtSite, state.Sites) == s.env.Site && s.chosen(v.id, "")
 	}
 	owner, ok := s.env.Control.Node(state.Owner)
@@ -342,21 +359,25 @@ func (s *Server) silent(n ident.NodeName) bool {
 // firstSite is where a new journal's owner is: at the site asked for, or where that has no access servers, at
 // the first of the others that has some, those with copies before the rest.
 func (s *Server) firstSite(at ident.SiteID, copies []ident.SiteID) ident.SiteID {
-	has := map[ident.SiteID]bool{}
-	var rest []ident.SiteID
-	for _, n := range s.env.Control.SharedNodes() {
-		if n.Has(control.RoleAccess) {
-			has[n.Site] = true
-			rest = append(rest, n.Site)
-		}
+	nodes := s.env.Control.SharedNodes()
+	has := func(site ident.SiteID) bool {
+		return slices.ContainsFunc(nodes, func(n control.Node) bool { return n.Site == site && n.Has(control.RoleAccess) })
 	}
-	slices.Sort(rest)
-	for _, site := range slices.Concat([]ident.SiteID{at}, copies, rest) {
-		if has[site] {
+	if has(at) {
+		return at
+	}
+	for _, site := range copies {
+		if has(site) {
 			return site
 		}
 	}
-	return at
+	first, any := at, false
+	for _, n := range nodes {
+		if n.Has(control.RoleAccess) && (!any || n.Site < first) {
+			first, any = n.Site, true
+		}
+	}
+	return first
 }
 
 func (s *Server) reachable(n ident.NodeName) bool {

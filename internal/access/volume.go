@@ -24,6 +24,8 @@ type Volume struct {
 	held   atomic.Int32 // commands that wait for an owner
 	wanted time.Time    // Server.mu: since when the owner's node is away
 	taking bool         // Server.mu
+	asked  time.Time    // Server.mu: when another node asked for an owner of a volume that never had one
+	unmet  time.Time    // Server.mu: since when somebody here waits for one
 	since  time.Time    // Server.mu: since when this node tries to serve it; zero where it serves or need not
 	why    error        // Server.mu: why the last attempt failed
 

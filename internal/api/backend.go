@@ -36,6 +36,9 @@ type Backend interface {
 // Volumes is behind VolumeService.
 type Volumes interface {
 	CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequest) (*dozov1.Volume, error)
+	// CreateVolumes calls progress with each few that have been made, all of which are there if it fails later. Nothing is made
+	// if the tenant has one of the names when it begins. It ends early with the context, or with the error of progress.
+	CreateVolumes(ctx context.Context, req *dozov1.CreateVolumesRequest, progress func(*dozov1.CreateVolumesResponse) error) error
 	ListVolumes(ctx context.Context, req *dozov1.ListVolumesRequest) ([]*dozov1.Volume, error)
 	GetVolume(ctx context.Context, req *dozov1.GetVolumeRequest) (*dozov1.Volume, *dozov1.Placement, error)
 	// ResizeVolume is ErrRefused where the volume would become smaller and AllowShrink is not set.
@@ -48,6 +51,9 @@ type Volumes interface {
 	VolumeMaps(ctx context.Context, req *dozov1.VolumeMapsRequest) ([]*dozov1.VolumeMap, error)
 	// DeleteVolume is control.ErrInUse while sessions are open and Force is not set.
 	DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequest) (*dozov1.Volume, error)
+	// DeleteVolumes is DeleteVolume of several: it looks at all of them before it deletes the first, and calls progress with
+	// each few that have been deleted. It ends early with the context, or with the error of progress.
+	DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRequest, progress func(*dozov1.DeleteVolumesResponse) error) error
 	// VolumeTargets puts the targets of the site asked for first (empty: this node's), this node's before
 	// others of its site.
 	VolumeTargets(ctx context.Context, req *dozov1.VolumeTargetsRequest) ([]*dozov1.Target, error)

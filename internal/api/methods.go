@@ -33,6 +33,9 @@ var methods = map[string]permission{
 	dozov1connect.VolumeServiceWaitProcedure:    {need: pki.RoleViewer},
 	dozov1connect.VolumeServiceMoveProcedure:    {need: pki.RoleOperator, action: "volume.move"},
 
+	dozov1connect.VolumeServiceCreateManyProcedure: {need: pki.RoleOperator, action: "volume.create"},
+	dozov1connect.VolumeServiceDeleteManyProcedure: {need: pki.RoleOperator, action: "volume.delete"},
+
 	dozov1connect.VolumeServiceRecoverProcedure: {need: pki.RoleOperator, action: "volume.recover"},
 
 	dozov1connect.ForkServiceListProcedure:   {need: pki.RoleViewer},

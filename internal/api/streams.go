@@ -32,6 +32,22 @@ func (s volumeService) Recover(ctx context.Context, req *dozov1.RecoverVolumeReq
 	return s.b.RecoverVolume(ctx, req, stream.Send)
 }
 
+// CreateMany passes on what has been made.
+func (s volumeService) CreateMany(ctx context.Context, req *dozov1.CreateVolumesRequest, stream *connect.ServerStream[dozov1.CreateVolumesResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.CreateVolumes(ctx, req, stream.Send)
+}
+
+// DeleteMany passes on what has been deleted.
+func (s volumeService) DeleteMany(ctx context.Context, req *dozov1.DeleteVolumesRequest, stream *connect.ServerStream[dozov1.DeleteVolumesResponse]) error {
+	if err := validate(req); err != nil {
+		return err
+	}
+	return s.b.DeleteVolumes(ctx, req, stream.Send)
+}
+
 // Failover passes on how the takeovers go.
 func (s siteService) Failover(ctx context.Context, req *dozov1.FailoverSiteRequest, stream *connect.ServerStream[dozov1.FailoverSiteResponse]) error {
 	if err := validate(req); err != nil {

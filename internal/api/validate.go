@@ -75,6 +75,10 @@ func validate(msg proto.Message) error {
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("host", m.GetHost()))
 	case *dozov1.DeleteVolumeRequest:
 		return volumeRef(m.GetVolume(), &m.Tenant)
+	case *dozov1.CreateVolumesRequest:
+		return validateCreateMany(m)
+	case *dozov1.DeleteVolumesRequest:
+		return errors.Join(tenant(&m.Tenant), checkMany("volumes", m.GetVolumes(), checkName))
 	case *dozov1.VolumeTargetsRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptional("site", m.GetSite()))
 	case *dozov1.WaitVolumeRequest:
@@ -207,6 +211,51 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 		errs = append(errs, invalid("%d hosts: want %d at most", len(m.GetHosts()), listMax))
 	}
 	return errors.Join(errs...)
+}
+
+func firstOf(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return names[0]
+}
+
+// manyMax is how many volumes one call makes or deletes.
+const manyMax = 10000
+
+// validateCreateMany checks what is common by the rules for one volume, under the first of the names.
+func validateCreateMany(m *dozov1.CreateVolumesRequest) error {
+	if m.GetLike() == nil {
+		return invalid("like is missing: what the volumes are to be like")
+	}
+	if n := m.Like.GetName(); n != "" {
+		return invalid("like has the name %q: names are in names", n)
+	}
+	if err := checkMany("names", m.GetNames(), checkVolumeName); err != nil {
+		return err
+	}
+	m.Like.Name = m.Names[0]
+	err := validateCreate(m.Like)
+	m.Like.Name = ""
+	return err
+}
+
+// checkMany checks a list of names, and that none is there twice.
+func checkMany(field string, names []string, check func(field, name string) error) error {
+	if n := len(names); n == 0 || n > manyMax {
+		return invalid("%d %s: want 1 to %d", n, field, manyMax)
+	}
+	seen := make(map[string]bool, len(names))
+	for _, n := range names {
+		if err := check(field, n); err != nil {
+			return err
+		}
+		if seen[n] {
+			return invalid("%s has %s twice", field, n)
+		}
+		seen[n] = true
+	}
+	return nil
 }
 
 func checkPartition(text string) error {
@@ -479,6 +528,10 @@ func auditObject(msg proto.Message) string {
 	switch m := msg.(type) {
 	case *dozov1.CreateVolumeRequest:
 		return inTenant("volume", m.GetTenant(), m.GetName())
+	case *dozov1.CreateVolumesRequest:
+		return inTenant("volume", m.GetLike().GetTenant(), firstOf(m.GetNames()))
+	case *dozov1.DeleteVolumesRequest:
+		return inTenant("volume", m.GetTenant(), firstOf(m.GetVolumes()))
 	case interface{ GetVolume() string }:
 		t, _ := msg.(interface{ GetTenant() string })
 		return inTenant("volume", t.GetTenant(), m.GetVolume())

@@ -95,6 +95,8 @@ type Store interface {
 	// CreateVolume fills in what the specification leaves out (ID, tenant, defaults), and makes the journal's key
 	// with sites as the places of copies, in one transaction.
 	CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.SiteID) (VolumeSpec, error)
+	// CreateVolumes makes up to VolumesPerTxn volumes with their copies at the same sites, in one transaction: all of them or none.
+	CreateVolumes(ctx context.Context, list []VolumeSpec, sites []ident.SiteID) ([]VolumeSpec, error)
 	// UpdateVolume changes size, policies, labels and hosts; ID, tenant, name, block size and tombstone are
 	// not changed by it.
 	UpdateVolume(ctx context.Context, id ident.JournalID, change func(*VolumeSpec) error) (VolumeSpec, error)
@@ -105,6 +107,8 @@ type Store interface {
 	RenameVolume(ctx context.Context, id ident.JournalID, name string) (VolumeSpec, error)
 	// DeleteVolume leaves a tombstone and frees the name. Deleting a tombstone changes nothing.
 	DeleteVolume(ctx context.Context, id ident.JournalID) (VolumeSpec, error)
+	// DeleteVolumes is that for up to VolumesPerTxn volumes, in one transaction: all of them or none.
+	DeleteVolumes(ctx context.Context, ids []ident.JournalID) ([]VolumeSpec, error)
 	// ConfirmDeleted notes that the stores hold nothing of the tombstone any more.
 	ConfirmDeleted(ctx context.Context, id ident.JournalID, stores ...ident.StoreID) (VolumeSpec, error)
 	// ForgetVolume removes a tombstone and the journal's key, once the caller has every store's confirmation. It

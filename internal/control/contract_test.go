@@ -29,6 +29,7 @@ var contract = []struct {
 	{"hosts", testHosts},
 	{"volumes", testVolumes},
 	{"volume names in a race", testNameRace},
+	{"many volumes", testManyVolumes},
 	{"tombstones", testTombstones},
 	{"take a journal", testTake},
 	{"take in a race", testTakeRace},

@@ -66,34 +66,9 @@ func (c *Client) VolumeByName(tenant, name string) (VolumeSpec, bool) {
 // CreateVolume implements Store. Defaults: a random ID, the tenant "default", blocks of 512 bytes, a copy at
 // each of sites, the first of sites as home, replicated, continue.
 func (c *Client) CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.SiteID) (VolumeSpec, error) {
-	if len(sites) == 0 {
-		return VolumeSpec{}, invalidf("volume %s: no sites for its copies", v.Name)
-	}
-	if v.ID.IsZero() {
-		v.ID = ident.NewJournalID()
-	}
-	v.Tenant = orDefault(v.Tenant)
-	v.BlockSize = cmp.Or(v.BlockSize, 512)
-	v.Sites = cmp.Or(v.Sites, len(sites))
-	v.AtSite = cmp.Or(v.AtSite, sites[0])
-	v.Durability = cmp.Or(v.Durability, Replicated)
-	v.Partition = cmp.Or(v.Partition, PartitionContinue)
-	v.Ownership = cmp.Or(v.Ownership, OwnershipFollow)
-	v.ALUARemote = cmp.Or(v.ALUARemote, RemoteNonOptimized)
-	v.Redirect = cmp.Or(v.Redirect, RedirectOff)
-	if v.Created.IsZero() {
-		v.Created = c.o.Now().UTC()
-	}
-	v.Deleted, v.Confirmed = nil, nil
-	journal := JournalState{Sites: slices.Clone(sites), Ack: v.Ack} // of nothing, all sites hold all
-	for _, err := range []error{v.Validate(), journal.Validate()} {
-		if err != nil {
-			return VolumeSpec{}, err
-		}
-	}
-	// A home without core servers holds no copy; a home that does comes first.
-	if v.Sites != len(sites) || v.AtSite != sites[0] && slices.Contains(sites, v.AtSite) {
-		return VolumeSpec{}, invalidf("volume %s: %d copies with home %d, but the chosen sites are %v: want as many, home first", v.Name, v.Sites, v.AtSite, sites)
+	v, journal, err := c.completed(v, sites)
+	if err != nil {
+		return VolumeSpec{}, err
 	}
 	return again(ctx, c, func(ctx context.Context) (VolumeSpec, error) {
 		if p, err := c.pair(ctx, keyVolumeName(v.Tenant, v.Name)); err != nil {
@@ -125,6 +100,40 @@ func (c *Client) CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.S
 		_, err := c.commit(ctx, t, audit{"volume.create", volumeObject(v), nil, v})
 		return v, err
 	})
+}
+
+// completed fills in what a new volume's specification leaves out, and makes its journal's state.
+func (c *Client) completed(v VolumeSpec, sites []ident.SiteID) (VolumeSpec, JournalState, error) {
+	if len(sites) == 0 {
+		return VolumeSpec{}, JournalState{}, invalidf("volume %s: no sites for its copies", v.Name)
+	}
+	if v.ID.IsZero() {
+		v.ID = ident.NewJournalID()
+	}
+	v.Tenant = orDefault(v.Tenant)
+	v.BlockSize = cmp.Or(v.BlockSize, 512)
+	v.Sites = cmp.Or(v.Sites, len(sites))
+	v.AtSite = cmp.Or(v.AtSite, sites[0])
+	v.Durability = cmp.Or(v.Durability, Replicated)
+	v.Partition = cmp.Or(v.Partition, PartitionContinue)
+	v.Ownership = cmp.Or(v.Ownership, OwnershipFollow)
+	v.ALUARemote = cmp.Or(v.ALUARemote, RemoteNonOptimized)
+	v.Redirect = cmp.Or(v.Redirect, RedirectOff)
+	if v.Created.IsZero() {
+		v.Created = c.o.Now().UTC()
+	}
+	v.Deleted, v.Confirmed = nil, nil
+	journal := JournalState{Sites: slices.Clone(sites), Ack: v.Ack} // of nothing, all sites hold all
+	for _, err := range []error{v.Validate(), journal.Validate()} {
+		if err != nil {
+			return VolumeSpec{}, JournalState{}, err
+		}
+	}
+	// A home without core servers holds no copy; a home that does comes first.
+	if v.Sites != len(sites) || v.AtSite != sites[0] && slices.Contains(sites, v.AtSite) {
+		return VolumeSpec{}, JournalState{}, invalidf("volume %s: %d copies with home %d, but the chosen sites are %v: want as many, home first", v.Name, v.Sites, v.AtSite, sites)
+	}
+	return v, journal, nil
 }
 
 func volumeObject(v VolumeSpec) string { return "volume/" + v.Tenant + "/" + v.Name }

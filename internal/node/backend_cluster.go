@@ -228,8 +228,8 @@ func (b *backend) silentOwner(v control.VolumeSpec, state control.JournalState, 
 		fresh = fresh || x.State == nodeStarting || x.State == nodeUp && x.Started != nil && time.Since(x.Started.AsTime()) < startingFor
 	}
 	switch {
-	case state.Owner == "" && time.Since(v.Created) < ownerlessAfter:
-		return nil
+	case state.Owner == "" && (state.Epoch.Number == 0 || time.Since(v.Created) < ownerlessAfter):
+		return nil // nobody has used it, or it was made just now
 	case state.Owner == "":
 		p.Reason, p.Message, p.Since = problemVolumeWaiting, "no access server owns the volume yet", timestamppb.New(v.Created)
 	case fresh:

@@ -21,6 +21,8 @@ import (
 const (
 	moveEvery   = 50 * time.Millisecond
 	moveUnheard = 15 * time.Second
+	// ownerPatience is how long a hand-over waits for the first owner of a volume.
+	ownerPatience = 10 * time.Second
 )
 
 // handStep asks a node's access server for a step of a hand-over.
@@ -113,6 +115,14 @@ func (b *backend) MoveVolume(ctx context.Context, req *dozov1.MoveVolumeRequest,
 
 func (b *backend) moveVolume(ctx context.Context, v control.VolumeSpec, req *dozov1.MoveVolumeRequest, progress func(*dozov1.MoveVolumeResponse) error) error {
 	c := b.n.control()
+	if state, _, ok := c.Journal(v.ID); ok && state.Owner == "" && b.n.access != nil { // nobody has used it yet
+		wctx, cancel := context.WithTimeout(ctx, ownerPatience)
+		err := b.n.access.Want(wctx, v.ID)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
 	m, _, err := b.moveTarget(v, req.To)
 	if err != nil {
 		return err

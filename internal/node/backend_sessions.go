@@ -238,12 +238,17 @@ const (
 	endedPoll   = 100 * time.Millisecond
 )
 
-// awaitSessionsEnded waits a while until no access server that answers has a session of the volume.
-func (b *backend) awaitSessionsEnded(ctx context.Context, id ident.JournalID) {
+// awaitSessionsEnded waits a while until no access server that answers has a session of the volumes.
+func (b *backend) awaitSessionsEnded(ctx context.Context, ids ...ident.JournalID) {
+	of := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		of[id.String()] = true
+	}
 	ctx, cancel := context.WithTimeout(ctx, endedWithin)
 	defer cancel()
 	for {
-		if left, _, err := b.sessionsOf(ctx, id); err == nil && len(left) == 0 {
+		all, _, err := b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
+		if err == nil && !slices.ContainsFunc(all, func(s *dozov1.Session) bool { return of[s.VolumeId] }) {
 			return
 		}
 		select {

@@ -30,32 +30,39 @@ func (b *backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	if err != nil {
 		return nil, err
 	}
+	v, sites, err := b.newVolume(c, req)
+	if err != nil {
+		return nil, err
+	}
+	if v, err = c.CreateVolume(ctx, v, sites); err != nil {
+		return nil, err
+	}
+	return b.describe(v, nil), nil
+}
+
+// newVolume is what a request for a volume asks for, and the sites of its copies.
+func (b *backend) newVolume(c *control.Client, req *dozov1.CreateVolumeRequest) (v control.VolumeSpec, sites []ident.SiteID, err error) {
 	home, ok := c.Site(b.n.self.Load().Site)
 	if req.AtSite != "" {
 		if home, ok = c.SiteByName(req.AtSite); !ok {
-			return nil, fmt.Errorf("site %s: %w", req.AtSite, control.ErrNotFound)
+			return v, nil, fmt.Errorf("site %s: %w", req.AtSite, control.ErrNotFound)
 		}
 	} else if !ok {
-		return nil, fmt.Errorf("node %s is at no site; say --at SITE: %w", b.n.cfg.Node, control.ErrInvalid)
+		return v, nil, fmt.Errorf("node %s is at no site; say --at SITE: %w", b.n.cfg.Node, control.ErrInvalid)
 	}
-	sites, err := b.copySites(c, home.ID, int(req.Sites))
-	if err != nil {
-		return nil, err
+	if sites, err = b.copySites(c, home.ID, int(req.Sites)); err != nil {
+		return v, nil, err
 	}
 	ack := 0
 	if req.Ack != "" {
 		if ack, err = control.ParseAck(req.Ack); err != nil {
-			return nil, err
+			return v, nil, err
 		}
 	}
-	v, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Ack: ack, Tenant: req.Tenant, SizeBytes: int64(req.SizeBytes), BlockSize: int(req.BlockSize),
+	return control.VolumeSpec{Name: req.Name, Ack: ack, Tenant: req.Tenant, SizeBytes: int64(req.SizeBytes), BlockSize: int(req.BlockSize),
 		Sites: len(sites), AtSite: home.ID, Durability: control.Durability(req.Durability), Partition: control.Partition(req.Partition),
 		Ownership: control.Ownership(req.Ownership), ALUARemote: control.RemoteAccess(req.AluaRemote), Redirect: control.Redirect(req.Redirect),
-		Labels: req.Labels, Hosts: req.Hosts}, sites)
-	if err != nil {
-		return nil, err
-	}
-	return b.describe(v, nil), nil
+		Labels: req.Labels, Hosts: req.Hosts}, sites, nil
 }
 
 // copySites chooses the sites of a new volume's copies, home first: those with core servers, in the order of
@@ -570,18 +577,12 @@ func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 		return nil, err
 	}
 	if !req.Force {
-		if len(v.Maps) > 0 {
-			return nil, fmt.Errorf("volume %s is mapped to %d hosts, %s among them; unmap it, or delete with force: %w", v.Name, len(v.Maps), v.Maps[0].Host, control.ErrInUse)
-		}
 		sessions, unheard, err := b.sessionsOf(ctx, v.ID)
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil, err
-		case len(sessions) > 0:
-			return nil, fmt.Errorf("volume %s has open sessions (%d): %s; end them, or delete with force, which ends them: %w", v.Name, len(sessions), describeSessions(sessions), control.ErrInUse)
-		case len(unheard) > 0:
-			return nil, fmt.Errorf("volume %s may have sessions at %s, which can not be asked; with force they are ended when it can be reached: %w",
-				v.Name, strings.Join(unheard, ", "), control.ErrInUse)
+		}
+		if err := deletable(v, sessions, unheard); err != nil {
+			return nil, err
 		}
 	}
 	if v, err = b.n.control().DeleteVolume(ctx, v.ID); err != nil {
@@ -591,6 +592,20 @@ func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 		b.awaitSessionsEnded(ctx, v.ID)
 	}
 	return b.describe(v, nil), nil
+}
+
+// deletable says why a volume is not deleted without force, if there is a reason.
+func deletable(v control.VolumeSpec, sessions []*dozov1.Session, unheard []string) error {
+	switch {
+	case len(v.Maps) > 0:
+		return fmt.Errorf("volume %s is mapped to %d hosts, %s among them; unmap it, or delete with force: %w", v.Name, len(v.Maps), v.Maps[0].Host, control.ErrInUse)
+	case len(sessions) > 0:
+		return fmt.Errorf("volume %s has open sessions (%d): %s; end them, or delete with force, which ends them: %w", v.Name, len(sessions), describeSessions(sessions), control.ErrInUse)
+	case len(unheard) > 0:
+		return fmt.Errorf("volume %s may have sessions at %s, which can not be asked; with force they are ended when it can be reached: %w",
+			v.Name, strings.Join(unheard, ", "), control.ErrInUse)
+	}
+	return nil
 }
 
 // VolumeTargets implements api.Volumes.
@@ -645,6 +660,9 @@ func (b *backend) WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest,
 	for {
 		all, _ := b.ownerStatus(ctx, v.ID)
 		state, _, _ := b.n.control().Journal(v.ID)
+		if state.Owner == "" && state.Epoch.Number == 0 { // nothing was ever written: all sites have all of it
+			return progress(&dozov1.WaitVolumeResponse{Done: true})
+		}
 		if st, ok := all[v.ID]; ok && stateWord(st.State) != "recovering" {
 			if !known {
 				target, known = st.Commit.Seq, true

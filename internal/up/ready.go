@@ -211,7 +211,7 @@ func (s *System) waitServed(ctx context.Context) ([]string, error) {
 		if err == nil {
 			missing = missing[:0]
 			for _, v := range r.GetVolumes() {
-				if v.GetState() == "recovering" || v.GetState() == "unknown" || v.GetState() == "new" {
+				if v.GetState() == "recovering" || v.GetState() == "unknown" {
 					missing = append(missing, v.GetName())
 				}
 			}

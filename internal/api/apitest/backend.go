@@ -156,6 +156,42 @@ func (b *Backend) CreateVolume(ctx context.Context, req *dozov1.CreateVolumeRequ
 	return proto.CloneOf(v), nil
 }
 
+// manyAtATime is how many volumes a message reports.
+const manyAtATime = 2
+
+// CreateVolumes implements api.Volumes.
+func (b *Backend) CreateVolumes(ctx context.Context, req *dozov1.CreateVolumesRequest, progress func(*dozov1.CreateVolumesResponse) error) error {
+	if err := b.enter("CreateVolumes"); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	for _, n := range req.GetNames() {
+		if _, err := b.volumeLocked(req.GetLike().GetTenant(), n); err == nil {
+			b.mu.Unlock()
+			return fmt.Errorf("volume %s/%s: %w", req.GetLike().GetTenant(), n, control.ErrExists)
+		}
+	}
+	b.mu.Unlock()
+	r := &dozov1.CreateVolumesResponse{Total: uint32(len(req.GetNames()))}
+	for some := range slices.Chunk(req.GetNames(), manyAtATime) {
+		r.Volumes = nil
+		for _, n := range some {
+			one := proto.CloneOf(req.GetLike())
+			one.Name = n
+			v, err := b.CreateVolume(ctx, one)
+			if err != nil {
+				return err
+			}
+			r.Volumes = append(r.Volumes, v)
+		}
+		r.Made += uint32(len(some))
+		if err := progress(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ListVolumes implements api.Volumes.
 func (b *Backend) ListVolumes(_ context.Context, req *dozov1.ListVolumesRequest) ([]*dozov1.Volume, error) {
 	if err := b.enter("ListVolumes"); err != nil {
@@ -334,6 +370,37 @@ func (b *Backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 		b.volumes = slices.DeleteFunc(b.volumes, func(x *dozov1.Volume) bool { return x == v })
 		return nil
 	})
+}
+
+// DeleteVolumes implements api.Volumes.
+func (b *Backend) DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRequest, progress func(*dozov1.DeleteVolumesResponse) error) error {
+	if err := b.enter("DeleteVolumes"); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	for _, n := range req.GetVolumes() {
+		if _, err := b.volumeLocked(req.GetTenant(), n); err != nil {
+			b.mu.Unlock()
+			return err
+		}
+	}
+	b.mu.Unlock()
+	r := &dozov1.DeleteVolumesResponse{Total: uint32(len(req.GetVolumes()))}
+	for some := range slices.Chunk(req.GetVolumes(), manyAtATime) {
+		r.Volumes = nil
+		for _, n := range some {
+			v, err := b.DeleteVolume(ctx, &dozov1.DeleteVolumeRequest{Tenant: req.GetTenant(), Volume: n, Force: req.GetForce()})
+			if err != nil {
+				return err
+			}
+			r.Volumes = append(r.Volumes, v)
+		}
+		r.Deleted += uint32(len(some))
+		if err := progress(r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // VolumeTargets implements api.Volumes.

@@ -2057,6 +2057,246 @@ func (x *VolumeMapsResponse) GetMaps() []*VolumeMap {
 	return nil
 }
 
+type CreateVolumesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What all of them are like; its name is empty.
+	Like *CreateVolumeRequest `protobuf:"bytes,1,opt,name=like,proto3" json:"like,omitempty"`
+	// All different; 10,000 at most.
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateVolumesRequest) Reset() {
+	*x = CreateVolumesRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolumesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolumesRequest) ProtoMessage() {}
+
+func (x *CreateVolumesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolumesRequest.ProtoReflect.Descriptor instead.
+func (*CreateVolumesRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CreateVolumesRequest) GetLike() *CreateVolumeRequest {
+	if x != nil {
+		return x.Like
+	}
+	return nil
+}
+
+func (x *CreateVolumesRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type CreateVolumesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Made since the last message.
+	Volumes []*Volume `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Made so far, and asked for.
+	Made          uint32 `protobuf:"varint,2,opt,name=made,proto3" json:"made,omitempty"`
+	Total         uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateVolumesResponse) Reset() {
+	*x = CreateVolumesResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolumesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolumesResponse) ProtoMessage() {}
+
+func (x *CreateVolumesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolumesResponse.ProtoReflect.Descriptor instead.
+func (*CreateVolumesResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CreateVolumesResponse) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *CreateVolumesResponse) GetMade() uint32 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
+}
+
+func (x *CreateVolumesResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+type DeleteVolumesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names or IDs; 10,000 at most.
+	Volumes []string `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Tenant  string   `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Though they have sessions or are mapped to hosts.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVolumesRequest) Reset() {
+	*x = DeleteVolumesRequest{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVolumesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVolumesRequest) ProtoMessage() {}
+
+func (x *DeleteVolumesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVolumesRequest.ProtoReflect.Descriptor instead.
+func (*DeleteVolumesRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DeleteVolumesRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *DeleteVolumesRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DeleteVolumesRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type DeleteVolumesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Deleted since the last message.
+	Volumes []*Volume `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Deleted so far, and asked for.
+	Deleted       uint32 `protobuf:"varint,2,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Total         uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVolumesResponse) Reset() {
+	*x = DeleteVolumesResponse{}
+	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVolumesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVolumesResponse) ProtoMessage() {}
+
+func (x *DeleteVolumesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVolumesResponse.ProtoReflect.Descriptor instead.
+func (*DeleteVolumesResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DeleteVolumesResponse) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *DeleteVolumesResponse) GetDeleted() uint32 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
+func (x *DeleteVolumesResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 type DeleteVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name or ID.
@@ -2070,7 +2310,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[26]
+	mi := &file_dozo_v1_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2322,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[26]
+	mi := &file_dozo_v1_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2335,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{26}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -2129,7 +2369,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[27]
+	mi := &file_dozo_v1_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2381,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[27]
+	mi := &file_dozo_v1_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2394,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{27}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -2177,7 +2417,7 @@ type VolumeTargetsRequest struct {
 
 func (x *VolumeTargetsRequest) Reset() {
 	*x = VolumeTargetsRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	mi := &file_dozo_v1_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2429,7 @@ func (x *VolumeTargetsRequest) String() string {
 func (*VolumeTargetsRequest) ProtoMessage() {}
 
 func (x *VolumeTargetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[28]
+	mi := &file_dozo_v1_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2442,7 @@ func (x *VolumeTargetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeTargetsRequest.ProtoReflect.Descriptor instead.
 func (*VolumeTargetsRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{28}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VolumeTargetsRequest) GetVolume() string {
@@ -2246,7 +2486,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	mi := &file_dozo_v1_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2498,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[29]
+	mi := &file_dozo_v1_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2511,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{29}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Target) GetUrl() string {
@@ -2332,7 +2572,7 @@ type VolumeTargetsResponse struct {
 
 func (x *VolumeTargetsResponse) Reset() {
 	*x = VolumeTargetsResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[30]
+	mi := &file_dozo_v1_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2584,7 @@ func (x *VolumeTargetsResponse) String() string {
 func (*VolumeTargetsResponse) ProtoMessage() {}
 
 func (x *VolumeTargetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[30]
+	mi := &file_dozo_v1_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2597,7 @@ func (x *VolumeTargetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeTargetsResponse.ProtoReflect.Descriptor instead.
 func (*VolumeTargetsResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{30}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *VolumeTargetsResponse) GetTargets() []*Target {
@@ -2380,7 +2620,7 @@ type WaitVolumeRequest struct {
 
 func (x *WaitVolumeRequest) Reset() {
 	*x = WaitVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[31]
+	mi := &file_dozo_v1_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2632,7 @@ func (x *WaitVolumeRequest) String() string {
 func (*WaitVolumeRequest) ProtoMessage() {}
 
 func (x *WaitVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[31]
+	mi := &file_dozo_v1_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2645,7 @@ func (x *WaitVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WaitVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{31}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WaitVolumeRequest) GetVolume() string {
@@ -2444,7 +2684,7 @@ type WaitVolumeResponse struct {
 
 func (x *WaitVolumeResponse) Reset() {
 	*x = WaitVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[32]
+	mi := &file_dozo_v1_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2696,7 @@ func (x *WaitVolumeResponse) String() string {
 func (*WaitVolumeResponse) ProtoMessage() {}
 
 func (x *WaitVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[32]
+	mi := &file_dozo_v1_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2709,7 @@ func (x *WaitVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WaitVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{32}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WaitVolumeResponse) GetDone() bool {
@@ -2513,7 +2753,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[33]
+	mi := &file_dozo_v1_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2765,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[33]
+	mi := &file_dozo_v1_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2778,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{33}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MoveVolumeRequest) GetVolume() string {
@@ -2583,7 +2823,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[34]
+	mi := &file_dozo_v1_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2835,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[34]
+	mi := &file_dozo_v1_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2848,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{34}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MoveVolumeResponse) GetDone() bool {
@@ -2676,7 +2916,7 @@ type RecoverVolumeRequest struct {
 
 func (x *RecoverVolumeRequest) Reset() {
 	*x = RecoverVolumeRequest{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[35]
+	mi := &file_dozo_v1_volume_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2928,7 @@ func (x *RecoverVolumeRequest) String() string {
 func (*RecoverVolumeRequest) ProtoMessage() {}
 
 func (x *RecoverVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[35]
+	mi := &file_dozo_v1_volume_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2941,7 @@ func (x *RecoverVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RecoverVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{35}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RecoverVolumeRequest) GetVolume() string {
@@ -2749,7 +2989,7 @@ type RecoverVolumeResponse struct {
 
 func (x *RecoverVolumeResponse) Reset() {
 	*x = RecoverVolumeResponse{}
-	mi := &file_dozo_v1_volume_proto_msgTypes[36]
+	mi := &file_dozo_v1_volume_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +3001,7 @@ func (x *RecoverVolumeResponse) String() string {
 func (*RecoverVolumeResponse) ProtoMessage() {}
 
 func (x *RecoverVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_volume_proto_msgTypes[36]
+	mi := &file_dozo_v1_volume_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +3014,7 @@ func (x *RecoverVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RecoverVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{36}
+	return file_dozo_v1_volume_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RecoverVolumeResponse) GetDone() bool {
@@ -2981,7 +3221,22 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\"<\n" +
 	"\x12VolumeMapsResponse\x12&\n" +
-	"\x04maps\x18\x01 \x03(\v2\x12.dozo.v1.VolumeMapR\x04maps\"[\n" +
+	"\x04maps\x18\x01 \x03(\v2\x12.dozo.v1.VolumeMapR\x04maps\"^\n" +
+	"\x14CreateVolumesRequest\x120\n" +
+	"\x04like\x18\x01 \x01(\v2\x1c.dozo.v1.CreateVolumeRequestR\x04like\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"l\n" +
+	"\x15CreateVolumesResponse\x12)\n" +
+	"\avolumes\x18\x01 \x03(\v2\x0f.dozo.v1.VolumeR\avolumes\x12\x12\n" +
+	"\x04made\x18\x02 \x01(\rR\x04made\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\rR\x05total\"^\n" +
+	"\x14DeleteVolumesRequest\x12\x18\n" +
+	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"r\n" +
+	"\x15DeleteVolumesResponse\x12)\n" +
+	"\avolumes\x18\x01 \x03(\v2\x0f.dozo.v1.VolumeR\avolumes\x12\x18\n" +
+	"\adeleted\x18\x02 \x01(\rR\adeleted\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\rR\x05total\"[\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -3033,9 +3288,11 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x02to\x18\x05 \x01(\tR\x02to\"\\\n" +
 	"\x15RecoverVolumeResponse\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\bR\x04done\x12/\n" +
-	"\x06volume\x18\x02 \x01(\v2\x17.dozo.v1.VolumeFailoverR\x06volume2\xf1\a\n" +
+	"\x06volume\x18\x02 \x01(\v2\x17.dozo.v1.VolumeFailoverR\x06volume2\x93\t\n" +
 	"\rVolumeService\x12G\n" +
-	"\x06Create\x12\x1c.dozo.v1.CreateVolumeRequest\x1a\x1d.dozo.v1.CreateVolumeResponse\"\x00\x12F\n" +
+	"\x06Create\x12\x1c.dozo.v1.CreateVolumeRequest\x1a\x1d.dozo.v1.CreateVolumeResponse\"\x00\x12O\n" +
+	"\n" +
+	"CreateMany\x12\x1d.dozo.v1.CreateVolumesRequest\x1a\x1e.dozo.v1.CreateVolumesResponse\"\x000\x01\x12F\n" +
 	"\x04List\x12\x1b.dozo.v1.ListVolumesRequest\x1a\x1c.dozo.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12A\n" +
 	"\x03Get\x12\x19.dozo.v1.GetVolumeRequest\x1a\x1a.dozo.v1.GetVolumeResponse\"\x03\x90\x02\x01\x12G\n" +
 	"\x06Resize\x12\x1c.dozo.v1.ResizeVolumeRequest\x1a\x1d.dozo.v1.ResizeVolumeResponse\"\x00\x12G\n" +
@@ -3044,7 +3301,9 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x03Map\x12\x19.dozo.v1.MapVolumeRequest\x1a\x1a.dozo.v1.MapVolumeResponse\"\x00\x12D\n" +
 	"\x05Unmap\x12\x1b.dozo.v1.UnmapVolumeRequest\x1a\x1c.dozo.v1.UnmapVolumeResponse\"\x00\x12D\n" +
 	"\x04Maps\x12\x1a.dozo.v1.VolumeMapsRequest\x1a\x1b.dozo.v1.VolumeMapsResponse\"\x03\x90\x02\x01\x12G\n" +
-	"\x06Delete\x12\x1c.dozo.v1.DeleteVolumeRequest\x1a\x1d.dozo.v1.DeleteVolumeResponse\"\x00\x12M\n" +
+	"\x06Delete\x12\x1c.dozo.v1.DeleteVolumeRequest\x1a\x1d.dozo.v1.DeleteVolumeResponse\"\x00\x12O\n" +
+	"\n" +
+	"DeleteMany\x12\x1d.dozo.v1.DeleteVolumesRequest\x1a\x1e.dozo.v1.DeleteVolumesResponse\"\x000\x01\x12M\n" +
 	"\aTargets\x12\x1d.dozo.v1.VolumeTargetsRequest\x1a\x1e.dozo.v1.VolumeTargetsResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\x04Wait\x12\x1a.dozo.v1.WaitVolumeRequest\x1a\x1b.dozo.v1.WaitVolumeResponse\"\x000\x01\x12C\n" +
 	"\x04Move\x12\x1a.dozo.v1.MoveVolumeRequest\x1a\x1b.dozo.v1.MoveVolumeResponse\"\x000\x01\x12L\n" +
@@ -3062,7 +3321,7 @@ func file_dozo_v1_volume_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_volume_proto_rawDescData
 }
 
-var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_dozo_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_dozo_v1_volume_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: dozo.v1.Volume
 	(*StoreRef)(nil),              // 1: dozo.v1.StoreRef
@@ -3090,42 +3349,46 @@ var file_dozo_v1_volume_proto_goTypes = []any{
 	(*UnmapVolumeResponse)(nil),   // 23: dozo.v1.UnmapVolumeResponse
 	(*VolumeMapsRequest)(nil),     // 24: dozo.v1.VolumeMapsRequest
 	(*VolumeMapsResponse)(nil),    // 25: dozo.v1.VolumeMapsResponse
-	(*DeleteVolumeRequest)(nil),   // 26: dozo.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 27: dozo.v1.DeleteVolumeResponse
-	(*VolumeTargetsRequest)(nil),  // 28: dozo.v1.VolumeTargetsRequest
-	(*Target)(nil),                // 29: dozo.v1.Target
-	(*VolumeTargetsResponse)(nil), // 30: dozo.v1.VolumeTargetsResponse
-	(*WaitVolumeRequest)(nil),     // 31: dozo.v1.WaitVolumeRequest
-	(*WaitVolumeResponse)(nil),    // 32: dozo.v1.WaitVolumeResponse
-	(*MoveVolumeRequest)(nil),     // 33: dozo.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),    // 34: dozo.v1.MoveVolumeResponse
-	(*RecoverVolumeRequest)(nil),  // 35: dozo.v1.RecoverVolumeRequest
-	(*RecoverVolumeResponse)(nil), // 36: dozo.v1.RecoverVolumeResponse
-	nil,                           // 37: dozo.v1.Volume.LabelsEntry
-	nil,                           // 38: dozo.v1.CreateVolumeRequest.LabelsEntry
-	nil,                           // 39: dozo.v1.ListVolumesRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
-	(*Position)(nil),              // 41: dozo.v1.Position
-	(*SiteCopy)(nil),              // 42: dozo.v1.SiteCopy
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
-	(*VolumeFailover)(nil),        // 44: dozo.v1.VolumeFailover
+	(*CreateVolumesRequest)(nil),  // 26: dozo.v1.CreateVolumesRequest
+	(*CreateVolumesResponse)(nil), // 27: dozo.v1.CreateVolumesResponse
+	(*DeleteVolumesRequest)(nil),  // 28: dozo.v1.DeleteVolumesRequest
+	(*DeleteVolumesResponse)(nil), // 29: dozo.v1.DeleteVolumesResponse
+	(*DeleteVolumeRequest)(nil),   // 30: dozo.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),  // 31: dozo.v1.DeleteVolumeResponse
+	(*VolumeTargetsRequest)(nil),  // 32: dozo.v1.VolumeTargetsRequest
+	(*Target)(nil),                // 33: dozo.v1.Target
+	(*VolumeTargetsResponse)(nil), // 34: dozo.v1.VolumeTargetsResponse
+	(*WaitVolumeRequest)(nil),     // 35: dozo.v1.WaitVolumeRequest
+	(*WaitVolumeResponse)(nil),    // 36: dozo.v1.WaitVolumeResponse
+	(*MoveVolumeRequest)(nil),     // 37: dozo.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),    // 38: dozo.v1.MoveVolumeResponse
+	(*RecoverVolumeRequest)(nil),  // 39: dozo.v1.RecoverVolumeRequest
+	(*RecoverVolumeResponse)(nil), // 40: dozo.v1.RecoverVolumeResponse
+	nil,                           // 41: dozo.v1.Volume.LabelsEntry
+	nil,                           // 42: dozo.v1.CreateVolumeRequest.LabelsEntry
+	nil,                           // 43: dozo.v1.ListVolumesRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*Position)(nil),              // 45: dozo.v1.Position
+	(*SiteCopy)(nil),              // 46: dozo.v1.SiteCopy
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
+	(*VolumeFailover)(nil),        // 48: dozo.v1.VolumeFailover
 }
 var file_dozo_v1_volume_proto_depIdxs = []int32{
-	37, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
-	40, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	41, // 0: dozo.v1.Volume.labels:type_name -> dozo.v1.Volume.LabelsEntry
+	44, // 1: dozo.v1.Volume.created:type_name -> google.protobuf.Timestamp
 	1,  // 2: dozo.v1.Ensemble.stores:type_name -> dozo.v1.StoreRef
 	1,  // 3: dozo.v1.Replica.store:type_name -> dozo.v1.StoreRef
 	4,  // 4: dozo.v1.Segment.replicas:type_name -> dozo.v1.Replica
-	41, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
-	41, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
-	41, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
+	45, // 5: dozo.v1.Placement.commit:type_name -> dozo.v1.Position
+	45, // 6: dozo.v1.Placement.stable:type_name -> dozo.v1.Position
+	45, // 7: dozo.v1.Placement.checkpoint:type_name -> dozo.v1.Position
 	2,  // 8: dozo.v1.Placement.ensembles:type_name -> dozo.v1.Ensemble
-	42, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
+	46, // 9: dozo.v1.Placement.copies:type_name -> dozo.v1.SiteCopy
 	3,  // 10: dozo.v1.Placement.site_replicas:type_name -> dozo.v1.SiteReplicas
 	5,  // 11: dozo.v1.Placement.segments:type_name -> dozo.v1.Segment
-	38, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
+	42, // 12: dozo.v1.CreateVolumeRequest.labels:type_name -> dozo.v1.CreateVolumeRequest.LabelsEntry
 	0,  // 13: dozo.v1.CreateVolumeResponse.volume:type_name -> dozo.v1.Volume
-	39, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
+	43, // 14: dozo.v1.ListVolumesRequest.labels:type_name -> dozo.v1.ListVolumesRequest.LabelsEntry
 	0,  // 15: dozo.v1.ListVolumesResponse.volumes:type_name -> dozo.v1.Volume
 	0,  // 16: dozo.v1.GetVolumeResponse.volume:type_name -> dozo.v1.Volume
 	6,  // 17: dozo.v1.GetVolumeResponse.placement:type_name -> dozo.v1.Placement
@@ -3135,44 +3398,51 @@ var file_dozo_v1_volume_proto_depIdxs = []int32{
 	19, // 21: dozo.v1.MapVolumeResponse.map:type_name -> dozo.v1.VolumeMap
 	19, // 22: dozo.v1.UnmapVolumeResponse.map:type_name -> dozo.v1.VolumeMap
 	19, // 23: dozo.v1.VolumeMapsResponse.maps:type_name -> dozo.v1.VolumeMap
-	0,  // 24: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
-	29, // 25: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
-	42, // 26: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
-	43, // 27: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
-	44, // 28: dozo.v1.RecoverVolumeResponse.volume:type_name -> dozo.v1.VolumeFailover
-	7,  // 29: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
-	9,  // 30: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
-	11, // 31: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
-	13, // 32: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
-	15, // 33: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
-	17, // 34: dozo.v1.VolumeService.Set:input_type -> dozo.v1.SetVolumeRequest
-	20, // 35: dozo.v1.VolumeService.Map:input_type -> dozo.v1.MapVolumeRequest
-	22, // 36: dozo.v1.VolumeService.Unmap:input_type -> dozo.v1.UnmapVolumeRequest
-	24, // 37: dozo.v1.VolumeService.Maps:input_type -> dozo.v1.VolumeMapsRequest
-	26, // 38: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
-	28, // 39: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
-	31, // 40: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
-	33, // 41: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
-	35, // 42: dozo.v1.VolumeService.Recover:input_type -> dozo.v1.RecoverVolumeRequest
-	8,  // 43: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
-	10, // 44: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
-	12, // 45: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
-	14, // 46: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
-	16, // 47: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
-	18, // 48: dozo.v1.VolumeService.Set:output_type -> dozo.v1.SetVolumeResponse
-	21, // 49: dozo.v1.VolumeService.Map:output_type -> dozo.v1.MapVolumeResponse
-	23, // 50: dozo.v1.VolumeService.Unmap:output_type -> dozo.v1.UnmapVolumeResponse
-	25, // 51: dozo.v1.VolumeService.Maps:output_type -> dozo.v1.VolumeMapsResponse
-	27, // 52: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
-	30, // 53: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
-	32, // 54: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
-	34, // 55: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
-	36, // 56: dozo.v1.VolumeService.Recover:output_type -> dozo.v1.RecoverVolumeResponse
-	43, // [43:57] is the sub-list for method output_type
-	29, // [29:43] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	7,  // 24: dozo.v1.CreateVolumesRequest.like:type_name -> dozo.v1.CreateVolumeRequest
+	0,  // 25: dozo.v1.CreateVolumesResponse.volumes:type_name -> dozo.v1.Volume
+	0,  // 26: dozo.v1.DeleteVolumesResponse.volumes:type_name -> dozo.v1.Volume
+	0,  // 27: dozo.v1.DeleteVolumeResponse.volume:type_name -> dozo.v1.Volume
+	33, // 28: dozo.v1.VolumeTargetsResponse.targets:type_name -> dozo.v1.Target
+	46, // 29: dozo.v1.WaitVolumeResponse.copies:type_name -> dozo.v1.SiteCopy
+	47, // 30: dozo.v1.MoveVolumeResponse.pause:type_name -> google.protobuf.Duration
+	48, // 31: dozo.v1.RecoverVolumeResponse.volume:type_name -> dozo.v1.VolumeFailover
+	7,  // 32: dozo.v1.VolumeService.Create:input_type -> dozo.v1.CreateVolumeRequest
+	26, // 33: dozo.v1.VolumeService.CreateMany:input_type -> dozo.v1.CreateVolumesRequest
+	9,  // 34: dozo.v1.VolumeService.List:input_type -> dozo.v1.ListVolumesRequest
+	11, // 35: dozo.v1.VolumeService.Get:input_type -> dozo.v1.GetVolumeRequest
+	13, // 36: dozo.v1.VolumeService.Resize:input_type -> dozo.v1.ResizeVolumeRequest
+	15, // 37: dozo.v1.VolumeService.Rename:input_type -> dozo.v1.RenameVolumeRequest
+	17, // 38: dozo.v1.VolumeService.Set:input_type -> dozo.v1.SetVolumeRequest
+	20, // 39: dozo.v1.VolumeService.Map:input_type -> dozo.v1.MapVolumeRequest
+	22, // 40: dozo.v1.VolumeService.Unmap:input_type -> dozo.v1.UnmapVolumeRequest
+	24, // 41: dozo.v1.VolumeService.Maps:input_type -> dozo.v1.VolumeMapsRequest
+	30, // 42: dozo.v1.VolumeService.Delete:input_type -> dozo.v1.DeleteVolumeRequest
+	28, // 43: dozo.v1.VolumeService.DeleteMany:input_type -> dozo.v1.DeleteVolumesRequest
+	32, // 44: dozo.v1.VolumeService.Targets:input_type -> dozo.v1.VolumeTargetsRequest
+	35, // 45: dozo.v1.VolumeService.Wait:input_type -> dozo.v1.WaitVolumeRequest
+	37, // 46: dozo.v1.VolumeService.Move:input_type -> dozo.v1.MoveVolumeRequest
+	39, // 47: dozo.v1.VolumeService.Recover:input_type -> dozo.v1.RecoverVolumeRequest
+	8,  // 48: dozo.v1.VolumeService.Create:output_type -> dozo.v1.CreateVolumeResponse
+	27, // 49: dozo.v1.VolumeService.CreateMany:output_type -> dozo.v1.CreateVolumesResponse
+	10, // 50: dozo.v1.VolumeService.List:output_type -> dozo.v1.ListVolumesResponse
+	12, // 51: dozo.v1.VolumeService.Get:output_type -> dozo.v1.GetVolumeResponse
+	14, // 52: dozo.v1.VolumeService.Resize:output_type -> dozo.v1.ResizeVolumeResponse
+	16, // 53: dozo.v1.VolumeService.Rename:output_type -> dozo.v1.RenameVolumeResponse
+	18, // 54: dozo.v1.VolumeService.Set:output_type -> dozo.v1.SetVolumeResponse
+	21, // 55: dozo.v1.VolumeService.Map:output_type -> dozo.v1.MapVolumeResponse
+	23, // 56: dozo.v1.VolumeService.Unmap:output_type -> dozo.v1.UnmapVolumeResponse
+	25, // 57: dozo.v1.VolumeService.Maps:output_type -> dozo.v1.VolumeMapsResponse
+	31, // 58: dozo.v1.VolumeService.Delete:output_type -> dozo.v1.DeleteVolumeResponse
+	29, // 59: dozo.v1.VolumeService.DeleteMany:output_type -> dozo.v1.DeleteVolumesResponse
+	34, // 60: dozo.v1.VolumeService.Targets:output_type -> dozo.v1.VolumeTargetsResponse
+	36, // 61: dozo.v1.VolumeService.Wait:output_type -> dozo.v1.WaitVolumeResponse
+	38, // 62: dozo.v1.VolumeService.Move:output_type -> dozo.v1.MoveVolumeResponse
+	40, // 63: dozo.v1.VolumeService.Recover:output_type -> dozo.v1.RecoverVolumeResponse
+	48, // [48:64] is the sub-list for method output_type
+	32, // [32:48] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_volume_proto_init() }
@@ -3189,7 +3459,7 @@ func file_dozo_v1_volume_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_volume_proto_rawDesc), len(file_dozo_v1_volume_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

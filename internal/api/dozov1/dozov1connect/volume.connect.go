@@ -35,6 +35,9 @@ const (
 const (
 	// VolumeServiceCreateProcedure is the fully-qualified name of the VolumeService's Create RPC.
 	VolumeServiceCreateProcedure = "/dozo.v1.VolumeService/Create"
+	// VolumeServiceCreateManyProcedure is the fully-qualified name of the VolumeService's CreateMany
+	// RPC.
+	VolumeServiceCreateManyProcedure = "/dozo.v1.VolumeService/CreateMany"
 	// VolumeServiceListProcedure is the fully-qualified name of the VolumeService's List RPC.
 	VolumeServiceListProcedure = "/dozo.v1.VolumeService/List"
 	// VolumeServiceGetProcedure is the fully-qualified name of the VolumeService's Get RPC.
@@ -53,6 +56,9 @@ const (
 	VolumeServiceMapsProcedure = "/dozo.v1.VolumeService/Maps"
 	// VolumeServiceDeleteProcedure is the fully-qualified name of the VolumeService's Delete RPC.
 	VolumeServiceDeleteProcedure = "/dozo.v1.VolumeService/Delete"
+	// VolumeServiceDeleteManyProcedure is the fully-qualified name of the VolumeService's DeleteMany
+	// RPC.
+	VolumeServiceDeleteManyProcedure = "/dozo.v1.VolumeService/DeleteMany"
 	// VolumeServiceTargetsProcedure is the fully-qualified name of the VolumeService's Targets RPC.
 	VolumeServiceTargetsProcedure = "/dozo.v1.VolumeService/Targets"
 	// VolumeServiceWaitProcedure is the fully-qualified name of the VolumeService's Wait RPC.
@@ -68,6 +74,11 @@ type VolumeServiceClient interface {
 	// Create makes a volume. It is usable at every access server when the call returns. EXISTS if the tenant has
 	// a volume of that name. Needs role operator.
 	Create(context.Context, *dozov1.CreateVolumeRequest) (*dozov1.CreateVolumeResponse, error)
+	// CreateMany makes volumes that differ in nothing but their names, and reports them as they are made, some at a time: those
+	// of one message were made together, or none of them was. If it ends with an error, those reported are there and no
+	// others; only where its text says that the outcome of a change is not known may one message's worth more be there. EXISTS, before anything is made, if
+	// the tenant has one of the names already. A caller that goes away ends it. Needs role operator.
+	CreateMany(context.Context, *dozov1.CreateVolumesRequest) (*connect.ServerStreamForClient[dozov1.CreateVolumesResponse], error)
 	// List gives all volumes, by tenant and name, without placement. Needs role viewer.
 	List(context.Context, *dozov1.ListVolumesRequest) (*dozov1.ListVolumesResponse, error)
 	// Get gives one volume with its placement: owner, positions, ensembles, copies at the sites and, on request,
@@ -91,6 +102,10 @@ type VolumeServiceClient interface {
 	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
+	// DeleteMany deletes several volumes, and reports them as they are deleted, some at a time. NOT_FOUND or IN_USE, as for
+	// Delete, before anything is deleted, if one of them is not there or in use. A caller that goes away ends it. Needs role
+	// operator.
+	DeleteMany(context.Context, *dozov1.DeleteVolumesRequest) (*connect.ServerStreamForClient[dozov1.DeleteVolumesResponse], error)
 	// Targets gives the addresses at which the volume is served: every portal of every access server, those of
 	// the preferred site first. Needs role viewer.
 	Targets(context.Context, *dozov1.VolumeTargetsRequest) (*dozov1.VolumeTargetsResponse, error)
@@ -123,6 +138,12 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			httpClient,
 			baseURL+VolumeServiceCreateProcedure,
 			connect.WithSchema(volumeServiceMethods.ByName("Create")),
+			connect.WithClientOptions(opts...),
+		),
+		createMany: connect.NewClient[dozov1.CreateVolumesRequest, dozov1.CreateVolumesResponse](
+			httpClient,
+			baseURL+VolumeServiceCreateManyProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("CreateMany")),
 			connect.WithClientOptions(opts...),
 		),
 		list: connect.NewClient[dozov1.ListVolumesRequest, dozov1.ListVolumesResponse](
@@ -182,6 +203,12 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		deleteMany: connect.NewClient[dozov1.DeleteVolumesRequest, dozov1.DeleteVolumesResponse](
+			httpClient,
+			baseURL+VolumeServiceDeleteManyProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("DeleteMany")),
+			connect.WithClientOptions(opts...),
+		),
 		targets: connect.NewClient[dozov1.VolumeTargetsRequest, dozov1.VolumeTargetsResponse](
 			httpClient,
 			baseURL+VolumeServiceTargetsProcedure,
@@ -212,20 +239,22 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // volumeServiceClient implements VolumeServiceClient.
 type volumeServiceClient struct {
-	create  *connect.Client[dozov1.CreateVolumeRequest, dozov1.CreateVolumeResponse]
-	list    *connect.Client[dozov1.ListVolumesRequest, dozov1.ListVolumesResponse]
-	get     *connect.Client[dozov1.GetVolumeRequest, dozov1.GetVolumeResponse]
-	resize  *connect.Client[dozov1.ResizeVolumeRequest, dozov1.ResizeVolumeResponse]
-	rename  *connect.Client[dozov1.RenameVolumeRequest, dozov1.RenameVolumeResponse]
-	set     *connect.Client[dozov1.SetVolumeRequest, dozov1.SetVolumeResponse]
-	_map    *connect.Client[dozov1.MapVolumeRequest, dozov1.MapVolumeResponse]
-	unmap   *connect.Client[dozov1.UnmapVolumeRequest, dozov1.UnmapVolumeResponse]
-	maps    *connect.Client[dozov1.VolumeMapsRequest, dozov1.VolumeMapsResponse]
-	delete  *connect.Client[dozov1.DeleteVolumeRequest, dozov1.DeleteVolumeResponse]
-	targets *connect.Client[dozov1.VolumeTargetsRequest, dozov1.VolumeTargetsResponse]
-	wait    *connect.Client[dozov1.WaitVolumeRequest, dozov1.WaitVolumeResponse]
-	move    *connect.Client[dozov1.MoveVolumeRequest, dozov1.MoveVolumeResponse]
-	recover *connect.Client[dozov1.RecoverVolumeRequest, dozov1.RecoverVolumeResponse]
+	create     *connect.Client[dozov1.CreateVolumeRequest, dozov1.CreateVolumeResponse]
+	createMany *connect.Client[dozov1.CreateVolumesRequest, dozov1.CreateVolumesResponse]
+	list       *connect.Client[dozov1.ListVolumesRequest, dozov1.ListVolumesResponse]
+	get        *connect.Client[dozov1.GetVolumeRequest, dozov1.GetVolumeResponse]
+	resize     *connect.Client[dozov1.ResizeVolumeRequest, dozov1.ResizeVolumeResponse]
+	rename     *connect.Client[dozov1.RenameVolumeRequest, dozov1.RenameVolumeResponse]
+	set        *connect.Client[dozov1.SetVolumeRequest, dozov1.SetVolumeResponse]
+	_map       *connect.Client[dozov1.MapVolumeRequest, dozov1.MapVolumeResponse]
+	unmap      *connect.Client[dozov1.UnmapVolumeRequest, dozov1.UnmapVolumeResponse]
+	maps       *connect.Client[dozov1.VolumeMapsRequest, dozov1.VolumeMapsResponse]
+	delete     *connect.Client[dozov1.DeleteVolumeRequest, dozov1.DeleteVolumeResponse]
+	deleteMany *connect.Client[dozov1.DeleteVolumesRequest, dozov1.DeleteVolumesResponse]
+	targets    *connect.Client[dozov1.VolumeTargetsRequest, dozov1.VolumeTargetsResponse]
+	wait       *connect.Client[dozov1.WaitVolumeRequest, dozov1.WaitVolumeResponse]
+	move       *connect.Client[dozov1.MoveVolumeRequest, dozov1.MoveVolumeResponse]
+	recover    *connect.Client[dozov1.RecoverVolumeRequest, dozov1.RecoverVolumeResponse]
 }
 
 // Create calls dozo.v1.VolumeService.Create.
@@ -235,6 +264,11 @@ func (c *volumeServiceClient) Create(ctx context.Context, req *dozov1.CreateVolu
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// CreateMany calls dozo.v1.VolumeService.CreateMany.
+func (c *volumeServiceClient) CreateMany(ctx context.Context, req *dozov1.CreateVolumesRequest) (*connect.ServerStreamForClient[dozov1.CreateVolumesResponse], error) {
+	return c.createMany.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // List calls dozo.v1.VolumeService.List.
@@ -318,6 +352,11 @@ func (c *volumeServiceClient) Delete(ctx context.Context, req *dozov1.DeleteVolu
 	return nil, err
 }
 
+// DeleteMany calls dozo.v1.VolumeService.DeleteMany.
+func (c *volumeServiceClient) DeleteMany(ctx context.Context, req *dozov1.DeleteVolumesRequest) (*connect.ServerStreamForClient[dozov1.DeleteVolumesResponse], error) {
+	return c.deleteMany.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // Targets calls dozo.v1.VolumeService.Targets.
 func (c *volumeServiceClient) Targets(ctx context.Context, req *dozov1.VolumeTargetsRequest) (*dozov1.VolumeTargetsResponse, error) {
 	response, err := c.targets.CallUnary(ctx, connect.NewRequest(req))
@@ -347,6 +386,11 @@ type VolumeServiceHandler interface {
 	// Create makes a volume. It is usable at every access server when the call returns. EXISTS if the tenant has
 	// a volume of that name. Needs role operator.
 	Create(context.Context, *dozov1.CreateVolumeRequest) (*dozov1.CreateVolumeResponse, error)
+	// CreateMany makes volumes that differ in nothing but their names, and reports them as they are made, some at a time: those
+	// of one message were made together, or none of them was. If it ends with an error, those reported are there and no
+	// others; only where its text says that the outcome of a change is not known may one message's worth more be there. EXISTS, before anything is made, if
+	// the tenant has one of the names already. A caller that goes away ends it. Needs role operator.
+	CreateMany(context.Context, *dozov1.CreateVolumesRequest, *connect.ServerStream[dozov1.CreateVolumesResponse]) error
 	// List gives all volumes, by tenant and name, without placement. Needs role viewer.
 	List(context.Context, *dozov1.ListVolumesRequest) (*dozov1.ListVolumesResponse, error)
 	// Get gives one volume with its placement: owner, positions, ensembles, copies at the sites and, on request,
@@ -370,6 +414,10 @@ type VolumeServiceHandler interface {
 	// Delete removes the volume and frees its name. IN_USE while sessions are open, or may be at an access server
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
+	// DeleteMany deletes several volumes, and reports them as they are deleted, some at a time. NOT_FOUND or IN_USE, as for
+	// Delete, before anything is deleted, if one of them is not there or in use. A caller that goes away ends it. Needs role
+	// operator.
+	DeleteMany(context.Context, *dozov1.DeleteVolumesRequest, *connect.ServerStream[dozov1.DeleteVolumesResponse]) error
 	// Targets gives the addresses at which the volume is served: every portal of every access server, those of
 	// the preferred site first. Needs role viewer.
 	Targets(context.Context, *dozov1.VolumeTargetsRequest) (*dozov1.VolumeTargetsResponse, error)
@@ -398,6 +446,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		VolumeServiceCreateProcedure,
 		svc.Create,
 		connect.WithSchema(volumeServiceMethods.ByName("Create")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceCreateManyHandler := connect.NewServerStreamHandlerSimple(
+		VolumeServiceCreateManyProcedure,
+		svc.CreateMany,
+		connect.WithSchema(volumeServiceMethods.ByName("CreateMany")),
 		connect.WithHandlerOptions(opts...),
 	)
 	volumeServiceListHandler := connect.NewUnaryHandlerSimple(
@@ -457,6 +511,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceDeleteManyHandler := connect.NewServerStreamHandlerSimple(
+		VolumeServiceDeleteManyProcedure,
+		svc.DeleteMany,
+		connect.WithSchema(volumeServiceMethods.ByName("DeleteMany")),
+		connect.WithHandlerOptions(opts...),
+	)
 	volumeServiceTargetsHandler := connect.NewUnaryHandlerSimple(
 		VolumeServiceTargetsProcedure,
 		svc.Targets,
@@ -486,6 +546,8 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		switch r.URL.Path {
 		case VolumeServiceCreateProcedure:
 			volumeServiceCreateHandler.ServeHTTP(w, r)
+		case VolumeServiceCreateManyProcedure:
+			volumeServiceCreateManyHandler.ServeHTTP(w, r)
 		case VolumeServiceListProcedure:
 			volumeServiceListHandler.ServeHTTP(w, r)
 		case VolumeServiceGetProcedure:
@@ -504,6 +566,8 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceMapsHandler.ServeHTTP(w, r)
 		case VolumeServiceDeleteProcedure:
 			volumeServiceDeleteHandler.ServeHTTP(w, r)
+		case VolumeServiceDeleteManyProcedure:
+			volumeServiceDeleteManyHandler.ServeHTTP(w, r)
 		case VolumeServiceTargetsProcedure:
 			volumeServiceTargetsHandler.ServeHTTP(w, r)
 		case VolumeServiceWaitProcedure:
@@ -523,6 +587,10 @@ type UnimplementedVolumeServiceHandler struct{}
 
 func (UnimplementedVolumeServiceHandler) Create(context.Context, *dozov1.CreateVolumeRequest) (*dozov1.CreateVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Create is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) CreateMany(context.Context, *dozov1.CreateVolumesRequest, *connect.ServerStream[dozov1.CreateVolumesResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.CreateMany is not implemented"))
 }
 
 func (UnimplementedVolumeServiceHandler) List(context.Context, *dozov1.ListVolumesRequest) (*dozov1.ListVolumesResponse, error) {
@@ -559,6 +627,10 @@ func (UnimplementedVolumeServiceHandler) Maps(context.Context, *dozov1.VolumeMap
 
 func (UnimplementedVolumeServiceHandler) Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.Delete is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) DeleteMany(context.Context, *dozov1.DeleteVolumesRequest, *connect.ServerStream[dozov1.DeleteVolumesResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.VolumeService.DeleteMany is not implemented"))
 }
 
 func (UnimplementedVolumeServiceHandler) Targets(context.Context, *dozov1.VolumeTargetsRequest) (*dozov1.VolumeTargetsResponse, error) {

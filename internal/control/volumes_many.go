@@ -1,0 +1,124 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"dozo/internal/ident"
+)
+
+// VolumesPerTxn is how many volumes a transaction makes or deletes at most: etcd takes 128 conditions and as many operations
+// by default, a new volume has three of each, and the sites and the hosts that it names have a condition each.
+const VolumesPerTxn = 32
+
+// conditionsMost is how many conditions a transaction may have besides those of its audit event.
+const conditionsMost = 120
+
+// CreateVolumes implements Store. A volume of the list is the same as one that CreateVolume makes; all name the same tenant.
+func (c *Client) CreateVolumes(ctx context.Context, list []VolumeSpec, sites []ident.SiteID) ([]VolumeSpec, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	list = slices.Clone(list)
+	journals := make([]JournalState, len(list))
+	names, ids := map[string]bool{}, map[ident.JournalID]bool{}
+	var hosts []string
+	for i := range list {
+		var err error
+		if list[i], journals[i], err = c.completed(list[i], sites); err != nil {
+			return nil, err
+		}
+		v := &list[i]
+		switch {
+		case v.Tenant != list[0].Tenant:
+			return nil, invalidf("volumes of the tenants %s and %s in one transaction", list[0].Tenant, v.Tenant)
+		case names[v.Name] || ids[v.ID]:
+			return nil, invalidf("volume %s is to be made twice", v.Name)
+		}
+		names[v.Name], ids[v.ID] = true, true
+		for _, h := range v.Hosts {
+			if !slices.Contains(hosts, h) {
+				hosts = append(hosts, h)
+			}
+		}
+	}
+	if n := 3*len(list) + len(sites) + len(hosts); len(list) > 1 && (len(list) > VolumesPerTxn || n > conditionsMost) {
+		return nil, invalidf("%d volumes for %d hosts at %d sites are too many for one transaction", len(list), len(hosts), len(sites))
+	}
+	return again(ctx, c, func(ctx context.Context) ([]VolumeSpec, error) {
+		var t txn
+		for i, v := range list {
+			t.conds = append(t.conds, cond{key: keyVolume(v.ID)}, cond{key: keyVolumeName(v.Tenant, v.Name)}, cond{key: keyJournal(v.ID)})
+			t.ops = append(t.ops, op{key: keyVolume(v.ID), value: encode(v, "")}, op{key: keyVolumeName(v.Tenant, v.Name), value: encode(v.ID, "")},
+				op{key: keyJournal(v.ID), value: encode(journals[i], newChangeID())})
+		}
+		for _, id := range sites {
+			if err := c.mustExist(ctx, &t, fmt.Sprintf("site %d", id), keySite(id)); err != nil {
+				return nil, err
+			}
+		}
+		if err := c.hostsExist(ctx, &t, VolumeSpec{Tenant: list[0].Tenant, Hosts: hosts}); err != nil {
+			return nil, err
+		}
+		_, err := c.commit(ctx, t, manyAudit("volume.create", list))
+		if errors.Is(err, ErrConflict) { // only now: in one transaction in thousands something is in the way
+			for _, v := range list {
+				for _, key := range []string{keyVolumeName(v.Tenant, v.Name), keyVolume(v.ID)} {
+					if p, err := c.pair(ctx, key); err != nil {
+						return nil, err
+					} else if p.mod != 0 {
+						return nil, fmt.Errorf("volume %s/%s: %w", v.Tenant, v.Name, ErrExists)
+					}
+				}
+			}
+		}
+		return list, err
+	})
+}
+
+// DeleteVolumes implements Store.
+func (c *Client) DeleteVolumes(ctx context.Context, ids []ident.JournalID) ([]VolumeSpec, error) {
+	if len(ids) > VolumesPerTxn {
+		return nil, invalidf("%d volumes are too many for one transaction", len(ids))
+	}
+	return again(ctx, c, func(ctx context.Context) ([]VolumeSpec, error) {
+		now := c.o.Now().UTC()
+		var all, gone []VolumeSpec
+		var t txn
+		for _, id := range ids {
+			v, rev, err := read[VolumeSpec](ctx, c, keyVolume(id))
+			if err != nil {
+				return nil, fmt.Errorf("volume %s: %w", id, err)
+			}
+			if v.Deleted == nil && !slices.ContainsFunc(gone, func(x VolumeSpec) bool { return x.ID == id }) {
+				v.Deleted = &now
+				gone = append(gone, v)
+				t.conds = append(t.conds, cond{key: keyVolume(id), rev: rev})
+				t.ops = append(t.ops, op{key: keyVolume(id), value: encode(v, "")}, op{key: keyVolumeName(v.Tenant, v.Name), delete: true})
+			}
+			all = append(all, v)
+		}
+		if len(gone) == 0 {
+			return all, nil
+		}
+		_, err := c.commit(ctx, t, manyAudit("volume.delete", gone))
+		return all, err
+	})
+}
+
+// manyAudit is one event for the volumes of a transaction: thousands of volumes must not push everything else out of the log.
+func manyAudit(action string, list []VolumeSpec) audit {
+	if len(list) == 1 {
+		return audit{action, volumeObject(list[0]), nil, list[0]}
+	}
+	names := make([]string, len(list))
+	for i := range list {
+		names[i] = list[i].Name
+	}
+	return audit{action, volumeObject(list[0]), nil, struct {
+		Volumes []string   `json:"volumes"`
+		First   VolumeSpec `json:"first"`
+	}{names, list[0]}}
+}
