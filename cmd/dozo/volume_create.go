@@ -31,7 +31,7 @@ once they have it on stable storage: every write takes a round trip to the K-th 
 sites can be reached, writes wait. A site takeover that hears N-K of the N-1 other sites leaves nothing acknowledged behind.
 
 With --count N it makes N volumes that are alike, NAME-0001 and so on: thousands in seconds. Nothing is made if one of the names
-is taken. If it fails on the way it says which were made; go on with --first.`,
+is taken. If it fails on the way it says which were made.`,
 		Example: "  dozo volume create web1 20G\n  dozo volume create db1 1TiB --sites 2 --at site-2 --durability sync --block-size 4096\n  dozo volume create ledger 50G --ack site:1 --partition stop\n  dozo volume create desk 40G --count 500",
 		Args:    names("NAME", "SIZE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

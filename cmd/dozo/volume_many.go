@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -99,6 +100,7 @@ func (o *volumeDelete) deleteMany(ctx context.Context, a *app, names []string) e
 
 // printMany prints the volumes that something was done to, in the order of names, out of all that it was to be done to.
 func (a *app) printMany(done string, names []string, list []*dozov1.Volume, err error) error {
+	slices.SortFunc(list, func(x, y *dozov1.Volume) int { return strings.Compare(x.GetName(), y.GetName()) }) // several were under way at a time
 	if err == nil && len(list) < len(names) {
 		err = fmt.Errorf("the node ended the answer early")
 	}
@@ -107,16 +109,24 @@ func (a *app) printMany(done string, names []string, list []*dozov1.Volume, err 
 			return perr
 		}
 	} else if len(list) > 0 {
-		got := make([]string, len(list))
-		for i, v := range list {
-			got[i] = v.GetName()
+		text := ""
+		if len(list) == len(names) {
+			got := make([]string, len(list))
+			for i, v := range list {
+				got[i] = v.GetName()
+			}
+			text = fmt.Sprintf("%s %s\n", done, manyNames(got))
+		} else { // one a line: which they are can not be told by the first and the last
+			for _, v := range list {
+				text += fmt.Sprintf("%s %s\n", done, v.GetName())
+			}
 		}
-		if _, perr := fmt.Fprintf(a.out, "%s %s\n", done, manyNames(got)); perr != nil {
+		if _, perr := fmt.Fprint(a.out, text); perr != nil {
 			return perr
 		}
 	}
 	if err != nil && len(list) > 0 {
-		return fmt.Errorf("%d of %d volumes were %s, up to %s, then: %w", len(list), len(names), done, list[len(list)-1].GetName(), err)
+		return fmt.Errorf("%d of %d volumes were %s, then: %w", len(list), len(names), done, err)
 	}
 	return err
 }

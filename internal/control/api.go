@@ -96,6 +96,7 @@ type Store interface {
 	// with sites as the places of copies, in one transaction.
 	CreateVolume(ctx context.Context, v VolumeSpec, sites []ident.SiteID) (VolumeSpec, error)
 	// CreateVolumes makes up to VolumesPerTxn volumes with their copies at the same sites, in one transaction: all of them or none.
+	// Called again with the same IDs, it succeeds if they are there.
 	CreateVolumes(ctx context.Context, list []VolumeSpec, sites []ident.SiteID) ([]VolumeSpec, error)
 	// UpdateVolume changes size, policies, labels and hosts; ID, tenant, name, block size and tombstone are
 	// not changed by it.

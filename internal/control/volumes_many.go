@@ -16,7 +16,8 @@ const VolumesPerTxn = 32
 // conditionsMost is how many conditions a transaction may have besides those of its audit event.
 const conditionsMost = 120
 
-// CreateVolumes implements Store. A volume of the list is the same as one that CreateVolume makes; all name the same tenant.
+// CreateVolumes implements Store. With IDs that the caller has chosen it may be called again after ErrUncertain, until the outcome
+// is known: what is there with just these names and IDs was made by it. A volume of the list is the same as one that CreateVolume makes; all name the same tenant.
 func (c *Client) CreateVolumes(ctx context.Context, list []VolumeSpec, sites []ident.SiteID) ([]VolumeSpec, error) {
 	if len(list) == 0 {
 		return nil, nil
@@ -64,14 +65,25 @@ func (c *Client) CreateVolumes(ctx context.Context, list []VolumeSpec, sites []i
 		}
 		_, err := c.commit(ctx, t, manyAudit("volume.create", list))
 		if errors.Is(err, ErrConflict) { // only now: in one transaction in thousands something is in the way
+			mine := 0
 			for _, v := range list {
-				for _, key := range []string{keyVolumeName(v.Tenant, v.Name), keyVolume(v.ID)} {
-					if p, err := c.pair(ctx, key); err != nil {
-						return nil, err
-					} else if p.mod != 0 {
-						return nil, fmt.Errorf("volume %s/%s: %w", v.Tenant, v.Name, ErrExists)
-					}
+				is, _, rerr := read[ident.JournalID](ctx, c, keyVolumeName(v.Tenant, v.Name))
+				switch {
+				case rerr == nil && is == v.ID:
+					mine++
+				case rerr == nil:
+					return nil, fmt.Errorf("volume %s/%s: %w", v.Tenant, v.Name, ErrExists)
+				case !errors.Is(rerr, ErrNotFound):
+					return nil, rerr
 				}
+				if p, rerr := c.pair(ctx, keyVolume(v.ID)); rerr != nil {
+					return nil, rerr
+				} else if p.mod != 0 && is != v.ID {
+					return nil, fmt.Errorf("volume with ID %s: %w", v.ID, ErrExists)
+				}
+			}
+			if mine == len(list) { // by an attempt whose outcome was not known
+				return list, nil
 			}
 		}
 		return list, err

@@ -40,6 +40,10 @@ func testManyVolumes(t *testing.T, open opener) {
 			t.Errorf("%s: journal %+v", v.Name, st)
 		}
 	}
+	// Again, as after an attempt whose outcome was not known.
+	if again := must(c.CreateVolumes(ctx, made, sites))(t); len(again) != len(made) || len(c.Volumes()) != VolumesPerTxn+1 {
+		t.Errorf("%d made again, %d are there", len(again), len(c.Volumes()))
+	}
 	// One name that is taken: none is made, also where the other client's cache does not tell.
 	_, err := c.CreateVolumes(ctx, specs(VolumesPerTxn, 4), sites)
 	if wantErr(t, "a name that is taken", err, ErrExists); !strings.Contains(err.Error(), made[VolumesPerTxn-1].Name) {

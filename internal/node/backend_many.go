@@ -28,34 +28,64 @@ func (b *backend) CreateVolumes(ctx context.Context, req *dozov1.CreateVolumesRe
 		}
 	}
 	r := &dozov1.CreateVolumesResponse{Total: uint32(len(req.Names))}
-	for names := range slices.Chunk(req.Names, atATime(like.Hosts)) {
+	return atOnce(slices.Collect(slices.Chunk(req.Names, atATime(like.Hosts))), func(names []string) ([]control.VolumeSpec, error) {
 		list := make([]control.VolumeSpec, len(names))
 		for i, name := range names {
 			list[i] = like
-			list[i].Name = name
+			list[i].ID, list[i].Name = ident.NewJournalID(), name // an ID of ours: it is known whose the volume is
 		}
-		list, err := patiently(ctx, func() ([]control.VolumeSpec, error) { return c.CreateVolumes(ctx, list, sites) })
-		if err != nil {
-			return err
-		}
+		return patiently(ctx, func() ([]control.VolumeSpec, error) { return c.CreateVolumes(ctx, list, sites) })
+	}, func(list []control.VolumeSpec) error {
 		r.Made += uint32(len(list))
 		r.Volumes = b.describeAll(list)
-		if err := progress(r); err != nil {
-			return err
+		return progress(r)
+	})
+}
+
+// manyAtOnce is how many transactions of a call are under way: most of the time of one is waiting.
+const manyAtOnce = 4
+
+// atOnce does the parts, several at a time, and reports each that is done, also those that are under way when another fails. It
+// begins none after the first error, which it gives.
+func atOnce[P any](parts []P, do func(P) ([]control.VolumeSpec, error), done func([]control.VolumeSpec) error) error {
+	type result struct {
+		list []control.VolumeSpec
+		err  error
+	}
+	results := make(chan result)
+	var first error
+	running := 0
+	for len(parts) > 0 && first == nil || running > 0 {
+		for len(parts) > 0 && first == nil && running < manyAtOnce {
+			part := parts[0]
+			parts = parts[1:]
+			running++
+			go func() {
+				list, err := do(part)
+				results <- result{list, err}
+			}()
+		}
+		r := <-results
+		running--
+		if r.err == nil {
+			r.err = done(r.list)
+		}
+		if first == nil {
+			first = r.err
 		}
 	}
-	return nil
+	return first
 }
 
 // manyPatience is how long a call for many volumes waits for a control store that does not answer: thousands are not left half
 // done for a change of its leader.
 const manyPatience = time.Minute
 
-// patiently tries again what surely had no effect.
+// patiently tries again while the control store does not answer; f has to be such that doing it twice is doing it once.
 func patiently(ctx context.Context, f func() ([]control.VolumeSpec, error)) ([]control.VolumeSpec, error) {
 	for begun := time.Now(); ; {
 		list, err := f()
-		if err == nil || errors.Is(err, control.ErrUncertain) || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil || time.Since(begun) > manyPatience {
+		if err == nil || !errors.Is(err, control.ErrUncertain) && !errors.Is(err, control.ErrAway) || ctx.Err() != nil || time.Since(begun) > manyPatience {
 			return list, err
 		}
 	}
@@ -104,21 +134,20 @@ func (b *backend) DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRe
 		}
 	}
 	r := &dozov1.DeleteVolumesResponse{Total: uint32(len(ids))}
-	for some := range slices.Chunk(ids, control.VolumesPerTxn) {
-		if !req.Force && r.Deleted > 0 { // the first were looked at just now; since then somebody may have logged in to others
+	err = atOnce(slices.Collect(slices.Chunk(ids, control.VolumesPerTxn)), func(some []ident.JournalID) ([]control.VolumeSpec, error) {
+		if !req.Force && len(ids) > len(some) { // since all were looked at somebody may have logged in to these
 			if err := b.allDeletable(ctx, some); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		list, err := patiently(ctx, func() ([]control.VolumeSpec, error) { return c.DeleteVolumes(ctx, some) })
-		if err != nil {
-			return err
-		}
+		return patiently(ctx, func() ([]control.VolumeSpec, error) { return c.DeleteVolumes(ctx, some) })
+	}, func(list []control.VolumeSpec) error {
 		r.Deleted += uint32(len(list))
 		r.Volumes = b.describeAll(list)
-		if err := progress(r); err != nil {
-			return err
-		}
+		return progress(r)
+	})
+	if err != nil {
+		return err
 	}
 	if req.Force {
 		b.awaitSessionsEnded(ctx, ids...)
