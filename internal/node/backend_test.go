@@ -406,7 +406,8 @@ func TestProblems(t *testing.T) {
 	}{
 		{"nothing", nil, nil, healthOK},
 		{"a new volume", old.silentOwner(fresh, control.JournalState{}, nil, nil), nil, healthOK},
-		{"no owner", old.silentOwner(v, control.JournalState{}, nil, nil), []string{problemVolumeWaiting}, healthCritical},
+		{"no owner", old.silentOwner(v, control.JournalState{Epoch: ident.Epoch{Number: 1}}, nil, nil), []string{problemVolumeWaiting}, healthCritical},
+		{"never used", old.silentOwner(v, control.JournalState{}, nil, nil), nil, healthOK},
 		{"owner away", old.silentOwner(v, owned, nil, []string{"n1"}), []string{problemVolumeFailed}, healthCritical},
 		{"owner without the journal", old.silentOwner(v, owned, up(time.Hour), nil), []string{problemVolumeWaiting}, healthCritical},
 		{"owner that has just started", old.silentOwner(v, owned, up(time.Second), nil), []string{problemVolumeStarting}, healthDegraded},
