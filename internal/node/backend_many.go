@@ -77,15 +77,23 @@ func atOnce[P any](parts []P, do func(P) ([]control.VolumeSpec, error), done fun
 	return first
 }
 
-// manyPatience is how long a call for many volumes waits for a control store that does not answer: thousands are not left half
-// done for a change of its leader.
-const manyPatience = time.Minute
+const (
+	// manyPatience is how long a call for many volumes waits for a control store that does not answer: thousands are not left half
+	// done for a change of its leader.
+	manyPatience = time.Minute
+	manyPause    = 200 * time.Millisecond
+)
 
 // patiently tries again while the control store does not answer; f has to be such that doing it twice is doing it once.
 func patiently(ctx context.Context, f func() ([]control.VolumeSpec, error)) ([]control.VolumeSpec, error) {
 	for begun := time.Now(); ; {
 		list, err := f()
-		if err == nil || !errors.Is(err, control.ErrUncertain) && !errors.Is(err, control.ErrAway) || ctx.Err() != nil || time.Since(begun) > manyPatience {
+		if err == nil || !errors.Is(err, control.ErrUncertain) && !errors.Is(err, control.ErrAway) || time.Since(begun) > manyPatience {
+			return list, err
+		}
+		select { // a store that is known to be away says so at once
+		case <-time.After(manyPause):
+		case <-ctx.Done():
 			return list, err
 		}
 	}

@@ -181,6 +181,19 @@ func TestVolumesAtThreeSites(t *testing.T) {
 	made := time.Since(begun)
 	t.Logf("%d volumes made in %v, %.1f ms each with %d at a time, the slowest %v, %d tries refused; %d writes to the control store; %.1f ms of processor time each", n, made.Round(time.Millisecond),
 		made.Seconds()*1000/float64(n), atOnce, time.Duration(slowest.Load()).Round(time.Millisecond), refused.Load(), revision()-rev, float64((s.usage().cpu-was.cpu).Microseconds())/1000/float64(n))
+	// A node takes new volumes that nobody uses up to a bound; one that is moved has an owner for good.
+	for i := range n {
+		until(t, "a volume has an owner", 5*time.Minute, func() (bool, string) {
+			stream, err := c.Volumes.Move(ctx, &dozov1.MoveVolumeRequest{Volume: fmt.Sprintf("v%05d", i+1), To: fmt.Sprintf("site-%d", 1+(i+1)%3)})
+			if err != nil {
+				return false, err.Error()
+			}
+			defer stream.Close()
+			for stream.Receive() {
+			}
+			return stream.Err() == nil, fmt.Sprint(stream.Err())
+		})
+	}
 	until(t, "all volumes have an owner", 20*time.Minute, func() (bool, string) {
 		_, none := sum()
 		return none == 0, fmt.Sprintf("%d have none", none)

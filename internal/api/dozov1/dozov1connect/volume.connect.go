@@ -76,7 +76,7 @@ type VolumeServiceClient interface {
 	Create(context.Context, *dozov1.CreateVolumeRequest) (*dozov1.CreateVolumeResponse, error)
 	// CreateMany makes volumes that differ in nothing but their names, and reports them as they are made, some at a time: those
 	// of one message were made together, or none of them was. If it ends with an error, those reported are there and no
-	// others; only where its text says that the outcome of a change is not known may one message's worth more be there. EXISTS, before anything is made, if
+	// others; only where its text says that the outcome of a change is not known may more be there, of four messages at most. EXISTS, before anything is made, if
 	// the tenant has one of the names already. A caller that goes away ends it. Needs role operator.
 	CreateMany(context.Context, *dozov1.CreateVolumesRequest) (*connect.ServerStreamForClient[dozov1.CreateVolumesResponse], error)
 	// List gives all volumes, by tenant and name, without placement. Needs role viewer.
@@ -388,7 +388,7 @@ type VolumeServiceHandler interface {
 	Create(context.Context, *dozov1.CreateVolumeRequest) (*dozov1.CreateVolumeResponse, error)
 	// CreateMany makes volumes that differ in nothing but their names, and reports them as they are made, some at a time: those
 	// of one message were made together, or none of them was. If it ends with an error, those reported are there and no
-	// others; only where its text says that the outcome of a change is not known may one message's worth more be there. EXISTS, before anything is made, if
+	// others; only where its text says that the outcome of a change is not known may more be there, of four messages at most. EXISTS, before anything is made, if
 	// the tenant has one of the names already. A caller that goes away ends it. Needs role operator.
 	CreateMany(context.Context, *dozov1.CreateVolumesRequest, *connect.ServerStream[dozov1.CreateVolumesResponse]) error
 	// List gives all volumes, by tenant and name, without placement. Needs role viewer.
