@@ -365,49 +365,51 @@ func TestASiteTakeoverHearsEnoughSites(t *testing.T) {
 
 // A site that has lost its power may have lost what it was counted with: it is not heard whole until that was made good.
 func TestASiteThatLostItsPowerIsNotHeardWhole(t *testing.T) {
-	c := newCluster(t, 2, 2)
-	v := c.ackVolume(2, 1, "")
-	o := c.own(v)
-	put(t, o, 0, 1)
-	for _, s := range c.seats {
-		if s.site == 2 {
-			c.powerCut(s)
-		}
-	}
-	whole := func() (yes bool) {
-		answers := fenceAnswers{}
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2, 2)
+		v := c.ackVolume(2, 1, "")
+		o := c.own(v)
+		put(t, o, 0, 1)
 		for _, s := range c.seats {
-			if s.site != 2 {
-				continue
+			if s.site == 2 {
+				c.powerCut(s)
 			}
-			r, err := s.Inventory(context.Background(), &wire.Inventory{Journal: v.ID})
-			if err != nil {
-				return false
+		}
+		whole := func() (yes bool) {
+			answers := fenceAnswers{}
+			for _, s := range c.seats {
+				if s.site != 2 {
+					continue
+				}
+				r, err := s.Inventory(context.Background(), &wire.Inventory{Journal: v.ID})
+				if err != nil {
+					return false
+				}
+				answers[s.id] = &wire.FenceReply{Replicas: r.Replicas}
 			}
-			answers[s.id] = &wire.FenceReply{Replicas: r.Replicas}
+			o.ask(func() { yes = slices.Contains(o.wholeSites(answers), 2) })
+			return yes
 		}
-		o.ask(func() { yes = slices.Contains(o.wholeSites(answers), 2) })
-		return yes
-	}
-	c.startSite(2)
-	if whole() {
-		t.Error("a site that has lost its page cache is heard whole")
-	}
-	// With the next write the owner notices, ends the segment that the site is unsure of, and ships it. Without one it does so
-	// when the segment was idle for a minute.
-	put(t, o, 0, 2)
-	eventually(t, "it is whole again", whole)
-	// So it does if the store that has it comes back after the other one.
-	for _, first := range []int{2, 3} {
-		for _, s := range c.seats[2:] {
-			c.powerCut(s)
+		c.startSite(2)
+		if whole() {
+			t.Error("a site that has lost its page cache is heard whole")
 		}
-		c.start(c.seats[first])
-		put(t, o, 0, byte(first+1))
-		c.start(c.seats[5-first])
-		eventually(t, "it is whole again, whichever store came first", whole)
-	}
-	o.Close()
+		// With the next write the owner notices, ends the segment that the site is unsure of, and ships it. Without one it does so
+		// when the segment was idle for a minute.
+		put(t, o, 0, 2)
+		eventually(t, "it is whole again", whole)
+		// So it does if the store that has it comes back after the other one.
+		for _, first := range []int{2, 3} {
+			for _, s := range c.seats[2:] {
+				c.powerCut(s)
+			}
+			c.start(c.seats[first])
+			put(t, o, 0, byte(first+1))
+			c.start(c.seats[5-first])
+			eventually(t, "it is whole again, whichever store came first", whole)
+		}
+		o.Close()
+	})
 }
 
 // The policy is changed while the volume is served. What counts is the owner's word in the key: it is there only once other

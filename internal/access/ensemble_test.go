@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dozo/internal/control"
@@ -14,55 +15,57 @@ import (
 // then the next loss of one is as harmless as the first was.
 func TestAMemberThatIsGoneIsReplaced(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 1, 6)
-	c.limit.SegmentBytes = 64 << 10
-	v := c.volume(1<<20, 1, control.Replicated)
-	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 8))}
-	for range 40 {
-		im.change(t)
-	}
-	for range 2 {
-		victim := c.seat(im.o.members[1].Store)
-		c.kill(victim)
-		for range 20 {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, 6)
+		c.limit.SegmentBytes = 64 << 10
+		v := c.volume(1<<20, 1, control.Replicated)
+		im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 8))}
+		for range 40 {
 			im.change(t)
 		}
-		select {
-		case <-im.o.Stopped():
-		case <-time.After(time.Minute):
-			t.Fatal("the owner doesn't want another ensemble")
-		}
-		if im.o.Err() != errMemberGone {
-			t.Fatal(im.o.Err())
+		for range 2 {
+			victim := c.seat(im.o.members[1].Store)
+			c.kill(victim)
+			for range 20 {
+				im.change(t)
+			}
+			select {
+			case <-im.o.Stopped():
+			case <-time.After(time.Minute):
+				t.Fatal("the owner doesn't want another ensemble")
+			}
+			if im.o.Err() != errMemberGone {
+				t.Fatal(im.o.Err())
+			}
+			old := im.o
+			health := old.env.Health
+			c.health = health
+			im.o = c.own(v)
+			old.Close()
+			if n := len(im.o.state.Ensembles); n != 2 {
+				t.Errorf("%d ensembles are listed", n)
+			}
+			for _, m := range im.o.members {
+				if m.Store == victim.id {
+					t.Error("the store that is gone is a member still")
+				}
+			}
+			im.check(t)
+			if err := im.o.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the older ensemble is off the list", func() bool {
+				im.o.look()
+				state, _, ok := c.ctl.Journal(v.ID)
+				return ok && len(state.Ensembles) == 1 && !slices.Contains(state.Ensembles[0].Stores, victim.id)
+			})
 		}
 		old := im.o
-		health := old.env.Health
-		c.health = health
 		im.o = c.own(v)
 		old.Close()
-		if n := len(im.o.state.Ensembles); n != 2 {
-			t.Errorf("%d ensembles are listed", n)
-		}
-		for _, m := range im.o.members {
-			if m.Store == victim.id {
-				t.Error("the store that is gone is a member still")
-			}
-		}
 		im.check(t)
-		if err := im.o.Checkpoint(); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "the older ensemble is off the list", func() bool {
-			im.o.look()
-			state, _, ok := c.ctl.Journal(v.ID)
-			return ok && len(state.Ensembles) == 1 && !slices.Contains(state.Ensembles[0].Stores, victim.id)
-		})
-	}
-	old := im.o
-	im.o = c.own(v)
-	old.Close()
-	im.check(t)
-	im.o.Close()
+		im.o.Close()
+	})
 }
 
 // While something is only on stores of an older ensemble, that stays on the list.

@@ -523,45 +523,47 @@ func TestAPermitIsStableBeforeItIsActedUpon(t *testing.T) {
 
 // A fork is read from the checkpoint and the segments that it goes on from: while one may be there they stay (R13, R14).
 func TestWhatAForkNeedsIsNotRetired(t *testing.T) {
-	c := newCluster(t, 1, 2)
-	c.limit.SegmentBytes = 64 << 10
-	v := c.volume(256<<10, 1, control.Replicated)
-	o := c.own(v)
-	defer o.Close()
-	for range 3 {
-		for off := int64(0); off < v.SizeBytes; off += 32 << 10 {
-			if err := writeAt(o, off, bytes.Repeat([]byte{byte(off >> 15)}, 32<<10), false); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	// A takeover that was not proven has gone on from here.
-	o.ask(func() {
-		at := o.w.Commit()
-		o.forks.cuts = []wire.EpochStart{{At: ident.Position{Epoch: o.epoch, Seq: at.Seq + 1}, Before: at}}
-	})
-	if err := o.Checkpoint(); err != nil {
-		t.Fatal(err)
-	}
-	o.ask(func() {
-		retired := func() (n int) {
-			for _, s := range o.segs {
-				if o.retiring(s) {
-					n++
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2)
+		c.limit.SegmentBytes = 64 << 10
+		v := c.volume(256<<10, 1, control.Replicated)
+		o := c.own(v)
+		defer o.Close()
+		for range 3 {
+			for off := int64(0); off < v.SizeBytes; off += 32 << 10 {
+				if err := writeAt(o, off, bytes.Repeat([]byte{byte(off >> 15)}, 32<<10), false); err != nil {
+					t.Fatal(err)
 				}
 			}
-			return n
 		}
-		if len(o.m.DeadSegments()) == 0 {
-			t.Error("not what the test is about: no segment is dead")
+		// A takeover that was not proven has gone on from here.
+		o.ask(func() {
+			at := o.w.Commit()
+			o.forks.cuts = []wire.EpochStart{{At: ident.Position{Epoch: o.epoch, Seq: at.Seq + 1}, Before: at}}
+		})
+		if err := o.Checkpoint(); err != nil {
+			t.Fatal(err)
 		}
-		if o.retireSome(); retired() > 0 {
-			t.Error("what a fork goes on from is retired")
-		}
-		o.forks.cuts = nil
-		if o.retireSome(); retired() == 0 {
-			t.Error("nothing is retired though there is no fork")
-		}
+		o.ask(func() {
+			retired := func() (n int) {
+				for _, s := range o.segs {
+					if o.retiring(s) {
+						n++
+					}
+				}
+				return n
+			}
+			if len(o.m.DeadSegments()) == 0 {
+				t.Error("not what the test is about: no segment is dead")
+			}
+			if o.retireSome(); retired() > 0 {
+				t.Error("what a fork goes on from is retired")
+			}
+			o.forks.cuts = nil
+			if o.retireSome(); retired() == 0 {
+				t.Error("nothing is retired though there is no fork")
+			}
+		})
 	})
 }
 
