@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -53,7 +54,9 @@ func (n *Node) startControl(ctx context.Context, onClose func(func()), fatal cha
 		return fmt.Errorf("control store: %w", err)
 	}
 	onClose(func() { _ = ctl.Close() })
-	if err := n.register(control.WithActor(ctx, "node/"+string(n.cfg.Node)), ctl); err != nil {
+	if err := insist(ctx, n.log, "register the node", func() error {
+		return n.register(control.WithActor(ctx, "node/"+string(n.cfg.Node)), ctl)
+	}); err != nil {
 		return err
 	}
 	n.ctl.Store(ctl)
@@ -152,7 +155,7 @@ func (n *Node) sayOfVoter(action, problem string, err error) {
 
 func addrPort(e config.Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr, e.Port) }
 
-// register writes this node's entry, and cluster and site if they are not there yet.
+// register writes this node's entry, and cluster and site if they are not there yet. To do it twice is to do it once.
 func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 	name := n.cfg.Cluster.Name
 	cl, err := ctl.InitCluster(ctx, control.Cluster{ID: n.id.ClusterID(), Name: name})
@@ -177,7 +180,7 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 			have, err = ctl.CreateSite(ctx, control.Site{Name: s.Name, CIDRs: s.CIDRs})
 			if errors.Is(err, control.ErrExists) {
 				err = nil
-				for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 					if have, ok = ctl.SiteByName(s.Name); ok {
 						break
 					}
@@ -238,6 +241,26 @@ func (n *Node) register(ctx context.Context, ctl *control.Client) error {
 	}
 	n.self.Store(&self)
 	return ctl.Announce(n.cfg.Node)
+}
+
+// insistEvery is how long a node that starts leaves a control store alone that did not answer. It gave its timeout before.
+const insistEvery = time.Second
+
+// insist calls f again as long as the control store does not answer, as while its voters are starting or elect a leader: somebody would have to
+// start a node again that gave up. To do f twice has to be the same as to do it once.
+func insist(ctx context.Context, log *slog.Logger, what string, f func() error) error {
+	for {
+		err := f()
+		if !errors.Is(err, control.ErrAway) && !errors.Is(err, control.ErrUncertain) {
+			return err
+		}
+		log.Warn("the control store does not answer: it is asked again", "what", what, "err", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(insistEvery):
+		}
+	}
 }
 
 // keepRevocations has the embedded voter's revocation list follow the control store.

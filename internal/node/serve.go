@@ -189,6 +189,7 @@ func run(ctx context.Context, cfg *config.Config, out io.Writer, anew func()) (e
 		if errors.Is(err, errStartAnew) {
 			anew()
 			if e := n.leave.Load(); e != nil {
+				n.access.HandOverAll()
 				e.Leave() // initiators go elsewhere before the sessions end
 			}
 		}
