@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -17,12 +19,12 @@ import (
 type fakeVoter struct {
 	failed chan error
 	ended  bool
-	closed int
+	closed atomic.Int32
 }
 
 func (v *fakeVoter) Failed() <-chan error { return v.failed }
-func (v *fakeVoter) Close() error         { v.closed++; return nil }
-func (v *fakeVoter) Ended() bool          { return v.ended && v.closed > 0 }
+func (v *fakeVoter) Close() error         { v.closed.Add(1); return nil }
+func (v *fakeVoter) Ended() bool          { return v.ended && v.closed.Load() > 0 }
 
 func newFakeVoter(ended bool) *fakeVoter {
 	return &fakeVoter{failed: make(chan error, 1), ended: ended}
@@ -55,16 +57,27 @@ func TestVoterComesBack(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				free := uint64(1 << 30)
+				var free atomic.Uint64
+				free.Store(1 << 30)
+				var starts atomic.Int32
+				var mu sync.Mutex // of says and problem
 				var says []string
 				problem := ""
-				starts := 0
+				said := func() ([]string, string) {
+					mu.Lock()
+					defer mu.Unlock()
+					return slices.Clone(says), problem
+				}
 				first, second := newFakeVoter(x.ended), newFakeVoter(true)
 				k := voterKeeper{lives: x.lives,
-					free: func() (uint64, error) { return free, nil },
-					say:  func(action, p string, _ error) { says = append(says, action); problem = p },
+					free: func() (uint64, error) { return free.Load(), nil },
+					say: func(action, p string, _ error) {
+						mu.Lock()
+						defer mu.Unlock()
+						says, problem = append(says, action), p
+					},
 					start: func(context.Context) (runningVoter, error) {
-						if starts++; starts == 1 {
+						if starts.Add(1) == 1 {
 							return nil, errors.New("no majority")
 						}
 						return second, nil
@@ -73,14 +86,14 @@ func TestVoterComesBack(t *testing.T) {
 				done := make(chan error, 1)
 				go func() { done <- k.keep(ctx, first) }()
 				time.Sleep(time.Minute)
-				if len(says) > 0 || first.closed > 0 {
+				if says, _ := said(); len(says) > 0 || first.closed.Load() > 0 {
 					t.Fatalf("while it was well: %v", says)
 				}
 				if x.fail != nil {
 					first.failed <- x.fail
 					synctest.Wait()
 				}
-				free = voterRoomMin - 1
+				free.Store(voterRoomMin - 1)
 				time.Sleep(10 * time.Minute)
 				anew := errors.Is(x.fatal, errStartAnew) // only once there is room
 				if x.fatal != nil && !anew {
@@ -90,31 +103,32 @@ func TestVoterComesBack(t *testing.T) {
 					cancel()
 					return
 				}
-				if first.closed == 0 || starts > 0 || problem == "" {
-					t.Fatalf("without room: closed %d, started %d, says %v %q", first.closed, starts, says, problem)
+				if says, problem := said(); first.closed.Load() == 0 || starts.Load() > 0 || problem == "" {
+					t.Fatalf("without room: closed %d, started %d, says %v %q", first.closed.Load(), starts.Load(), says, problem)
 				}
-				free = voterRoomBack - 1
+				free.Store(voterRoomBack - 1)
 				time.Sleep(10 * time.Minute)
-				if starts > 0 {
+				if starts.Load() > 0 {
 					t.Fatal("it was started where it would be stopped soon")
 				}
 				if len(done) > 0 {
 					t.Fatalf("without room it ended with %v", <-done)
 				}
-				free = voterRoomBack
+				free.Store(voterRoomBack)
 				time.Sleep(10 * time.Minute)
-				if !slices.Equal(says, x.says) {
-					t.Errorf("it says %v, want %v", says, x.says)
+				now, why := said()
+				if !slices.Equal(now, x.says) {
+					t.Errorf("it says %v, want %v", now, x.says)
 				}
-				if back := starts == 2 && problem == ""; back != x.back {
-					t.Errorf("it runs again: %v, want %v; started %d, problem %q", back, x.back, starts, problem)
+				if back := starts.Load() == 2 && why == ""; back != x.back {
+					t.Errorf("it runs again: %v, want %v; started %d, problem %q", back, x.back, starts.Load(), why)
 				}
 				cancel()
 				if err := <-done; !errors.Is(err, x.fatal) || x.fatal == nil && err != nil || anew && !errors.Is(err, syscall.ENOSPC) {
 					t.Errorf("it ended with %v", err)
 				}
-				if x.back && second.closed != 1 {
-					t.Errorf("the second one was closed %d times", second.closed)
+				if x.back && second.closed.Load() != 1 {
+					t.Errorf("the second one was closed %d times", second.closed.Load())
 				}
 			})
 		})
