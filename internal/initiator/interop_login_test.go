@@ -43,15 +43,7 @@ func TestCHAPDigests(t *testing.T) {
 				if _, err := initiator.OpenDisk(ctx, s, 0); err != nil {
 					t.Fatal(err)
 				}
-				list := portal.Server.Sessions()
-				for len(list) != 1 && ctx.Err() == nil { // the one before is logged out, and may be there for a moment
-					time.Sleep(time.Millisecond)
-					list = portal.Server.Sessions()
-				}
-				if len(list) != 1 {
-					t.Fatalf("%d sessions", len(list))
-				}
-				if got := list[0].Info().Auth; got != (iscsi.Auth{Method: method, Digest: name}) {
+				if got := onlySession(t, portal.Server).Info().Auth; got != (iscsi.Auth{Method: method, Digest: name}) {
 					t.Errorf("the target says %+v", got)
 				}
 			})
@@ -83,7 +75,7 @@ func TestNoCHAP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close(ctx)
-	if got := portal.Server.Sessions()[0].Info().Auth; got != (iscsi.Auth{Method: "none"}) {
+	if got := onlySession(t, portal.Server).Info().Auth; got != (iscsi.Auth{Method: "none"}) {
 		t.Errorf("the target says %+v", got)
 	}
 }

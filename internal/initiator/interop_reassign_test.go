@@ -79,7 +79,7 @@ func TestOwnTargetReassign(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			before := sessionID(portal.Server.Sessions())
+			before := sessionID(onlySession(t, portal.Server))
 			var wg sync.WaitGroup
 			for w := range 4 {
 				wg.Go(func() {
@@ -103,18 +103,29 @@ func TestOwnTargetReassign(t *testing.T) {
 			if st := s.Stats(); st.Reconnects != 1 {
 				t.Errorf("%+v", st)
 			}
-			if after := sessionID(portal.Server.Sessions()); after != before {
+			if after := sessionID(onlySession(t, portal.Server)); after != before {
 				t.Errorf("sessions %s, before %s: it logged in anew", after, before)
 			}
 		})
 	}
 }
 
-// sessionID names the one session that there is.
-func sessionID(list []*iscsi.Session) string {
-	if len(list) != 1 {
-		return fmt.Sprintf("%d of them", len(list))
+// onlySession is the one session that there is, once others that were logged out have gone: that may take a moment.
+func onlySession(t *testing.T, srv *iscsi.Server) *iscsi.Session {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		list := srv.Sessions()
+		if len(list) == 1 {
+			return list[0]
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d sessions", len(list))
+		}
 	}
-	i := list[0].Info()
+}
+
+// sessionID tells a session from one that took its place.
+func sessionID(s *iscsi.Session) string {
+	i := s.Info()
 	return fmt.Sprintf("%d of %s", i.TSIH, i.Opened)
 }
