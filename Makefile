@@ -56,8 +56,8 @@ e2e: build ## end-to-end tests with real processes, qemu and libiscsi (short for
 image-test: build ## long form of the image test, with a Debian root from debootstrap (root, network)
 	E2E_LONG=1 ./test/e2e.sh -timeout 60m -run 'TestImage' $(TESTFLAGS)
 
-crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, and replicas dropped after replication
-	E2E_LONG=1 E2E_ROUNDS=$(ROUNDS) ./test/e2e.sh -timeout 6h -run 'TestCrash|TestLocalReplicaDropped' $(TESTFLAGS)
+crash-test: build ## ROUNDS=100 rounds of kill -9 under a checking writer, replicas dropped after replication, and voters on a full disk (root)
+	E2E_LONG=1 E2E_ROUNDS=$(ROUNDS) ./test/e2e.sh -timeout 6h -run 'TestCrash|TestLocalReplicaDropped|TestVoterWithAFullDisk' $(TESTFLAGS)
 
 robust: build ## ROUNDS=100 rounds of faults at random among real processes in namespaces, with a check of what clients saw (root)
 	./test/robust.sh $(ROUNDS)

@@ -15,7 +15,7 @@ import (
 // finds an owner; with many it waits until somebody uses them, and ten thousand that were made at once cost three keys each.
 //
 //	a session, a command ──> at the volume's site: this node takes it
-//	                   └──> elsewhere, or draining: a node there is asked (a Tick for a volume without an owner), and takes it;
+//	                   └──> elsewhere, or draining or stopping: a node there is asked (a Tick for a volume without an owner), and takes it;
 //	                        if none has after a while, this node does: nobody's data can be left behind by that
 const (
 	askedFor      = 5 * time.Second // how long another node's question counts
@@ -40,7 +40,7 @@ func (s *Server) shouldTakeNew(v *Volume, site ident.SiteID) bool {
 		v.unmet = time.Now()
 	}
 	switch {
-	case s.draining():
+	case s.refusal() != nil:
 		return site == s.env.Site && s.chosen(v.id, "")
 	case time.Since(v.asked) < askedFor:
 		return true
@@ -55,7 +55,7 @@ func (s *Server) shouldTakeNew(v *Volume, site ident.SiteID) bool {
 func (s *Server) placeOf(v *Volume) (ident.NodeName, bool) {
 	state, _, _ := s.env.Control.Journal(v.id)
 	site := s.firstSite(v.spec.Load().AtSite, state.Sites)
-	if site == s.env.Site && !s.draining() {
+	if site == s.env.Site && s.refusal() == nil {
 		return s.env.Node, true
 	}
 	var names []ident.NodeName

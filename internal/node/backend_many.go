@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -34,7 +33,7 @@ func (b *backend) CreateVolumes(ctx context.Context, req *dozov1.CreateVolumesRe
 			list[i] = like
 			list[i].ID, list[i].Name = ident.NewJournalID(), name // an ID of ours: it is known whose the volume is
 		}
-		return patiently(ctx, func() ([]control.VolumeSpec, error) { return c.CreateVolumes(ctx, list, sites) })
+		return b.patiently(ctx, func() ([]control.VolumeSpec, error) { return c.CreateVolumes(ctx, list, sites) })
 	}, func(list []control.VolumeSpec) error {
 		r.Made += uint32(len(list))
 		r.Volumes = b.describeAll(list)
@@ -77,26 +76,19 @@ func atOnce[P any](parts []P, do func(P) ([]control.VolumeSpec, error), done fun
 	return first
 }
 
-const (
-	// manyPatience is how long a call for many volumes waits for a control store that does not answer: thousands are not left half
-	// done for a change of its leader.
-	manyPatience = time.Minute
-	manyPause    = 200 * time.Millisecond
-)
+// manyPatience is how long a call for many volumes waits for a control store that does not answer: thousands are not left half
+// done for a change of its leader.
+const manyPatience = time.Minute
 
 // patiently tries again while the control store does not answer; f has to be such that doing it twice is doing it once.
-func patiently(ctx context.Context, f func() ([]control.VolumeSpec, error)) ([]control.VolumeSpec, error) {
-	for begun := time.Now(); ; {
-		list, err := f()
-		if err == nil || !errors.Is(err, control.ErrUncertain) && !errors.Is(err, control.ErrAway) || time.Since(begun) > manyPatience {
-			return list, err
-		}
-		select { // a store that is known to be away says so at once
-		case <-time.After(manyPause):
-		case <-ctx.Done():
-			return list, err
-		}
-	}
+func (b *backend) patiently(ctx context.Context, f func() ([]control.VolumeSpec, error)) (list []control.VolumeSpec, err error) {
+	ctx, cancel := context.WithTimeout(ctx, manyPatience)
+	defer cancel()
+	err = insist(ctx, b.n.log, "many volumes", func() (err error) {
+		list, err = f()
+		return err
+	})
+	return list, err
 }
 
 // hostsFew is up to how many hosts volumes may name to be made several in a transaction: each host is one of its conditions.
@@ -148,7 +140,7 @@ func (b *backend) DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRe
 				return nil, err
 			}
 		}
-		return patiently(ctx, func() ([]control.VolumeSpec, error) { return c.DeleteVolumes(ctx, some) })
+		return b.patiently(ctx, func() ([]control.VolumeSpec, error) { return c.DeleteVolumes(ctx, some) })
 	}, func(list []control.VolumeSpec) error {
 		r.Deleted += uint32(len(list))
 		r.Volumes = b.describeAll(list)

@@ -142,20 +142,34 @@ func TestMappedReadOfDisk(t *testing.T) {
 	}
 	now := int64(0)
 	ask := func(n int32) bool { return f.ask(now, 500_000, n) }
-	now += 2 * int64(windowTime)
-	if ask(askAfter) {
-		t.Fatal("the read that begins to count is enough")
-	}
-	now += int64(windowTime) / 2
-	if ask(askAfter - 1) {
-		t.Fatal("asked too early")
-	}
-	yes := ask(1)
-	if f.window.state.Load() == windowNever {
-		t.Skip("this kernel does not say what is in memory")
+	yes := false
+	for range 10 { // what was just written may have been put out of memory again
+		now += 2 * int64(windowTime)
+		if ask(askAfter) {
+			t.Fatal("the read that begins to count is enough")
+		}
+		now += int64(windowTime) / 2
+		if ask(askAfter - 1) {
+			t.Fatal("asked too early")
+		}
+		if yes = ask(1); yes || f.window.state.Load() == windowNever {
+			break
+		}
+		if _, err := f.pread(make([]byte, len(want)), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if !yes {
-		t.Skip("not in memory although just written")
+		// A kernel before 6.5 does not say what is in memory: nothing is read from the mapping, then or later.
+		if f.window.state.Load() != windowNever {
+			t.Fatal("not in memory, though it was read just now")
+		}
+		f.window.until.Store(math.MaxInt64)
+		if f.readMapped(make([]byte, 100), 0) {
+			t.Fatal("read from the mapping of a file that may not be in memory")
+		}
+		read(0)
+		return
 	}
 	if w := &f.window; w.until.Load() != now+int64(windowTime) || w.sure.Load() != 500_000 {
 		t.Fatalf("sure up to %d until %d", w.sure.Load(), w.until.Load())

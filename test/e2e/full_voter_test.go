@@ -26,7 +26,7 @@ import (
 // etcd has left behind in the process. Meanwhile the volume is written.
 func TestVoterWithAFullDisk(t *testing.T) {
 	if !long() {
-		t.Skip("most of a minute: run with E2E_LONG=1")
+		t.Skip("most of a minute; E2E_LONG=1 (make crash-test) runs it")
 	}
 	if os.Getuid() != 0 {
 		t.Skip("it mounts file systems: only root may")
