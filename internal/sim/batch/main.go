@@ -31,6 +31,7 @@ type options struct {
 	replay       uint64
 	limit        time.Duration
 	patience     time.Duration
+	pgo          string
 }
 
 func main() {
@@ -45,6 +46,7 @@ func main() {
 	flag.Uint64Var(&o.replay, "replay", 0, "run that many of the seeds a second time, in other processes, and compare")
 	flag.DurationVar(&o.limit, "limit", 0, "begin no seed after that time")
 	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "a seed that takes longer hangs")
+	flag.StringVar(&o.pgo, "pgo", "off", "a profile of such runs for the compiler, for long batches: the `file` that go tool pprof -proto makes of several -test.cpuprofile")
 	flag.Parse()
 	if err := run(&o); err != nil {
 		fmt.Fprintln(os.Stderr, "sim:", err)
@@ -65,7 +67,7 @@ type outcome struct {
 }
 
 func run(o *options) error {
-	bin, clean, err := build(o.mutants != "")
+	bin, clean, err := build(o)
 	if err != nil {
 		return err
 	}
@@ -85,7 +87,7 @@ func run(o *options) error {
 }
 
 // build makes the test binary of package sim with the patched runtime.
-func build(mutants bool) (bin string, clean func(), err error) {
+func build(o *options) (bin string, clean func(), err error) {
 	dir, err := os.MkdirTemp("", "dozo-sim-")
 	if err != nil {
 		return "", nil, err
@@ -113,10 +115,10 @@ func build(mutants bool) (bin string, clean func(), err error) {
 	}
 	bin = filepath.Join(dir, "sim.test")
 	tags := "exact"
-	if mutants {
+	if o.mutants != "" {
 		tags += ",mutants"
 	}
-	cmd := exec.Command("go", "test", "-c", "-overlay", overlay, "-tags", tags, "-o", bin, "dozo/internal/sim")
+	cmd := exec.Command("go", "test", "-c", "-overlay", overlay, "-pgo", o.pgo, "-tags", tags, "-o", bin, "dozo/internal/sim")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT=norandomizedheapbase64")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	began := time.Now()
