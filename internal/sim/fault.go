@@ -51,8 +51,12 @@ func (w *World) inject(f *Fault) {
 	}
 	w.trouble()
 	undo := func(g func()) { w.after(f.For, func() { g(); w.trouble() }) }
+	if f.Stays {
+		undo = w.stays.until
+	}
 	switch f.Kind {
 	case FaultKill:
+		w.stays.keep(f, n)
 		n.kill()
 		undo(n.restart)
 	case FaultPowerCut:
@@ -125,6 +129,7 @@ func (w *World) inject(f *Fault) {
 				}
 			}
 		}
+		w.stays.keepCut(f, cut)
 		w.cut(cut, undo)
 	case FaultClients:
 		w.cutClients(n, 1)
@@ -222,6 +227,8 @@ func (w *World) inject(f *Fault) {
 	case FaultSlowCopies:
 		n.slowCopies.Store(int64(time.Duration(200+f.Size%1000) * time.Millisecond))
 		undo(func() { n.slowCopies.Store(0) })
+	case FaultRotTail:
+		w.rotTail(n, f, undo)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)
@@ -330,11 +337,18 @@ func (n *Node) decay(f *Fault) {
 	}
 	x := sealed[f.Size%len(sealed)]
 	off := int64(4096 + mix(uint64(f.Size), 5)%uint64(x.End-4096))
-	flip := vfs.FlipBit("*"+x.Segment.String()+"*", off, uint(f.Size%8))
+	n.flip(x.Segment, off, uint(f.Size%8))
+}
+
+// flip has a bit of a replica rot.
+func (n *Node) flip(id ident.SegmentID, off int64, bit uint) {
+	flip := vfs.FlipBit("*"+id.String()+"*", off, bit)
 	n.w.lostBytes.Store(true)
 	n.rot = append(n.rot, flip)
-	p.fs.OnRead(flip)
-	n.w.tracef("bit at %d of segment %s at %s has rotted", off, x.Segment, n.name)
+	if p := n.running(); p != nil {
+		p.fs.OnRead(flip)
+	}
+	n.w.tracef("bit at %d of segment %s at %s has rotted", off, id, n.name)
 }
 
 // move asks the owner to hand the volume over.
@@ -380,7 +394,9 @@ func (w *World) heal() {
 		n.slowCopies.Store(0)
 		n.disk.SetCapacity(diskBytes)
 		n.resume()
-		n.restart()
+		if !w.stays.nodes[n] {
+			n.restart()
+		}
 		w.drain(n, false)
 	}
 	w.ctl.SetFault(nil)
@@ -391,7 +407,7 @@ func (w *World) heal() {
 	w.net.mu.Unlock()
 	for _, a := range w.nodes {
 		for _, b := range w.nodes {
-			for w.net.isBlocked(a, b) {
+			for w.net.isBlocked(a, b) && !w.stays.ways[[2]*Node{a, b}] {
 				w.net.unblock(a, b)
 			}
 		}

@@ -33,6 +33,7 @@ type Plan struct {
 	Refer     bool    // clients copy block 0 to block 1, and back, by reference
 	Drift     float64 // of two clocks from each other, at most
 	Extreme   bool    // clocks are as fast or as slow as they may be
+	ClientsAt int     // the site of all clients; 0: they are anywhere
 	Resets    bool    // clients give up what is not answered: by ABORT TASK, or LUN RESET by another path
 }
 
@@ -45,6 +46,7 @@ type Fault struct {
 	Pick  float64 // else which node, as a fraction of all
 	Also  float64 // which other one, where there are two
 	Size  int
+	Stays bool // its end waits until the clients are done: then nothing that only it has helps anybody
 }
 
 // FaultKind says what goes wrong.
@@ -90,7 +92,8 @@ const (
 	FaultForgetful  // the owner is alone with one other store, which is fenced and restarts
 	FaultSlowSync   // fdatasync takes long
 	FaultSlowCopies // what is done with whole segments takes long
-	faultKinds      = int(FaultSlowCopies) + 1
+	FaultRotTail    // the owner dies, and what the site's other nodes were writing has rotted when they start again
+	faultKinds      = int(FaultRotTail) + 1
 	healed          = 8 * time.Second // from the last fault's end to the clients'
 	firstFault      = 4 * time.Second
 )
@@ -99,7 +102,7 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"control store away for a node", "control store away", "control store loses answers", "slow network", "slow disk", "full disk", "bit rot", "restart in good order",
 	"hand-over", "hand-over to a site", "drain", "wall clock step", "long pause", "isolated owner dies", "two nodes die at once", "site in two groups",
 	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late", "power lost after a flush",
-	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies"}
+	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -139,6 +142,8 @@ var siteFocuses = [...]siteFocus{
 	{recipe: forgetful},
 	{recipe: firstAnswers},
 	{recipe: takersHang},
+	26: {recipe: rottenTail},
+	27: {recipe: uncovered},
 }
 
 type siteFocus struct {

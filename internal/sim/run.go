@@ -145,6 +145,7 @@ func (w *World) live() {
 	w.wg.Go(func() { busy.Wait(); close(idle) })
 	select {
 	case <-idle:
+		w.after(0, w.stays.end)
 		w.settle()
 	case <-time.After(clientsMax):
 		w.fail("%v after all faults have ended, a client still has no answer (%s)", clientsMax+healed, w.why())
@@ -226,6 +227,9 @@ func (w *World) build() bool {
 		c.site = ident.SiteID(1 + c.rng.IntN(len(w.plan.Sites)))
 		if i < 2 {
 			c.site = 1
+		}
+		if w.plan.ClientsAt > 0 {
+			c.site = ident.SiteID(w.plan.ClientsAt)
 		}
 		c.timeout = time.Duration(800+c.rng.IntN(4000)) * time.Millisecond
 		var here, there []*Node

@@ -41,6 +41,7 @@ type World struct {
 	answers atomic.Int64 // to clients
 
 	traps     traps
+	stays     stays
 	unflushed atomic.Int64 // changes that clients were told of since the last flush
 	hammering atomic.Int64 // a time.Duration: until when clients read all they can at an owner that is alone
 	takers    atomic.Int64 // a time.Duration: until when those that take over are struck down
