@@ -456,10 +456,21 @@ func (w *partWriter) seal() error {
 	return nil
 }
 
+// finish seals what is left, and has it all shipped.
 func (w *partWriter) finish() error {
 	if w.seg != nil {
-		return w.seal()
+		if err := w.seal(); err != nil {
+			return err
+		}
 	}
+	w.o.ask(func() {
+		for _, s := range w.o.ships {
+			select {
+			case s.points <- struct{}{}:
+			default:
+			}
+		}
+	})
 	return nil
 }
 

@@ -500,3 +500,27 @@ func TestTheControlStoreIsRestoredAfterTheLeave(t *testing.T) {
 		})
 	}
 }
+
+// A hand-over asks for a checkpoint, which has to be at the other site before the rest goes on: it is copied when it is there, and
+// not when the owner looks the next time for some that a site lacks, seconds later where there was none for long.
+func TestACheckpointIsShippedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 2, 3, time.Second)
+		defer n.stopAll()
+		v := n.volume(1<<20, 2, control.Replicated)
+		x := n.served(t, v)
+		l := &leaving{t: t, n: n, v: v, x: x, y: n.other(x, 2)}
+		for range 40 {
+			l.writes(x, "before")
+			time.Sleep(time.Second)
+		}
+		begun := time.Now() // of the bubble: nothing takes time but waiting
+		if _, err := x.moveTo(v, l.y.name, 0); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took > 500*time.Millisecond {
+			t.Errorf("the hand-over took %v", took)
+		}
+		l.writes(l.y, "after")
+	})
+}

@@ -31,8 +31,9 @@ const (
 
 // siteShip is the shipping to one site. The fields below mu are read by the status.
 type siteShip struct {
-	site ident.SiteID
-	wake chan struct{}
+	site   ident.SiteID
+	wake   chan struct{}
+	points chan struct{} // likewise, of shipCheckpoints: there is a new one
 	// nothing counts looks in a row that found nothing to do; only the ship's loop has it.
 	nothing int
 	// away says since when stores of the site have not answered; only the ship's loop has it.
@@ -112,7 +113,7 @@ func (o *Owner) afterServing() {
 		if site == o.env.Site {
 			continue
 		}
-		s := &siteShip{site: site, wake: make(chan struct{}, 1)}
+		s := &siteShip{site: site, wake: make(chan struct{}, 1), points: make(chan struct{}, 1)}
 		s.mu.state = "starting"
 		o.ships = append(o.ships, s)
 		o.goBackground(func() { o.shipLoop(s) })
@@ -644,9 +645,11 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 		if len(todo) > 0 {
 			quiet = 0
 		} else if quiet < 8*time.Second {
-			quiet += time.Second / 2 // nobody waits for it, and there may be thousands of idle volumes
+			quiet += time.Second / 2 // only what was lost again is found by looking, and there may be thousands of idle volumes
 		}
 		select {
+		case <-s.points: // a hand-over waits for it
+			quiet = 0
 		case <-time.After(time.Second + quiet):
 		case <-ctx.Done():
 			return nil
