@@ -159,6 +159,35 @@ func (s *Server) OwnerStatus(_ context.Context, m *wire.OwnerStatus) (r wire.Own
 	return r, nil
 }
 
+// EachStatus calls f with how each journal is that is owned here, or is being taken over, and since when. f must not keep or
+// change what it is given.
+func (s *Server) EachStatus(f func(st *wire.JournalStatus, began time.Time)) {
+	type trying struct {
+		id    ident.JournalID
+		since time.Time
+	}
+	var owners []*Owner
+	var taken []trying
+	s.mu.Lock()
+	for id, v := range s.mu.volumes {
+		if o := v.owner.Load(); o != nil && isClosed(o.Serving()) {
+			owners = append(owners, o)
+		} else if !v.since.IsZero() {
+			taken = append(taken, trying{id, v.since})
+		}
+	}
+	s.mu.Unlock()
+	for _, o := range owners {
+		if view := o.View(); view != nil {
+			f(&view.JournalStatus, o.started)
+		}
+	}
+	now := time.Now()
+	for _, t := range taken {
+		f(&wire.JournalStatus{Journal: t.id, Owner: s.env.Node, State: "recovering", Recovering: uint64(max(now.Sub(t.since), 1))}, t.since)
+	}
+}
+
 // ownerStateMax is what fits in JournalStatus.State.
 const ownerStateMax = 255
 

@@ -122,10 +122,10 @@ func (o *Owner) publish() {
 		v.State = "recovering"
 	case o.w.Blocked():
 		v.State = "waiting for a second core server"
+	case waits != "": // what hinders writes comes before what endangers copies
+		v.State = waits
 	case o.w.Degraded():
 		v.State = "degraded: one core server of the site, the second copy at another"
-	case waits != "":
-		v.State = waits
 	case o.repair.awaited > 0:
 		v.State = fmt.Sprintf("degraded: %d segments are only at stores that can not be reached", o.repair.awaited)
 	default:

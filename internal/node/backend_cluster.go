@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/size"
+	"dozo/internal/trouble"
 	"dozo/internal/version"
 	"dozo/internal/wire"
 )
@@ -92,6 +94,9 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 	var blocks []wire.BlocksReply
 	var facts map[ident.StoreID]storeFacts
 	wg.Go(func() { blocks, facts = b.heardBlocks(ctx, true) })
+	if b.n.pool != nil {
+		wg.Go(func() { b.n.askTroubles(ctx) })
+	}
 	nodes, err := b.ListNodes(ctx, &dozov1.ListNodesRequest{})
 	wg.Wait()
 	if err != nil {
@@ -100,40 +105,43 @@ func (b *backend) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov
 	connected, since := c.Connected()
 	out := &dozov1.StatusResponse{ClusterId: cl.ID, ClusterName: cl.Name, Sites: uint32(len(c.Sites())), Nodes: uint32(len(nodes)), Node: string(b.n.cfg.Node),
 		Time: timestamppb.Now(), Control: &dozov1.ControlStatus{Connected: connected, Since: timestamppb.New(since), External: b.n.cfg.Control.External}}
+	var found []problem
 	if !connected {
-		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemControlAway, Object: "control", Since: timestamppb.New(since),
-			Message: "the control store does not answer: I/O goes on, changes of specifications and ownership wait"})
+		found = append(found, problem{&dozov1.Problem{Severity: severityWarning, Reason: problemControlAway, Object: "control",
+			Message: "the control store does not answer: I/O goes on, changes of specifications and ownership wait"}, trouble.Key{Reason: problemControlAway, Of: string(b.n.cfg.Node)}, since})
 	}
 	if p := restorationProblem(c); p != nil {
-		out.Problems = append(out.Problems, p)
+		found = append(found, problem{p, trouble.Key{Reason: p.Reason}, p.Since.AsTime()})
 	}
-	addNodes(out, nodes, newSpaces(facts))
+	found = append(found, addNodes(out, nodes, newSpaces(facts))...)
 	out.Blocks = blocksStatus(blocks)
 	for _, x := range nodes {
 		out.Blocks.StrayReplicas += x.StrayReplicas
 		out.Blocks.StrayBytes += x.StrayBytes
 		out.Blocks.UnknownJournals += x.UnknownJournals
 		if x.UnknownJournals > 0 {
-			out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemUnknownJournal, Object: nodeObject(x.Name),
-				Message: fmt.Sprintf("stores of node %s have replicas of %d journals that the control store does not know: they are kept, and nothing can use them", x.Name, x.UnknownJournals)})
+			found = append(found, problem{&dozov1.Problem{Severity: severityWarning, Reason: problemUnknownJournal, Object: nodeObject(x.Name),
+				Message: fmt.Sprintf("stores of node %s have replicas of %d journals that the control store does not know: they are kept, and nothing can use them", x.Name, x.UnknownJournals)},
+				trouble.Key{Reason: problemUnknownJournal, Of: x.Name}, time.Time{}})
 		}
 	}
 	if n := out.Blocks.DamagedNow; n > 0 {
-		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severityWarning, Reason: problemDataDamaged, Object: "cluster",
-			Message: fmt.Sprintf("%d replicas have a bad place: they are made again from good ones", n)})
+		found = append(found, problem{&dozov1.Problem{Severity: severityWarning, Reason: problemDataDamaged, Object: "cluster",
+			Message: fmt.Sprintf("%d replicas have a bad place: they are made again from good ones", n)}, trouble.Key{Reason: problemDataDamaged}, time.Time{}})
 	}
 	for _, v := range c.Volumes() {
 		state, _, _ := c.Journal(v.ID)
 		st, ok := views[v.ID]
 		if !ok {
 			out.Volumes = append(out.Volumes, b.volumeStatus(v, state, nil))
-			out.Problems = append(out.Problems, b.silentOwner(v, state, nodes, unheard)...)
+			found = append(found, b.silentOwner(v, state, nodes, unheard)...)
 			continue
 		}
 		s := b.volumeStatus(v, state, &st)
 		out.Volumes = append(out.Volumes, s)
-		out.Problems = append(out.Problems, volumeProblems(s, &st)...)
+		found = append(found, volumeProblems(s, &st)...)
 	}
+	out.Problems = b.n.dated(found)
 	out.Health = healthOf(out.Problems)
 	return out, nil
 }
@@ -150,10 +158,12 @@ func healthOf(list []*dozov1.Problem) string {
 	return health
 }
 
-// addNodes fills in what the nodes say, and what is wrong with them.
-func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node, room *spaces) {
+// addNodes fills in what the nodes say, and gives what is wrong with them.
+func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node, room *spaces) (found []problem) {
 	add := func(severity, reason, object, format string, args ...any) {
-		out.Problems = append(out.Problems, &dozov1.Problem{Severity: severity, Reason: reason, Object: object, Message: fmt.Sprintf(format, args...)})
+		_, of, _ := strings.Cut(object, "/")
+		found = append(found, problem{&dozov1.Problem{Severity: severity, Reason: reason, Object: object, Message: fmt.Sprintf(format, args...)},
+			trouble.Key{Reason: reason, Of: of}, time.Time{}})
 	}
 	atSite, upAtSite := map[string]int{}, map[string]int{}
 	var sites []string
@@ -173,6 +183,9 @@ func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node, room *spaces) {
 		case nodeStarting:
 			upAtSite[x.Site]++
 			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node is starting")
+			if x.Started != nil {
+				found[len(found)-1].since = x.Started.AsTime()
+			}
 		case nodeUnknown:
 			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node does not answer, and the control store can not be asked")
 		default:
@@ -197,6 +210,7 @@ func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node, room *spaces) {
 			add(severityWarning, problemSiteAway, "site/"+s, "none of the %d nodes of the site answers", atSite[s])
 		}
 	}
+	return found
 }
 
 func volumeObject(tenant, name string) string { return "volume/" + tenant + "/" + name }
@@ -220,18 +234,26 @@ func (b *backend) volumeStatus(v control.VolumeSpec, state control.JournalState,
 }
 
 // silentOwner judges a volume of which no owner has spoken.
-func (b *backend) silentOwner(v control.VolumeSpec, state control.JournalState, nodes []*dozov1.Node, unheard []string) []*dozov1.Problem {
-	p := &dozov1.Problem{Severity: severityCritical, Object: volumeObject(v.Tenant, v.Name)}
+func (b *backend) silentOwner(v control.VolumeSpec, state control.JournalState, nodes []*dozov1.Node, unheard []string) []problem {
+	p := problem{Problem: &dozov1.Problem{Severity: severityCritical, Object: volumeObject(v.Tenant, v.Name)}}
 	fresh := time.Since(b.n.started) < startingFor // this node may not have reached the owner yet
 	if i := slices.IndexFunc(nodes, func(x *dozov1.Node) bool { return x.Name == string(state.Owner) }); i >= 0 {
 		x := nodes[i]
-		fresh = fresh || x.State == nodeStarting || x.State == nodeUp && x.Started != nil && time.Since(x.Started.AsTime()) < startingFor
+		begins := x.State == nodeStarting || x.State == nodeUp && x.Started != nil && time.Since(x.Started.AsTime()) < startingFor
+		if fresh = fresh || begins; begins && x.Started != nil {
+			p.since = x.Started.AsTime()
+		}
 	}
 	switch {
 	case state.Owner == "" && (state.Epoch.Number == 0 || time.Since(v.Created) < ownerlessAfter):
 		return nil // nobody has used it, or it was made just now
 	case state.Owner == "":
-		p.Reason, p.Message, p.Since = problemVolumeWaiting, "no access server owns the volume yet", timestamppb.New(v.Created)
+		p.Reason, p.Message, p.since = problemVolumeWaiting, "no access server owns the volume yet", v.Created
+		if c := b.n.control(); c != nil {
+			if r, ok := c.Restoration(); ok && r.Time.After(p.since) { // it had an owner before
+				p.since = r.Time
+			}
+		}
 	case fresh:
 		p.Severity, p.Reason, p.Message = severityWarning, problemVolumeStarting, fmt.Sprintf("starting: %s, its owner, does not serve it yet", state.Owner)
 	case slices.Contains(unheard, string(state.Owner)):
@@ -239,42 +261,53 @@ func (b *backend) silentOwner(v control.VolumeSpec, state control.JournalState, 
 	default:
 		p.Reason, p.Message = problemVolumeWaiting, fmt.Sprintf("%s is its owner and does not serve it yet", state.Owner)
 	}
-	return []*dozov1.Problem{p}
+	p.key = trouble.Key{Reason: p.Reason, Journal: v.ID}
+	if p.Reason == problemVolumeFailed { // since its owner's node does not answer
+		p.key = trouble.Key{Reason: problemNodeDown, Of: string(state.Owner)}
+	}
+	return []problem{p}
 }
 
-// volumeProblems judges a volume by its owner's word.
-func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []*dozov1.Problem) {
-	add := func(severity, reason, format string, args ...any) {
-		out = append(out, &dozov1.Problem{Severity: severity, Reason: reason, Object: volumeObject(s.Tenant, s.Name), Message: fmt.Sprintf(format, args...)})
+// volumeProblems judges a volume by its owner's word, what hinders its writes first. What it finds, volumeTroubles finds.
+func volumeProblems(s *dozov1.VolumeStatus, st *wire.JournalStatus) (out []problem) {
+	add := func(severity, reason, of, format string, args ...any) {
+		out = append(out, problem{&dozov1.Problem{Severity: severity, Reason: reason, Object: volumeObject(s.Tenant, s.Name), Message: fmt.Sprintf(format, args...)},
+			trouble.Key{Reason: reason, Journal: st.Journal, Of: of}, time.Time{}})
 	}
 	switch s.State {
 	case "waiting":
-		add(severityCritical, problemVolumeWaiting, "%s", st.State)
+		add(severityCritical, problemVolumeWaiting, "", "%s", st.State)
+		if s.SegmentsDegraded > 0 {
+			add(severityWarning, problemVolumeDegraded, "", "%d segments, %s, have fewer copies than asked for", s.SegmentsDegraded, size.Format(s.DegradedBytes))
+		}
 	case "failed":
-		add(severityCritical, problemVolumeFailed, "%s", st.State)
+		add(severityCritical, problemVolumeFailed, "", "%s", st.State)
 	case "recovering":
 		if took := time.Duration(st.Recovering); took < startingFor {
-			add(severityWarning, problemVolumeStarting, "starting: %s reads its history", s.Owner)
+			add(severityWarning, problemVolumeStarting, "", "starting: %s reads its history", s.Owner)
 		} else {
-			add(severityCritical, problemVolumeWaiting, "%s has not been able to serve it for %s: %s", s.Owner, took.Round(time.Second), st.State)
+			add(severityCritical, problemVolumeWaiting, "", "%s has not been able to serve it for %s: %s", s.Owner, took.Round(time.Second), st.State)
+		}
+		if st.Recovering > 0 {
+			out[0].since = time.Now().Add(-time.Duration(st.Recovering))
 		}
 	default:
 		if s.Protection == "degraded" {
-			add(severityWarning, problemVolumeDegraded, "%s: %d segments, %s, have fewer copies than asked for", st.State, s.SegmentsDegraded, size.Format(s.DegradedBytes))
+			add(severityWarning, problemVolumeDegraded, "", "%s: %d segments, %s, have fewer copies than asked for", st.State, s.SegmentsDegraded, size.Format(s.DegradedBytes))
 		}
 	}
-	if s.LostRecords > 0 {
-		add(severityWarning, problemUnproven, "at least %d acknowledged records, %s, %.1f s, are lost since the takeover at epoch %s", s.LostRecords, size.Format(s.LostBytes), s.LostSeconds, s.Epoch)
-	}
 	if s.PortsRefused > 0 {
-		add(severityCritical, problemUnproven, "%d initiator ports get errors since a takeover that could not prove that nothing is missing: until they log out, or `dozo session accept`", s.PortsRefused)
+		add(severityCritical, problemUnproven, ofPorts, "%d initiator ports get errors since a takeover that could not prove that nothing is missing: until they log out, or `dozo session accept`", s.PortsRefused)
+	}
+	if s.LostRecords > 0 {
+		add(severityWarning, problemUnproven, ofLost, "at least %d acknowledged records, %s, %.1f s, are lost since the takeover at epoch %s", s.LostRecords, size.Format(s.LostBytes), s.LostSeconds, s.Epoch)
 	}
 	if s.ForkSegments > 0 {
-		add(severityWarning, problemVolumeDiverged, "%d segments, %s, have records that are not of the history which is served: they are kept", s.ForkSegments, size.Format(s.ForkBytes))
+		add(severityWarning, problemVolumeDiverged, "", "%d segments, %s, have records that are not of the history which is served: they are kept", s.ForkSegments, size.Format(s.ForkBytes))
 	}
 	for _, x := range s.Copies {
 		if x.State == "away" || x.LagSeconds > behindAfter.Seconds() {
-			add(severityWarning, problemVolumeBehind, "site %s lacks %d records, %d bytes, %.0f s", x.Site, x.LagRecords, x.LagBytes, x.LagSeconds)
+			add(severityWarning, problemVolumeBehind, x.Site, "site %s lacks %d records, %d bytes, %.0f s", x.Site, x.LagRecords, x.LagBytes, x.LagSeconds)
 		}
 	}
 	return out

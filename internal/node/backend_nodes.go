@@ -15,6 +15,7 @@ import (
 	"dozo/internal/api"
 	"dozo/internal/api/dozov1"
 	"dozo/internal/control"
+	"dozo/internal/core"
 	"dozo/internal/ident"
 	"dozo/internal/pki"
 	"dozo/internal/wire"
@@ -111,16 +112,20 @@ func (b *backend) ownNode(ctx context.Context, c *control.Client) (*dozov1.Node,
 		if x, err := st.Blocks(ctx); err == nil {
 			s.FileSystem, s.FileSystemBytes = x.FileSystem, x.FileSystemBytes
 		}
-		switch {
-		case status.Failed != "":
-			s.State = storeFailed
-		case status.Free <= b.reserve(st.Dir()):
-			s.State = storeFull
-		default:
-			s.State = storeOK
-		}
+		s.State = b.storeState(st, &status)
 	}
 	return out, nil
+}
+
+// storeState judges a store of this node by what it says.
+func (b *backend) storeState(st *core.Store, status *wire.StoreStatusReply) string {
+	switch {
+	case status.Failed != "":
+		return storeFailed
+	case status.Free <= b.reserve(st.Dir()):
+		return storeFull
+	}
+	return storeOK
 }
 
 // reserve is what must stay free where a store is.

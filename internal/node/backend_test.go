@@ -22,6 +22,7 @@ import (
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/pki"
+	"dozo/internal/trouble"
 	"dozo/internal/wire"
 )
 
@@ -53,7 +54,7 @@ func newBench(t *testing.T) *bench {
 	cfg.Node, cfg.StateDir, cfg.Control.External = "n1", dir, true
 	cfg.Control.Endpoints = []config.Endpoint{{Addr: testNet(29), Port: 2379}}
 	cfg.TLS.CAFile, cfg.TLS.CAKeyFile = filepath.Join(dir, pki.CAFile), filepath.Join(dir, pki.CAKeyFile)
-	n := &Node{cfg: cfg, log: slog.New(slog.DiscardHandler), started: time.Now()}
+	n := &Node{cfg: cfg, log: slog.New(slog.DiscardHandler), started: time.Now(), book: trouble.NewBook()}
 	if n.id, err = pki.NewIdentity(ca.CertPEM(), own); err != nil {
 		t.Fatal(err)
 	}
@@ -400,7 +401,7 @@ func TestProblems(t *testing.T) {
 	fresh.Created = time.Now()
 	for _, c := range []struct {
 		what    string
-		got     []*dozov1.Problem
+		got     []problem
 		reasons []string
 		health  string
 	}{
@@ -426,18 +427,19 @@ func TestProblems(t *testing.T) {
 		{"site away", volumeProblems(&dozov1.VolumeStatus{State: "serving", Copies: []*dozov1.SiteCopy{{State: "away"}}}, &wire.JournalStatus{}), []string{problemVolumeBehind}, healthDegraded},
 	} {
 		var reasons []string
+		var got []*dozov1.Problem
 		for _, p := range c.got {
-			reasons = append(reasons, p.Reason)
+			reasons, got = append(reasons, p.Reason), append(got, p.Problem)
 		}
-		if !slices.Equal(reasons, c.reasons) || healthOf(c.got) != c.health {
-			t.Errorf("%s: %v, %s", c.what, c.got, healthOf(c.got))
+		if !slices.Equal(reasons, c.reasons) || healthOf(got) != c.health {
+			t.Errorf("%s: %v, %s", c.what, got, healthOf(got))
 		}
 	}
 	out := &dozov1.StatusResponse{Control: &dozov1.ControlStatus{}}
-	addNodes(out, []*dozov1.Node{{Name: "a1", Site: "a", State: nodeUp, Voter: true, Stores: []*dozov1.NodeStore{{State: storeFailed, CapacityBytes: 5, UsedBytes: 1}, {State: storeFull, CapacityBytes: 5, UsedBytes: 5}}},
+	found := addNodes(out, []*dozov1.Node{{Name: "a1", Site: "a", State: nodeUp, Voter: true, Stores: []*dozov1.NodeStore{{State: storeFailed, CapacityBytes: 5, UsedBytes: 1}, {State: storeFull, CapacityBytes: 5, UsedBytes: 5}}},
 		{Name: "b1", Site: "b", State: nodeDown}, {Name: "b2", Site: "b", State: nodeUnknown}, {Name: "w", State: nodeStarting}}, newSpaces(nil))
 	var reasons []string
-	for _, p := range out.Problems {
+	for _, p := range found {
 		reasons = append(reasons, p.Reason)
 	}
 	if want := []string{problemStoreFailed, problemStoreFull, problemNodeDown, problemNodeDown, problemNodeDown, problemSiteAway}; !slices.Equal(reasons, want) {

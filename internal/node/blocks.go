@@ -165,6 +165,7 @@ func (n *Node) takenOut(ctx context.Context) bool {
 func (n *Node) startBlocks(ctx context.Context, fatal chan<- error) {
 	if n.pool != nil {
 		n.wg.Go(func() { n.keepBlocks(ctx, fatal) })
+		n.wg.Go(func() { n.watchTroubles(ctx) })
 	}
 	for _, st := range n.stores {
 		n.wg.Go(func() { st.KeepScrubbed(ctx, time.Duration(n.cfg.Timeouts.ScrubPeriod)) })

@@ -169,3 +169,7 @@ func (h handler) OwnerStatus(ctx context.Context, _ *peer.From, m *wire.OwnerSta
 func (h handler) Blocks(ctx context.Context, _ *peer.From, m *wire.Blocks) (wire.BlocksReply, error) {
 	return h.n.blocks(ctx, m), nil
 }
+
+func (h handler) Troubles(_ context.Context, from *peer.From, m *wire.Troubles) (wire.TroublesReply, error) {
+	return h.n.troublesFor(from.Node, m), nil
+}

@@ -30,6 +30,7 @@ import (
 	"dozo/internal/peer"
 	"dozo/internal/pki"
 	"dozo/internal/sysmon"
+	"dozo/internal/trouble"
 	"dozo/internal/version"
 )
 
@@ -53,6 +54,7 @@ type Node struct {
 	self   atomic.Pointer[control.Node]
 	stores map[ident.StoreID]*core.Store
 	known  knownStores // of all nodes
+	book   *trouble.Book
 	leases *core.Leases
 	pool   *peer.Pool
 	frames *peer.Server
@@ -146,7 +148,7 @@ func timesAnew(began time.Time) int {
 // run runs a node; anew is called if it ends in order to be started anew.
 func run(ctx context.Context, cfg *config.Config, out io.Writer, anew func()) (err error) {
 	n := &Node{cfg: cfg, log: newLogger(cfg.Log, out).With("node", string(cfg.Node)), instance: peer.NewInstance(), started: time.Now(),
-		stores: map[ident.StoreID]*core.Store{}, reg: prometheus.NewRegistry()}
+		stores: map[ident.StoreID]*core.Store{}, reg: prometheus.NewRegistry(), book: trouble.NewBook()}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.setState("starting")
 	if cfg.Limits.Memory > 0 {

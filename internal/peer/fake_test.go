@@ -209,6 +209,10 @@ func (n *fakeNode) Tick(_ context.Context, _ *From, m *wire.Tick) (r wire.TickRe
 	return r, nil
 }
 
+func (n *fakeNode) Troubles(context.Context, *From, *wire.Troubles) (wire.TroublesReply, error) {
+	return wire.TroublesReply{}, nil
+}
+
 func (n *fakeNode) Blocks(context.Context, *From, *wire.Blocks) (wire.BlocksReply, error) {
 	return wire.BlocksReply{}, nil
 }

@@ -35,6 +35,7 @@ type Handler interface {
 	Unit(ctx context.Context, from *From, m *wire.Unit) (wire.UnitReply, error)
 	HandOver(ctx context.Context, from *From, m *wire.HandOver) (wire.HandOverReply, error)
 	Blocks(ctx context.Context, from *From, m *wire.Blocks) (wire.BlocksReply, error)
+	Troubles(ctx context.Context, from *From, m *wire.Troubles) (wire.TroublesReply, error)
 }
 
 // Server answers other nodes.

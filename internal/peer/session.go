@@ -310,6 +310,8 @@ func (s *session) run1(r *request, m wire.Message) {
 		reply, err = got(h.HandOver(ctx, &s.from, m))
 	case *wire.Blocks:
 		reply, err = got(h.Blocks(ctx, &s.from, m))
+	case *wire.Troubles:
+		reply, err = got(h.Troubles(ctx, &s.from, m))
 	default:
 		store := s.store(r)
 		if store == nil {

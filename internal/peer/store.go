@@ -232,6 +232,11 @@ func (p *Peer) Blocks(ctx context.Context, m *wire.Blocks) (wire.BlocksReply, er
 	return askNode[wire.BlocksReply](ctx, p, m)
 }
 
+// Troubles asks the node what has become of what it sees to be wrong.
+func (p *Peer) Troubles(ctx context.Context, m *wire.Troubles) (wire.TroublesReply, error) {
+	return askNode[wire.TroublesReply](ctx, p, m)
+}
+
 // HandOver does a step of a hand-over.
 func (p *Peer) HandOver(ctx context.Context, m *wire.HandOver) (wire.HandOverReply, error) {
 	return askNode[wire.HandOverReply](ctx, p, m)

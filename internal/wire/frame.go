@@ -14,12 +14,13 @@ const (
 	frameMagic = 0x465A_4F44 // "DOZF" read as little-endian
 	version1   = 1
 	version2   = 2
+	version3   = 3
 )
 
 // Versions of the protocol that this build speaks. Each has a line of history in docs/wire.md.
 const (
 	VersionMin = version1
-	VersionMax = version2
+	VersionMax = version3
 )
 
 // Limits that we chose. A receiver refuses what exceeds them before it allocates anything.

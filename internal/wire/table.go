@@ -30,7 +30,8 @@ const (
 	TypeUnit        Type = 53
 	TypeHandOver    Type = 54
 	TypeBlocks      Type = 55
-	typeMax         Type = 55
+	TypeTroubles    Type = 56
+	typeMax         Type = 56
 )
 
 // Kind is what the table knows of a type.
@@ -73,11 +74,15 @@ var kinds = [typeMax + 1]Kind{
 	TypeUnit:        {"unit", ClassControl, false, fresh[Unit], fresh[UnitReply]},
 	TypeHandOver:    {"hand over", ClassControl, false, fresh[HandOver], fresh[HandOverReply]},
 	TypeBlocks:      {"blocks", ClassControl, false, fresh[Blocks], fresh[BlocksReply]},
+	TypeTroubles:    {"troubles", ClassControl, false, fresh[Troubles], fresh[TroublesReply]},
 }
 
 // Since is the first version of the protocol that has the type.
 func (t Type) Since() uint16 {
-	if t > TypeHandOver {
+	switch {
+	case t > TypeBlocks:
+		return version3
+	case t > TypeHandOver:
 		return version2
 	}
 	return version1

@@ -37,6 +37,7 @@ var allowed = []struct {
 	{"wire", []string{"ident"}},
 	{"journal", []string{"ident", "mutant", "wire"}},
 	{"volume", []string{"ident", "journal", "mutant"}},
+	{"trouble", []string{"ident"}},
 	{"core", []string{"ident", "journal", "mutant", "vfs", "wire"}},
 	{"peer", []string{"ident", "journal", "nowait", "wire"}},
 	{"control", []string{"ident", "mutant", "pki"}},
