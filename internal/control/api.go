@@ -112,9 +112,14 @@ type Store interface {
 	DeleteVolumes(ctx context.Context, ids []ident.JournalID) ([]VolumeSpec, error)
 	// ConfirmDeleted notes that the stores hold nothing of the tombstone any more.
 	ConfirmDeleted(ctx context.Context, id ident.JournalID, stores ...ident.StoreID) (VolumeSpec, error)
+	// ConfirmBurials is ConfirmDeleted of up to BurialsPerTxn volumes in one transaction. Those that have been forgotten are
+	// not among its results.
+	ConfirmBurials(ctx context.Context, list []Burial) ([]VolumeSpec, error)
 	// ForgetVolume removes a tombstone and the journal's key, once the caller has every store's confirmation. It
 	// is ErrInUse while a store of a recorded ensemble that a node still has is unconfirmed.
 	ForgetVolume(ctx context.Context, id ident.JournalID) error
+	// ForgetVolumes is ForgetVolume of up to half as many, all or none of them; those that are forgotten already count as done.
+	ForgetVolumes(ctx context.Context, ids []ident.JournalID) error
 
 	// Journal is the journal's key as last seen, for finding the owner. It decides nothing.
 	Journal(id ident.JournalID) (JournalState, Rev, bool)

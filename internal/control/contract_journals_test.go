@@ -278,3 +278,94 @@ func testAlive(t *testing.T, open opener) {
 	}
 	eventually(t, watcher, "n1 is gone", func() bool { return !watcher.Alive("n1") && len(watcher.AliveNodes()) == 0 })
 }
+
+// testBurials: thousands of tombstones are confirmed and forgotten in few transactions, by the same rules as one.
+func testBurials(t *testing.T, open opener) {
+	ctx := t.Context()
+	c := open(t, Options{})
+	a, _, stores := setup(t, c)
+	const n = BurialsPerTxn
+	var ids []ident.JournalID
+	for at := 0; at < n; {
+		var list []VolumeSpec
+		for range min(VolumesPerTxn, n-at) {
+			v := testVolume(fmt.Sprintf("v%03d", at))
+			list = append(list, v)
+			at++
+		}
+		for _, v := range must(c.CreateVolumes(ctx, list, []ident.SiteID{a.ID}))(t) {
+			ids = append(ids, v.ID)
+		}
+	}
+	burials := func(list []ident.JournalID, s ...ident.StoreID) (out []Burial) {
+		for _, id := range list {
+			out = append(out, Burial{id, s})
+		}
+		return out
+	}
+	_, err := c.ConfirmBurials(ctx, burials(ids[:3], stores[0]))
+	wantErr(t, "confirmation for volumes that live", err, ErrInvalid)
+	wantErr(t, "forgetting volumes that live", c.ForgetVolumes(ctx, ids[:3]), ErrInUse)
+	// The first has replicas at the stores of its ensemble.
+	_, rev, _ := c.Journal(ids[0])
+	j, rev, err := c.TakeJournal(ctx, ids[0], rev, "n0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := c.ChangeEnsembles(ctx, []EnsembleChange{{Journal: ids[0], Rev: rev, Ensembles: []Ensemble{{Epoch: j.Epoch, Number: 1, Stores: stores[:2]}}}}); r[0].Err != nil {
+		t.Fatal(r[0].Err)
+	}
+	for at := 0; at < n; at += VolumesPerTxn {
+		must(c.DeleteVolumes(ctx, ids[at:min(at+VolumesPerTxn, n)]))(t)
+	}
+	_, err = c.ConfirmBurials(ctx, burials(append(slices.Clone(ids), ident.NewJournalID()), stores[0]))
+	wantErr(t, "one too many", err, ErrInvalid)
+	_, err = c.ConfirmBurials(ctx, burials([]ident.JournalID{ids[1], ids[1]}, stores[0]))
+	wantErr(t, "one twice", err, ErrInvalid)
+
+	before := len(must(c.Events(ctx, 0))(t))
+	got := must(c.ConfirmBurials(ctx, burials(ids, stores[0])))(t)
+	if len(got) != n || slices.ContainsFunc(got, func(v VolumeSpec) bool { return !slices.Equal(v.Confirmed, stores[:1]) }) {
+		t.Errorf("%d confirmed: %v", len(got), got)
+	}
+	must(c.ConfirmBurials(ctx, burials(ids, stores[0])))(t) // again, as after an answer that was lost
+	if now := len(must(c.Events(ctx, 0))(t)); now != before+1 {
+		t.Errorf("%d events for one transaction", now-before)
+	}
+	// Another node has changed some meanwhile, of which this cache has not heard: nothing of it is lost.
+	other := open(t, Options{})
+	must(other.ConfirmBurials(ctx, burials(ids[10:20], stores[1])))(t)
+	for _, v := range must(c.ConfirmBurials(ctx, burials(ids[5:15], stores[2])))(t) {
+		now, _, err := read[VolumeSpec](ctx, c, keyVolume(v.ID))
+		want := 2
+		if slices.Contains(ids[10:], v.ID) {
+			want = 3
+		}
+		if err != nil || len(now.Confirmed) != want {
+			t.Errorf("confirmed: %v, %v; want %d", now.Confirmed, err, want)
+		}
+	}
+	// R13: one that a store of its ensemble has not confirmed keeps the whole transaction from taking effect.
+	wantErr(t, "forgetting before all confirmed", c.ForgetVolumes(ctx, ids[:n/2]), ErrInUse)
+	if len(c.Tombstones()) != n {
+		t.Errorf("%d tombstones are left of %d", len(c.Tombstones()), n)
+	}
+	wantErr(t, "one too many", c.ForgetVolumes(ctx, ids[:n/2+1]), ErrInvalid)
+	must(c.ConfirmBurials(ctx, burials(ids[:1], stores[1])))(t)
+	for range 2 { // the second time nothing is there any more
+		if err := c.ForgetVolumes(ctx, ids[:n/2]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := must(c.ConfirmBurials(ctx, burials(ids, stores[1])))(t); len(left) != n-n/2 {
+		t.Errorf("%d are left of %d", len(left), n)
+	}
+	if err := c.ForgetVolumes(ctx, ids[n/2:]); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = c.JournalNow(ctx, ids[n-1])
+	wantErr(t, "a forgotten journal", err, ErrNotFound)
+	if len(c.Tombstones()) != 0 {
+		t.Errorf("%d tombstones are left", len(c.Tombstones()))
+	}
+}

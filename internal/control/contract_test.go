@@ -31,6 +31,7 @@ var contract = []struct {
 	{"volume names in a race", testNameRace},
 	{"many volumes", testManyVolumes},
 	{"tombstones", testTombstones},
+	{"burials", testBurials},
 	{"take a journal", testTake},
 	{"take in a race", testTakeRace},
 	{"change ensembles", testEnsembles},

@@ -263,51 +263,20 @@ func (c *Client) DeleteVolume(ctx context.Context, id ident.JournalID) (VolumeSp
 
 // ConfirmDeleted implements Store.
 func (c *Client) ConfirmDeleted(ctx context.Context, id ident.JournalID, stores ...ident.StoreID) (VolumeSpec, error) {
-	return c.changeVolume(ctx, id, "volume.confirm-deleted", func(_ context.Context, v *VolumeSpec, _ *txn) (bool, error) {
-		if v.Deleted == nil {
-			return false, invalidf("volume %s/%s is not deleted", v.Tenant, v.Name)
-		}
-		was := len(v.Confirmed)
-		v.Confirmed = append(v.Confirmed, stores...)
-		slices.SortFunc(v.Confirmed, ident.StoreID.Compare)
-		v.Confirmed = slices.Compact(v.Confirmed)
-		return len(v.Confirmed) > was, nil
-	})
+	list, err := c.ConfirmBurials(ctx, []Burial{{Volume: id, Stores: stores}})
+	if err == nil && len(list) == 0 {
+		err = fmt.Errorf("volume %s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return VolumeSpec{}, err
+	}
+	return list[0], nil
 }
 
 // ForgetVolume implements Store.
 func (c *Client) ForgetVolume(ctx context.Context, id ident.JournalID) error {
-	_, err := again(ctx, c, func(ctx context.Context) (struct{}, error) {
-		var none struct{}
-		v, rev, err := read[VolumeSpec](ctx, c, keyVolume(id))
-		if err != nil {
-			return none, fmt.Errorf("volume %s: %w", id, err)
-		}
-		if v.Deleted == nil {
-			return none, fmt.Errorf("volume %s/%s is not deleted: %w", v.Tenant, v.Name, ErrInUse)
-		}
-		journal, journalRev, err := read[JournalState](ctx, c, keyJournal(id))
-		if err != nil {
-			return none, fmt.Errorf("journal %s: %w", id, err)
-		}
-		for _, e := range journal.Ensembles {
-			for _, s := range e.Stores {
-				if slices.Contains(v.Confirmed, s) {
-					continue
-				}
-				// A store that no node has any more was declared lost with its node.
-				if p, err := c.pair(ctx, keyStore(s)); err != nil {
-					return none, err
-				} else if p.mod != 0 {
-					return none, fmt.Errorf("volume %s/%s: store %s has not confirmed: %w", v.Tenant, v.Name, s, ErrInUse)
-				}
-			}
-		}
-		_, err = c.commit(ctx, txn{
-			conds: []cond{{key: keyVolume(id), rev: rev}, {key: keyJournal(id), rev: journalRev}},
-			ops:   []op{{key: keyVolume(id), delete: true}, {key: keyJournal(id), delete: true}},
-		}, audit{"volume.forget", volumeObject(v), v, nil})
-		return none, err
-	})
-	return err
+	if _, _, err := read[VolumeSpec](ctx, c, keyVolume(id)); err != nil {
+		return fmt.Errorf("volume %s: %w", id, err)
+	}
+	return c.ForgetVolumes(ctx, []ident.JournalID{id})
 }

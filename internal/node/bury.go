@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,7 +66,8 @@ func (n *Node) buryDeleted(ctx context.Context) {
 	}
 }
 
-// round looks at every tombstone and says when to look again.
+// round looks at every tombstone and says when to look again. What the stores hold is removed, and that confirmed, for many
+// volumes at a time: with thousands, the transactions are what takes long.
 func (u *burier) round(ctx context.Context, ctl *control.Client) time.Duration {
 	wait := strangersAt
 	_, tombs := ctl.SharedVolumes()
@@ -73,6 +76,8 @@ func (u *burier) round(ctx context.Context, ctl *control.Client) time.Duration {
 			delete(u.seen, id)
 		}
 	}
+	stores := storesOf(ctl)
+	var open, done []control.VolumeSpec // what this node has to confirm, and what everybody has confirmed
 	for _, v := range tombs {
 		first, known := u.seen[v.ID]
 		if !known {
@@ -83,51 +88,120 @@ func (u *burier) round(ctx context.Context, ctl *control.Client) time.Duration {
 			wait = min(wait, left)
 			continue
 		}
-		if err := u.bury(ctx, ctl, *v); err != nil && ctx.Err() == nil {
-			u.n.log.Warn("deleted volume is not removed yet", "volume", v.Name, "journal", v.ID.String(), "err", err)
+		switch {
+		case u.unconfirmed(v):
+			open = append(open, *v)
+		case confirmedBy(v, stores):
+			done = append(done, *v)
+		}
+	}
+	// Every node begins elsewhere: two that change the same keys at once have to try again.
+	open = slices.Concat(open[u.start(len(open)):], open[:u.start(len(open))])
+	failed := func(n int, err error) {
+		if err != nil && ctx.Err() == nil {
+			u.n.log.Warn("deleted volumes are not removed yet", "volumes", n, "err", err)
 			wait = min(wait, buryAgain)
+		}
+	}
+	for list := range slices.Chunk(open, control.BurialsPerTxn) {
+		now, err := u.bury(ctx, ctl, list)
+		failed(len(list), err)
+		for i := range now {
+			if confirmedBy(&now[i], stores) {
+				done = append(done, now[i])
+			}
+		}
+		if ctx.Err() != nil {
+			return wait
+		}
+	}
+	if len(done) > 0 && u.first(ctl) {
+		for list := range slices.Chunk(done, control.BurialsPerTxn/2) {
+			failed(len(list), u.forget(ctx, ctl, list))
 		}
 	}
 	return wait
 }
 
-// bury removes what this node's stores hold of a deleted volume and confirms it; when all stores have
-// confirmed, one node removes the tombstone.
-func (u *burier) bury(ctx context.Context, ctl *control.Client, v control.VolumeSpec) error {
-	var gone []ident.StoreID
-	var errs []error
-	for id, st := range u.n.stores {
-		if slices.Contains(v.Confirmed, id) {
-			continue
-		}
-		if err := dropAll(ctx, st, v.ID); err != nil {
-			errs = append(errs, fmt.Errorf("store %s: %w", st.Dir(), err))
-			continue
-		}
-		gone = append(gone, id)
+// start is where in a list of n this node begins.
+func (u *burier) start(n int) int {
+	if n == 0 {
+		return 0
 	}
-	if len(gone) > 0 {
-		var err error
-		if v, err = ctl.ConfirmDeleted(ctx, v.ID, gone...); err != nil {
-			return errors.Join(append(errs, err)...)
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(u.n.cfg.Node))
+	return int(h.Sum32() % uint32(n))
+}
+
+// unconfirmed reports that a store of this node has not confirmed a tombstone.
+func (u *burier) unconfirmed(v *control.VolumeSpec) bool {
+	for id := range u.n.stores {
+		if !slices.Contains(v.Confirmed, id) {
+			return true
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	return false
+}
+
+func confirmedBy(v *control.VolumeSpec, stores []ident.StoreID) bool {
+	return !slices.ContainsFunc(stores, func(s ident.StoreID) bool { return !slices.Contains(v.Confirmed, s) })
+}
+
+// buryAtOnce is how many volumes are removed from the stores at a time: their fences share writes, and each waits for the leases
+// that its owner was given.
+const buryAtOnce = 32
+
+// bury removes what this node's stores hold of deleted volumes, and confirms in one transaction what is removed. Dying
+// in between loses the confirmation, not the deed: it is done again, of nothing, and confirmed then.
+func (u *burier) bury(ctx context.Context, ctl *control.Client, list []control.VolumeSpec) ([]control.VolumeSpec, error) {
+	gone, errs := make([][]ident.StoreID, len(list)), make([]error, len(list))
+	var wg sync.WaitGroup
+	room := make(chan struct{}, buryAtOnce)
+	for i := range list {
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			for id, st := range u.n.stores {
+				if slices.Contains(list[i].Confirmed, id) {
+					continue
+				}
+				if err := dropAll(ctx, st, list[i].ID); err != nil {
+					errs[i] = errors.Join(errs[i], fmt.Errorf("volume %s (%s), store %s: %w", list[i].Name, list[i].ID, st.Dir(), err))
+					continue
+				}
+				gone[i] = append(gone[i], id)
+			}
+		})
+	}
+	wg.Wait()
+	var burials []control.Burial
+	for i := range list {
+		if len(gone[i]) > 0 {
+			burials = append(burials, control.Burial{Volume: list[i].ID, Stores: gone[i]})
+		}
+	}
+	now, err := ctl.ConfirmBurials(ctx, burials)
+	return now, errors.Join(append(errs, err)...)
+}
+
+// forget removes tombstones that all stores have confirmed. Where one can not go yet the others do.
+func (u *burier) forget(ctx context.Context, ctl *control.Client, list []control.VolumeSpec) error {
+	ids := make([]ident.JournalID, len(list))
+	for i := range list {
+		ids[i] = list[i].ID
+	}
+	err := ctl.ForgetVolumes(ctx, ids)
+	if err == nil || errors.Is(err, control.ErrUncertain) || ctx.Err() != nil {
 		return err
 	}
-	for _, s := range storesOf(ctl) {
-		if !slices.Contains(v.Confirmed, s) {
-			return nil // its node will, when it is there
+	var errs []error
+	for i := range list {
+		// Not found: another node was quicker.
+		if err := ctl.ForgetVolume(ctx, list[i].ID); err != nil && !errors.Is(err, control.ErrNotFound) {
+			errs = append(errs, fmt.Errorf("volume %s (%s): %w", list[i].Name, list[i].ID, err))
 		}
 	}
-	if !u.first(ctl) {
-		return nil
-	}
-	err := ctl.ForgetVolume(ctx, v.ID)
-	if errors.Is(err, control.ErrNotFound) {
-		return nil // another node was quicker
-	}
-	return err
+	return errors.Join(errs...)
 }
 
 // first reports whether this node is the first, by name, of those that are alive and have stores.
