@@ -243,7 +243,7 @@ func (s *Server) askTick(list []*Volume) {
 		switch n := v.OwnerNode(); {
 		case n == "":
 			if n, ok := s.placeOf(v); !ok || n == s.env.Node {
-				s.lookSoon()
+				s.LookSoon()
 			} else {
 				byNode[n] = append(byNode[n], v)
 			}

@@ -71,8 +71,8 @@ func (s *Server) placeOf(v *Volume) (ident.NodeName, bool) {
 	return names[spread(v.id)%uint64(len(names))], true
 }
 
-// lookSoon has Run look at the volumes.
-func (s *Server) lookSoon() {
+// LookSoon has Run look at the volumes: one may need an owner, as a node has come, gone or asked. It does not wait.
+func (s *Server) LookSoon() {
 	select {
 	case s.look <- struct{}{}:
 	default:
@@ -87,7 +87,7 @@ func (s *Server) askedForNew(v *Volume) {
 	s.mu.Lock()
 	v.asked = time.Now()
 	s.mu.Unlock()
-	s.lookSoon()
+	s.LookSoon()
 }
 
 // Want waits until a volume has an owner, wherever that is to be.

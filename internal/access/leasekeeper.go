@@ -18,6 +18,10 @@ type LeaseNode interface {
 
 // LeaseKeeper keeps the leases of a node's owners (R6). Grants count from the moment of sending, on
 // CLOCK_BOOTTIME. One goroutine a node that is asked renews three times within a lease; Close waits for them.
+//
+// How long the leases are is what clients wait for when their owner dies, so they are short; and a renewal that takes longer
+// than they last means that nothing is read. So where answers come late, over distance or from a machine that has more to do than
+// processors, longer ones are asked for: leaseAnswers times what an answer took lately.
 type LeaseKeeper struct {
 	node     ident.NodeName
 	instance uint64
@@ -41,7 +45,22 @@ type leasePair struct {
 	enrolled []*enrollment
 	leave    []wire.JournalEpoch
 	kick     chan struct{}
-	instance uint64 // of the process that has granted
+	instance uint64        // of the process that has granted
+	slow     time.Duration // what an answer took lately, with what it was asked for too late; only renew's
+}
+
+const (
+	leaseAnswers   = 4           // a renewal may take three times as long as the last ones before a grant is missed
+	leaseLongest   = 4           // times the duration that is configured: the granting side has a limit as well
+	leaseAskAtMost = time.Second // for an answer: one that comes too late for a grant still says who is enrolled
+)
+
+// felt notes what an answer took: the slowest one counts, for about a dozen of others.
+func (p *leasePair) felt(took time.Duration) { p.slow = max(took, p.slow-p.slow/8) }
+
+// asks is for how long leases are asked.
+func (p *leasePair) asks(duration time.Duration) time.Duration {
+	return min(max(duration, leaseAnswers*p.slow), leaseLongest*duration)
 }
 
 type enrollment struct {
@@ -129,25 +148,29 @@ func (k *LeaseKeeper) renew(p *leasePair) {
 	every := k.duration / 3
 	t := time.NewTimer(0)
 	defer t.Stop()
-	for {
+	for due := k.clock(); ; {
 		select {
 		case <-k.ctx.Done():
 			return
 		case <-t.C:
 		case <-p.kick:
 		}
+		began := k.clock()
+		due = min(due, began)
 		t.Reset(every)
-		k.ask(p, every)
+		k.ask(p)
+		p.felt(time.Duration(k.clock() - due))
+		due = began + int64(every)
 	}
 }
 
-func (k *LeaseKeeper) ask(p *leasePair, every time.Duration) {
+func (k *LeaseKeeper) ask(p *leasePair) {
 	k.mu.Lock()
 	if len(p.enrolled) == 0 && len(p.leave) == 0 {
 		k.mu.Unlock()
 		return
 	}
-	m := &wire.Lease{Owner: k.node, Instance: k.instance, Duration: k.duration}
+	m := &wire.Lease{Owner: k.node, Instance: k.instance, Duration: p.asks(k.duration)}
 	asked := slices.Clone(p.enrolled)
 	for _, e := range asked {
 		if !e.known {
@@ -157,7 +180,7 @@ func (k *LeaseKeeper) ask(p *leasePair, every time.Duration) {
 	m.Leave = slices.Clone(p.leave)
 	k.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(k.ctx, k.duration)
+	ctx, cancel := context.WithTimeout(k.ctx, max(k.duration, leaseAskAtMost))
 	defer cancel()
 	m.Sent = uint64(k.clock())
 	r, err := p.node.Lease(ctx, m)

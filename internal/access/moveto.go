@@ -24,6 +24,9 @@ func (v *Volume) Ownership() (owner ident.NodeName, epoch ident.Epoch, serves bo
 	return state.Owner, state.Epoch, s != nil && s.Epoch == state.Epoch
 }
 
+// Reaches reports whether a node is this one, or can be reached from here.
+func (s *Server) Reaches(node ident.NodeName) bool { return node == s.env.Node || s.reachable(node) }
+
 // Epoch is the newest generation of ownership that was heard of here. It is cheap.
 func (v *Volume) Epoch() ident.Epoch {
 	if o := v.owner.Load(); o != nil {

@@ -49,7 +49,8 @@ const (
 	claimsMax       = 100 // so many keys may share a transaction (R3)
 	takeoverRetry   = time.Second
 	ownerAwayAfter  = 1500 * time.Millisecond // without a connection to the owner's node before its site takes over
-	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nobody listens there any more, or has said nothing for seconds
+	ownerGoneAfter  = 300 * time.Millisecond  // likewise, where nothing was heard for seconds
+	ownerEndedAfter = 50 * time.Millisecond   // likewise, where nobody listens there any more; its leases run out meanwhile
 	ownerComesAfter = 5 * time.Second         // likewise, for what nobody uses, where it was not seen since this node started: both are starting
 	lookEvery       = 100 * time.Millisecond  // at the nodes of the site
 	lookShare       = 8                       // a look takes one part of so many of the time, while there are changes
@@ -108,6 +109,7 @@ func (s *Server) Run(ctx context.Context) {
 				}
 				due = true
 			case <-s.look:
+				s.nodeAway()
 				due = true
 			case <-t.C:
 				n++
@@ -318,7 +320,7 @@ func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 	case !s.mu.seen[state.Owner] && v.urgency() == 0:
 		patience = ownerComesAfter
 	case s.gone(state.Owner):
-		patience = ownerGoneAfter
+		patience = ownerEndedAfter
 	case more > 0 && v.urgency() == 0:
 		patience <<= more
 	case s.silent(state.Owner):

@@ -34,7 +34,7 @@ func Default() *Config {
 			RepairRate:   128 << 20, // a guess: what one disk reads beside its clients
 		},
 		Timeouts: Timeouts{
-			Lease:        Duration(time.Second),
+			Lease:        Duration(500 * time.Millisecond),
 			Append:       Duration(800 * time.Millisecond),
 			SyncInterval: Duration(time.Second),
 			RepairGrace:  Duration(10 * time.Minute),

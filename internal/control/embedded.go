@@ -80,7 +80,12 @@ type Embedded struct {
 	closeOnce sync.Once
 	done      chan struct{}
 	ended     atomic.Bool
+	gone      chan goneNode // see NodeGone
+	stood     atomic.Uint32 // for election, since a leader was gone
 }
+
+// goneMax bounds how many nodes may be said to be gone before the first of them is looked at.
+const goneMax = 16
 
 func httpsURL(a netip.AddrPort) url.URL { return url.URL{Scheme: "https", Host: a.String()} }
 
@@ -120,8 +125,10 @@ func StartEmbedded(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
 		return nil, fmt.Errorf("start embedded control store %s: %w", c.Name, s.err)
 	}
 	etcd := s.etcd
-	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: failed, done: make(chan struct{})}
+	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: failed, done: make(chan struct{}),
+		gone: make(chan goneNode, goneMax)}
 	e.wg.Go(func() { e.attend(c.Name) })
+	e.wg.Go(func() { e.succeed(c.Log) })
 	select {
 	case <-etcd.Server.ReadyNotify():
 		return e, nil

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -396,4 +397,60 @@ func TestRevokedClientIsCutOff(t *testing.T) {
 	if _, ok := bad.VolumeByName("", "v4"); ok {
 		t.Error("a client with a revoked certificate still hears of changes")
 	}
+}
+
+// TestVotersSucceedALeaderThatIsGone: where the host of the leader says that its process has ended, the others elect one at once,
+// long before they would miss it.
+func TestVotersSucceedALeaderThatIsGone(t *testing.T) {
+	t.Parallel() // it mostly waits
+	k := newVoterKit(t)
+	var cfgs []EmbeddedConfig
+	var initial []VoterAddr
+	for _, name := range []string{"v1", "v2", "v3"} {
+		c := k.config(t, name)
+		c.Heartbeat, c.Election = 500*time.Millisecond, 50*time.Second // the longest that etcd takes
+		cfgs, initial = append(cfgs, c), append(initial, VoterAddr{c.Name, c.ListenPeer})
+	}
+	voters := make([]*Embedded, len(cfgs))
+	var wg sync.WaitGroup
+	for i, c := range cfgs {
+		c.Initial = initial
+		wg.Go(func() { voters[i], _ = StartEmbedded(t.Context(), c) })
+	}
+	wg.Wait()
+	for _, e := range voters {
+		if e == nil {
+			t.Fatal("a voter has not started")
+		}
+		t.Cleanup(func() { _ = e.Close() })
+	}
+	lead := slices.IndexFunc(voters, (*Embedded).Leads)
+	if lead < 0 {
+		t.Fatal("nobody leads")
+	}
+	for _, e := range voters {
+		e.NodeGone(cfgs[(lead+1)%3].Name, nil) // it does not lead: nothing comes of it
+	}
+	// As by kill -9: it asks nobody to take its place.
+	died := time.Now()
+	voters[lead].etcd.Server.HardStop()
+	// One of the others is deaf, as a witness is: the last one does not wait for it.
+	hears, deaf := (lead+1)%3, cfgs[(lead+2)%3].Name
+	voters[hears].NodeGone(cfgs[lead].Name, []ident.NodeName{deaf})
+	next := func() int {
+		return slices.IndexFunc(voters, func(e *Embedded) bool { return e != voters[lead] && e.Leads() })
+	}
+	for next() < 0 {
+		if time.Since(died) > 45*time.Second {
+			t.Fatal("nobody leads, though all know that the leader is gone")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n := voters[next()].stood.Load(); n != 1 || next() != hears {
+		t.Errorf("%s leads, and stood for election %d times; %s was told", cfgs[next()].Name, n, cfgs[hears].Name)
+	}
+	if voters[lead].stood.Load() != 0 {
+		t.Error("the old leader stood for election")
+	}
+	t.Logf("a new leader after %v", time.Since(died).Round(time.Millisecond))
 }

@@ -9,6 +9,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 )
 
 // The client library spreads requests over all voters in turn. Between sites most of them are then far away, and a change
@@ -20,6 +22,7 @@ import (
 //	look: all are asked how far they are ──> order ──> pick: the first that is not avoided
 //	a request fails there ──> avoided for a while, and asked at once whether it lives
 //	it does not answer that ──> whatever is under way there ends, and goes to the next one
+//	its host refuses the connection, as its process has ended ──> likewise, at once
 
 const (
 	nearLook    = 30 * time.Second       // between two looks at who is how far
@@ -33,13 +36,14 @@ const (
 // errMoved ends what was under way at a voter, since another one is used now.
 var errMoved = errors.New("control store: another voter is asked from now on")
 
-// errVoterHangs likewise, as the voter does not answer.
+// errVoterHangs likewise, as the voter does not answer, or can't be connected to.
 var errVoterHangs = errors.New("control store: the voter does not answer")
 
 // nearest knows the nearest voter.
 type nearest struct {
 	dial func(endpoint string) (*clientv3.Client, error)
 	beat func(context.Context, *clientv3.Client) error // asks the voter something that it answers by itself
+	life context.Context                               // until close
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 	kick chan struct{} // look after those in use now
@@ -65,7 +69,7 @@ type nearUse struct {
 func watchNearest(all func() []string, probe func(context.Context, string) (time.Duration, error), dial func(string) (*clientv3.Client, error),
 	beat func(context.Context, *clientv3.Client) error) *nearest {
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &nearest{dial: dial, beat: beat, stop: cancel, kick: make(chan struct{}, 1)}
+	n := &nearest{dial: dial, beat: beat, life: ctx, stop: cancel, kick: make(chan struct{}, 1)}
 	n.wg.Go(func() {
 		for ctx.Err() == nil {
 			n.look(ctx, all(), probe)
@@ -238,7 +242,20 @@ func (n *nearest) clientLocked(endpoint string) (*clientv3.Client, error) {
 		n.mu.clients = map[string]*clientv3.Client{}
 	}
 	n.mu.clients[endpoint] = cli
+	if conn := cli.ActiveConnection(); conn != nil {
+		n.wg.Go(func() { n.watch(endpoint, conn) })
+	}
 	return cli, nil
+}
+
+// watch ends what is under way at a voter whenever its connection can't be made again. The library would have that wait until it
+// can, or the request's time is over: a second in which a takeover stands still, when the nearest voter died with the owner.
+func (n *nearest) watch(endpoint string, conn *grpc.ClientConn) {
+	for state := conn.GetState(); conn.WaitForStateChange(n.life, state); {
+		if state = conn.GetState(); state == connectivity.TransientFailure {
+			n.giveUp(endpoint)
+		}
+	}
 }
 
 // use gives the client to ask by, any if no voter is known to be the one, and a context that ends when that voter turns out to

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,7 +14,8 @@ import (
 // fakeNear knows voters whose clients connect when they are used, so never; hangs says which do not answer.
 func fakeNear(hangs map[string]bool) (n *nearest, dialled *int) {
 	dialled = new(int)
-	n = &nearest{stop: func() {}, kick: make(chan struct{}, 1)}
+	n = &nearest{kick: make(chan struct{}, 1)}
+	n.life, n.stop = context.WithCancel(context.Background())
 	n.dial = func(e string) (*clientv3.Client, error) {
 		*dialled++
 		return clientv3.New(clientv3.Config{Endpoints: []string{e}})
@@ -165,4 +167,31 @@ func TestAVoterThatHangsIsLeft(t *testing.T) {
 			t.Error("b hangs, too")
 		}
 	})
+}
+
+// TestAVoterThatIsGoneIsLeft: what is under way at a voter to which no connection can be made ends as soon as that is known, and
+// the next one is asked.
+func TestAVoterThatIsGoneIsLeft(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := "http://" + l.Addr().String()
+	n, _ := fakeNear(nil)
+	defer n.close()
+	n.choose([]string{here, "b"}, []time.Duration{time.Millisecond, 2 * time.Millisecond})
+	cli, ctx, endpoint, done := n.use(t.Context(), nil, false)
+	defer done()
+	if endpoint != here {
+		t.Fatalf("asks %s", endpoint)
+	}
+	_ = l.Close()
+	cli.ActiveConnection().Connect()
+	<-ctx.Done()
+	if context.Cause(ctx) != errVoterHangs {
+		t.Errorf("it ended because of: %v", context.Cause(ctx))
+	}
+	if got := n.picked(); got != "b" {
+		t.Errorf("then %q is asked", got)
+	}
 }

@@ -31,7 +31,7 @@ func (n *Node) openStores(onClose func(func())) error {
 		return nil
 	}
 	clock := func() time.Duration { return time.Duration(Clock()) }
-	most := 2 * time.Duration(n.cfg.Timeouts.Lease)
+	most := leaseMost(time.Duration(n.cfg.Timeouts.Lease))
 	n.leases = core.NewLeases(clock, most, n.boot)
 	for _, s := range n.cfg.Stores {
 		fsys := vfs.Default
@@ -99,6 +99,13 @@ func (n *Node) record(e control.Event) {
 	})
 }
 
+// leaseSlow is the longest lease that owners get whose answers take long, where timeouts.lease is short.
+const leaseSlow = 2 * time.Second
+
+// leaseMost is the longest lease that is granted: a node whose timeouts.lease is longer than this one's, or that asks for a longer one as its answers
+// take long, gets no more. Every start of a store waits for that long.
+func leaseMost(lease time.Duration) time.Duration { return max(2*lease, min(4*lease, leaseSlow)) }
+
 // followAfter is timeouts.follow as the access role's limits have it: below 0 for never.
 func followAfter(d config.Duration) time.Duration {
 	if d == 0 {
@@ -126,7 +133,7 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 			p, err := n.id.Check(cs, n.revoked, pki.RoleNode, pki.RoleWitness)
 			return ident.NodeName(p.Name), err
 		},
-		PlainData: n.cfg.PlainData, Busy: n.awake.Busy}
+		PlainData: n.cfg.PlainData, Busy: n.awake.Busy, OnGone: n.nodeGone}
 	pool, err := peer.NewPool(o)
 	if err != nil {
 		return err
@@ -178,6 +185,23 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 	n.wg.Go(func() { n.keepPeers(ctx) })
 	n.wg.Go(func() { n.endRevoked(ctx) })
 	return nil
+}
+
+// nodeGone has those look who need not wait for what a node's process did that has ended, as far as its host says: the voter
+// here, which may have lost its leader, and the access role.
+func (n *Node) nodeGone(name ident.NodeName) {
+	if v := n.voter.Load(); v != nil {
+		var deaf []ident.NodeName // they keep no connections to other nodes
+		for _, x := range n.control().Nodes() {
+			if x.Has(control.RoleWitness) {
+				deaf = append(deaf, x.Name)
+			}
+		}
+		v.NodeGone(name, deaf)
+	}
+	if n.access != nil {
+		n.access.LookSoon()
+	}
 }
 
 // keepPeers holds a connection to every node, so that who is up is known before it is needed.

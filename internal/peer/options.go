@@ -77,6 +77,8 @@ type Options struct {
 	// time per node. They must not wait for the pool.
 	OnUp   func(node ident.NodeName, instance uint64)
 	OnDown func(node ident.NodeName, err error)
+	// OnGone is told when Peer.Gone becomes true: after OnDown, if the node was up. It must not wait for the pool either.
+	OnGone func(node ident.NodeName)
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -97,6 +99,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.OnDown == nil {
 		o.OnDown = func(ident.NodeName, error) {}
+	}
+	if o.OnGone == nil {
+		o.OnGone = func(ident.NodeName) {}
 	}
 	if o.Busy == nil {
 		o.Busy = func() {}

@@ -283,7 +283,11 @@ func TestUnreached(t *testing.T) {
 	store := newFakeStore()
 	store.hold = make(chan struct{})
 	server, addr := startServer(t, nodeWith(store), insecure(t, "server"))
-	remote := startPool(t, insecure(t, "client")).Store(store.id, addr)
+	o := insecure(t, "client")
+	gone := make(chan ident.NodeName, 10)
+	o.OnGone = func(n ident.NodeName) { gone <- n }
+	pool := startPool(t, o)
+	remote := pool.Store(store.id, addr)
 	const n = 20
 	errs := make(chan error, n)
 	for i := range n {
@@ -302,6 +306,10 @@ func TestUnreached(t *testing.T) {
 	server.Close()
 	if _, err := remote.Status(t.Context(), &wire.StoreStatus{}); !errors.Is(err, wire.ErrUnreached) {
 		t.Errorf("request to a node that is gone: %v", err)
+	}
+	// Nobody listens there any more: that is told once, and known from then on.
+	if n := <-gone; n != addr.Node || !pool.Peer(addr).Gone() {
+		t.Errorf("%s is gone, known: %v; want %s", n, pool.Peer(addr).Gone(), addr.Node)
 	}
 	store.wg.Wait()
 }

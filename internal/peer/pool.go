@@ -437,7 +437,9 @@ func (p *Peer) keep(ctx context.Context) {
 			o.Log.Info("peer is up", "peer", c.hello.Node, "instance", c.hello.Instance)
 			o.OnUp(c.hello.Node, c.hello.Instance)
 		})
-		p.gone.Store(errors.Is(err, syscall.ECONNREFUSED))
+		refused := errors.Is(err, syscall.ECONNREFUSED)
+		ended := refused && !p.gone.Load()
+		p.gone.Store(refused)
 		if silent := errors.Is(err, errSilent); silent || !reached {
 			if silent {
 				p.quiet.Store(true)
@@ -448,6 +450,9 @@ func (p *Peer) keep(ctx context.Context) {
 			o.OnDown(p.addr().Node, err)
 		} else if ctx.Err() == nil {
 			o.Log.Debug("peer is not reached", "peer", p.addr().Node, "err", err)
+		}
+		if ended {
+			o.OnGone(p.addr().Node)
 		}
 		s.mu.Lock()
 		rest := time.Until(s.mu.until)

@@ -170,6 +170,13 @@ func (w *pathView) stays(group uint16, now time.Time) bool {
 	return place(func(g *reserve.PortGroup) bool { return g.ID == group }) != place(func(g *reserve.PortGroup) bool { return g.State == reserve.ActiveOptimized })
 }
 
+// orphaned reports that nobody can hand a volume over to a node: its owner is gone, and its site finds the next one by itself. Linux,
+// which asks since it has lost a path, uses none of the others before it has its answer: that does not wait for the takeover, as
+// the commands do that follow.
+func (w *pathView) orphaned(to ident.NodeName, reaches func(ident.NodeName) bool) bool {
+	return w != nil && w.owner != "" && w.owner != to && !reaches(w.owner)
+}
+
 // remoteState is the policy's word in the device server's terms.
 func remoteState(p control.RemoteAccess) reserve.AccessState {
 	switch p {
@@ -183,6 +190,9 @@ func remoteState(p control.RemoteAccess) reserve.AccessState {
 
 // Paths implements scsi.Disk.
 func (d *disk) Paths() reserve.PathInfo { return d.session.exp.look(d.v, d.paths) }
+
+// errOwnerGone is why nobody hands a volume over.
+var errOwnerGone = errors.New("the volume's owner can not be reached: its site finds another one")
 
 // SetOptimized implements scsi.Disk: the volume is handed over to the group's node.
 func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
@@ -202,6 +212,10 @@ func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
 	}
 	if err := may(); err != nil {
 		done(errors.Join(scsi.ErrGroupsNotSet, err))
+		return
+	}
+	if d.paths.now.Load().orphaned(nodes[i].Name, e.srv.Reaches) {
+		done(errors.Join(scsi.ErrGroupsNotSet, errOwnerGone))
 		return
 	}
 	if !e.srv.Go(func(ctx context.Context) {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"dozo/internal/access/reserve"
+	"dozo/internal/ident"
 )
 
 // A volume that has just changed hands stays at its site, whoever asks: Linux asks by all paths of a group that it switches to.
@@ -29,6 +30,27 @@ func TestAVolumeStaysAfterAChange(t *testing.T) {
 		{"another site, later", &pathView{steady: groups, moved: now.Add(-time.Minute)}, 3, false},
 	} {
 		if got := x.view.stays(x.group, now); got != x.want {
+			t.Errorf("%s: %v", x.what, got)
+		}
+	}
+}
+
+// Nobody waits for a takeover to be told that a volume is not handed over.
+func TestAVolumeWhoseOwnerIsGoneIsNotHandedOver(t *testing.T) {
+	reaches := func(n ident.NodeName) bool { return n != "dead" }
+	for _, x := range []struct {
+		what string
+		view *pathView
+		to   ident.NodeName
+		want bool
+	}{
+		{"nothing is known", nil, "n1", false},
+		{"nobody has used it", &pathView{}, "n1", false},
+		{"its owner lives", &pathView{owner: "n2"}, "n1", false},
+		{"its owner is dead", &pathView{owner: "dead"}, "n1", true},
+		{"it is to go to the one that owned it", &pathView{owner: "dead"}, "dead", false},
+	} {
+		if got := x.view.orphaned(x.to, reaches); got != x.want {
 			t.Errorf("%s: %v", x.what, got)
 		}
 	}
