@@ -91,3 +91,23 @@ func TestAHolderFailsWhileTheEpochStarts(t *testing.T) {
 		}
 	}
 }
+
+// A takeover by force goes on below what had been stable. The records that it numbers anew are not stable for that, its
+// epoch-start first of all.
+func TestAStablePointBeyondTheHistoryIsNone(t *testing.T) {
+	cfg := WriterConfig{Journal: testSegment.Journal, Kind: JournalVolume, Epoch: ident.Epoch{Number: 3}, Capacity: 64 << 10, Heard: pos(1, 151), HeardStable: pos(1, 363)}
+	for i := range 2 {
+		cfg.Members = append(cfg.Members, Member{Store: ident.StoreID{byte(i + 1)}, Home: true})
+	}
+	x := &starter{t: t, w: NewWriter(cfg, time.Second)}
+	x.deaf = func(a Action) bool { return a.Kind == ActSync }
+	x.run()
+	if x.w.Serving() || x.w.Stable().Seq > 151 || x.w.OwnStable().Seq > 151 {
+		t.Fatalf("serving %v, stable to %s, and nothing has been synced", x.w.Serving(), x.w.Stable())
+	}
+	x.deaf = nil
+	x.run()
+	if !x.w.Serving() || x.w.Stable() != x.w.start.At {
+		t.Fatalf("serving %v, stable to %s", x.w.Serving(), x.w.Stable())
+	}
+}

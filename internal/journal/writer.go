@@ -206,6 +206,11 @@ func NewWriter(cfg WriterConfig, now time.Duration) *Writer {
 	if cfg.Capacity == 0 {
 		cfg.Capacity = SegmentCapacityGoal
 	}
+	if cfg.HeardStable.Seq > cfg.Heard.Seq {
+		// By force the history goes on below what had been stable: its records will have the numbers of those that were given
+		// up, and are no more stable for that.
+		cfg.HeardStable = cfg.Heard
+	}
 	w := &Writer{cfg: cfg, at: cfg.Heard, sent: cfg.Heard, commit: cfg.Heard, held: cfg.Heard, stable: cfg.HeardStable,
 		told: cfg.Heard, number: cfg.Number, now: now, syncedAt: now, wall: cfg.Wall}
 	for _, m := range cfg.Members {

@@ -227,6 +227,10 @@ func (w *World) inject(f *Fault) {
 	case FaultSlowCopies:
 		n.slowCopies.Store(int64(time.Duration(200+f.Size%1000) * time.Millisecond))
 		undo(func() { n.slowCopies.Store(0) })
+	case FaultBurn:
+		w.burn(n, f)
+	case FaultOldPermit:
+		w.oldPermit(n, f)
 	case FaultRotTail:
 		w.rotTail(n, f, undo)
 	case FaultDouble:

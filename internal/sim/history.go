@@ -27,6 +27,8 @@ type chain struct {
 	splits []split
 	dead   []ident.Position // that are in at no more
 	begun  []Epoch
+
+	promised map[ident.SiteID]ident.Position // what a site was last said to have, when another one was lost for good
 }
 
 // split is a pair of commit points that exclude each other.
@@ -106,6 +108,7 @@ func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
 	c.w.tracef("epoch %s begins at node %s after %s, proven=%v", e, n.name, s.Before, s.Proven)
 	c.w.trace.add(c.w.now(), "epoch", e.Number, uint64(s.Before.Seq), sample(s.Before.Hash[:]))
 	c.w.stats.add("epochs begun", 1)
+	c.kept(n, e, s)
 	c.w.struck(n, e.Number)
 	if e.Number > 1 && !s.Proven {
 		c.w.stats.add("epochs begun, not proven (R4)", 1)
@@ -113,6 +116,28 @@ func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
 		for _, d := range [...]time.Duration{5 * time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond} {
 			c.w.after(d, func() { c.w.lookAtClaim(e.Number) })
 		}
+	}
+}
+
+// promise notes what a site is said to have. The first epoch that begins there goes on from it, or from what followed.
+func (c *chain) promise(site ident.SiteID, p ident.Position) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.promised == nil {
+		c.promised = map[ident.SiteID]ident.Position{}
+	}
+	c.promised[site] = p
+	c.w.tracef("site %d is said to have %s", site, p)
+}
+
+// kept compares the beginning of an epoch with that.
+func (c *chain) kept(n *Node, e ident.Epoch, s wire.EpochStart) {
+	c.mu.Lock()
+	p, ok := c.promised[n.site]
+	delete(c.promised, n.site)
+	c.mu.Unlock()
+	if ok && s.Before.Seq < p.Seq {
+		c.w.fail("epoch %s begins at site %d after %s, and the site was said to have %s (2.3)", e, n.site, s.Before, p)
 	}
 }
 

@@ -93,7 +93,9 @@ const (
 	FaultSlowSync   // fdatasync takes long
 	FaultSlowCopies // what is done with whole segments takes long
 	FaultRotTail    // the owner dies, and what the site's other nodes were writing has rotted when they start again
-	faultKinds      = int(FaultRotTail) + 1
+	FaultBurn       // a site is lost, and is away, as soon as a replica has to go
+	FaultOldPermit  // sites are apart, as soon as a store is told again to drop what has been made anew since
+	faultKinds      = int(FaultOldPermit) + 1
 	healed          = 8 * time.Second // from the last fault's end to the clients'
 	firstFault      = 4 * time.Second
 )
@@ -102,7 +104,8 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"control store away for a node", "control store away", "control store loses answers", "slow network", "slow disk", "full disk", "bit rot", "restart in good order",
 	"hand-over", "hand-over to a site", "drain", "wall clock step", "long pause", "isolated owner dies", "two nodes die at once", "site in two groups",
 	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late", "power lost after a flush",
-	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted"}
+	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted",
+	"site burns when a replica goes", "sites apart when an old permit is read"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -144,6 +147,9 @@ var siteFocuses = [...]siteFocus{
 	{recipe: takersHang},
 	26: {recipe: rottenTail},
 	27: {recipe: uncovered},
+	28: {recipe: withoutCheckpoint},
+	29: {recipe: withoutPrefix},
+	30: {recipe: oldPermits},
 }
 
 type siteFocus struct {

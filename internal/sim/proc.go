@@ -511,6 +511,7 @@ func (p *Proc) handleSlow(m *message, req wire.Message, answer func(wire.Message
 	case *wire.Push:
 		r, err = got(p.own.Push(ctx, x))
 	case *wire.Drop:
+		p.cueDropped(x)
 		r, err = got(p.own.Drop(ctx, x))
 	case *wire.StoreStatus:
 		r, err = got(p.own.Status(ctx, x))

@@ -53,6 +53,7 @@ func (w *World) loseSite(n *Node, f *Fault, undo func(func())) {
 		}
 	}
 	for _, x := range here {
+		w.stays.keep(f, x)
 		switch f.Kind {
 		case FaultSiteDies:
 			x.kill()
@@ -97,6 +98,9 @@ func (w *World) loseSite(n *Node, f *Fault, undo func(func())) {
 			}
 		})
 	})
+	if f.Stays {
+		return
+	}
 	w.at(back+time.Duration(1+f.Size>>16%4)*time.Second, func() { w.wg.Go(w.goHome) })
 }
 

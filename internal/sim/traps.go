@@ -21,6 +21,7 @@ const (
 	cueUnflushed            // clients were told of several writes since one was last told of a flush
 	cueFenceIn              // a fence has arrived at a store of another node, and is not yet answered
 	cueFenceOut             // it is
+	cueDrop                 // a store is told that a replica may go
 )
 
 // trap waits for a cue, once.
@@ -30,8 +31,9 @@ type trap struct {
 	above  uint64 // only epochs above this one count
 	count  int    // how many more such moments pass before it strikes
 	until  time.Duration
-	lost   bool   // it strikes by losing the message
-	strike func() // the driver calls it, at that moment
+	lost   bool                         // it strikes by losing the message
+	drop   func(*Proc, *wire.Drop) bool // cueDrop: whether this is the one
+	strike func()                       // the driver calls it, at that moment
 }
 
 // traps are those that wait.
@@ -49,7 +51,14 @@ func (w *World) arm(t trap) {
 }
 
 // cue strikes with the first trap that waits for what happens at a node, in an epoch. It reports that the message is lost.
-func (w *World) cue(on cue, n *Node, epoch uint64) (lost bool) {
+func (w *World) cue(on cue, n *Node, epoch uint64) (lost bool) { return w.cueWith(on, n, epoch, nil) }
+
+// cueDropped is cueDrop, before the store has done anything.
+func (p *Proc) cueDropped(m *wire.Drop) {
+	p.w.cueWith(cueDrop, p.node, m.Epoch.Number, func(t *trap) bool { return t.drop(p, m) })
+}
+
+func (w *World) cueWith(on cue, n *Node, epoch uint64, wanted func(*trap) bool) (lost bool) {
 	if !w.traps.armed.Load() {
 		return false
 	}
@@ -62,7 +71,7 @@ func (w *World) cue(on cue, n *Node, epoch uint64) (lost bool) {
 		switch {
 		case t.until < now:
 			continue
-		case struck || t.on != on || t.at != nil && t.at != n || epoch <= t.above:
+		case struck || t.on != on || t.at != nil && t.at != n || epoch <= t.above || wanted != nil && !wanted(t):
 		case t.count > 0:
 			t.count--
 		default:
