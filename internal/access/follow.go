@@ -30,7 +30,7 @@ const (
 	// A journal that has come by a hand-over goes away again only once its new site has written, or after this: an
 	// operator may move a volume ahead of the machine that uses it.
 	followUnarmed = 10 * time.Minute
-	// How long it stays at least after a hand-over doubles with each that is known of the last followMemory.
+	// How long it stays at least after a takeover, and after a hand-over, where it doubles with each that is known of the last followMemory.
 	followStay     = 5 * time.Second
 	followStayMost = 10 * time.Minute
 	followMemory   = time.Hour
@@ -283,7 +283,11 @@ func (s *Server) followOne(v *Volume, now time.Time) {
 		s.mu.Unlock()
 		return
 	}
-	if rest := f.rest(now); rest > 0 || spec.Ownership == control.OwnershipPin {
+	rest := f.rest(now)
+	if o.epoch.Number > 1 && !o.hand.told { // a takeover: hosts use what path they find until they have looked at the states again
+		rest = max(rest, followStay-(clock-f.rule.since))
+	}
+	if rest > 0 || spec.Ownership == control.OwnershipPin {
 		if f.held != to {
 			f.held = to
 			s.env.Metrics.FollowHeld.Inc()

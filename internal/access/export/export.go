@@ -60,6 +60,8 @@ type Exports struct {
 	srv  *access.Server
 	ctl  control.Store
 	node ident.NodeName
+	// started is when this process began to serve.
+	started time.Time
 	// Copies have a forwarder of their own: their calls outnumber what one command's ID can name.
 	copier uint64
 	copies atomic.Uint64
@@ -76,7 +78,7 @@ type Exports struct {
 
 // New makes the exports of a node's access server.
 func New(srv *access.Server, ctl control.Store, node ident.NodeName) *Exports {
-	e := &Exports{srv: srv, ctl: ctl, node: node, sessions: map[*iscsi.Session]struct{}{}, paths: map[ident.JournalID]*paths{}, sent: map[port]time.Time{}, opened: make(chan struct{}, 1)}
+	e := &Exports{srv: srv, ctl: ctl, node: node, started: time.Now(), sessions: map[*iscsi.Session]struct{}{}, paths: map[ident.JournalID]*paths{}, sent: map[port]time.Time{}, opened: make(chan struct{}, 1)}
 	e.copier = rand.Uint64() | 1
 	srv.ObserveUnits(e.unitChanged)
 	return e

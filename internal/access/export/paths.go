@@ -36,6 +36,9 @@ const pathsFresh = 200 * time.Millisecond
 // told so, uses the paths as they are. A guess: longer than switching over takes.
 const stayAfterChange = 5 * time.Second
 
+// pathsReturn is how long after the start of a node hosts take to use its paths again. A guess: open-iscsi tries every few seconds.
+const pathsReturn = 30 * time.Second
+
 // setOptimizedTimeout bounds SET TARGET PORT GROUPS, below initiators' command timeouts of 30 s.
 const setOptimizedTimeout = 20 * time.Second
 
@@ -177,6 +180,14 @@ func (w *pathView) orphaned(to ident.NodeName, reaches func(ident.NodeName) bool
 	return w != nil && w.owner != "" && w.owner != to && !reaches(w.owner)
 }
 
+// staysAtStart reports that a volume, made at created, does not come to this node, self, just because an initiator whose path to it is back asks for
+// it: the node has just started, and the volume has had another owner at its site all the time since. Linux reinstates the path in the group in
+// which it was lost, while that is the active one, and sends the command by it before anybody has looked at the states.
+func (w *pathView) staysAtStart(self, to ident.NodeName, created, started, now time.Time) bool {
+	return w != nil && to == self && w.owner != "" && w.owner != self && w.moved.IsZero() &&
+		created.Before(started) && now.Sub(started) < pathsReturn
+}
+
 // remoteState is the policy's word in the device server's terms.
 func remoteState(p control.RemoteAccess) reserve.AccessState {
 	switch p {
@@ -193,6 +204,9 @@ func (d *disk) Paths() reserve.PathInfo { return d.session.exp.look(d.v, d.paths
 
 // errOwnerGone is why nobody hands a volume over.
 var errOwnerGone = errors.New("the volume's owner can not be reached: its site finds another one")
+
+// errJustStarted is why a volume stays where it is.
+var errJustStarted = errors.New("this node has just started, and the volume has an owner")
 
 // SetOptimized implements scsi.Disk: the volume is handed over to the group's node.
 func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
@@ -216,6 +230,10 @@ func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
 	}
 	if d.paths.now.Load().orphaned(nodes[i].Name, e.srv.Reaches) {
 		done(errors.Join(scsi.ErrGroupsNotSet, errOwnerGone))
+		return
+	}
+	if d.paths.now.Load().staysAtStart(e.node, nodes[i].Name, d.v.Spec().Created, e.started, time.Now()) {
+		done(errors.Join(scsi.ErrGroupsNotSet, errJustStarted))
 		return
 	}
 	if !e.srv.Go(func(ctx context.Context) {

@@ -56,6 +56,32 @@ func TestAVolumeWhoseOwnerIsGoneIsNotHandedOver(t *testing.T) {
 	}
 }
 
+// A path that is back does not bring its volume back, though Linux asks for it; one that asks later, or for another reason, gets it.
+func TestAVolumeStaysWhenAPathIsBack(t *testing.T) {
+	started := time.Now()
+	before, soon, later := started.Add(-time.Hour), started.Add(5*time.Second), started.Add(time.Hour)
+	for _, x := range []struct {
+		what         string
+		view         *pathView
+		to           ident.NodeName
+		created, now time.Time
+		want         bool
+	}{
+		{"the path is back", &pathView{owner: "n2"}, "n1", before, soon, true},
+		{"long after", &pathView{owner: "n2"}, "n1", before, later, false},
+		{"it is another node that is asked for", &pathView{owner: "n2"}, "n3", before, soon, false},
+		{"it is here", &pathView{owner: "n1"}, "n1", before, soon, false},
+		{"nobody has it", &pathView{}, "n1", before, soon, false},
+		{"nothing is known", nil, "n1", before, soon, false},
+		{"it has changed hands since", &pathView{owner: "n2", moved: soon}, "n1", before, soon, false},
+		{"it was made since", &pathView{owner: "n2"}, "n1", started.Add(time.Second), soon, false},
+	} {
+		if got := x.view.staysAtStart("n1", x.to, x.created, started, x.now); got != x.want {
+			t.Errorf("%s: %v", x.what, got)
+		}
+	}
+}
+
 // Who gives is transitioning; who takes takes commands.
 func TestOnlyTheGiverIsTransitioning(t *testing.T) {
 	steady := []reserve.PortGroup{{ID: 1, State: reserve.ActiveOptimized}, {ID: 2, State: reserve.ActiveNonOptimized}}
