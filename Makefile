@@ -27,7 +27,7 @@ TESTFLAGS ?=
 export DOZO_BIN = $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down test deps unit e2e image-test crash-test robust many upgrade-test conformance sim sim-short mutants sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
+.PHONY: help build up down test deps unit e2e image-test crash-test robust many many-in-use upgrade-test conformance sim sim-short mutants sim-mutants lab-test guest-test demo-migration bench-iscsi bench-growth lint fuzz generate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ robust: build ## ROUNDS=100 rounds of faults at random among real processes in n
 
 many: build ## VOLUMES=1000 volumes on three sites of two nodes: what they cost, and what happens when a node dies; ends above 8 GB of disk
 	E2E_MANY=$(VOLUMES) ./test/e2e.sh -timeout 6h -v -run TestVolumesAtThreeSites $(TESTFLAGS)
+
+many-in-use: build ## VOLUMES=1000 volumes that were just written, all owned by one node of three, which dies: how long until all are served, and what that costs
+	E2E_IN_USE=$(VOLUMES) ./test/e2e.sh -timeout 6h -v -run TestKillWithManyInUse $(TESTFLAGS)
 
 upgrade-test: build ## build the previous version (FROM=REVISION) and upgrade a cluster from it, node by node, under I/O
 	./test/upgrade.sh $(FROM)

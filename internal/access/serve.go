@@ -122,6 +122,8 @@ func (s *Server) Tick(_ context.Context, m *wire.Tick) (r wire.TickReply, err er
 				t.Epoch, t.Tick, t.Unit = st.Epoch, st.Tick, o.unit.version.Load()
 			} else if t.Owner == "" {
 				s.askedForNew(v)
+			} else {
+				v.sought.Store(s.env.Clock()) // if it is taken over here, it is before what nobody uses
 			}
 		}
 		r.Ticks = append(r.Ticks, t)

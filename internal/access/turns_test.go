@@ -4,8 +4,16 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/wire"
 )
 
 // TestTurns: the most urgent goes first, and of equals the first that came; who gives up leaves no hole.
@@ -52,4 +60,40 @@ func TestTurns(t *testing.T) {
 			t.Error("the turn is lost")
 		}
 	})
+}
+
+// A node whose clients wait asks the others of its site who serves the volume: for the one that is to take it over it is as urgent as
+// if they waited there. It was one of a thousand that nobody used, and served when its turn came.
+func TestWhatAnotherNodeAsksForIsUrgent(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	v := c.volume(1<<20, 1, control.Replicated)
+	var now atomic.Int64
+	now.Store(int64(time.Hour))
+	s := NewServer(Env{Node: "n1", Site: 1, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: now.Load, Log: c.log,
+		Metrics: NewMetrics(prometheus.NewRegistry())}, func(ident.NodeName) (Peer, bool) { return nil, false })
+	defer s.Close()
+	x, _ := s.Volume(v.ID)
+	ask := func() {
+		t.Helper()
+		if _, err := s.Tick(t.Context(), &wire.Tick{Journals: []ident.JournalID{v.ID}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ask(); x.urgency() != 0 {
+		t.Error("a new volume is taken by other rules")
+	}
+	_, rev, _ := c.ctl.Journal(v.ID)
+	if _, _, err := c.ctl.TakeJournal(t.Context(), v.ID, rev, "n9"); err != nil {
+		t.Fatal(err)
+	}
+	if x.urgency() != 0 {
+		t.Error("nobody has asked")
+	}
+	if ask(); x.urgency() != 1 {
+		t.Error("somebody has asked")
+	}
+	now.Add(int64(soughtFor))
+	if x.urgency() != 0 {
+		t.Error("nobody asks any more")
+	}
 }

@@ -22,6 +22,7 @@ type Volume struct {
 	unit   volumeUnit
 	users  atomic.Int32 // sessions: their stamps are kept fresh
 	held   atomic.Int32 // commands that wait for an owner
+	sought atomic.Int64 // when another node asked for it and it was not served here; 0: never
 	wanted time.Time    // Server.mu: since when the owner's node is away
 	taking bool         // Server.mu
 	asked  time.Time    // Server.mu: when another node asked for an owner of a volume that never had one
@@ -64,12 +65,19 @@ func (v *Volume) changed() <-chan struct{} {
 	return v.gate.changed
 }
 
-// urgency says how much a takeover is needed: first where commands wait, then where there are sessions.
+// soughtFor is how long it counts that another node has asked for the volume: it asks every tickEvery as long as it has sessions.
+const soughtFor = 2 * time.Second
+
+// urgency says how much a takeover is needed: first where commands wait, then where there are sessions, here or at a node that
+// asks who serves the volume.
 func (v *Volume) urgency() int {
 	switch {
 	case v.held.Load() > 0:
 		return 2
 	case v.users.Load() > 0:
+		return 1
+	}
+	if at := v.sought.Load(); at != 0 && v.srv.env.Clock()-at < int64(soughtFor) {
 		return 1
 	}
 	return 0
