@@ -49,7 +49,8 @@ type session struct {
 	out   time.Duration // when the last message to the target arrives
 	back  time.Duration
 	n     uint64
-	last  uint64 // number of the newest command's request
+	last  uint64        // number of the newest command's request
+	stuck time.Duration // until when nothing gets to the target; guarded by network.mu
 }
 
 // clientMessage is what a client has sent. f runs where the process has read it.
@@ -72,6 +73,7 @@ const (
 	pingClients = time.Second     // sessions are pinged (R9)
 	loginMax    = 5 * time.Second // for a login, before the next path is tried
 	busyRest    = 100 * time.Millisecond
+	requestBits = 12 // what a command becomes has numbers that differ in these
 )
 
 // clientDelay is how long a message of a session is under way.
@@ -100,6 +102,11 @@ func (w *World) arriveAtTarget(m *clientMessage) {
 	switch {
 	case p.dead:
 		w.net.mu.Unlock()
+		return
+	case w.now() < m.s.stuck:
+		at := m.s.stuck
+		w.net.mu.Unlock()
+		w.at(at, func() { w.arriveAtTarget(m) })
 		return
 	case w.clientBlocked(m.s):
 		w.net.mu.Unlock()
@@ -252,7 +259,7 @@ func (s *session) told(stamp wire.Stamp) {
 func (c *client) command(s *session, in *opIn, buf []byte) (a answer, answered bool) {
 	w := c.w
 	c.number++
-	number := c.number << 12
+	number := c.number << requestBits
 	s.last = number
 	stamp := s.stamp
 	got := make(chan answer, 1)
@@ -386,7 +393,7 @@ func (c *client) do(in opIn) bool {
 func (c *client) abandon(s *session, alone bool) bool {
 	if alone && c.rng.IntN(2) == 0 {
 		c.w.stats.add("client: ABORT TASK", 1)
-		return c.bar(s, &wire.Bar{Kind: wire.BarAbortTask, Nexus: s.nexus, Forwarder: s.id, Session: s.id, First: s.last, Last: s.last | 1<<12 - 1})
+		return c.bar(s, s.abortTask())
 	}
 	c.at = (c.at + 1) % len(c.paths)
 	if x := c.paths[c.at]; (!x.in || x.isLost()) && !c.login(c.at) {
@@ -395,6 +402,11 @@ func (c *client) abandon(s *session, alone bool) bool {
 	c.w.stats.add("client: LUN RESET", 1)
 	x := c.paths[c.at]
 	return c.bar(x, &wire.Bar{Kind: wire.BarLUNReset, Nexus: x.nexus, Session: x.id})
+}
+
+// abortTask is about the newest command of a session, with all the requests that it may have become.
+func (s *session) abortTask() *wire.Bar {
+	return &wire.Bar{Kind: wire.BarAbortTask, Nexus: s.nexus, Forwarder: s.id, Session: s.id, First: s.last, Last: s.last + 1<<requestBits - 1}
 }
 
 // bar sends what is not a command of its own by a session.

@@ -233,6 +233,12 @@ func (w *World) inject(f *Fault) {
 		w.oldPermit(n, f)
 	case FaultRotTail:
 		w.rotTail(n, f, undo)
+	case FaultLeft:
+		w.siteLeft(n, f)
+	case FaultMember:
+		w.memberReplaced(n, f)
+	case FaultLateCommand:
+		w.lateCommand(n, f)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)

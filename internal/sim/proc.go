@@ -158,7 +158,7 @@ func (p *Proc) serve() {
 		return to.name, path{p, to}, true
 	})
 	env := access.Env{Health: access.NewHealth(clock, nil), Node: n.name, Site: n.site, Stores: stores{p}, Leases: p.keep, Control: p.ctl, Clock: clock,
-		Log: log, Metrics: access.NewMetrics(prometheus.NewRegistry()), Limits: w.plan.Limits}
+		Log: log, Metrics: access.NewMetrics(prometheus.NewRegistry()), Limits: w.plan.Limits, About: p.about()}
 	p.srv = access.NewServer(env, func(name ident.NodeName) (access.Peer, bool) {
 		to := w.nodeOf(name)
 		if to == nil || to == n {
@@ -456,6 +456,9 @@ func (p *Proc) handle(m *message) {
 			return
 		}
 		p.srv.Forward(m.link.from.node.name, x, func(r wire.ForwardReply, err error) {
+			if err == nil && r.Status == 0 && (x.Op == wire.OpWrite || x.Op == wire.OpCompareAndWrite) && p.w.cue(cueForwarded, m.link.from.node, r.Epoch.Number) {
+				return
+			}
 			answer(&r, err)
 			if r.Release != nil {
 				r.Release()

@@ -269,6 +269,9 @@ func (w *World) watchForces() {
 			}
 			w.stats.add(what, 1)
 		}
+		if ok && len(was.Ensembles) > 1 && len(state.Ensembles) == 1 {
+			w.cue(cueListed, w.nodeOf(state.Owner), state.Epoch.Number)
+		}
 		was = state
 		select {
 		case <-changed:

@@ -22,6 +22,8 @@ const (
 	cueFenceIn              // a fence has arrived at a store of another node, and is not yet answered
 	cueFenceOut             // it is
 	cueDrop                 // a store is told that a replica may go
+	cueForwarded            // an owner is about to answer a write that a node has forwarded
+	cueListed               // the older ensembles have left the list: only the newest is asked from now on
 )
 
 // trap waits for a cue, once.

@@ -330,9 +330,13 @@ func (t *targetOf) AbortTask(id scsi.RequestID, done func(error)) { t.session.ab
 
 // abortTask has a volume's owner refuse a command of the session.
 func (s *session) abortTask(v *access.Volume, id scsi.RequestID, done func(error)) {
+	bar(v, s.abortOf(id), done)
+}
+
+// abortOf names a command with all its parts.
+func (s *session) abortOf(id scsi.RequestID) *wire.Bar {
 	first := requestID(scsi.RequestID{Conn: id.Conn, Seq: id.Seq})
-	bar(v, &wire.Bar{Kind: wire.BarAbortTask, Nexus: s.nexus, Forwarder: first.Forwarder, Session: s.id,
-		First: first.Number, Last: first.Number | 1<<partBits - 1}, done)
+	return &wire.Bar{Kind: wire.BarAbortTask, Nexus: s.nexus, Forwarder: first.Forwarder, Session: s.id, First: first.Number, Last: first.Number + (1<<partBits - 1)}
 }
 
 func (t *targetOf) ResetLUN(nexus reserve.NexusID, _ uint16, done func(error)) {
