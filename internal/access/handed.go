@@ -51,7 +51,7 @@ type lateBefore struct {
 	stopped, prior uint64
 	reset          uint64
 	bars           map[[16]byte]bar
-	aborted        map[wire.RequestID]bool
+	aborted        aborts
 	acks           map[string][]ack
 }
 
@@ -61,9 +61,9 @@ func (l *late) give(m *wire.HandOver) {
 	for n, b := range l.bars {
 		m.Bars = append(m.Bars, wire.HandBar{Nexus: n, Session: b.session, Tick: b.tick})
 	}
-	for id, t := range l.aborted {
-		m.Aborted = append(m.Aborted, wire.HandAbort{Request: id, Tick: t})
-	}
+	l.aborted.each(func(first wire.RequestID, last, tick uint64) {
+		m.Aborted = append(m.Aborted, wire.HandAbort{Request: first, More: last - first.Number, Tick: tick})
+	})
 	for name, i := range l.sessions {
 		last := map[uint64]uint64{}
 		note := func(a ack) { last[a.session] = max(last[a.session], a.tick) }
@@ -84,13 +84,13 @@ func (l *late) give(m *wire.HandOver) {
 }
 
 func newLateBefore(m *wire.HandOver) *lateBefore {
-	b := &lateBefore{epoch: m.Epoch, stopped: m.Stopped, prior: m.Prior, reset: m.Reset, bars: map[[16]byte]bar{}, aborted: map[wire.RequestID]bool{},
+	b := &lateBefore{epoch: m.Epoch, stopped: m.Stopped, prior: m.Prior, reset: m.Reset, bars: map[[16]byte]bar{}, aborted: aborts{},
 		acks: map[string][]ack{}}
 	for _, x := range m.Bars {
 		b.bars[x.Nexus] = bar{x.Session, x.Tick}
 	}
 	for _, x := range m.Aborted {
-		b.aborted[x.Request] = true
+		b.aborted.add(x.Request, x.Request.Number+min(x.More, ^uint64(0)-x.Request.Number), x.Tick)
 	}
 	for _, x := range m.Acks {
 		b.acks[x.Initiator] = append(b.acks[x.Initiator], ack{x.Tick, x.Session})
@@ -113,7 +113,7 @@ func (b *lateBefore) check(op *Op, since uint64) *wire.Error {
 	if x, ok := b.bars[op.Nexus.Digest]; ok && x.session != op.Session && since <= x.tick {
 		return wire.Errorf(wire.CodeStale, "older than a newer login of its nexus")
 	}
-	if b.aborted[op.Request] && op.Request.Number != 0 {
+	if b.aborted.has(op.Request) {
 		return wire.Errorf(wire.CodeStale, "aborted")
 	}
 	if writes(op.Kind) {

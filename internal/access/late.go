@@ -18,7 +18,7 @@ const stampAgeMax = 3000 // ms
 type late struct {
 	resetTick uint64                     // LUN RESET or PREEMPT AND ABORT of everybody
 	bars      map[[16]byte]bar           // by nexus: login, reinstatement
-	aborted   map[wire.RequestID]uint64  // until their tick is out of every stamp's reach
+	aborted   aborts                     // until their tick is out of every stamp's reach
 	sessions  map[string]*initiatorState // by initiator name
 	before    *lateBefore                // of the epoch before, if it was handed over
 	pruned    uint64
@@ -58,7 +58,7 @@ type ack struct {
 }
 
 func newLate() late {
-	return late{bars: map[[16]byte]bar{}, aborted: map[wire.RequestID]uint64{}, sessions: map[string]*initiatorState{}}
+	return late{bars: map[[16]byte]bar{}, aborted: aborts{}, sessions: map[string]*initiatorState{}}
 }
 
 // check says whether a command may run; now is the owner's tick.
@@ -94,7 +94,7 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 	if b, ok := l.bars[op.Nexus.Digest]; ok && b.session != op.Session && since <= b.tick && !mutant.On(mutant.R9Login) {
 		return wire.Errorf(wire.CodeStale, "older than a newer login of its nexus")
 	}
-	if _, ok := l.aborted[op.Request]; ok && op.Request.Number != 0 && !mutant.On(mutant.R9Abort) {
+	if l.aborted.has(op.Request) && !mutant.On(mutant.R9Abort) {
 		return wire.Errorf(wire.CodeStale, "aborted")
 	}
 	i := l.sessions[op.Nexus.Initiator]
@@ -164,9 +164,7 @@ func (l *late) bar(m *wire.Bar, now uint64) {
 	case wire.BarLogin:
 		l.bars[m.Nexus.Digest] = bar{m.Session, now}
 	case wire.BarAbortTask:
-		for n := m.First; n <= m.Last && n-m.First < 1<<16; n++ {
-			l.aborted[wire.RequestID{Forwarder: m.Forwarder, Number: n}] = now
-		}
+		l.aborted.add(wire.RequestID{Forwarder: m.Forwarder, Number: m.First}, m.Last, now)
 	case wire.BarLUNReset, wire.BarClearTaskSet:
 		l.resetTick = now
 	case wire.BarPreemptAbort:
@@ -185,11 +183,7 @@ func (l *late) prune(now uint64) {
 			delete(l.bars, k)
 		}
 	}
-	for k, t := range l.aborted {
-		if t+2*stampAgeMax < now {
-			delete(l.aborted, k)
-		}
-	}
+	l.aborted.prune(now - min(now, 2*stampAgeMax))
 	for name, i := range l.sessions {
 		for s, t := range i.sessions {
 			if t+10*stampAgeMax < now {

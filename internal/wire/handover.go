@@ -92,11 +92,15 @@ type HandBar struct {
 	Tick    uint64
 }
 
-// HandAbort is a request that was aborted.
+// HandAbort are requests of a forwarder that were aborted.
 type HandAbort struct {
-	Request RequestID
+	Request RequestID // the first
 	Tick    uint64
+	More    uint64 `since:"3"` // how many follow it
 }
+
+// handAbortsMost bounds how many requests are told one by one to a node that knows no ranges.
+const handAbortsMost = 1 << 18
 
 // HandAck says when a write of a session was last acknowledged.
 type HandAck struct {
@@ -155,17 +159,19 @@ func (m *HandOver) walk(c *coder) {
 	list(c, &m.Sites, 2, (*coder).site)
 	c.u64(&m.Stopped)
 	c.u64(&m.Prior)
-	c.u64(&m.Reset)
+	reset := m.Reset
+	if c.enc && !c.since(version3) && tooManyAborts(m.Aborted) {
+		reset = m.Stopped
+	}
+	if c.u64(&reset); !c.enc {
+		m.Reset = reset
+	}
 	list(c, &m.Bars, 16+8+8, func(c *coder, b *HandBar) {
 		c.raw(b.Nexus[:])
 		c.u64(&b.Session)
 		c.u64(&b.Tick)
 	})
-	list(c, &m.Aborted, 16+8, func(c *coder, a *HandAbort) {
-		c.u64(&a.Request.Forwarder)
-		c.u64(&a.Request.Number)
-		c.u64(&a.Tick)
-	})
+	c.handAborts(&m.Aborted)
 	list(c, &m.Acks, 2+8+8, func(c *coder, a *HandAck) {
 		c.text(&a.Initiator, initiatorMax)
 		c.u64(&a.Session)
@@ -210,4 +216,46 @@ func (m *HandOverReply) walk(c *coder) {
 	c.u64(&m.LagBytes)
 	c.duration(&m.Pause)
 	c.epoch(&m.Epoch)
+}
+
+// handAborts has one request in each entry before version 3.
+func (c *coder) handAborts(l *[]HandAbort) {
+	if c.since(version3) {
+		list(c, l, 16+8+8, func(c *coder, a *HandAbort) {
+			c.u64(&a.Request.Forwarder)
+			c.u64(&a.Request.Number)
+			c.u64(&a.Tick)
+			c.u64(&a.More)
+		})
+		return
+	}
+	var each []HandAbort
+	if c.enc && !tooManyAborts(*l) {
+		for _, a := range *l {
+			for n := range a.More + 1 {
+				each = append(each, HandAbort{Request: RequestID{Forwarder: a.Request.Forwarder, Number: a.Request.Number + n}, Tick: a.Tick})
+			}
+		}
+	}
+	list(c, &each, 16+8, func(c *coder, a *HandAbort) {
+		c.u64(&a.Request.Forwarder)
+		c.u64(&a.Request.Number)
+		c.u64(&a.Tick)
+	})
+	if !c.enc {
+		*l = each
+	}
+}
+
+// tooManyAborts reports that a node that knows no ranges can't be told each request. It is told of a reset of everybody instead: what was
+// sent before the hand-over is refused, and sent again.
+func tooManyAborts(l []HandAbort) bool {
+	n := uint64(0)
+	for _, a := range l {
+		if a.More >= handAbortsMost || n+a.More >= handAbortsMost {
+			return true
+		}
+		n += a.More + 1
+	}
+	return false
 }
