@@ -498,7 +498,6 @@ func (o *Owner) endUnsure(there map[ident.SegmentID][]have) {
 func (o *Owner) keptAll() {
 	p := &o.ports
 	if !o.ack.kept || !o.ack.silent {
-		p.strict = !o.proven
 		p.started(o.w.Start()) // before anything that waits is let in
 		return
 	}
@@ -512,6 +511,16 @@ func (o *Owner) keptAll() {
 	if len(changes) > 0 {
 		o.queueOwn(journal.KindAttach, journal.AppendPortChanges(nil, changes), func(ident.Seq) {})
 	}
+}
+
+// forgotPorts reports that ports which were attached may be missing in the history: with what a takeover that was not proven left
+// behind, this one or one before it, its attachments are gone. Whoever sends commands without a login in this history was one of
+// them. Where sites acknowledge, attachments are not waited for there, and nothing that a port was told is missing.
+func (o *Owner) forgotPorts() bool {
+	if !o.proven {
+		return !o.ack.kept || !o.ack.silent
+	}
+	return len(o.forks.open()) > 0 && o.state.Ack == 0
 }
 
 func sitesWhole(k int) string {

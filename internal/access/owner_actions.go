@@ -618,6 +618,7 @@ func (o *Owner) nowServing() {
 	if o.beginForks(); o.stopErr != nil {
 		return
 	}
+	o.ports.strict = o.forgotPorts()
 	close(o.serving)
 	o.publish()
 	list := o.waiting

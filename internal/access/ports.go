@@ -35,7 +35,7 @@ type ports struct {
 	order  []*journal.Attachment // by the time of attaching
 	barred int
 	bytes  int
-	strict bool // of an epoch that is not proven: a port that is not known may have been forgotten
+	strict bool // an epoch was not proven, and what it left behind is still looked for: a port that is not known may have been forgotten
 	dirty  bool // since the last checkpoint
 }
 

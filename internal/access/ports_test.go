@@ -122,6 +122,9 @@ func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
 		fresh.bar(t, o, wire.BarLogout)
 	}
 	check("after one that is not")
+	// One whose attachment is among what was left behind: its session is there still.
+	lost := newPort("iqn.lost", 1, 1, 51)
+	lost.wants(t, o, true, "not known")
 	gone.bar(t, o, wire.BarLogin)
 	gone.wants(t, o, false, "had logged out before")
 	o.ask(o.publish)
@@ -141,8 +144,11 @@ func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
 		}
 		old.Close()
 		check("in a later epoch")
+		lost.wants(t, o, true, "not known, in a later epoch")
 		gone.wants(t, o, false, "in a later epoch")
 	}
+	lost.bar(t, o, wire.BarLogin)
+	lost.wants(t, o, false, "logged in")
 	// One of two paths logs out: the port's other one still believes what it believed.
 	a1.bar(t, o, wire.BarLogout)
 	a1.session++
