@@ -42,10 +42,11 @@ type repairPause struct {
 
 // Pauses of a copy that failed, and between questions to a store that says it has damaged replicas.
 const (
-	repairPauseMin = 500 * time.Millisecond
-	repairPauseMax = 30 * time.Second
-	askDamaged     = 30 * time.Second
-	heardPatience  = 30 * time.Second // for a store to say what it has, before what it may have is made again
+	repairPauseMin  = 500 * time.Millisecond
+	repairPauseMax  = 30 * time.Second
+	askDamaged      = 30 * time.Second
+	askUnheardEvery = 5 * time.Second
+	heardPatience   = 30 * time.Second // for a store to say what it has, before what it may have is made again
 )
 
 func (r *repairState) init() {
@@ -560,6 +561,24 @@ func (o *Owner) heedDamage(now time.Duration) {
 	}
 }
 
+// askUnheard asks the stores that have not said yet what they have: one that was away when this owner took over and has come back
+// may have the replica that the others lack, or have in pieces, and is asked by the clock after minutes only.
+func (o *Owner) askUnheard() {
+	if o.stopErr != nil {
+		return
+	}
+	now := time.Duration(o.env.Clock())
+	for _, site := range append([]ident.SiteID{o.env.Site}, o.remoteSites()...) {
+		for _, id := range o.env.Stores.Core(site) {
+			if at, asked := o.repair.asked[id]; o.strays.heard[id] || !o.env.Stores.Up(id) || asked && now-at <= askUnheardEvery {
+				continue
+			}
+			o.repair.asked[id] = now
+			o.goBackground(func() { o.askWhatIsThere(id) })
+		}
+	}
+}
+
 // refusesCopy reports that what a store has in the place of a replica keeps it from being made.
 func refusesCopy(err error) bool {
 	return errors.Is(err, wire.ErrMismatch) || errors.Is(err, wire.ErrConflict) || errors.Is(err, wire.ErrCorrupt) || errors.Is(err, wire.ErrFork)
@@ -592,6 +611,7 @@ func (o *Owner) copyTo(s *segment, from, dest journal.Store, d danger) {
 				if o.stopErr == nil {
 					o.log.Warn("replica not made again", "segment", id, "store", dest.ID(), "err", err)
 				}
+				o.askUnheard()
 				if refusesCopy(err) && s.holder(dest.ID()) == nil { // what it has of the segment is not this
 					if errors.Is(err, wire.ErrCorrupt) {
 						delete(o.strays.lost, permitKey{id, dest.ID()}) // nor is it what was to be made again

@@ -616,3 +616,52 @@ func TestPaceOfAStore(t *testing.T) {
 		t.Error("slow after sixteen fast reads")
 	}
 }
+
+// A store that was away when its journal was taken over, and is back, is asked what it has once a copy fails: the only replica
+// that the owner knows of is rotten, and that store's is good.
+func TestACopyThatFailsAsksWhoWasAway(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 3)
+	c.limit.SegmentBytes = 64 << 10
+	im := c.filled(1, 60)
+	var seg SegmentView
+	var away, rotten *seat
+	for _, s := range im.o.Segments() {
+		if s.Sealed && !s.ID.IsCheckpoint() && len(s.Holders) == 2 && im.o.live(s.ID) {
+			seg = s
+		}
+	}
+	if seg.Holders == nil {
+		t.Fatal("no sealed segment")
+	}
+	rotten, away = c.seat(seg.Holders[0].Store), c.seat(seg.Holders[1].Store)
+	if away.id == c.local {
+		rotten, away = away, rotten
+	}
+	c.kill(away)
+	im.again(c)
+	c.rot(rotten, seg.ID)
+	im.keepUp(t, c, "all that are there have been asked", func() (yes bool) {
+		im.o.ask(func() { yes = im.o.strays.due > 0 && !im.o.strays.asking })
+		return yes
+	})
+	c.start(away)
+	known := func() (yes bool) {
+		im.o.ask(func() { s := im.o.segs[seg.ID]; yes = s != nil && s.holder(away.id) != nil && s.holder(away.id).stable })
+		return yes
+	}
+	if known() {
+		t.Fatal("it is known already")
+	}
+	im.o.ask(func() { // as a repair does it
+		from, _ := im.o.env.Stores.Store(rotten.id)
+		for _, to := range c.seats {
+			if dest, _ := im.o.env.Stores.Store(to.id); to != rotten && to != away {
+				im.o.copyTo(im.o.segs[seg.ID], from, dest, dangerNone)
+			}
+		}
+	})
+	eventually(t, "the replica is known", known)
+	im.check(t)
+	im.o.Close()
+}
