@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -446,6 +447,12 @@ func checkEvents(t *testing.T, ctx context.Context, c *api.Client, session strin
 			continue // refused
 		}
 		seen[stream.Msg().Action+" "+stream.Msg().Object]++
+		var many struct{ Volumes []string } // of one transaction: the event is the first one's
+		if json.Unmarshal([]byte(stream.Msg().Before), &many) == nil && len(many.Volumes) > 1 {
+			for _, name := range many.Volumes[1:] {
+				seen[stream.Msg().Action+" volume/default/"+name]++
+			}
+		}
 	}
 	if err := stream.Err(); err != nil {
 		t.Fatal(err)
