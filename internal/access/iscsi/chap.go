@@ -167,7 +167,7 @@ func (c *chap) prove(b []byte, keys map[string]string) ([]byte, error) {
 	switch {
 	case err != nil:
 		return b, fmt.Errorf("%w: CHAP_C: %v", errAuthentication, err)
-	case len(challenge) == 0 || len(challenge) > 1024:
+	case len(challenge) == 0 || len(challenge) > binaryMax:
 		return b, fmt.Errorf("%w: CHAP_C of %d bytes", errAuthentication, len(challenge))
 	case bytes.Equal(challenge, c.challenge):
 		// RFC 7143 9.2.1: a challenge thrown back would make us compute the very answer that was asked for.

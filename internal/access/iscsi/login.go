@@ -218,10 +218,9 @@ func (l *login) answer(pairs []pair) ([]byte, loginReply) {
 		l.ops.seen[groupSent] = true
 		b = appendPair(b, "TargetPortalGroupTag", strconv.Itoa(int(l.peer.Group)))
 	}
-	// What DefaultTime2Retain is answered with depends on the level of recovery.
-	slices.SortStableFunc(pairs, func(a, b pair) int {
-		return int(boolNumber(b.key == "ErrorRecoveryLevel")) - int(boolNumber(a.key == "ErrorRecoveryLevel"))
-	})
+	// What DefaultTime2Retain is answered with depends on the level of recovery, and FirstBurstLength on MaxBurstLength.
+	first := func(p pair) uint64 { return boolNumber(p.key == "ErrorRecoveryLevel" || p.key == "MaxBurstLength") }
+	slices.SortStableFunc(pairs, func(a, b pair) int { return int(first(b)) - int(first(a)) })
 	exchange := map[string]string{}
 	for _, p := range pairs {
 		switch {

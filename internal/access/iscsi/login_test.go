@@ -27,6 +27,7 @@ func TestNegotiation(t *testing.T) {
 		{"MaxBurstLength=0x10000", "65536"},
 		{"MaxBurstLength=100", "Reject"},
 		{"FirstBurstLength=16777215", "262144"},
+		{"FirstBurstLength=4096\x00MaxBurstLength=2048", "2048"},
 		{"DefaultTime2Wait=5", "5"},
 		{"DefaultTime2Retain=60", "0"},
 		{"MaxOutstandingR2T=3", "3"},
@@ -209,6 +210,14 @@ func TestCHAP(t *testing.T) {
 	_, r, got = attempt("host", "host secret 123", func(string) []string { return []string{"CHAP_I=33", "CHAP_C=" + mine} })
 	if want := "0x" + hex.EncodeToString(chapAnswer(33, "dozo secret 456", mine)); status(r) != 0 || got["CHAP_R"] != want || got["CHAP_N"] != "dozo" {
 		t.Errorf("mutual: status %#04x, %v", status(r), got)
+	}
+	// RFC 7143 12.1.3: a challenge of up to 1024 bytes, however it is encoded.
+	for size, want := range map[int]int{1024: 0, 1025: 0x0200} {
+		long := strings.Repeat("5a", size)
+		_, r, got = attempt("host", "host secret 123", func(string) []string { return []string{"CHAP_I=33", "CHAP_C=0x" + long} })
+		if status(r) != want || want == 0 && got["CHAP_R"] != "0x"+hex.EncodeToString(chapAnswer(33, "dozo secret 456", long)) {
+			t.Errorf("a challenge of %d bytes: status %#04x, %v", size, status(r), got)
+		}
 	}
 	if _, r, _ := attempt("host", "host secret 123", func(theirs string) []string { return []string{"CHAP_I=33", "CHAP_C=" + theirs} }); status(r) != 0x0201 {
 		t.Errorf("reflected challenge: status %#04x", status(r))

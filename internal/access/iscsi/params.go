@@ -210,8 +210,12 @@ func (n *negotiator) answer(b []byte, p pair) ([]byte, error) {
 	}
 	switch rule.kind {
 	case kindMin:
-		if v = min(v, rule.ours(&n.offers)); p.key == "DefaultTime2Retain" && n.params.ErrorRecoveryLevel < 2 {
+		v = min(v, rule.ours(&n.offers))
+		switch {
+		case p.key == "DefaultTime2Retain" && n.params.ErrorRecoveryLevel < 2:
 			v = 0 // nothing is kept of a connection that is lost
+		case p.key == "FirstBurstLength":
+			v = min(v, uint64(n.params.MaxBurstLength)) // RFC 7143 13.14: it must not exceed MaxBurstLength
 		}
 	case kindMax:
 		v = max(v, rule.ours(&n.offers))

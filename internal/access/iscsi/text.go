@@ -11,7 +11,8 @@ import (
 // otherwise; the bound of a whole negotiation is ours, against initiators that never stop.
 const (
 	keyLenMax   = 63
-	valueLenMax = 1024 // the longest that any key of RFC 7143 allows is CHAP's binary values
+	valueLenMax = 2 + 2*binaryMax // the longest that any key of RFC 7143 allows: CHAP_C and CHAP_R in hexadecimal digits
+	binaryMax   = 1024            // bytes of a large binary value, before it is encoded (RFC 7143 12.1.3)
 	textLenMax  = 64 << 10
 )
 

@@ -172,6 +172,10 @@ func (u *Unit) modeSense(c *Command) {
 		b = appendBlockDescriptor(b, c.geo, ten && c.CDB[1]&0x10 != 0)
 		descriptor = len(b) - header
 	}
+	if page == pageAll && subpage != 0 && subpage != subpageAll {
+		c.badField(3, 7) // reserved: there are all pages, and all pages with their subpages (SPC-4 table 165)
+		return
+	}
 	state := u.disk.Unit().State
 	found, foundPage := false, false
 	for i := range modePages {

@@ -231,6 +231,12 @@ func TestModeSelect(t *testing.T) {
 			t.Errorf("%s: %s, want %s", x.what, got, x.want)
 		}
 	}
+	// SPC-4 6.13: of page 3Fh there are the subpages 00h and FFh.
+	for subpage, want := range map[byte]string{0: good, 1: "5/2400 field 3", 2: "5/2400 field 3", 0xfe: "5/2400 field 3", 0xff: good} {
+		if got := sense(a.run([]byte{0x5a, 8, 0x3f, subpage, 0, 0, 0, 0, 255, 0}, 255, nil)); got != want {
+			t.Errorf("MODE SENSE of page 3Fh, subpage %02x: %s, want %s", subpage, got, want)
+		}
+	}
 	thresholds := page(a, 0, 0x1c, 2)
 	thresholds[8] &^= 0x80
 	thresholds[8+16] |= 0x80
