@@ -40,6 +40,11 @@ type Survey struct {
 // Kept reports that a takeover leaves nothing behind that was acknowledged, by the policy --ack=site:K.
 func (x *Survey) Kept() bool { return x.Need > 0 && len(x.Whole) >= x.Need }
 
+// WaitsFor reports that a takeover could not begin without force because stores of a site don't answer.
+func (s *Server) WaitsFor(x *Survey, site ident.SiteID) bool {
+	return !x.Enough && slices.ContainsFunc(x.Missing, func(id ident.StoreID) bool { return s.env.Stores.Site(id) == site })
+}
+
 // SiteReach is how far a site's stores get together.
 type SiteReach struct {
 	Site ident.SiteID

@@ -140,14 +140,14 @@ func (w *Writer) made(s *Segment, r *replicaOf, err error, sealed bool) {
 	member := r.member
 	switch {
 	case err == nil:
-		r.lost = false
+		r.lost, r.refused = false, false
 		r.sealed = r.sealed || sealed
 		r.stableEnd, r.acked = s.commitEnd, max(r.acked, s.commitEnd)
 	case errors.Is(err, wire.ErrUnreached):
 		w.fail(member)
 	default:
 		// The store is there but its replica isn't what it should be: it is made again elsewhere.
-		r.lost = true
+		r.lost, r.refused = true, true
 	}
 	w.restable()
 	if err != nil && w.wantSeq > w.stable.Seq {
@@ -259,6 +259,27 @@ func (w *Writer) copyLost() {
 	}
 }
 
+// errNobodyHas stops a writer whose records are gone.
+var errNobodyHas = errors.New("records that were committed, and are not stable, are on none of their holders any more: the journal is recovered as in a takeover")
+
+// nobodyHas reports that some record was committed, is not stable, and that none of the stores that had it has it still, as far
+// as they can be asked (R8). What the next epoch finds is the answer then, and R4 says what that is worth.
+func (w *Writer) nobodyHas() bool {
+	for _, s := range w.segments {
+		if s.closed && s.commitEnd > SegmentHeaderSize && s.stableEnd() < s.commitEnd && !slices.ContainsFunc(s.replicas, w.mayHave) &&
+			slices.ContainsFunc(s.replicas, func(r replicaOf) bool { return w.members[r.member].up }) {
+			return true
+		}
+	}
+	return false
+}
+
+// mayHave reports that a replica counts, or may count again without another epoch: by its copy's end, or by the answer to the seal
+// that its store is sent when it is back. Before the epoch-start is stable none is sealed, so one that has failed stays lost.
+func (w *Writer) mayHave(r replicaOf) bool {
+	return !r.lost || r.copying || r.sealed || w.serving && !r.refused
+}
+
 // lostMember finds a holder of s whose replica is known not to be what it should be, though its store is up: it
 // is completed there when no other member is left to copy to. That it is not is what the seal says, once one is sent.
 func (w *Writer) lostMember(s *Segment, source int) *replicaOf {
@@ -312,6 +333,10 @@ func (w *Writer) Tick(now time.Duration) {
 		}
 	}
 	w.askOthers()
+	if w.nobodyHas() {
+		w.stop(fmt.Errorf("epoch %s of journal %s: %w", w.cfg.Epoch, w.cfg.Journal, errNobodyHas))
+		return
+	}
 	for _, s := range w.segments {
 		if s.closed && now-s.closedAt >= copyAfter {
 			w.copyLost()

@@ -13,9 +13,11 @@ import (
 type starter struct {
 	t    *testing.T
 	w    *Writer
-	boot [3]byte
+	boot [4]byte
 	deaf func(Action) bool // what is not answered yet
 	kept []Action
+
+	refuses func(Action) bool // its store has not what it is asked to seal
 }
 
 func (x *starter) run() {
@@ -48,7 +50,11 @@ func (x *starter) run() {
 				}
 				x.w.Synced(a.Member, r, nil)
 			case ActSeal:
-				x.w.Sealed(a.Segment, a.Member, nil)
+				var err error
+				if x.refuses != nil && x.refuses(a) {
+					err = wire.Errorf(wire.CodeMismatch, "shorter than that")
+				}
+				x.w.Sealed(a.Segment, a.Member, err)
 			case ActCopy:
 				x.w.Sealed(a.Segment, a.Dest, nil)
 			case ActCopyOpen:
@@ -109,5 +115,81 @@ func TestAStablePointBeyondTheHistoryIsNone(t *testing.T) {
 	x.run()
 	if !x.w.Serving() || x.w.Stable() != x.w.start.At {
 		t.Fatalf("serving %v, stable to %s", x.w.Serving(), x.w.Stable())
+	}
+}
+
+// Both holders fail between the answers to the epoch-start's append and its fdatasync, and come back: whether they have it is for
+// the next takeover to find out. This epoch would never begin.
+func TestBothHoldersFailWhileTheEpochStarts(t *testing.T) {
+	for members := 2; members <= 4; members++ {
+		cfg := WriterConfig{Journal: testSegment.Journal, Kind: JournalVolume, Epoch: ident.Epoch{Number: 3}, Capacity: 64 << 10, Proven: true}
+		for i := range members {
+			cfg.Members = append(cfg.Members, Member{Store: ident.StoreID{byte(i + 1)}, Home: true})
+		}
+		x := &starter{t: t, w: NewWriter(cfg, time.Second)}
+		x.deaf = func(a Action) bool { return a.Kind == ActSync }
+		x.run()
+		if x.w.Serving() || x.w.held != x.w.start.At {
+			t.Fatalf("serving %v, held to %d", x.w.Serving(), x.w.held.Seq)
+		}
+		x.deaf, x.kept = nil, nil
+		for i := range members {
+			x.w.Down(i)
+		}
+		for now := time.Second; now < 2*time.Second; now += 20 * time.Millisecond {
+			x.w.Tick(now)
+		}
+		if x.w.stopped != nil {
+			t.Errorf("%d members: stopped while none could be asked: %v", members, x.w.stopped)
+		}
+		for i := range members {
+			x.w.Up(i)
+		}
+		for now := 2 * time.Second; now < 10*time.Second && x.w.stopped == nil; now += 20 * time.Millisecond {
+			x.w.Tick(now)
+			x.run()
+		}
+		if x.w.stopped == nil && !x.w.Serving() {
+			t.Errorf("%d members: the epoch neither begins nor ends: %q", members, x.w.Unstable(x.w.start.At.Seq))
+		}
+	}
+}
+
+// Both holders of what is committed and not stable lose their power while the owner lives: R8 has the journal stop then, and recovered
+// as in a takeover, which says what is missing. Else a flush would wait for ever, and so would everybody for an error.
+func TestNoHolderHasWhatWasCommitted(t *testing.T) {
+	for _, lose := range []int{1, 2} {
+		cfg := WriterConfig{Journal: testSegment.Journal, Kind: JournalVolume, Epoch: ident.Epoch{Number: 3}, Capacity: 64 << 10, Proven: true}
+		for i := range 2 {
+			cfg.Members = append(cfg.Members, Member{Store: ident.StoreID{byte(i + 1)}, Home: true})
+		}
+		x := &starter{t: t, w: NewWriter(cfg, time.Second)}
+		x.run()
+		if !x.w.Serving() {
+			t.Fatal("not serving")
+		}
+		x.deaf = func(a Action) bool { return a.Kind == ActSync }
+		e := &Entry{Record: Record{Kind: KindWrite, Count: 1, LogicalLen: BlockSize, StoredLen: BlockSize}}
+		e.Bytes = make([]byte, RecordSize(e.StoredLen))
+		x.w.Queue(e)
+		x.w.Pump()
+		x.run()
+		x.deaf, x.kept = nil, nil
+		x.refuses = func(a Action) bool { return a.Kind == ActSeal && a.Member < lose }
+		for i := range 2 {
+			x.w.Down(i)
+			x.boot[i]++
+		}
+		for i := range 2 {
+			x.w.Up(i)
+		}
+		x.w.WantStable(x.w.At().Seq)
+		for now := 2 * time.Second; now < 10*time.Second && x.w.stopped == nil && x.w.Stable() != x.w.At(); now += 20 * time.Millisecond {
+			x.w.Tick(now)
+			x.run()
+		}
+		if stopped := x.w.stopped != nil; stopped != (lose == 2) {
+			t.Errorf("lost at %d of two: stopped %v, %q", lose, x.w.stopped, x.w.Unstable(x.w.At().Seq))
+		}
 	}
 }

@@ -84,6 +84,7 @@ type replicaOf struct {
 	member    int
 	opened    bool
 	lost      bool // failed since the segment was opened; what is not stable there does not count
+	refused   bool // its store has been asked to make the rest of it stable since, and says that it has no such replica
 	copying   bool
 	retryAt   time.Duration // a lost one is not made again before
 	acked     uint32

@@ -86,6 +86,7 @@ type failing struct {
 	s      *access.Survey
 	taker  ident.NodeName
 	forced ident.Epoch
+	waits  bool // its owner is elsewhere, and can not begin without what the lost site has
 	msg    *dozov1.VolumeFailover
 }
 
@@ -204,7 +205,7 @@ func (b *backend) force(ctx context.Context, f *failing, site ident.SiteID, forc
 		}
 	}
 	var unheld ident.NodeName
-	if f.v.Partition == control.PartitionStop && !force {
+	if f.v.Partition == control.PartitionStop && !force && !f.waits { // who was the owner before has given it away
 		unheld = f.s.State.Owner
 	}
 	hear := 0
@@ -281,6 +282,16 @@ func (b *backend) follow(ctx context.Context, list []*failing, progress func() e
 	}
 }
 
+// goesWith says whether the loss of a site may be the loss of a volume: it is owned there, or, never owned, at home there; or
+// its owner elsewhere has not begun, since a site can be lost right after it has handed a volume over, and what it was
+// written to last is there.
+func goesWith(site ident.SiteID, owner ident.NodeName, at, home ident.SiteID, known, recovering bool) (owned, waits bool) {
+	if !known {
+		return owner == "" && home == site, false
+	}
+	return at == site, at != site && recovering
+}
+
 // FailoverSite implements api.Sites.
 func (b *backend) FailoverSite(ctx context.Context, req *dozov1.FailoverSiteRequest, progress func(*dozov1.FailoverSiteResponse) error) error {
 	c, err := b.ctl()
@@ -312,16 +323,25 @@ func (b *backend) FailoverSite(ctx context.Context, req *dozov1.FailoverSiteRequ
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, surveysAtOnce)
+	all, _ := b.ownerStatus(ctx)
 	for _, v := range c.Volumes() {
 		state, _, ok := c.Journal(v.ID)
+		if !ok {
+			continue
+		}
 		owner, known := c.Node(state.Owner)
-		if !ok || known && owner.Site != site.ID || !known && (state.Owner != "" || v.AtSite != site.ID) {
+		st, heard := all[v.ID]
+		owned, waits := goesWith(site.ID, state.Owner, owner.Site, v.AtSite, known, heard && st.Recovering > 0)
+		if !owned && !waits {
 			continue
 		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
 			f := b.plan(ctx, v, site.ID, to.ID, req.Force)
+			if f.waits = waits; waits && f.s != nil && !b.n.access.WaitsFor(f.s, site.ID) {
+				return
+			}
 			mu.Lock()
 			list = append(list, f)
 			mu.Unlock()

@@ -40,6 +40,8 @@ type Node struct {
 	rot        []func(vfs.Call, []byte)
 	skew       time.Duration // of its wall clock
 	starting   bool          // the driver's: a process is being launched
+	again      bool          // the driver's: and another one, should that one die before it serves
+	launching  *Proc         // guarded by network.mu: it can die before it is proc
 }
 
 // Proc is one process: core server and access server. After a kill its goroutines run to their end, but nothing that
@@ -55,6 +57,7 @@ type Proc struct {
 	keep  *access.LeaseKeeper
 	ctl   *control.Client
 	srv   *access.Server
+	quit  context.CancelFunc // ends a launch
 	end   context.CancelFunc
 	done  chan struct{} // closed when the access server has ended
 	turn  uint64
@@ -104,7 +107,13 @@ func (n *Node) isDead(p *Proc) bool {
 func (n *Node) launch() (*Proc, error) {
 	w := n.w
 	n.count++
-	p := &Proc{w: w, node: n, start: uint64(n.index)<<32 | n.count, fs: vfs.NewFaults(n.disk)}
+	p := &Proc{w: w, node: n, start: uint64(n.index)<<32 | n.count}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	p.quit = cancel
+	w.net.mu.Lock()
+	p.fs, n.launching = vfs.NewFaults(n.disk), p
+	w.net.mu.Unlock()
 	p.fs.Add(func(c vfs.Call) error {
 		if n.isDead(p) {
 			return errDead
@@ -127,15 +136,15 @@ func (n *Node) launch() (*Proc, error) {
 			return nil, wire.Errorf(wire.CodeAbsent, "no store %s", id)
 		}})
 	if err != nil {
-		return nil, fmt.Errorf("node %s: %w", n.name, err)
+		return p, fmt.Errorf("node %s: %w", n.name, err)
 	}
 	p.store, n.store = st, st.ID()
 	p.own = &local{p: p, st: st}
 	p.lease.Add(st)
-	ctl, err := w.ctl.OpenBy(context.Background(), control.Options{Timeout: 5 * time.Second, Log: log, Now: func() time.Time { return time.Now().Add(n.skew) }}, (*way)(p))
+	ctl, err := w.ctl.OpenBy(ctx, control.Options{Timeout: 5 * time.Second, Log: log, Now: func() time.Time { return time.Now().Add(n.skew) }}, (*way)(p))
 	if err != nil {
 		_ = st.Close()
-		return nil, fmt.Errorf("node %s: control store: %w", n.name, err)
+		return p, fmt.Errorf("node %s: control store: %w", n.name, err)
 	}
 	p.ctl = ctl
 	return p, nil
@@ -174,10 +183,11 @@ func (p *Proc) serve() {
 	})
 	_ = p.ctl.Announce(n.name)
 	w.net.mu.Lock()
-	p.dead = w.ended
+	p.dead = p.dead || w.ended
 	if !p.dead {
 		n.proc = p
 	}
+	n.launching = nil
 	w.net.mu.Unlock()
 	if p.dead {
 		w.wg.Go(p.bury)
@@ -194,103 +204,6 @@ func (n *Node) spec() control.Node {
 
 // errDead is what a process that was killed gets from its disk.
 var errDead = errors.New("the process is dead")
-
-// kill ends the process on the spot. What the kernel has stays.
-func (n *Node) kill() {
-	w := n.w
-	w.net.mu.Lock()
-	p := n.proc
-	if p == nil {
-		w.net.mu.Unlock()
-		return
-	}
-	p.dead, n.proc = true, nil
-	p.inGate, p.outGate, p.callers, p.replies = nil, nil, nil, nil
-	w.net.mu.Unlock()
-	w.net.lost(n, true)
-	w.clientsLost(n, true)
-	w.wg.Go(p.bury)
-}
-
-// powerCut ends the host: what was not synced is gone, or in parts, as a disk may have it.
-func (n *Node) powerCut(percent int) {
-	w := n.w
-	w.net.mu.Lock()
-	p := n.proc
-	if p != nil {
-		p.dead, n.proc = true, nil
-		p.inGate, p.outGate, p.callers, p.replies = nil, nil, nil, nil
-	}
-	w.net.mu.Unlock()
-	w.lostBytes.Store(true)
-	n.disk = n.disk.CrashClone(vfs.Crash{Percent: percent, Rand: w.rng})
-	n.boot++
-	if p != nil {
-		w.net.lost(n, false)
-		w.clientsLost(n, false)
-		w.wg.Go(p.bury)
-	}
-}
-
-// stop ends the process in good order.
-func (n *Node) stop() {
-	w := n.w
-	p := n.proc
-	if p == nil {
-		return
-	}
-	w.wg.Go(func() {
-		if p.end != nil {
-			p.end()
-			<-p.done
-		}
-		w.net.mu.Lock()
-		mine := n.proc == p
-		p.dead = true
-		if mine {
-			n.proc = nil
-		}
-		w.net.mu.Unlock()
-		if mine {
-			w.after(0, func() { w.net.lost(n, true); w.clientsLost(n, true) })
-		}
-		p.bury()
-	})
-}
-
-// bury waits until nothing of a dead process runs any more.
-func (p *Proc) bury() {
-	if p.end != nil {
-		p.end()
-		<-p.done
-		p.keep.Close()
-	}
-	_ = p.ctl.Close()
-	_ = p.store.Close()
-}
-
-// restart starts a process again where none runs.
-func (n *Node) restart() {
-	w := n.w
-	if n.running() != nil || n.starting || w.isOver() {
-		return
-	}
-	n.starting = true
-	w.wg.Go(func() {
-		p, err := n.launch()
-		if err != nil {
-			w.tracef("%v", err)
-			if !errors.Is(err, control.ErrAway) {
-				w.fail("start: %v", err)
-				return
-			}
-			w.after(time.Second, func() { n.starting = false; n.restart() })
-			return
-		}
-		p.serve()
-		w.after(0, func() { n.starting = false; w.net.found(n) })
-	})
-}
 
 // lost tells everybody that a node's process is gone: at once if its host says so, else by its silence.
 func (n *network) lost(x *Node, says bool) {
@@ -324,62 +237,6 @@ func (n *network) found(x *Node) {
 			n.redial(x, o)
 			n.down(o, x, false)
 		}
-	}
-}
-
-// pause stops a process as SIGSTOP would, as far as others can tell: what comes in waits, and so does what goes out. Its
-// own timers go on, which makes it a node that is cut off and to which what was sent meanwhile arrives late.
-func (n *Node) pause() {
-	w := n.w
-	w.net.mu.Lock()
-	p := n.proc
-	if p == nil || p.paused {
-		w.net.mu.Unlock()
-		return
-	}
-	p.paused = true
-	w.net.mu.Unlock()
-	w.after(deadAfter+time.Duration(w.rand64()%uint64(pingEvery)), func() {
-		w.net.mu.Lock()
-		still := p.paused && !p.dead
-		w.net.mu.Unlock()
-		if !still {
-			return
-		}
-		for _, o := range w.nodes {
-			if o != n {
-				w.net.down(o, n, false)
-			}
-		}
-	})
-}
-
-// resume lets a paused process go on: it reads what has come, and what it had to say goes out.
-func (n *Node) resume() {
-	w := n.w
-	w.net.mu.Lock()
-	p := n.proc
-	if p == nil || !p.paused {
-		w.net.mu.Unlock()
-		return
-	}
-	p.paused = false
-	in, out, callers, replies := p.inGate, p.outGate, p.callers, p.replies
-	p.inGate, p.outGate, p.callers, p.replies = nil, nil, nil, nil
-	for _, m := range out {
-		if !m.link.broken {
-			w.net.sendLocked(m)
-		}
-	}
-	w.net.mu.Unlock()
-	for _, c := range callers {
-		w.serveClient(p, c)
-	}
-	for _, m := range in {
-		p.read(m)
-	}
-	for _, f := range replies {
-		f()
 	}
 }
 

@@ -134,8 +134,12 @@ func (w *World) giveUp(site ident.SiteID, insist bool) bool {
 	c := p.ctl
 	state, _, ok := c.Journal(w.vol.ID)
 	owner, known := c.Node(state.Owner)
-	if !ok || !known || owner.Site != site {
-		return ok && known
+	if !ok || !known {
+		return false
+	}
+	waits := owner.Site != site // elsewhere, as far as the control store knows: its takeover may wait for the site all the same
+	if waits && w.serves(state.Epoch) {
+		return true
 	}
 	for _, n := range w.nodes {
 		if x := (path{p, n}); n.site == site && (x.Up() || c.Alive(n.name) && !x.Gone()) && !insist {
@@ -145,6 +149,9 @@ func (w *World) giveUp(site ident.SiteID, insist bool) bool {
 	s, err := p.srv.Survey(ctx, w.vol.ID)
 	if err != nil {
 		w.tracef("operator: survey: %v", err)
+		return false
+	}
+	if waits && !p.srv.WaitsFor(s, site) {
 		return false
 	}
 	var sites []ident.SiteID
@@ -188,7 +195,7 @@ func (w *World) giveUp(site ident.SiteID, insist bool) bool {
 	}
 	var unheld ident.NodeName
 	hear := 0
-	if v, ok := c.Volume(w.vol.ID); ok && v.Partition == control.PartitionStop && !insist {
+	if v, ok := c.Volume(w.vol.ID); ok && v.Partition == control.PartitionStop && !insist && !waits {
 		unheld = s.State.Owner
 	}
 	if !insist {
@@ -210,6 +217,20 @@ func (w *World) giveUp(site ident.SiteID, insist bool) bool {
 	w.stats.add("site failovers by the operator", 1)
 	w.tracef("operator: site %d is given up: %s takes over at %s, insist=%v hear=%d", site, taker, state.Epoch, insist, hear)
 	return true
+}
+
+// serves reports that the owner of an epoch answers commands.
+func (w *World) serves(epoch ident.Epoch) bool {
+	for _, n := range w.nodes {
+		if p := n.running(); p != nil && p.srv != nil {
+			for _, o := range p.srv.Owners() {
+				if v := o.View(); o.Epoch() == epoch && v != nil {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // goHome is `dozo site failback`: it tries for a while.

@@ -47,7 +47,7 @@ url() { at volume targets "$1" | grep -o "iscsi://$2[^ ]*" | head -n 1; }
 for rtt in $RTTS; do
 	"$dozo" lab down --name $lab >/dev/null 2>&1
 	rm -rf "$work/lab"
-	"$dozo" lab up --name $lab --sites 3 --nodes 2 --rtt "$rtt" --rate 1gbit --dir "$work/lab" >"$work/up.txt" 2>&1 || { cat "$work/up.txt" >&2; exit 1; }
+	"$dozo" lab up --name $lab --sites 3 --nodes 2 --rtt "$rtt" --rate 1gbit --dir "$work/lab" >"$work/up.txt" 2>&1 || { cat "$work/up.txt" >&2; tail -n 15 "$work"/lab/nodes/*/log >&2; exit 1; }
 	for load in $LOADS; do
 		for round in $(seq "$ROUNDS"); do
 			v=$load-$round
