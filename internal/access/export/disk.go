@@ -1,7 +1,6 @@
 package export
 
 import (
-	"context"
 	"errors"
 	"time"
 
@@ -300,32 +299,16 @@ func (d *disk) Flush(req scsi.Request, done func(error)) {
 	d.v.Submit(op)
 }
 
-// provisionedTimeout bounds GET LBA STATUS, which its caller waits for.
-const provisionedTimeout = 10 * time.Second
-
-func (d *disk) Provisioned(off int64) (mapped bool, n int64, err error) {
-	type answer struct {
-		mapped bool
-		n      int64
-		err    error
-	}
-	got := make(chan answer, 1)
+func (d *disk) Provisioned(off int64, done func(mapped bool, n int64, err error)) {
 	op := access.NewOp()
 	op.Kind, op.Offset, op.Length = wire.OpProvisioned, off, 1
 	op.Nexus, op.Session, op.Stamp = &d.session.nexus, d.session.id, d.v.Stamp()
 	op.Done = func(op *access.Op, err error) {
-		got <- answer{op.Mapped, op.Extent, translate(err, false)}
+		mapped, n := op.Mapped, op.Extent
 		op.Release()
+		done(mapped, n, translate(err, false))
 	}
 	d.v.Submit(op)
-	ctx, cancel := context.WithTimeout(context.Background(), provisionedTimeout)
-	defer cancel()
-	select {
-	case a := <-got:
-		return a.mapped, a.n, a.err
-	case <-ctx.Done():
-		return false, 0, scsi.ErrBusy
-	}
 }
 
 // sentinels is the one table from the owner's errors to SCSI's.

@@ -272,6 +272,28 @@ func TestResponsesDoNotWait(t *testing.T) {
 	c.good(c.finish(last, nil))
 }
 
+// TestStatusOfFarBlocks: a GET LBA STATUS whose answer is late holds up neither what comes behind it on the connection nor the
+// answers of others.
+func TestStatusOfFarBlocks(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	c := dial(t, portal).login().ready()
+	release := d.Hold()
+	cdb := make([]byte, 16)
+	cdb[0], cdb[1], cdb[13] = 0x9e, 0x12, 24
+	late, _ := c.start(cdb, 24, nil)
+	for d.Pending() < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	itt, _ := c.start([]byte{0x12, 0, 0, 0, 96, 0}, 96, nil)
+	c.good(c.finish(itt, nil))
+	release()
+	r := c.finish(late, nil)
+	c.good(r)
+	if len(r.data) != 24 {
+		t.Errorf("%x", r.data)
+	}
+}
+
 // TestEndWithResponsesToWrite: a connection that ends when its commands do leaves nobody behind that would write their responses.
 func TestEndWithResponsesToWrite(t *testing.T) {
 	portal, d := serve(t, nil, nil)

@@ -111,5 +111,5 @@ type Disk interface {
 
 	// Provisioned says whether the block at off has space of its own, and for how many bytes from off on at
 	// least the same is so (never past the end, more than 0).
-	Provisioned(off int64) (mapped bool, n int64, err error)
+	Provisioned(off int64, done func(mapped bool, n int64, err error))
 }

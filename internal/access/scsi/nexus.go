@@ -328,6 +328,9 @@ func (u *Unit) checkReservation(c *Command) {
 	}
 	class := reserve.AccessStatus
 	switch {
+	case c.CDB[0] == 0x1b && c.CDB[4]&0xf1 == 0x01, c.CDB[0] == 0x1e && c.CDB[4]&0x03 == 0:
+		// SBC-3 table 13 and SPC-4 table 65: START STOP UNIT that only starts the unit, and PREVENT ALLOW MEDIUM REMOVAL that
+		// prevents nothing, don't conflict.
 	case c.op.flags&checksRead != 0:
 		class = reserve.AccessRead
 	case c.op.flags&checksWrite != 0:

@@ -23,8 +23,10 @@ const (
 	sameMax = 1 << 30
 	// unmapDescriptorsMax bounds UNMAP's list.
 	unmapDescriptorsMax = 256
-	// statusDescriptorsMax bounds what GET LBA STATUS looks up for one command.
+	// statusDescriptorsMax and statusLookupsMax bound what GET LBA STATUS tells and looks up for one command: each look-up can
+	// be a round trip to the owner and the loading of a part of its map. What lies behind is left to the next command.
 	statusDescriptorsMax = 64
+	statusLookupsMax     = 256
 )
 
 // extent reads the LBA and length fields of a CDB.

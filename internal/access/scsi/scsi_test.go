@@ -216,6 +216,55 @@ func TestWriteSameAndUnmap(t *testing.T) {
 	}
 }
 
+// scattered is a disk whose map changes with every block, or is known a block at a time only.
+type scattered struct {
+	*iscsitest.Disk
+	same  bool
+	asked int
+	fail  int // the look-up that fails
+}
+
+func (d *scattered) Provisioned(off int64, done func(bool, int64, error)) {
+	if d.asked++; d.asked == d.fail {
+		done(false, 0, scsi.ErrNotReady)
+		return
+	}
+	done(d.same || off/512%2 == 0, 512, nil)
+}
+
+// TestLBAStatus: SBC-3 5.5: descriptors are without gaps, as many as fit, and what one command looks up is bounded.
+func TestLBAStatus(t *testing.T) {
+	r := newRig(t, 512)
+	d := &scattered{Disk: r.disk}
+	r.nexus = scsi.NewNexus(r.nexus.Initiator(), "iqn.target", scsi.UnitConfig{LUN: 0, Disk: d})
+	r.ready()
+	get := func(allocation byte) *scsi.Command {
+		d.asked = 0
+		return r.run([]byte{0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, allocation, 0, 0, 0}, uint32(allocation)<<8, nil)
+	}
+	list := data(get(16))
+	if len(list) != 8+64*16 || int(binary.BigEndian.Uint32(list)) != len(list)-4 || d.asked > 65 {
+		t.Fatalf("%d bytes after %d look-ups: %x", len(list), d.asked, list[:8])
+	}
+	for i := range 64 {
+		e := list[8+16*i:]
+		if lba := 5 + i; binary.BigEndian.Uint64(e) != uint64(lba) || binary.BigEndian.Uint32(e[8:]) != 1 || int(e[12]) != lba%2 {
+			t.Errorf("descriptor %d: %x", i, e[:16])
+		}
+	}
+	if list := data(get(1)); len(list) != 8+15*16 || d.asked > 16 {
+		t.Errorf("%d bytes of 256 after %d look-ups", len(list), d.asked)
+	}
+	d.same = true
+	if list := data(get(16)); len(list) != 24 || int(binary.BigEndian.Uint32(list[16:])) != d.asked || d.asked == 0 || d.asked > 256 {
+		t.Errorf("%x after %d look-ups", list, d.asked)
+	}
+	d.fail = 3
+	if got := sense(get(16)); got != "2/0401" {
+		t.Errorf("a look-up that fails: %s", got)
+	}
+}
+
 func TestAttentions(t *testing.T) {
 	r := newRig(t, 512).ready()
 	tur := make([]byte, 6)

@@ -586,9 +586,11 @@ func (d *Disk) Flush(req scsi.Request, done func(error)) {
 }
 
 // Provisioned says whether there is a chunk.
-func (d *Disk) Provisioned(off int64) (bool, int64, error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	_, has := d.chunks[off/chunk]
-	return has, chunk - off%chunk, nil
+func (d *Disk) Provisioned(off int64, done func(bool, int64, error)) {
+	d.later(func() {
+		d.mu.RLock()
+		_, has := d.chunks[off/chunk]
+		d.mu.RUnlock()
+		done(has, chunk-off%chunk, nil)
+	})
 }
