@@ -40,6 +40,7 @@ type forks struct {
 type forkAt struct {
 	segments int
 	bytes    uint64
+	moment   uint64 // when the newest of it was set aside: what a store said before knows nothing of that
 }
 
 // beginForks gathers the cuts of the history: from the checkpoint, from what was recovered, and this epoch's own.
@@ -118,7 +119,10 @@ func (o *Owner) forkLoop() {
 			if looked[id] {
 				continue
 			}
+			var asked uint64
+			o.ask(func() { asked = o.strays.asks() })
 			list, err := o.inventory(st)
+			o.call(o.strays.asked)
 			if err != nil {
 				o.log.Debug("store not looked at for forks", "store", id, "err", err)
 				continue
@@ -128,7 +132,7 @@ func (o *Owner) forkLoop() {
 			}
 			looked[id] = true
 			stores = append(stores, st)
-			o.noteForks(id, list)
+			o.call(func() { o.forksSaid(id, list, asked) })
 		}
 		if err := o.findForks(o.ctx, o.env.Site, there); err != nil {
 			clear(looked)
@@ -156,10 +160,23 @@ func (o *Owner) inventory(st journal.Store) (list []wire.Replica, err error) {
 	}
 }
 
-// noteForks remembers for the status what a store has set aside.
-func (o *Owner) noteForks(store ident.StoreID, list []wire.Replica) {
-	f := forksIn(list)
-	o.call(func() { o.forks.at[store] = f })
+// forksSaid remembers what a store has set aside by what it said; asked is when it was asked. It runs in the loop.
+func (o *Owner) forksSaid(store ident.StoreID, list []wire.Replica, asked uint64) {
+	if o.forks.at == nil {
+		return
+	}
+	if was := o.forks.at[store]; was.moment <= asked {
+		f := forksIn(list)
+		f.moment = was.moment
+		o.forks.at[store] = f
+	}
+}
+
+// forkMade notes that a store has just set something aside. It runs in the loop.
+func (o *Owner) forkMade(store ident.StoreID, bytes uint64) {
+	o.strays.moment++
+	f := o.forks.at[store]
+	o.forks.at[store] = forkAt{f.segments + 1, f.bytes + bytes, o.strays.moment}
 }
 
 func forksIn(list []wire.Replica) (f forkAt) {
@@ -226,10 +243,7 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 		cancel()
 		if forked {
 			from, end := b.h.last.Seq, b.h.end
-			o.call(func() {
-				f := o.forks.at[b.h.store.ID()]
-				o.forks.at[b.h.store.ID()] = forkAt{f.segments + 1, f.bytes + uint64(end)}
-			})
+			o.call(func() { o.forkMade(b.h.store.ID(), uint64(end)) })
 			if !seen[b.id] {
 				seen[b.id] = true
 				sum.segments++
@@ -269,6 +283,9 @@ func sealOrSetAside(ctx context.Context, st journal.Store, m *wire.Seal) (r wire
 // setAside tells of a fork that a store has made of what its replica had behind the end of a segment. It runs in the loop.
 func (o *Owner) setAside(st journal.Store, id ident.SegmentID, last ident.Seq) {
 	site := o.env.Stores.Site(st.ID())
+	if o.forks.at != nil {
+		o.forkMade(st.ID(), 0) // until it says how much
+	}
 	o.log.Error("records that are not of this history are kept as a fork", "segment", id, "store", st.ID(), "site", site, "behind", last)
 	o.goBackground(func() {
 		sum := forkSum{segments: 1}

@@ -71,7 +71,6 @@ func (o *Owner) siteInventory(ctx context.Context, s *siteShip) (map[ident.Segme
 		}
 		stores = append(stores, st)
 		s.boots[st.ID()] = r.Boot
-		o.noteForks(st.ID(), r.Replicas)
 		for _, x := range r.Replicas {
 			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made, x.Unsure})
 		}

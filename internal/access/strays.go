@@ -227,9 +227,7 @@ func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica, asked uin
 			delete(x.found, k)
 		}
 	}
-	if o.forks.at != nil {
-		o.forks.at[store] = forksIn(replicas)
-	}
+	o.forksSaid(store, replicas, asked)
 	x.learnStarts(replicas)
 	for i := range replicas {
 		r := &replicas[i]
