@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -75,6 +76,9 @@ func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswe
 	if o.forced && state.Forced.Hear > 0 && len(o.wholeSites(heard)) < min(state.Forced.Hear, journal.HeardSites(len(state.Sites), state.Ack)) {
 		return nil, nil // R11: what was acknowledged might be left behind
 	}
+	if !settled && !rec.Proven() && o.lessThanBegun(state, ident.Position{Epoch: rec.Start.At.Epoch, Seq: rec.Last.Seq}) {
+		return nil, nil // another one may come, or another takeover by force
+	}
 	if o.forced && slices.ContainsFunc(rec.Missing, func(id ident.StoreID) bool { return !state.Lost(id) && !o.spare(state, heard, id) }) {
 		return nil, nil
 	}
@@ -82,6 +86,33 @@ func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswe
 		return nil, nil
 	}
 	return heard, rec
+}
+
+// lessThanBegun reports that a history which ends at end lacks something of the one that an owner has begun after since the
+// lost stores were given up. That owner may have served nothing, so no acknowledged record depends on its start; but what it
+// found is what the operator was told of, and nobody has agreed to go on with less. Where enough sites are heard whole
+// nothing that was acknowledged is missing, and nobody is waited for (R11).
+func (o *Owner) lessThanBegun(state control.JournalState, end ident.Position) bool {
+	return state.Forced.Hear == 0 && state.Forced.Begun.Beyond(end)
+}
+
+// noteBegun says in the key after which record this owner is about to begin, without stores that R2 asks for. It comes before
+// the first append: from then on a store may have the start, and that store be gone.
+func (o *Owner) noteBegun(ctx context.Context, end ident.Position) error {
+	if o.lessThanBegun(o.state, end) {
+		b := o.state.Forced.Begun
+		return wire.Errorf(wire.CodeBusy, "journal %s: an owner has begun after seq %d of epoch %s, and the stores that can be reached have seq %d of epoch %s: dozo volume recover goes on with less",
+			o.journalID, b.Seq, b.Epoch, end.Seq, end.Epoch)
+	}
+	if o.state.Forced.Hear > 0 || !o.forced {
+		return nil
+	}
+	err := o.env.Control.SetBegun(ctx, o.journalID, o.epoch, control.HistoryEnd{Epoch: end.Epoch, Seq: end.Seq})
+	if errors.Is(err, control.ErrOlderNodes) {
+		o.log.Warn("where this takeover by force begins is not noted", "seq", end.Seq, "err", err)
+		return nil
+	}
+	return err
 }
 
 // spare reports that a missing store is the one that each of its ensembles may lack.

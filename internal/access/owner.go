@@ -99,6 +99,7 @@ type Owner struct {
 	unit          unit
 	tokens        tokens
 	unsettled     map[ident.SegmentID]*segment // of former epochs, not yet known stable on two servers (R8)
+	regathers     bool                         // stores were given up: what is of former epochs has to be on two members (withoutSome)
 	stableSaid    uint64                       // Owner.tick, when it was last said what flushes wait for
 	refusedCopies int                          // copies in a row of this epoch's segments that a store has refused
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/mutant"
@@ -390,13 +391,37 @@ func (o *Owner) permitReplace(s *segment, stores []ident.StoreID) {
 // fit reports that a store can be reached and has not failed lately.
 func (o *Owner) fit(id ident.StoreID) bool { return o.env.Stores.Up(id) && o.env.Health.Usable(id) }
 
+// withoutSome reports that stores of the list were given up, by force or because they are lost. What was stable by their word need
+// not be stable on two servers any more: the stable point is of two members of one ensemble (R8), so before a flush may rely on it
+// everything that no checkpoint covers is put on two members of the newest one.
+func (o *Owner) withoutSome() bool {
+	return o.state.Forced != nil || slices.ContainsFunc(o.state.Ensembles, func(e control.Ensemble) bool {
+		return slices.ContainsFunc(e.Stores, func(s ident.StoreID) bool { return o.env.about(s).Lost })
+	})
+}
+
+// settles reports that a store is one of those on two of which the past has to be stable.
+func (o *Owner) settles(store ident.StoreID) bool {
+	return !o.regathers || slices.ContainsFunc(o.members, func(m journal.Member) bool { return m.Store == store })
+}
+
+// firstUnsettled is the oldest segment of former epochs that is not known to be stable on two servers.
+func (o *Owner) firstUnsettled() *segment {
+	for _, s := range o.order {
+		if o.unsettled[s.id] != nil {
+			return s
+		}
+	}
+	return nil
+}
+
 // pastStable forgets the segments of former epochs that two servers hold stably by now, and says whether those
 // are all.
 func (o *Owner) pastStable() bool {
 	for id, s := range o.unsettled {
 		n := 0
 		for _, h := range s.holders {
-			if h.stable && !h.bad && !h.going {
+			if h.stable && !h.bad && !h.going && o.settles(h.store) {
 				n++
 			}
 		}
@@ -428,7 +453,9 @@ func (o *Owner) settlePast() {
 			if h.bad || h.going || !o.fit(h.store) {
 				continue
 			}
-			good++
+			if o.settles(h.store) {
+				good++
+			}
 			if !h.stable {
 				sealing = true
 				o.resealLater(s, h.store)

@@ -134,6 +134,15 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 		o.strays.learnStarts(a.Replicas)
 	}
 	o.loadAcks(answers, rec)
+	if state.Forced != nil && !cfg.Proven {
+		end := cfg.Heard
+		if n := len(cfg.Tail); n > 0 {
+			end = cfg.Tail[n-1].Position()
+		}
+		if err := o.noteBegun(ctx, end); err != nil {
+			return fail(err)
+		}
+	}
 	if !o.proven {
 		o.loss = o.measureLoss(ctx, answers, rec)
 		o.reportUnproven(rec)
@@ -141,12 +150,16 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	// Checkpoints are announced once what they cover is stable; the rest has to be made so before a flush may
 	// rely on it.
 	o.unsettled = map[ident.SegmentID]*segment{}
+	o.regathers = o.withoutSome()
 	for _, s := range o.order {
-		if s.last.Seq > max(cfg.HeardStable.Seq, cfg.Point.At.Seq) {
+		if s.last.Seq > cfg.Point.At.Seq && (s.last.Seq > cfg.HeardStable.Seq || o.regathers) {
 			o.unsettled[s.id] = s
 		}
 	}
 	cfg.PastUnstable = !o.pastStable()
+	if s := o.firstUnsettled(); s != nil && o.regathers && s.before.Seq < cfg.HeardStable.Seq {
+		cfg.HeardStable = s.before
+	}
 	stores := make([]ident.StoreID, len(o.members))
 	for i, m := range o.members {
 		stores[i] = m.Store

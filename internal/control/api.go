@@ -148,6 +148,9 @@ type Store interface {
 	// node that must not be holding (Hold); ErrInUse if it is. hear is how many sites such a takeover has to hear whole, where
 	// the key says that other sites hold what was acknowledged (Forced.Hear).
 	ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int) (JournalState, Rev, error)
+	// SetBegun puts into the key of a journal that was taken over by force the end of the history after which the owner of an
+	// epoch begins (Forced.Begun). ErrOlderNodes while there are nodes that can't read it; other errors as of SetStops.
+	SetBegun(ctx context.Context, id ident.JournalID, epoch ident.Epoch, end HistoryEnd) error
 	// ChangeEnsembles replaces lists of ensembles, each if its key is still at its revision: up to 100 in a
 	// transaction, and one that conflicts doesn't hinder the others. The answer has one result per change.
 	ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult

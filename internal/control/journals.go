@@ -145,6 +145,9 @@ func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev
 	next.Owner = newOwner
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
 	words(base, &next)
+	if next.Forced != nil && c.level() < LevelBegun {
+		next.Forced.Begun = nil
+	}
 	if len(stores) > 0 {
 		e := Ensemble{Epoch: next.Epoch, Stores: slices.Clone(stores)}
 		if newest, ok := base.Newest(); ok {
@@ -202,6 +205,20 @@ func (c *Client) SetStops(ctx context.Context, id ident.JournalID, epoch ident.E
 		return fmt.Errorf("journal %s: %w", id, ErrOlderNodes)
 	}
 	return c.giveWord(ctx, id, epoch, func(s *JournalState) { s.Stops = yes })
+}
+
+// SetBegun implements Store.
+func (c *Client) SetBegun(ctx context.Context, id ident.JournalID, epoch ident.Epoch, end HistoryEnd) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	if c.level() < LevelBegun {
+		return fmt.Errorf("journal %s: %w", id, ErrOlderNodes)
+	}
+	return c.giveWord(ctx, id, epoch, func(s *JournalState) {
+		if s.Forced != nil {
+			s.Forced.Begun = &end
+		}
+	})
 }
 
 // ChangeEnsembles implements Store.

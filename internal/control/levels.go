@@ -29,7 +29,8 @@ import (
 //	6  records of copies by reference: see LevelCopies
 //	7  volumes say how many other sites hold what is acknowledged, and journals since when
 //	8  a hand-over to another site changes the key before the owner stops: see LevelHandEarly
-const Level = 8
+//	9  journals that were taken over by force say from where: see LevelBegun
+const Level = 9
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -47,6 +48,10 @@ const LevelAck = 7
 // LevelHandEarly is the level from which on takers wait for the last records themselves, and pass a journal on to the site at
 // which it ends: so its key can be changed while the old owner still serves (R10).
 const LevelHandEarly = 8
+
+// LevelBegun is the level from which on takers by force say in the journal's key after which record they begin. While there are
+// older nodes they do not, and who comes after a taker that died may go on from less, as it was before.
+const LevelBegun = 9
 
 // levelLost is the level from which on nodes know of stores that were declared lost.
 const levelLost = 2
@@ -70,7 +75,8 @@ var laterFields = map[string]map[string]laterField{
 	dirVolumes: {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}, "ack": {7, `0`}},
 	dirNodes:   {"leaving": {2, `false`}, "voting": {5, `false`}},
 	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}, "forced": {2, `null`}, "stops": {5, `false`},
-		"ack": {7, `0`}, "ack_since": {7, `0`}, "hear": {7, `0`}, "from": {7, `0`}, "silent": {7, `false`}, "handed": {8, `false`}},
+		"ack": {7, `0`}, "ack_since": {7, `0`}, "hear": {7, `0`}, "from": {7, `0`}, "silent": {7, `false`}, "handed": {8, `false`},
+		"begun": {9, `null`}, "last": {9, `0`}},
 }
 
 type laterField struct {

@@ -261,6 +261,21 @@ type Forced struct {
 	// From is the site of the owner that was given up; Silent, that it could answer nothing any more by then.
 	From   ident.SiteID `json:"from,omitempty"`
 	Silent bool         `json:"silent,omitempty"`
+	// Begun is the end of the history after which an owner began that went without the lost stores. Its epoch-start may be at
+	// one store only, with what nobody else has of that history: an owner after it that does not hear of that start goes on
+	// from no less, until another takeover by force says so.
+	Begun *HistoryEnd `json:"begun,omitempty"`
+}
+
+// HistoryEnd is the last record of a history.
+type HistoryEnd struct {
+	Epoch ident.Epoch `json:"epoch"`
+	Seq   ident.Seq   `json:"last"`
+}
+
+// Beyond reports that a history which ends with at can not have all of this one.
+func (e *HistoryEnd) Beyond(at ident.Position) bool {
+	return e != nil && (at.Seq < e.Seq || at.Epoch.Less(e.Epoch))
 }
 
 // Newest gives the newest ensemble, the only one whose grants count (R3).
@@ -286,6 +301,10 @@ func (s JournalState) Clone() JournalState {
 	if s.Forced != nil {
 		f := *s.Forced
 		f.Lost = append([]ident.StoreID(nil), s.Forced.Lost...)
+		if s.Forced.Begun != nil {
+			begun := *s.Forced.Begun
+			f.Begun = &begun
+		}
 		out.Forced = &f
 	}
 	return out
