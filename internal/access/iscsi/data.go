@@ -191,7 +191,7 @@ const (
 // residual compares what the CDB asked to move with what the initiator expected.
 func (t *task) residual() (flags byte, count uint32) {
 	want := t.WantIn
-	if t.isWrite || t.WantOut > 0 {
+	if t.isWrite || t.WantOut > 0 && !t.isRead {
 		want = t.WantOut
 	}
 	switch expected := uint64(t.expected); {

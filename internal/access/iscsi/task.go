@@ -254,8 +254,9 @@ func (c *conn) command(h *header, ahs []byte) error {
 	if write {
 		t.ExpectOut = expected
 	}
-	// No command moves data both ways, and there is no auto contingent allegiance.
-	t.refused = bidirectional || read && write || h[1]&7 >= attrACA
+	// No command moves data both ways, and there is no auto contingent allegiance. Where data are expected, R or W says in which
+	// direction; where none are, both bits may be set (RFC 7143 11.3.1).
+	t.refused = bidirectional || expected > 0 && read == write || h[1]&7 >= attrACA
 	if c.sess.unordered && !t.immediate {
 		t.cmdSN, t.phase = h.cmdSN(), phaseHeld
 		t.want = int(min(expected, c.params.FirstBurstLength)) // until Prepare says what it is
@@ -284,7 +285,7 @@ func (c *conn) prepare(t *task) {
 		defer x.prepare.Unlock()
 	}
 	x.nexus.Prepare(&t.Command)
-	if t.refused {
+	if !t.Failed() && (t.refused || t.contradicts()) {
 		x.nexus.RejectTransfer(&t.Command)
 	}
 	if t.spoiled {
@@ -293,6 +294,10 @@ func (c *conn) prepare(t *task) {
 	t.want = t.FetchOut
 	c.count(t)
 }
+
+// contradicts says that data are to be received which the CDB wants sent: the command would write nothing, and be answered as
+// if it had. The other way round nothing is lost, and the residual count tells it (libiscsi's Read10Invalid wants success).
+func (t *task) contradicts() bool { return t.expected > 0 && t.WantOut > 0 && !t.isWrite }
 
 // hold reads a command's immediate data and leaves the command to the session's ordering.
 func (c *conn) hold(t *task, h *header, n int) error {

@@ -135,6 +135,65 @@ func TestResiduals(t *testing.T) {
 	}
 }
 
+// TestDirection: R and W of a command and its CDB have to agree where data are expected (RFC 7143 11.3.1). What they say about
+// nothing doesn't matter.
+func TestDirection(t *testing.T) {
+	const r, w, good, refused = 0x40, 0x20, 0, 0x0e03
+	portal, _ := serve(t, nil, nil)
+	c := dial(t, portal).login("InitialR2T=Yes", "ImmediateData=No").ready()
+	for _, x := range []struct {
+		what     string
+		cdb      []byte
+		bits     byte
+		expected uint32
+		want     uint16
+		flags    byte
+		residual uint32
+	}{
+		{"a write that is to be received", rw10(0x2a, 0, 1), r, 512, refused, 2, 512},
+		{"a parameter list that is to be received", []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, r, 24, refused, 2, 24},
+		{"a read that is to be sent", rw10(0x28, 0, 1), w, 512, good, 2, 512},
+		{"a read whose data go nowhere", rw10(0x28, 0, 1), 0, 512, refused, 2, 512},
+		{"both at once", rw10(0x28, 0, 1), r | w, 512, refused, 2, 512},
+		{"both of nothing", make([]byte, 6), r | w, 0, good, 0, 0},
+		{"a read of which nothing is expected", rw10(0x28, 0, 1), 0, 0, good, 4, 512},
+		{"a write of which nothing is sent", rw10(0x2a, 0, 1), w, 0, good, 4, 512},
+		{"a command without data of which some are expected", make([]byte, 6), r, 512, good, 2, 512},
+	} {
+		p := new(pdu)
+		p.bhs[0], p.bhs[1] = 0x01, 0x80|x.bits
+		copy(p.bhs[32:], x.cdb)
+		p.put(16, c.itt)
+		p.put(20, x.expected)
+		c.number(p)
+		if err := c.send(p); err != nil {
+			t.Fatal(err)
+		}
+		c.itt++
+		got := c.finish(c.itt-1, nil)
+		if _, code := got.code(); code != x.want || (got.status != 0) != (x.want != good) || got.flags != x.flags || got.residual != x.residual || len(got.data) > 0 {
+			t.Errorf("%s: status %#x, code %04x, flags %#x, residual %d, %d bytes", x.what, got.status, code, got.flags, got.residual, len(got.data))
+		}
+	}
+	// What a command that is refused so would have reported is not lost.
+	fresh := dial(t, portal)
+	fresh.isid = 7
+	fresh.login()
+	p := new(pdu)
+	p.bhs[0], p.bhs[1] = 0x01, 0x80|r
+	copy(p.bhs[32:], rw10(0x2a, 0, 1))
+	p.put(16, fresh.itt)
+	p.put(20, 512)
+	fresh.number(p)
+	if err := fresh.send(p); err != nil {
+		t.Fatal(err)
+	}
+	fresh.itt++
+	if _, code := fresh.finish(fresh.itt-1, nil).code(); code != 0x2900 {
+		t.Errorf("the first command of a session: %04x", code)
+	}
+}
+
 // TestDiskErrors sends the disk's errors through the whole path.
 func TestDiskErrors(t *testing.T) {
 	portal, d := serve(t, nil, nil)
