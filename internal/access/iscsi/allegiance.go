@@ -227,7 +227,7 @@ func (c *conn) reassign(h *header, at scsi.Stamp, sendLocked func(byte)) {
 			o.mu.Unlock()
 			x.target.AbortTask(id, func(err error) {
 				if err != nil {
-					c.log.Warn("task reassignment", "err", err)
+					c.complain("task reassignment", "err", err)
 					send(tmrRejected)
 					return
 				}

@@ -30,6 +30,12 @@ func (l *logged) has(what string) bool {
 	return strings.Contains(l.b.String(), what)
 }
 
+func (l *logged) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), what)
+}
+
 func (l *logged) wait(t *testing.T, what string) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
@@ -225,6 +231,35 @@ func TestMemoryOfAll(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("%d bytes are still in use", portal.Server.Used())
 		}
+	}
+}
+
+// TestFloodsAreNotLoggedWhole: an initiator that does what is refused again and again, and one that logs in again and again, fill no
+// log.
+func TestFloodsAreNotLoggedWhole(t *testing.T) {
+	log := new(logged)
+	portal, _ := serve(t, func(c *iscsi.Config) { c.Log = slog.New(slog.NewTextHandler(log, nil)) }, nil)
+	c := dial(t, portal).login().ready()
+	p := new(pdu)
+	p.bhs[0], p.bhs[1] = 0x5e, 0x80 // an opcode that there isn't
+	for range 500 {
+		if err := c.send(p); err != nil {
+			t.Fatal(err)
+		}
+		if r := c.must(c.recv()); r.op() != 0x3f {
+			t.Fatalf("opcode %#x", r.op())
+		}
+	}
+	if n := log.count("PDU rejected"); n == 0 || n > 50 {
+		t.Errorf("%d lines about 500 PDUs", n)
+	}
+	for range 1200 {
+		d := dial(t, portal)
+		d.loginStep(1, 3, true, "InitiatorName="+hostName, "SessionType=Discovery")
+		d.nc.Close()
+	}
+	if n := log.count("session opened"); n == 0 || n > 1000 {
+		t.Errorf("%d lines about 1201 sessions", n)
 	}
 }
 

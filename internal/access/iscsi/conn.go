@@ -93,6 +93,7 @@ type conn struct {
 	logoutTimer *time.Timer
 	transfer    textTransfer
 	cleared     []uint16 // the LUNs of tasks that have ended with the connection, until the initiator is told
+	complaints  notices  // what the initiator does wrong; not under mu
 	managing    []uint32 // tags of task management functions that are not answered yet
 }
 
@@ -187,11 +188,11 @@ func (c *conn) report() {
 	case cause == nil || c.loggedOut || errors.Is(cause, io.EOF) || errors.Is(cause, errLoggedOut) || sess != nil && sess.discovery && errors.Is(cause, os.ErrDeadlineExceeded) || errors.Is(cause, ErrServerClosed):
 		log.Debug("connection closed", "err", cause)
 	case errors.Is(cause, errReplaced), errors.Is(cause, errReinstated), errors.Is(cause, errKilled):
-		log.Info("connection closed", "err", cause)
+		c.srv.say(log, slog.LevelInfo, "connection closed", "err", cause)
 	case sess == nil:
 		c.srv.notice("login failed", "peer", c.peer.Remote, "initiator", c.peer.Initiator, "err", cause)
 	default:
-		log.Warn("connection ended", "err", cause)
+		c.srv.say(log, slog.LevelWarn, "connection ended", "err", cause)
 	}
 }
 
@@ -366,7 +367,7 @@ func (c *conn) login() error {
 		}
 		if r.finished {
 			_ = c.nc.SetDeadline(time.Time{})
-			c.log.Info("session opened", "initiator", c.peer.Initiator, "target", sess.targetName, "tsih", sess.tsih, "cid", c.cid)
+			c.srv.say(c.log, slog.LevelInfo, "session opened", "initiator", c.peer.Initiator, "target", sess.targetName, "tsih", sess.tsih, "cid", c.cid)
 			return nil
 		}
 	}

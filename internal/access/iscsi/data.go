@@ -94,7 +94,7 @@ func (c *conn) dataOut(h *header) error {
 	}
 	if h.u32(36) != *dataSN || h.u32(40) != uint32(t.got) {
 		// A sequence error (RFC 7143 7.9): nothing can be fetched again at recovery level 0, so the task ends.
-		c.log.Warn("Data-Out out of sequence", "itt", t.itt, "datasn", h.u32(36), "want", *dataSN, "off", h.u32(40), "wantoff", t.got)
+		c.complain("Data-Out out of sequence", "itt", t.itt, "datasn", h.u32(36), "want", *dataSN, "off", h.u32(40), "wantoff", t.got)
 		t.spoiled = true
 	}
 	*dataSN++

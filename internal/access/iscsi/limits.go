@@ -2,6 +2,7 @@ package iscsi
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
@@ -14,9 +15,13 @@ const (
 	// defaultLoginsPerSource is above what a host with hundreds of volumes starts at once after a portal has come back,
 	// and far below ConnectionsMax, so that no source keeps the others out.
 	defaultLoginsPerSource = 512
-	// noticesMax of connections that never became sessions are logged in noticesEvery.
+	// noticesMax of connections that never became sessions are logged in noticesEvery, and as many of what one connection does
+	// wrong without being ended for it.
 	noticesMax   = 20
 	noticesEvery = 10 * time.Second
+	// linesMax are logged in noticesEvery of all sessions together: more than begin and end when a portal comes back that hundreds
+	// of hosts use, and far less than initiators that log in again and again would have written.
+	linesMax = 1000
 	// defaultDiscoveryIdle ends discovery sessions that ask for nothing more.
 	defaultDiscoveryIdle = time.Minute
 )
@@ -78,14 +83,14 @@ type notices struct {
 }
 
 // allow says whether something may be logged now, and how much was not before it.
-func (n *notices) allow(now time.Time) (ok bool, omitted int) {
+func (n *notices) allow(now time.Time, most int) (ok bool, omitted int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if now.Sub(n.since) > noticesEvery {
 		omitted = n.omitted
 		n.since, n.said, n.omitted = now, 0, 0
 	}
-	if n.said == noticesMax {
+	if n.said == most {
 		n.omitted++
 		return false, 0
 	}
@@ -95,7 +100,7 @@ func (n *notices) allow(now time.Time) (ok bool, omitted int) {
 
 // notice logs what happened to a connection that never became a session.
 func (s *Server) notice(msg string, args ...any) {
-	ok, omitted := s.notices.allow(time.Now())
+	ok, omitted := s.notices.allow(time.Now(), noticesMax)
 	if !ok {
 		return
 	}
@@ -103,4 +108,28 @@ func (s *Server) notice(msg string, args ...any) {
 		args = append(args, "omitted", omitted)
 	}
 	s.cfg.Log.Warn(msg, args...)
+}
+
+// say logs what happened to a session.
+func (s *Server) say(log *slog.Logger, level slog.Level, msg string, args ...any) {
+	ok, omitted := s.lines.allow(time.Now(), linesMax)
+	if !ok {
+		return
+	}
+	if omitted > 0 {
+		args = append(args, "omitted_of_all", omitted)
+	}
+	log.Log(s.ctx, level, msg, args...)
+}
+
+// complain logs what an initiator does wrong without its connection being ended for it.
+func (c *conn) complain(msg string, args ...any) {
+	ok, omitted := c.complaints.allow(time.Now(), noticesMax)
+	if !ok {
+		return
+	}
+	if omitted > 0 {
+		args = append(args, "omitted", omitted)
+	}
+	c.srv.say(c.log, slog.LevelWarn, msg, args...)
 }

@@ -34,14 +34,14 @@ func TestNotices(t *testing.T) {
 	now := time.Unix(1000, 0)
 	said := 0
 	for range 3 * noticesMax {
-		if ok, _ := n.allow(now); ok {
+		if ok, _ := n.allow(now, noticesMax); ok {
 			said++
 		}
 	}
 	if said != noticesMax {
 		t.Errorf("%d notices", said)
 	}
-	if ok, omitted := n.allow(now.Add(2 * noticesEvery)); !ok || omitted != 2*noticesMax {
+	if ok, omitted := n.allow(now.Add(2*noticesEvery), noticesMax); !ok || omitted != 2*noticesMax {
 		t.Errorf("%v, %d omitted", ok, omitted)
 	}
 }

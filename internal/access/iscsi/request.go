@@ -15,7 +15,7 @@ func (c *conn) reject(bad *header, reason byte) { c.rejectAt(bad, reason, 0) }
 
 // rejectAt is reject of a SNACK; next is the number that the task's next Data-In or R2T would have.
 func (c *conn) rejectAt(bad *header, reason byte, next uint32) {
-	c.log.Warn("PDU rejected", "opcode", bad.opcode(), "reason", reason, "itt", bad.itt())
+	c.complain("PDU rejected", "opcode", bad.opcode(), "reason", reason, "itt", bad.itt())
 	var h header
 	h[0], h[1], h[2] = opReject, finalBit, reason
 	h.put32(16, noTag)

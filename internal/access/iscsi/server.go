@@ -101,6 +101,7 @@ type Server struct {
 	budget  budget
 	sources sources // of logins under way
 	notices notices
+	lines   notices // of all sessions
 
 	mu struct {
 		sync.Mutex

@@ -152,7 +152,7 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 	}
 	done := func(err error) {
 		if err != nil {
-			c.log.Warn("task management", "function", function, "err", err)
+			c.complain("task management", "function", function, "err", err)
 			answer(tmrRejected)
 			return
 		}
