@@ -51,7 +51,13 @@ func (c *conn) manageLevel2(h *header, answer func(byte), inform func(byte, [3]b
 	case tmfQueryTaskSet:
 		there(func(t *task) bool { return t.lun == lun })
 	case tmfQueryEvent:
+		if x.unordered {
+			x.prepare.Lock()
+		}
 		info, pending := x.nexus.Event(lun)
+		if x.unordered {
+			x.prepare.Unlock()
+		}
 		if !pending {
 			answer(tmrComplete)
 			return

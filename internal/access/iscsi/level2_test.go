@@ -41,6 +41,14 @@ func TestQueries(t *testing.T) {
 	if p := c.manage(12, 0xffffffff); p.bhs[2] != 0 || p.bhs[8] != 0 {
 		t.Errorf("response %d, information % x", p.bhs[2], p.bhs[8:11])
 	}
+	// What nobody has told the nexus yet, but its next command would find.
+	d.SetGeometry(func(g *scsi.Geometry) { g.Blocks *= 2 })
+	if p := c.manage(12, 0xffffffff); p.bhs[2] != 7 || p.bhs[8] != 0x16 || p.bhs[9] != 0x2a || p.bhs[10] != 9 {
+		t.Errorf("after a resize: response %d, information % x", p.bhs[2], p.bhs[8:11])
+	}
+	if _, code := c.do(make([]byte, 6), 0, nil).code(); code != 0x2a09 {
+		t.Errorf("the command after it: %04x", code)
+	}
 	if p := c.manage(10, 0xffffffff); p.bhs[2] != 0 {
 		t.Errorf("an empty task set: response %d", p.bhs[2])
 	}

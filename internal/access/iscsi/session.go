@@ -34,7 +34,7 @@ type Session struct {
 	// unordered: commands may arrive in another order than that of their numbers.
 	unordered bool
 	order     ordering
-	prepare   sync.Mutex   // held around Nexus.Prepare if unordered
+	prepare   sync.Mutex   // held around Nexus.Prepare and Event if unordered
 	live      atomic.Int32 // connections that have not left
 	// reassigning is held around a reassignment, so that nobody else locks two connections at a time.
 	reassigning sync.Mutex

@@ -14,7 +14,7 @@ type UnitConfig struct {
 	Disk Disk
 }
 
-// Nexus is the device servers that one session reaches: what SAM calls the I_T nexus. Prepare is called by
+// Nexus is the device servers that one session reaches: what SAM calls the I_T nexus. Prepare and Event are called by
 // one goroutine at a time; everything else may be called concurrently.
 type Nexus struct {
 	initiator *Initiator
@@ -32,7 +32,7 @@ type Unit struct {
 	table      *opcodeTable
 	attentions reserve.Attentions
 	copies     copies
-	// What the initiator was last told, to notice changes; touched by Prepare only.
+	// What the initiator was last told, to notice changes; touched by Prepare and Event only.
 	seenBlocks uint64
 	seenSync   bool          // writes were always durable: WCE could not be changed
 	seenPaths  atomic.Uint64 // also when the initiator has itself changed them
@@ -255,28 +255,34 @@ func (c *Command) matchOut() {
 // noticeChanges establishes the attentions that follow from what the disk says now. It gives the access state of the
 // command's own path, where that limits what may be done.
 func (u *Unit) noticeChanges(c *Command) (own reserve.AccessState) {
-	c.geo = u.disk.Geometry()
-	if c.geo.Blocks != u.seenBlocks {
-		if u.seenBlocks != 0 && c.geo.Blocks != 0 {
-			u.attentions.Post(reserve.CapacityChanged)
-		}
-		u.seenBlocks = c.geo.Blocks
-	}
-	if c.geo.AlwaysDurable != u.seenSync { // SPC-4 7.5: the caching page says something else
-		u.attentions.Post(reserve.ModeParametersChanged)
-		u.seenSync = c.geo.AlwaysDurable
-	}
-	paths := u.disk.Paths()
-	if paths.Generation != u.seenPaths.Load() && u.setting.Load() == 0 {
-		u.attentions.Post(reserve.AccessStateChanged)
-		u.seenPaths.Store(paths.Generation)
-	}
+	var paths reserve.PathInfo
+	c.geo, paths = u.notice()
 	if paths.Limited {
 		if g, ok := paths.GroupOf(u.nexus.initiator.Nexus.Port); ok {
 			return g.State
 		}
 	}
 	return reserve.ActiveOptimized
+}
+
+// notice is noticeChanges without a command.
+func (u *Unit) notice() (Geometry, reserve.PathInfo) {
+	geo, paths := u.disk.Geometry(), u.disk.Paths()
+	if geo.Blocks != u.seenBlocks {
+		if u.seenBlocks != 0 && geo.Blocks != 0 {
+			u.attentions.Post(reserve.CapacityChanged)
+		}
+		u.seenBlocks = geo.Blocks
+	}
+	if geo.AlwaysDurable != u.seenSync { // SPC-4 7.5: the caching page says something else
+		u.attentions.Post(reserve.ModeParametersChanged)
+		u.seenSync = geo.AlwaysDurable
+	}
+	if paths.Generation != u.seenPaths.Load() && u.setting.Load() == 0 {
+		u.attentions.Post(reserve.AccessStateChanged)
+		u.seenPaths.Store(paths.Generation)
+	}
+	return geo, paths
 }
 
 // Allocate gives the command's data-out a place. The transport calls it when it has room for FetchOut bytes.

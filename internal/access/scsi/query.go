@@ -15,6 +15,7 @@ func (n *Nexus) Event(lun uint16) (info [3]byte, pending bool) {
 	if u == nil {
 		return info, false
 	}
+	u.notice()
 	a, count := u.attentions.Peek()
 	if count == 0 {
 		return info, false
