@@ -2,13 +2,16 @@ package access
 
 import (
 	"context"
+	"log/slog"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
+	"dozo/internal/volume"
 	"dozo/internal/wire"
 )
 
@@ -203,4 +206,134 @@ func TestAnOlderAnswerIsNoWordAboutAFork(t *testing.T) {
 		}
 		o.strays.asked()
 	})
+}
+
+// A takeover waits for stores that will not come back. An operator gives them up, and the node that is to take over is the one that
+// waits: it goes on without them.
+func TestATakeoverThatWaitsHearsOfAnotherWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 1, 4, time.Second)
+		v := n.volume(1<<20, 1, control.Replicated)
+		was := n.served(t, v)
+		if err := writeAt(was.srv.Load().Owners()[0], 0, make([]byte, 4096), true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		var lost []ident.StoreID
+		stop := func(x *node) {
+			lost = append(lost, x.home.id)
+			x.stop()
+			n.kill(x.home)
+		}
+		stop(was)
+		for _, id := range n.listed(v).Ensembles[0].Stores {
+			for _, x := range n.list {
+				if x.home.id == id && x != was && len(lost) < 2 {
+					stop(x)
+				}
+			}
+		}
+		waiting := func() *node {
+			state := n.listed(v)
+			for _, x := range n.list {
+				if x.name == state.Owner && x != was && x.srv.Load() != nil {
+					return x
+				}
+			}
+			return nil
+		}
+		eventually(t, "somebody has begun to take over", func() bool { return waiting() != nil })
+		time.Sleep(5 * time.Second)
+		x := waiting()
+		if o := x.volumeAt(v).Owner(); o != nil && isClosed(o.Serving()) {
+			t.Fatal("it has not waited for two of its stores")
+		}
+		_, rev, err := n.ctl.JournalNow(t.Context(), v.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, x.name, lost, "", 0); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		if o := x.volumeAt(v).Owner(); o == nil || !isClosed(o.Serving()) || !o.forced {
+			t.Error("the node goes on waiting for stores that were given up")
+		}
+		n.stopAll()
+	})
+}
+
+// A site that was given up comes back one store after the other: the one that comes when the site is in step again is looked at, too.
+func TestAForkIsFoundAtAStoreThatComesBackLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2, 2)
+		v := c.volume(1<<20, 2, control.Replicated)
+		n := &numbered{blocks: 64, done: map[int]bool{}}
+		o := c.own(v)
+		n.writes(t, o, 20)
+		c.inStep(t, o)
+		c.killSite(2)
+		n.writes(t, o, 5) // of these site 2 knows nothing
+		c.killSite(1)
+		o.Close()
+		c.startSite(2)
+		c.at(2)
+		c.force(t, v, 1)
+		o = c.own(v)
+		n.writes(t, o, 5)
+		old := o
+		o = c.own(v) // this one asks the new ensemble only
+		old.Close()
+		c.start(c.seats[0])
+		time.Sleep(time.Minute)
+		c.inStep(t, o)
+		c.start(c.seats[1])
+		time.Sleep(time.Minute)
+		for _, s := range c.seats[:2] {
+			aside := 0
+			for _, r := range c.replicas(s, v.ID) {
+				if r.State == wire.ReplicaFork {
+					aside++
+				}
+			}
+			if aside == 0 {
+				t.Errorf("store %s has what the history has not, and nothing of it is set aside", s.host)
+			}
+		}
+		o.Close()
+	})
+}
+
+// A taker by force that served nothing, or served and was given up with its site, has left its own behind as well: an owner that never
+// heard of its epoch has not begun after anything of it. And what it had left behind itself is a fork by itself.
+func TestWhatAnEpochHasThatNobodyHeardOfIsAFork(t *testing.T) {
+	at := func(epoch, seq int) ident.Position {
+		return ident.Position{Epoch: ident.Epoch{Number: uint64(epoch)}, Seq: ident.Seq(seq)}
+	}
+	m, err := volume.New(ident.JournalID{1}, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &Owner{m: m, epoch: at(5, 0).Epoch, log: slog.New(slog.DiscardHandler)}
+	o.forks.cuts = []wire.EpochStart{{At: at(4, 87), Before: at(1, 86)}}
+	for _, x := range []struct {
+		epoch, seq int
+		gaveUp     bool
+	}{{1, 86, false}, {1, 87, true}, {2, 40, true}, {3, 86, true}, {3, 90, true}, {4, 200, false}} {
+		if got := o.gaveUp(at(x.epoch, 0).Epoch, ident.Seq(x.seq)); got != x.gaveUp {
+			t.Errorf("records of epoch %d up to %d: given up %v", x.epoch, x.seq, got)
+		}
+	}
+	old, late := ident.SegmentID{Epoch: at(1, 0).Epoch}, ident.SegmentID{Epoch: at(3, 0).Epoch}
+	site := wire.Replica{Segment: old.Fork(), State: wire.ReplicaFork, Last: at(1, 126), End: 4096}
+	taker := wire.Replica{Segment: late.Fork(), State: wire.ReplicaFork, Last: at(3, 87), End: 4096, Start: wire.EpochStart{At: at(3, 87), Before: at(1, 86)}}
+	o.learnCuts([]wire.Replica{site, taker})
+	o.learnCuts([]wire.Replica{site, taker})
+	var cuts []wire.Cut
+	for _, c := range o.forks.cuts {
+		cuts = append(cuts, wire.Cut{At: c.At, Before: c.Before})
+	}
+	if len(cuts) != 2 || leftBy(cuts, &site) != at(3, 0).Epoch || leftBy(cuts, &taker) != at(4, 0).Epoch {
+		t.Errorf("%v: the fork of epoch 1 is left by %s, that of epoch 3 by %s", cuts, leftBy(cuts, &site), leftBy(cuts, &taker))
+	}
 }

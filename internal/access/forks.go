@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -84,14 +85,46 @@ func (o *Owner) beginForks() {
 
 // gaveUp reports that records up to seq, made or kept in segments of an epoch, may not be of this history.
 func (o *Owner) gaveUp(epoch ident.Epoch, seq ident.Seq) bool {
-	return slices.ContainsFunc(o.forks.cuts, func(c wire.EpochStart) bool { return epoch.Less(c.At.Epoch) && seq > c.Before.Seq })
+	return slices.ContainsFunc(o.forks.cuts, func(c wire.EpochStart) bool { return leftBehind(c, epoch, seq) })
+}
+
+// leftBehind reports that an epoch's start leaves behind what segments of an earlier one have up to a record: what is behind the
+// one that it goes on from, or all of an epoch of whose start it has not heard.
+func leftBehind(c wire.EpochStart, epoch ident.Epoch, seq ident.Seq) bool {
+	return epoch.Less(c.At.Epoch) && (seq > c.Before.Seq || c.Before.Epoch.Less(epoch))
+}
+
+// learnCuts adds the starts of epochs that are not of this history and have left something behind themselves: a site that was given
+// up has a fork, and so may one that was given the volume by force after it. Each fork has a name of its own that way. It runs in the loop.
+func (o *Owner) learnCuts(list []wire.Replica) {
+	f := &o.forks
+	if len(f.cuts) == 0 {
+		return
+	}
+	was := len(f.cuts)
+	for i := range list {
+		s, id := list[i].Start, list[i].Segment
+		if list[i].State != wire.ReplicaFork || s.At.Seq == 0 || s.Proven || s.At.Epoch != id.Epoch || slices.ContainsFunc(f.cuts, func(c wire.EpochStart) bool { return c.At.Epoch == s.At.Epoch }) {
+			continue
+		}
+		if slices.ContainsFunc(f.cuts, func(c wire.EpochStart) bool { return c.Before.Epoch.Less(id.Epoch) && id.Epoch.Less(c.At.Epoch) }) {
+			f.cuts = append(f.cuts, s)
+		}
+	}
+	if len(f.cuts) == was {
+		return
+	}
+	slices.SortFunc(f.cuts, func(a, b wire.EpochStart) int { return a.At.Epoch.Compare(b.At.Epoch) })
+	if err := o.m.SetState(stateCuts, journal.AppendCuts(nil, f.cuts)); err != nil {
+		o.log.Error("the list of cuts is not kept", "err", err)
+	}
 }
 
 // forkEvery is how often the stores of the own site are looked at: one that was away may come back.
 const forkEvery = 10 * time.Second
 
 // forkLoop looks for forks in the stores of the own site and of the ensembles, once each time that one has come
-// back; the ships look at the other sites.
+// back. Ships look at the other sites when a session begins; a store that comes back later is looked at here.
 func (o *Owner) forkLoop() {
 	looked := map[ident.StoreID]bool{}
 	for wait := time.Duration(0); ; wait = forkEvery {
@@ -100,8 +133,6 @@ func (o *Owner) forkLoop() {
 		case <-o.ctx.Done():
 			return
 		}
-		there := map[ident.SegmentID][]have{}
-		var stores []journal.Store
 		ids := o.env.Stores.Core(o.env.Site)
 		for _, e := range o.fenced {
 			for _, id := range e.Stores {
@@ -110,6 +141,18 @@ func (o *Owner) forkLoop() {
 				}
 			}
 		}
+		if wait > 0 {
+			o.ask(func() {
+				for _, id := range o.everywhere(ids) {
+					if !o.forks.looked[id] && !o.env.about(id).Lost {
+						ids = append(ids, id)
+						delete(looked, id)
+					}
+				}
+			})
+		}
+		there := map[ident.SiteID]map[ident.SegmentID][]have{}
+		var stores []journal.Store
 		for _, id := range ids {
 			st, ok := o.env.Stores.Store(id)
 			if !ok || !o.env.Stores.Up(id) {
@@ -119,22 +162,26 @@ func (o *Owner) forkLoop() {
 			if looked[id] {
 				continue
 			}
-			var asked uint64
-			o.ask(func() { asked = o.strays.asks() })
-			list, err := o.inventory(st)
-			o.call(o.strays.asked)
+			list, err := o.allOf(st)
 			if err != nil {
 				o.log.Debug("store not looked at for forks", "store", id, "err", err)
 				continue
 			}
+			site := o.env.Stores.Site(id)
+			if there[site] == nil {
+				there[site] = map[ident.SegmentID][]have{}
+			}
 			for _, x := range list {
-				there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made, x.Unsure})
+				there[site][x.Segment] = append(there[site][x.Segment], have{st, x.State, x.End, x.Last, x.Made, x.Unsure})
 			}
 			looked[id] = true
 			stores = append(stores, st)
-			o.call(func() { o.forksSaid(id, list, asked) })
 		}
-		if err := o.findForks(o.ctx, o.env.Site, there); err != nil {
+		var err error
+		for _, site := range slices.Sorted(maps.Keys(there)) {
+			err = errors.Join(err, o.findForks(o.ctx, site, there[site]))
+		}
+		if err != nil {
 			clear(looked)
 			o.log.Debug("forks", "err", err)
 		} else {
@@ -143,21 +190,21 @@ func (o *Owner) forkLoop() {
 	}
 }
 
-// inventory lists all that a store has of the journal.
-func (o *Owner) inventory(st journal.Store) (list []wire.Replica, err error) {
-	for m := (&wire.Inventory{Journal: o.journalID, Limit: 4096}); ; {
-		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
-		r, err := st.Inventory(ctx, m)
-		cancel()
-		if err != nil {
-			return nil, err
+// allOf asks a store what it has, by a fence at the owner's epoch: once it has been looked at, no former owner adds anything
+// that nobody would look at again.
+func (o *Owner) allOf(st journal.Store) ([]wire.Replica, error) {
+	ctx, cancel := context.WithTimeout(o.ctx, 2*o.env.Limits.SyncTimeout)
+	defer cancel()
+	var asked uint64
+	o.ask(func() { asked = o.strays.asks() })
+	r, err := st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+	o.call(func() {
+		if err == nil {
+			o.reported(st.ID(), r.Replicas, asked)
 		}
-		list = append(list, r.Replicas...)
-		if !r.More || len(r.Replicas) == 0 {
-			return list, nil
-		}
-		m.After = r.Replicas[len(r.Replicas)-1].Segment
-	}
+		o.strays.asked()
+	})
+	return r.Replicas, err
 }
 
 // forksSaid remembers what a store has set aside by what it said; asked is when it was asked. It runs in the loop.
@@ -165,6 +212,7 @@ func (o *Owner) forksSaid(store ident.StoreID, list []wire.Replica, asked uint64
 	if o.forks.at == nil {
 		return
 	}
+	o.learnCuts(list)
 	if was := o.forks.at[store]; was.moment <= asked {
 		f := forksIn(list)
 		f.moment = was.moment
@@ -249,6 +297,7 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 				sum.segments++
 				o.measureFork(ctx, b.h.store, b.id, max(b.last.Seq, o.cutBefore(b.id.Epoch, from)), &sum)
 			}
+			o.goBackground(func() { o.askWhatIsThere(b.h.store.ID()) })
 			o.log.Error("records that are not of this history are kept as a fork", "segment", b.id, "store", b.h.store.ID(), "site", site, "to", from)
 		}
 		switch {
@@ -432,7 +481,7 @@ func (o *Owner) pinnedSegment(s *segment) bool {
 func (o *Owner) forgotten(epoch ident.Epoch, last ident.Seq) bool {
 	some := false
 	for _, c := range o.forks.cuts {
-		if epoch.Less(c.At.Epoch) && last > c.Before.Seq {
+		if leftBehind(c, epoch, last) {
 			if some = true; !slices.Contains(o.forks.forgotten, c.At.Epoch) {
 				return false
 			}

@@ -234,7 +234,8 @@ func (s *Server) reconcile() {
 			default:
 			}
 		}
-		if o != nil && state.Owner != s.env.Node && o.epoch.Less(state.Epoch) && (v.moving == nil || v.moving.status().Done) {
+		forced := state.Forced != nil && o != nil && o.epoch.Less(state.Forced.Epoch) // maybe in the name of this very node
+		if o != nil && (state.Owner != s.env.Node || forced) && o.epoch.Less(state.Epoch) && (v.moving == nil || v.moving.status().Done) {
 			// R3: a key with a higher epoch deposes, though no store may have heard of it.
 			deposed := o
 			v.owner.CompareAndSwap(o, nil)

@@ -521,7 +521,7 @@ func (o *Owner) strayMayGo(r *stray) bool {
 		// once it has everything on two stores that is the word which R4 wants: with the replica goes the doubt, which
 		// would else make no takeover proven any more.
 		return len(o.unsettled) == 0
-	case o.gaveUp(id.Epoch, r.Last.Seq):
+	case !id.IsCheckpoint() && o.gaveUp(id.Epoch, r.Last.Seq):
 		return false // it may be part of a fork
 	case id.Epoch == o.epoch:
 		// What this owner itself has given up: a segment without a committed record, an abandoned checkpoint.

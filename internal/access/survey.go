@@ -269,14 +269,20 @@ func (p *Past) fail(err error) error {
 	return err
 }
 
-// leftBy is the epoch whose start has left a replica's records behind: the first that does not have them.
-func leftBy(cuts []wire.Cut, r *wire.Replica) ident.Epoch {
+// LeftBy finds the epoch-start that has left a replica's records behind: the first that does not have them.
+func LeftBy(cuts []wire.Cut, r *wire.Replica) (wire.Cut, bool) {
 	for _, c := range cuts {
-		if r.Segment.Epoch.Less(c.At.Epoch) && r.Last.Seq > c.Before.Seq {
-			return c.At.Epoch
+		if leftBehind(wire.EpochStart{At: c.At, Before: c.Before}, r.Segment.Epoch, r.Last.Seq) {
+			return c, true
 		}
 	}
-	return ident.Epoch{}
+	return wire.Cut{}, false
+}
+
+// leftBy is that start's epoch.
+func leftBy(cuts []wire.Cut, r *wire.Replica) ident.Epoch {
+	c, _ := LeftBy(cuts, r)
+	return c.At.Epoch
 }
 
 // Close ends it.

@@ -276,6 +276,11 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		case <-ctx.Done():
 			return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, ctx.Err())
 		}
+		if now, _, ok := o.env.Control.Journal(o.journalID); ok && o.epoch.Less(now.Epoch) {
+			// Somebody has decided otherwise meanwhile, this node's being named again included: an operator has given up the stores
+			// that are waited for, say.
+			return nil, nil, fmt.Errorf("fence %s: %w", o.journalID, &wire.Error{Code: wire.CodeFenced, Epoch: now.Epoch, Detail: "the control store has a later epoch"})
+		}
 		if state.Forced != nil {
 			if heard, rec := o.forcedEnough(state, answers, far); rec != nil {
 				if enoughSince.IsZero() {

@@ -55,7 +55,7 @@ func (b *backend) forksOf(ctx context.Context, v control.VolumeSpec, cuts []wire
 				if r.State != wire.ReplicaFork {
 					continue
 				}
-				cut, ok := leftBehind(cuts, r)
+				cut, ok := access.LeftBy(cuts, r)
 				if !ok || cut.Forgotten {
 					continue
 				}
@@ -80,16 +80,6 @@ func (b *backend) forksOf(ctx context.Context, v control.VolumeSpec, cuts []wire
 	}
 	slices.SortFunc(out, func(a, b *dozov1.Fork) int { return cmp.Compare(a.BaseSeq, b.BaseSeq) })
 	return out
-}
-
-// leftBehind finds the cut that left a replica's records behind.
-func leftBehind(cuts []wire.Cut, r *wire.Replica) (wire.Cut, bool) {
-	for _, c := range cuts {
-		if r.Segment.Epoch.Less(c.At.Epoch) && r.Last.Seq > c.Before.Seq {
-			return c, true
-		}
-	}
-	return wire.Cut{}, false
 }
 
 // inventoryOf lists what a store has of a journal.
