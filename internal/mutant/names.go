@@ -71,7 +71,7 @@ var names = [...]struct {
 	scenarios    string
 }{
 	TermsTwo:      {"T-two", "a record counts as committed once two members of one ensemble hold it", 1, "journal TestARecordOnOneStoreIsNotCommitted"},
-	TermsChain:    {"T-chain", "a commit point counts only in the history whose hashes it is of", 117, "journal TestADeadRecordIsNotCommittedByItsNumber, journal TestAPointThatWasGivenUpIsNone"},
+	TermsChain:    {"T-chain", "a commit point counts only in the history whose hashes it is of", 131, "journal TestADeadRecordIsNotCommittedByItsNumber, journal TestAPointThatWasGivenUpIsNone"},
 	R1StartStable: {"R1-start-stable", "nothing is answered until the epoch-start is stable on two stores", 117, "journal TestNothingIsAcknowledgedBeforeTheStartIsStable"},
 	R1Serving:     {"R1-serving", "nothing is read until the epoch-start is stable on two stores", 105, "access TestNothingIsReadBeforeTheStartIsStable"},
 	R1Tail:        {"R1-tail", "what was recovered above the commit point is put on two stores again", 105, "journal TestWhatIsFoundOnOneIsPutOnTwoMembersOfTheNewest"},

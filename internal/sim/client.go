@@ -434,7 +434,7 @@ func (c *client) checkPort(s *session, epoch uint64) {
 		return
 	}
 	for e := c.told + 1; e <= epoch; e++ {
-		if c.attached != 0 && c.attached < e && c.w.chain.isUnproven(e) && !c.w.isKept(e) {
+		if c.attached != 0 && c.attached < e && c.w.chain.isUnproven(e) && c.w.chain.lostBefore(epoch, e) && !c.w.isKept(e) {
 			c.w.fail("client %d was attached in epoch %d and got no error after epoch %d, which is not proven (R11): an answer of epoch %d by %s", c.id, c.attached, e, epoch, s.node.name)
 		}
 	}

@@ -235,6 +235,8 @@ func (w *World) inject(f *Fault) {
 		w.rotTail(n, f, undo)
 	case FaultLeft:
 		w.siteLeft(n, f)
+	case FaultForcedTakers:
+		w.strikeForced(f)
 	case FaultMember:
 		w.memberReplaced(n, f)
 	case FaultLateCommand:

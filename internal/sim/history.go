@@ -110,6 +110,8 @@ func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
 	c.w.stats.add("epochs begun", 1)
 	c.kept(n, e, s)
 	c.w.struck(n, e.Number)
+	c.w.struckForced(n, e.Number)
+	c.noLess(e, s)
 	if e.Number > 1 && !s.Proven {
 		c.w.stats.add("epochs begun, not proven (R4)", 1)
 		c.w.hist.wentBack(e.Number, c.w.forced())
@@ -205,6 +207,24 @@ func (c *chain) isUnproven(epoch uint64) bool {
 	return known && epoch > 1 && !s.Proven
 }
 
+// lostBefore reports that the history which an epoch goes on from may lack something because an earlier one, or that one itself,
+// was not proven: those that it is after, not those whose start nobody heard of.
+func (c *chain) lostBefore(epoch, by uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := epoch; e >= by; {
+		s, known := c.starts[e]
+		if e == by {
+			return true
+		}
+		if !known || s.Before.Epoch.Number >= e {
+			return known
+		}
+		e = s.Before.Epoch.Number
+	}
+	return false
+}
+
 // check is §2.2: one history.
 func (c *chain) check() {
 	c.mu.Lock()
@@ -245,6 +265,9 @@ func (w *World) verify(o *access.Owner) (wrong []string) {
 			s, known := table[x.Segment]
 			if !known {
 				w.stats.add("replicas of no segment, not yet taken away", 1)
+				if v := o.View(); v != nil && leftBehind(v.Cuts, &x) && (x.State == wire.ReplicaOpen || x.State == wire.ReplicaShort) && x.End > 0 && !x.Segment.IsCheckpoint() && x.Segment.Epoch.Less(o.Epoch()) {
+					bad("%s has records up to %s in an open replica of segment %s, which a takeover has left behind, and it is no fork (R14)", n.name, x.Last, x.Segment)
+				}
 				continue
 			}
 			i := slices.IndexFunc(s.Holders, func(h access.HolderView) bool { return h.Store == n.store })
@@ -366,4 +389,10 @@ func (c *chain) compare(id ident.SegmentID, raw []byte) {
 			return
 		}
 	}
+}
+
+// leftBehind reports that an epoch-start which was not proven has left what a replica has behind.
+func leftBehind(cuts []wire.Cut, r *wire.Replica) bool {
+	_, ok := access.LeftBy(cuts, r)
+	return ok
 }

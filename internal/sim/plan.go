@@ -81,26 +81,27 @@ const (
 	FaultPartial     // the owner is cut off from all nodes of its site but one
 	FaultSiteDies    // and is given up; later it comes back, and its volume goes home
 	FaultSiteLosesPower
-	FaultSiteCutOff  // the same for a site that goes on by itself
-	FaultPolicy      // the volume's policies are changed
-	FaultAlone       // a node is cut off from all others and from the control store; it has its clients
-	FaultTakers      // the owner is cut off, and so, or dead, is whoever takes over, as soon as its epoch begins
-	FaultLate        // the owner is cut off from all others but one, to which it speaks late
-	FaultFlushed     // a site loses its power as soon as a flush is answered
-	FaultUnflushed   // the owner dies when much is not synced, and then the same
-	FaultServed      // the owner dies, and so does the next one after its first answers
-	FaultForgetful   // the owner is alone with one other store, which is fenced and restarts
-	FaultSlowSync    // fdatasync takes long
-	FaultSlowCopies  // what is done with whole segments takes long
-	FaultRotTail     // the owner dies, and what the site's other nodes were writing has rotted when they start again
-	FaultBurn        // a site is lost, and is away, as soon as a replica has to go
-	FaultOldPermit   // sites are apart, as soon as a store is told again to drop what has been made anew since
-	FaultLateCommand // a client gives up a write that arrives all the same
-	FaultMember      // a member of the ensemble is emptied; when it is off the list, both it and the owner's node are gone for good
-	FaultLeft        // the volume is handed over to another site, and its own is gone for good
-	faultKinds       = int(FaultLeft) + 1
-	healed           = 8 * time.Second // from the last fault's end to the clients'
-	firstFault       = 4 * time.Second
+	FaultSiteCutOff   // the same for a site that goes on by itself
+	FaultPolicy       // the volume's policies are changed
+	FaultAlone        // a node is cut off from all others and from the control store; it has its clients
+	FaultTakers       // the owner is cut off, and so, or dead, is whoever takes over, as soon as its epoch begins
+	FaultLate         // the owner is cut off from all others but one, to which it speaks late
+	FaultFlushed      // a site loses its power as soon as a flush is answered
+	FaultUnflushed    // the owner dies when much is not synced, and then the same
+	FaultServed       // the owner dies, and so does the next one after its first answers
+	FaultForgetful    // the owner is alone with one other store, which is fenced and restarts
+	FaultSlowSync     // fdatasync takes long
+	FaultSlowCopies   // what is done with whole segments takes long
+	FaultRotTail      // the owner dies, and what the site's other nodes were writing has rotted when they start again
+	FaultBurn         // a site is lost, and is away, as soon as a replica has to go
+	FaultOldPermit    // sites are apart, as soon as a store is told again to drop what has been made anew since
+	FaultLateCommand  // a client gives up a write that arrives all the same
+	FaultMember       // a member of the ensemble is emptied; when it is off the list, both it and the owner's node are gone for good
+	FaultLeft         // the volume is handed over to another site, and its own is gone for good
+	FaultForcedTakers // takers by force die as soon as their epochs begin
+	faultKinds        = int(FaultForcedTakers) + 1
+	healed            = 8 * time.Second // from the last fault's end to the clients'
+	firstFault        = 4 * time.Second
 )
 
 var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "pause", "isolated node", "one-way partition", "sites apart", "clients cut off",
@@ -109,7 +110,7 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late", "power lost after a flush",
 	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted",
 	"site burns when a replica goes", "sites apart when an old permit is read",
-	"late command", "member replaced", "site left"}
+	"late command", "member replaced", "site left", "takers by force die"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -157,6 +158,8 @@ var siteFocuses = [...]siteFocus{
 	28: {recipe: withoutCheckpoint},
 	29: {recipe: withoutPrefix},
 	30: {recipe: oldPermits},
+	31: {recipe: forcedTakers},
+	32: {recipe: forcedTakersHang},
 }
 
 type siteFocus struct {

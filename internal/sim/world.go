@@ -40,13 +40,14 @@ type World struct {
 	draws   atomic.Uint64
 	answers atomic.Int64 // to clients
 
-	traps       traps
-	stays       stays
-	lateClients atomic.Int64 // how many there were (late.go)
-	unflushed   atomic.Int64 // changes that clients were told of since the last flush
-	hammering   atomic.Int64 // a time.Duration: until when clients read all they can at an owner that is alone
-	takers      atomic.Int64 // a time.Duration: until when those that take over are struck down
-	troubled    atomic.Int64 // a time.Duration: until when a fault that began or ended is recent
+	traps        traps
+	stays        stays
+	lateClients  atomic.Int64 // how many there were (late.go)
+	unflushed    atomic.Int64 // changes that clients were told of since the last flush
+	hammering    atomic.Int64 // a time.Duration: until when clients read all they can at an owner that is alone
+	forcedTakers atomic.Pointer[forcedStrikes]
+	takers       atomic.Int64 // a time.Duration: until when those that take over are struck down
+	troubled     atomic.Int64 // a time.Duration: until when a fault that began or ended is recent
 
 	clientCuts map[[2]int]int // client and node between which nothing passes; guarded by network.mu
 	ended      bool           // no process may begin any more; guarded by network.mu
