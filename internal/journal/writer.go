@@ -598,6 +598,11 @@ func (w *Writer) advance() {
 		w.held = b.last
 		w.flying -= b.bytes
 		w.committed = append(w.committed, b.entries...)
+		if mutant.On(mutant.TermsTwo) {
+			for i := range s.replicas {
+				s.replicas[i].acked = max(s.replicas[i].acked, b.end) // what the other store says later finds no batch
+			}
+		}
 		clear(b.entries)
 		clear(b.Data)
 		*b = Batch{entries: b.entries[:0], Data: b.Data[:0]}

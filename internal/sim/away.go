@@ -94,6 +94,9 @@ func (w *World) siteLeft(n *Node, f *Fault) {
 		l := &leftWriter{client: w.lateClient(n, to), w: w, first: w.plan.Blocks + 1 + i*leftBlocks}
 		w.wg.Go(func() { l.run(struck, end, &over) })
 	}
+	if f.Kind == FaultGiver {
+		w.giverDies(n, f, newest, end)
+	}
 	w.arm(trap{on: cueServed, above: newest, count: f.Size >> 3 % 4, until: end, strike: sync.OnceFunc(func() {
 		over.Store(true)
 		if o := w.owner(); o == nil || o.site == n.site {
@@ -147,8 +150,8 @@ func (l *leftWriter) run(struck chan struct{}, end time.Duration, over *atomic.B
 		switch {
 		case !answered:
 			at = 1
-			if l.paths[1].isLost() {
-				return
+			for l.paths[1].isLost() && !l.login(1) && w.now() < end && !over.Load() && !w.isOver() {
+				l.rest(leftRest)
 			}
 		case a.err == nil:
 			l.acked[i%leftBlocks] = in.value
@@ -197,4 +200,23 @@ func (l *leftWriter) readAll() {
 			l.rest(busyRest)
 		}
 	}
+}
+
+// giverDies has the owner's site and the others apart from the moment at which the control store names the taker of the hand-over, and the owner
+// dies there: what it has acknowledged since may be at its own site only. Who takes over for the taker's site has to leave it to that one.
+func (w *World) giverDies(n *Node, f *Fault, newest uint64, end time.Duration) {
+	w.arm(trap{on: cueHanded, at: n, above: newest, until: end, strike: func() {
+		w.stats.add("owners that died when the control store named the taker", 1)
+		var cut [][2]*Node
+		for _, a := range w.nodes {
+			for _, b := range w.nodes {
+				if a.site == n.site && b.site != n.site {
+					cut = append(cut, [2]*Node{a, b}, [2]*Node{b, a})
+				}
+			}
+		}
+		dies := time.Duration(f.Size>>4%100) * time.Millisecond
+		w.cut(cut, func(end func()) { w.after(dies+time.Duration(100+f.Size>>11%900)*time.Millisecond, end) })
+		w.after(dies, func() { w.leave(f, n) })
+	}})
 }

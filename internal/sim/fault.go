@@ -239,8 +239,16 @@ func (w *World) inject(f *Fault) {
 		w.strikeForced(f)
 	case FaultMember:
 		w.memberReplaced(n, f)
-	case FaultLateCommand:
+	case FaultLateCommand, FaultLateLong:
 		w.lateCommand(n, f)
+	case FaultGiver:
+		w.siteLeft(n, f)
+	case FaultLateDrop:
+		w.lateDrops(n, f)
+	case FaultPermit:
+		w.permitLost(n, f)
+	case FaultReserved:
+		w.reservedAlone(n, f)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)

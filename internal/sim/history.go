@@ -71,6 +71,21 @@ func (c *chain) began(n *Node, m *wire.Append) {
 	if known {
 		return
 	}
+	eachAppended(m, func(r *journal.Record, body []byte) {
+		if r.Kind != journal.KindEpochStart || r.Epoch != m.Epoch {
+			return
+		}
+		s, err := journal.DecodeEpochStart(r, body)
+		if err != nil {
+			c.w.fail("epoch-start of epoch %s: %v", m.Epoch, err)
+			return
+		}
+		c.start(n, m.Epoch, s)
+	})
+}
+
+// eachAppended goes through the records of an append.
+func eachAppended(m *wire.Append, f func(r *journal.Record, body []byte)) {
 	data := bytes.Join(m.Data, nil)
 	if m.Offset == 0 && len(data) >= journal.SegmentHeaderSize {
 		data = data[journal.SegmentHeaderSize:]
@@ -81,15 +96,7 @@ func (c *chain) began(n *Node, m *wire.Append) {
 		if err != nil || size > len(data) || r.Decode(data) != nil {
 			return
 		}
-		if r.Kind == journal.KindEpochStart && r.Epoch == m.Epoch {
-			s, err := journal.DecodeEpochStart(&r, data[journal.BodyOffset(r.StoredLen):][:r.StoredLen])
-			if err != nil {
-				c.w.fail("epoch-start of epoch %s: %v", m.Epoch, err)
-				return
-			}
-			c.start(n, m.Epoch, s)
-			return
-		}
+		f(&r, data[journal.BodyOffset(r.StoredLen):][:r.StoredLen])
 		data = data[size:]
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"dozo/internal/access"
 	"dozo/internal/wire"
 )
 
@@ -23,7 +24,8 @@ const (
 	lateAborted                   // ABORT TASK; it was at a forwarder that had lost its connection to the owner
 	lateAnswered                  // it was answered, but the connection that the answer came by was lost: the forwarder sends it again
 	lateKinds     = int(lateAnswered) + 1
-	lateFirst     = 3000 // the identifiers of these clients
+	lateLong      = lateKind(lateKinds) // it is one of several calls that a command became: its stamp is fresh, the command's is not (FaultLateLong)
+	lateFirst     = 3000                // the identifiers of these clients
 	lateReadEvery = 15 * time.Millisecond
 )
 
@@ -40,6 +42,9 @@ func (w *World) lateCommand(owner *Node, f *Fault) {
 	}
 	by := forwarders[int(f.Also*float64(len(forwarders)))]
 	l := &lateClient{w: w, f: f, owner: owner, kind: lateKind(f.Size % lateKinds), client: w.lateClient(by, owner)}
+	if f.Kind == FaultLateLong {
+		l.kind = lateLong
+	}
 	w.wg.Go(l.run)
 }
 
@@ -75,6 +80,10 @@ func (l *lateClient) run() {
 	w.tracef("late client %d by %s and %s: %s, kind %d", l.id, old.node.name, by.node.name, in.String(), l.kind)
 	if l.kind == lateAnswered {
 		l.answeredTwice(old, by, in)
+		return
+	}
+	if l.kind == lateLong {
+		l.goesOn(old, by, in)
 		return
 	}
 	switch l.kind {
@@ -208,4 +217,45 @@ func (l *lateClient) answeredTwice(old, by *session, in opIn) {
 	}
 	<-done
 	o.look(other.paths[0], in.block, 5*lateReadEvery)
+}
+
+// goesOn has an access server go on with a command that has become several calls, as WRITE SAME does, after the client has given it up: by
+// LUN RESET, or by a new login. What the server has heard of the owner's clock since makes the call's stamp fresh, and the command's stays beside it.
+func (l *lateClient) goesOn(old, by *session, in opIn) {
+	w := l.w
+	first := w.hist.tick()
+	began := old.stamp
+	l.rest(time.Duration(1+l.f.Size>>4%50) * time.Millisecond)
+	over := false
+	if l.f.Size%2 == 0 {
+		over = l.bar(by, &wire.Bar{Kind: wire.BarLUNReset, Nexus: by.nexus, Session: by.id})
+	} else {
+		over = l.login(0)
+	}
+	if !over {
+		return // nothing of it was said yet
+	}
+	w.hist.maybe(in, first, w.hist.tick())
+	w.stats.add("client: long commands given up that go on", 1)
+	l.look(by, in.block, time.Duration(1000+l.f.Size>>10%400)*time.Millisecond)
+	w.toTarget(old, func(*Proc) {
+		op := access.NewOp()
+		op.Kind, op.Offset, op.Length = in.kind, in.offset(), in.length()
+		op.Nexus, op.Session = &old.nexus, old.id
+		op.Request = wire.RequestID{Forwarder: old.id, Number: l.number<<requestBits | 1}
+		if op.Stamp = old.vol.Stamp(); op.Stamp.Epoch == began.Epoch {
+			op.Since = began.Tick
+		} else {
+			op.Stamp = began
+		}
+		data := in.payload()
+		op.Buf = access.NewWriteBuf(op.Offset, len(data))
+		copy(op.Buf.Bytes(), data)
+		op.Done = func(op *access.Op, err error) {
+			w.tracef("late client %d: what goes on: %v", l.id, err)
+			op.Release()
+		}
+		old.vol.Submit(op)
+	})
+	l.look(by, in.block, 200*time.Millisecond)
 }

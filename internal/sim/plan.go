@@ -99,7 +99,12 @@ const (
 	FaultMember       // a member of the ensemble is emptied; when it is off the list, both it and the owner's node are gone for good
 	FaultLeft         // the volume is handed over to another site, and its own is gone for good
 	FaultForcedTakers // takers by force die as soon as their epochs begin
-	faultKinds        = int(FaultForcedTakers) + 1
+	FaultGiver        // as FaultLeft, and the owner dies when the control store names the taker
+	FaultLateDrop     // what another owner has said of replicas that go arrives when the next one counts on them
+	FaultPermit       // a site loses its power as soon as a replica is permitted to go
+	FaultReserved     // an owner that is alone takes a reservation, and dies
+	FaultLateLong     // a client gives up a long command, which goes on all the same
+	faultKinds        = int(FaultLateLong) + 1
 	healed            = 8 * time.Second // from the last fault's end to the clients'
 	firstFault        = 4 * time.Second
 )
@@ -110,7 +115,8 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late", "power lost after a flush",
 	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted",
 	"site burns when a replica goes", "sites apart when an old permit is read",
-	"late command", "member replaced", "site left", "takers by force die"}
+	"late command", "member replaced", "site left", "takers by force die", "giver dies", "late drops", "power lost after a permit", "reservation of an owner that dies",
+	"late long command"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -153,6 +159,7 @@ var siteFocuses = [...]siteFocus{
 	19: {recipe: lateCommands},
 	20: {recipe: memberReplaced},
 	21: {recipe: siteLeft},
+	22: {recipe: longCommands},
 	26: {recipe: rottenTail},
 	27: {recipe: uncovered},
 	28: {recipe: withoutCheckpoint},
@@ -160,6 +167,10 @@ var siteFocuses = [...]siteFocus{
 	30: {recipe: oldPermits},
 	31: {recipe: forcedTakers},
 	32: {recipe: forcedTakersHang},
+	33: {recipe: giverDies},
+	34: {recipe: lateDrops},
+	35: {recipe: permitLost},
+	37: {recipe: reservedAlone},
 }
 
 type siteFocus struct {

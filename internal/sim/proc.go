@@ -36,6 +36,7 @@ type Node struct {
 	slowDisk   atomic.Int64 // nanoseconds: what each answer of the store takes longer
 	slowSync   atomic.Int64 // the same for fdatasync alone
 	slowCopies atomic.Int64 // and for what is done with whole segments: sealing, copying
+	syncs      atomic.Int64 // how often something was made stable
 	cutOff     atomic.Int32 // from the control store: by so many faults
 	rot        []func(vfs.Call, []byte)
 	skew       time.Duration // of its wall clock
@@ -372,6 +373,7 @@ func (p *Proc) handleSlow(m *message, req wire.Message, answer func(wire.Message
 		r, err = got(p.own.Push(ctx, x))
 	case *wire.Drop:
 		p.cueDropped(x)
+		p.w.holdDrop(p, x)
 		r, err = got(p.own.Drop(ctx, x))
 	case *wire.StoreStatus:
 		r, err = got(p.own.Status(ctx, x))

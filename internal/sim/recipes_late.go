@@ -33,11 +33,27 @@ func memberReplaced(p *Plan, rng *rand.Rand) {
 // siteLeft: a site is gone as soon as the volume has left it, while the site that it has gone to takes what is shipped slowly.
 func siteLeft(p *Plan, rng *rand.Rand) {
 	p.Sites, p.Copies = []int{2 + rng.IntN(2), 2 + rng.IntN(2)}, 2
-	at := between(rng, 6*time.Second, 26*time.Second)
+	at := between(rng, 6*time.Second, 16*time.Second) // a hand-over may take half a minute
 	if rng.IntN(2) == 0 {
 		for i := range p.Sites[1] {
 			p.add(Fault{Kind: FaultSlowCopies, At: at, For: 20 * time.Second, Pick: p.pick(2) + float64(i)/float64(total(p.Sites)), Size: rng.IntN(1 << 20)})
 		}
 	}
-	p.add(Fault{Kind: FaultLeft, At: at, For: 20 * time.Second, Owner: true, Pick: p.pick(1), Size: rng.IntN(1 << 20), Stays: true})
+	p.add(Fault{Kind: FaultLeft, At: at, For: 35 * time.Second, Owner: true, Pick: p.pick(1), Size: rng.IntN(1 << 20), Stays: true})
+}
+
+// giverDies: the owner dies when the control store names the taker, which is at another site and has not got everything.
+func giverDies(p *Plan, rng *rand.Rand) {
+	siteLeft(p, rng)
+	p.Faults[len(p.Faults)-1].Kind = FaultGiver
+}
+
+// longCommands: commands that have become several calls go on after their clients have given them up.
+func longCommands(p *Plan, rng *rand.Rand) {
+	lateCommands(p, rng)
+	for i := range p.Faults {
+		if f := &p.Faults[i]; f.Kind == FaultLateCommand {
+			f.Kind = FaultLateLong
+		}
+	}
 }

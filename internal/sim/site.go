@@ -290,6 +290,9 @@ func (w *World) watchForces() {
 			}
 			w.stats.add(what, 1)
 		}
+		if ok && state.Handed && !was.Handed {
+			w.cue(cueHanded, w.nodeOf(was.Owner), state.Epoch.Number)
+		}
 		if ok && len(was.Ensembles) > 1 && len(state.Ensembles) == 1 {
 			w.cue(cueListed, w.nodeOf(state.Owner), state.Epoch.Number)
 		}

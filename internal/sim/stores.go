@@ -80,6 +80,7 @@ func (s *local) ID() ident.StoreID { return s.st.ID() }
 func (s *local) Append(m *wire.Append, done func(wire.AppendReply, error)) {
 	s.p.w.chain.saw(m.Segment.Journal, m.Commit, "append by "+string(s.p.node.name))
 	s.p.w.chain.began(s.p.node, m)
+	s.p.w.permitted(s.p.node, m)
 	s.later(func() { s.st.Append(m, done) })
 }
 func (s *local) Notice(m *wire.Notice) {
@@ -105,10 +106,12 @@ func (s *local) OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.Open
 }
 func (s *local) Sync(ctx context.Context, m *wire.Sync) (wire.SyncReply, error) {
 	s.pause(&s.p.node.slowSync)
+	s.p.node.syncs.Add(1)
 	return slowly(s, ctx, m, s.st.Sync)
 }
 func (s *local) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, error) {
 	s.pause(&s.p.node.slowCopies)
+	s.p.node.syncs.Add(1)
 	return slowly(s, ctx, m, s.st.Seal)
 }
 func (s *local) Fence(ctx context.Context, m *wire.Fence) (wire.FenceReply, error) {

@@ -24,6 +24,8 @@ const (
 	cueDrop                 // a store is told that a replica may go
 	cueForwarded            // an owner is about to answer a write that a node has forwarded
 	cueListed               // the older ensembles have left the list: only the newest is asked from now on
+	cueHanded               // the control store names the taker of a hand-over, and the owner goes on
+	cuePermit               // an owner has permits in what it appends
 )
 
 // trap waits for a cue, once.

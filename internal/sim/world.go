@@ -48,6 +48,7 @@ type World struct {
 	forcedTakers atomic.Pointer[forcedStrikes]
 	takers       atomic.Int64 // a time.Duration: until when those that take over are struck down
 	troubled     atomic.Int64 // a time.Duration: until when a fault that began or ended is recent
+	held         atomic.Pointer[heldDrops]
 
 	clientCuts map[[2]int]int // client and node between which nothing passes; guarded by network.mu
 	ended      bool           // no process may begin any more; guarded by network.mu
