@@ -250,7 +250,10 @@ func (r *Recovery) highest(points []ident.Position, starts map[ident.Epoch]wire.
 
 func (r *Recovery) onChain(p ident.Position, starts map[ident.Epoch]wire.EpochStart) bool {
 	for s := r.Start; p.Epoch.Less(s.At.Epoch); {
-		if (p.Seq > s.Before.Seq || s.Before.Epoch.Less(p.Epoch)) && !mutant.On(mutant.TermsChain) {
+		// The start of the epoch before may not have been heard, where its records are copies in segments of this one: of its
+		// last record the number is known to be another's.
+		other := p.Seq == s.Before.Seq && p.Epoch != s.Before.Epoch
+		if (p.Seq > s.Before.Seq || other || s.Before.Epoch.Less(p.Epoch)) && !mutant.On(mutant.TermsChain) {
 			return false
 		}
 		next, known := starts[s.Before.Epoch]

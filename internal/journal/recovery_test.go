@@ -100,6 +100,18 @@ func TestAPointThatWasGivenUpIsNone(t *testing.T) {
 	}
 }
 
+// A site was given up that had 91; an epoch began after 90, and all that is left of it is its start, 91, which the one after has copied.
+func TestAPointByTheNumberOfACopiedStartIsNone(t *testing.T) {
+	a, b, x := ident.StoreID{1}, ident.StoreID{2}, ident.StoreID{3}
+	old := replica(seg(1, 1), wire.ReplicaOpen, ident.Position{}, pos(1, 90), wire.EpochStart{At: pos(1, 1), Proven: true})
+	now := replica(seg(3, 0), wire.ReplicaOpen, pos(1, 90), pos(3, 92), wire.EpochStart{At: pos(3, 92), Before: pos(2, 91), Proven: true})
+	home := &wire.FenceReply{Replicas: []wire.Replica{old, now}}
+	r := Recover([][]ident.StoreID{{a, b}}, map[ident.StoreID]*wire.FenceReply{a: home, b: home, x: {Commit: pos(1, 91), Stable: pos(1, 91)}})
+	if r.Lost || r.Last.Seq != 92 || r.Commit != pos(1, 90) {
+		t.Errorf("commit %s: %s", r.Commit, r.Describe())
+	}
+}
+
 // Records that an epoch copied again keep the epoch they were made in: the next epoch's first segment begins behind
 // one of those, and they lie in the segments of the epoch that copied them.
 func TestRecordsThatWereCopiedAgainAreInTheHistory(t *testing.T) {
