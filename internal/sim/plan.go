@@ -195,6 +195,29 @@ func focusOf(seed uint64) (kinds []FaultKind, site *siteFocus) {
 	return focuses[seed/FocusStep%uint64(len(focuses))], nil
 }
 
+// allOften is how many seeds that draw from all faults a spread batch has for one of each focus.
+const allOften = 9
+
+// Spread gives the seed of a number, from 0 on, for batches that take some of every focus: their numbers stand for the same
+// seeds for as long as there are the same foci.
+func Spread(number uint64) uint64 {
+	var firsts []uint64
+	for f := range focuses[1:] {
+		firsts = append(firsts, uint64(1+f)*FocusStep)
+	}
+	for f := range siteFocuses {
+		if x := &siteFocuses[f]; x.kinds != nil || x.recipe != nil {
+			firsts = append(firsts, uint64(FocusSites+f)*FocusStep)
+		}
+	}
+	each := uint64(allOften + len(firsts))
+	round, at := number/each, number%each
+	if at < allOften {
+		return 1 + round*allOften + at
+	}
+	return firsts[at-allOften] + round
+}
+
 // NewPlan draws a plan from a seed.
 func NewPlan(seed uint64) Plan {
 	rng := rand.New(rand.NewPCG(seed, 0x646f7a6f))

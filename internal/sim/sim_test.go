@@ -84,6 +84,39 @@ func TestBatch(t *testing.T) {
 	}
 }
 
+// TestListSeeds prints for package batch which seeds a spread batch has: SIM_COUNT from the number SIM_FIRST on.
+func TestListSeeds(t *testing.T) {
+	count, err := strconv.ParseUint(os.Getenv("SIM_COUNT"), 10, 64)
+	if err != nil {
+		count = 1
+	}
+	first, _ := strconv.ParseUint(os.Getenv("SIM_FIRST"), 10, 64)
+	for n := first; n < first+count; n++ {
+		fmt.Printf("seed %d\n", Spread(n))
+	}
+}
+
+// Every focus has its share of a spread batch, and no seed comes twice.
+func TestSpread(t *testing.T) {
+	seen, foci := map[uint64]bool{}, map[uint64]int{}
+	for n := range uint64(2000) {
+		seed := Spread(n)
+		if seen[seed] {
+			t.Fatalf("seed %d comes twice", seed)
+		}
+		seen[seed] = true
+		foci[seed/FocusStep]++
+	}
+	for f := range siteFocuses {
+		if x := &siteFocuses[f]; (x.kinds != nil || x.recipe != nil) != (foci[uint64(FocusSites+f)] > 0) {
+			t.Errorf("%d of the seeds from %d on", foci[uint64(FocusSites+f)], (FocusSites+f)*FocusStep)
+		}
+	}
+	if foci[0] < 300 || foci[1] == 0 || foci[6] == 0 {
+		t.Errorf("%d that draw from all faults, %d and %d of a focus", foci[0], foci[1], foci[6])
+	}
+}
+
 // TestListMutants prints what package batch wants to know.
 func TestListMutants(t *testing.T) {
 	for _, m := range mutant.All() {

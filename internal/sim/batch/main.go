@@ -32,6 +32,7 @@ type options struct {
 	limit        time.Duration
 	patience     time.Duration
 	pgo          string
+	spread       bool
 }
 
 func main() {
@@ -46,6 +47,7 @@ func main() {
 	flag.Uint64Var(&o.replay, "replay", 0, "run that many of the seeds a second time, in other processes, and compare")
 	flag.DurationVar(&o.limit, "limit", 0, "begin no seed after that time")
 	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "a seed that takes longer hangs")
+	flag.BoolVar(&o.spread, "spread", false, "take seeds of every focus in turn: -first and -seeds count in the sequence of those")
 	flag.StringVar(&o.pgo, "pgo", "off", "a profile of such runs for the compiler, for long batches: the `file` that go tool pprof -proto makes of several -test.cpuprofile")
 	flag.Parse()
 	if err := run(&o); err != nil {
@@ -181,6 +183,33 @@ func show(w io.Writer, r *outcome) {
 	}
 }
 
+// list gives the seeds of a batch.
+func (o *options) list(bin string) ([]uint64, error) {
+	list := make([]uint64, 0, o.seeds)
+	if !o.spread {
+		for i := range o.seeds {
+			list = append(list, o.first+i)
+		}
+		return list, nil
+	}
+	cmd := exec.Command(bin, "-test.run", "^TestListSeeds$", "-test.v")
+	cmd.Env = append(os.Environ(), fmt.Sprint("SIM_FIRST=", o.first), fmt.Sprint("SIM_COUNT=", o.seeds))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("list of seeds: %w\n%s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		var seed uint64
+		if _, err := fmt.Sscanf(line, "seed %d", &seed); err == nil {
+			list = append(list, seed)
+		}
+	}
+	if uint64(len(list)) != o.seeds {
+		return nil, fmt.Errorf("list of seeds: %d of %d", len(list), o.seeds)
+	}
+	return list, nil
+}
+
 // progressEvery is how often a long batch says how far it is.
 const progressEvery = time.Minute
 
@@ -195,7 +224,11 @@ func runSeeds(o *options, bin string) error {
 	var done, failed int
 	var messages uint64
 	var simulated float64
-	next := o.first
+	list, err := o.list(bin)
+	if err != nil {
+		return err
+	}
+	next := 0
 	said := began
 	var wg sync.WaitGroup
 	var trouble error
@@ -203,13 +236,14 @@ func runSeeds(o *options, bin string) error {
 		wg.Go(func() {
 			for {
 				mu.Lock()
-				seed := next
-				next++
-				stop := seed >= o.first+o.seeds || failed >= o.keep || trouble != nil || ctx.Err() != nil || o.limit > 0 && time.Since(began) > o.limit
-				mu.Unlock()
+				stop := next >= len(list) || failed >= o.keep || trouble != nil || ctx.Err() != nil || o.limit > 0 && time.Since(began) > o.limit
 				if stop {
+					mu.Unlock()
 					return
 				}
+				seed := list[next]
+				next++
+				mu.Unlock()
 				r, err := runSeed(bin, seed, "", "", o.patience)
 				mu.Lock()
 				if err != nil {
@@ -254,7 +288,7 @@ func runSeeds(o *options, bin string) error {
 	differ := 0
 	if o.replay > 0 && done > 0 {
 		again := 0
-		for seed := o.first; seed < o.first+min(o.replay, o.seeds); seed++ {
+		for _, seed := range list[:min(o.replay, o.seeds)] {
 			was, ok := hashes[seed]
 			if !ok {
 				continue
