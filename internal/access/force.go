@@ -69,7 +69,7 @@ func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswe
 	}
 	o.fenced = state.Ensembles
 	if settled {
-		o.fenced = slices.DeleteFunc(state.Clone().Ensembles, func(e control.Ensemble) bool { return slices.ContainsFunc(e.Stores, state.Lost) })
+		o.fenced = slices.DeleteFunc(state.Clone().Ensembles, state.GivenUp)
 	}
 	rec := journal.Recover(o.ensembles(), heard)
 	o.forced = !settled && !rec.Enough
@@ -79,7 +79,7 @@ func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswe
 	if !settled && !rec.Proven() && o.lessThanBegun(state, ident.Position{Epoch: rec.Start.At.Epoch, Seq: rec.Last.Seq}) {
 		return nil, nil // another one may come, or another takeover by force
 	}
-	if o.forced && slices.ContainsFunc(rec.Missing, func(id ident.StoreID) bool { return !state.Lost(id) && !o.spare(state, heard, id) }) {
+	if o.forced && slices.ContainsFunc(rec.Missing, func(id ident.StoreID) bool { return o.missed(state, heard, id) }) {
 		return nil, nil
 	}
 	if !o.forced && !rec.Enough || rec.Start.At.Seq == 0 && len(heard) == 0 {
@@ -115,19 +115,13 @@ func (o *Owner) noteBegun(ctx context.Context, end ident.Position) error {
 	return err
 }
 
-// spare reports that a missing store is the one that each of its ensembles may lack.
-func (o *Owner) spare(state control.JournalState, heard fenceAnswers, id ident.StoreID) bool {
-	for _, e := range state.Ensembles {
-		if !slices.Contains(e.Stores, id) {
-			continue
-		}
-		for _, s := range e.Stores {
-			if s != id && heard[s] == nil {
-				return false
-			}
-		}
-	}
-	return true
+// missed reports that a store which has not answered is waited for: by an ensemble that has not given it up, and that lacks another
+// one too.
+func (o *Owner) missed(state control.JournalState, heard fenceAnswers, id ident.StoreID) bool {
+	return slices.ContainsFunc(state.Ensembles, func(e control.Ensemble) bool {
+		return slices.Contains(e.Stores, id) && !state.Lost(e, id) &&
+			slices.ContainsFunc(e.Stores, func(s ident.StoreID) bool { return s != id && heard[s] == nil })
+	})
 }
 
 // loss is what a takeover that is not proven knows to be gone, from what survivors were told.

@@ -366,7 +366,7 @@ func (o *Owner) allButLost(ensembles []control.Ensemble, missing []ident.StoreID
 // chooseMembers takes the newest ensemble, or records a new one where there is none at this site. It is in
 // the control store before anything is appended (R3).
 func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
-	if e, ok := o.state.Newest(); ok && !e.Wide && !slices.ContainsFunc(e.Stores, o.state.Lost) && o.usable(e.Stores) {
+	if e, ok := o.state.Newest(); ok && !e.Wide && !o.state.GivenUp(e) && o.usable(e.Stores) {
 		o.setMembers(e.Stores)
 		return nil
 	}

@@ -310,18 +310,22 @@ func (s JournalState) Clone() JournalState {
 	return out
 }
 
-// Lost reports that a takeover does not wait for a store: a forced one has given it up.
-func (s JournalState) Lost(id ident.StoreID) bool {
-	return s.Forced != nil && slices.Contains(s.Forced.Lost, id)
+// Lost reports that a takeover does not wait for a store as a member of an ensemble: one by force has given it up. That is a word
+// about the ensembles that were listed then. Where a store has come back and is a member of a later one, what that one needs
+// is needed.
+func (s JournalState) Lost(e Ensemble, id ident.StoreID) bool {
+	return s.Forced != nil && e.Epoch.Less(s.Forced.Epoch) && slices.Contains(s.Forced.Lost, id)
 }
 
-// unforced drops the note once no store that was given up is listed any more.
+// GivenUp reports that a takeover by force has given up a member of an ensemble.
+func (s JournalState) GivenUp(e Ensemble) bool {
+	return slices.ContainsFunc(e.Stores, func(id ident.StoreID) bool { return s.Lost(e, id) })
+}
+
+// unforced drops the note once no ensemble is listed of which a member was given up.
 func (s JournalState) unforced() JournalState {
-	for _, e := range s.Ensembles {
-		if slices.ContainsFunc(e.Stores, s.Lost) {
-			return s
-		}
+	if !slices.ContainsFunc(s.Ensembles, s.GivenUp) {
+		s.Forced = nil
 	}
-	s.Forced = nil
 	return s
 }
