@@ -300,7 +300,7 @@ func (w *World) verify(o *access.Owner) (wrong []string) {
 			table[s.ID] = s // a newer look
 		}
 	}
-	state, _, _ := w.nodes[0].running().ctl.Journal(w.vol.ID)
+	state, _, _ := w.admin.Journal(w.vol.ID)
 	for id, s := range table {
 		// A retired one stays in the table until its replicas have gone.
 		if !s.Sealed || !slices.ContainsFunc(s.Holders, func(h access.HolderView) bool { return h.Stable && !h.Going && !h.Bad }) {

@@ -164,12 +164,15 @@ func (w *World) rotTail(n *Node, f *Fault, undo func(func())) {
 	var at *Node
 	var newest wire.Replica
 	for _, x := range w.nodes {
+		r, state := x.written()
+		if state == wire.ReplicaDamaged {
+			return // one is enough, wherever it is: with two of three stores absent nobody can take over any more
+		}
 		if x.site != n.site {
 			continue
 		}
-		r, state := x.written()
-		if state == wire.ReplicaDamaged || x.running() == nil {
-			return // one is enough: with two of three stores absent nobody can take over any more
+		if x.running() == nil {
+			return
 		}
 		if x != n && state == wire.ReplicaOpen && (at == nil || newest.Last.Seq < r.Last.Seq) {
 			at, newest = x, r
