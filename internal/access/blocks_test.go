@@ -413,7 +413,9 @@ func TestReplicasMoveToWhereThereIsRoom(t *testing.T) {
 }
 
 // rot flips a bit in the file of a replica.
-func (c *cluster) rot(s *seat, id ident.SegmentID) {
+func (c *cluster) rot(s *seat, id ident.SegmentID) { c.rotAt(s, id, 9000) }
+
+func (c *cluster) rotAt(s *seat, id ident.SegmentID, off int64) {
 	c.t.Helper()
 	f, err := s.mem.OpenReadWrite("/store/segments/" + c.name(id))
 	if err != nil {
@@ -421,11 +423,11 @@ func (c *cluster) rot(s *seat, id ident.SegmentID) {
 	}
 	defer f.Close()
 	var b [1]byte
-	if _, err := f.ReadAt(b[:], 9000); err != nil {
+	if _, err := f.ReadAt(b[:], off); err != nil {
 		c.t.Fatal(err)
 	}
 	b[0] ^= 4
-	if _, err := f.WriteAt(b[:], 9000); err != nil {
+	if _, err := f.WriteAt(b[:], off); err != nil {
 		c.t.Fatal(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 
 	"dozo/internal/ident"
+	"dozo/internal/wire"
 )
 
 // What the format fixes. docs/format.md, "Record".
@@ -217,6 +218,10 @@ func (e *CorruptionError) Error() string {
 	}
 	return fmt.Sprintf("corrupt at offset %d: %s", e.Offset, e.Detail)
 }
+
+// Is has errors.Is say wire.ErrCorrupt of it: where bytes were looked at, by their store or by who read them, makes no
+// difference to what is done about it.
+func (e *CorruptionError) Is(target error) bool { return target == wire.ErrCorrupt }
 
 func corrupt(format string, args ...any) error {
 	return &CorruptionError{Offset: -1, Detail: fmt.Sprintf(format, args...)}
