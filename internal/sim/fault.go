@@ -247,6 +247,8 @@ func (w *World) inject(f *Fault) {
 		w.lateDrops(n, f)
 	case FaultPermit:
 		w.permitLost(n, f)
+	case FaultPair:
+		w.pairLost(n, f)
 	case FaultReserved:
 		w.reservedAlone(n, f)
 	case FaultDouble:

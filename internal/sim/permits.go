@@ -9,7 +9,7 @@ import (
 	"dozo/internal/wire"
 )
 
-// Recipes of R13: permits that arrive late, or that a power cut takes.
+// Recipes of R13: permits that arrive late, or that a power cut takes; and of R8: what both holders lose.
 
 // heldDrops are words that replicas may go which stores have been sent, and read later.
 type heldDrops struct {
@@ -111,3 +111,48 @@ func (w *World) powerlessNow(n *Node, f *Fault, syncs map[*Node]int64) {
 
 // pickOf is what Fault.Pick has to be for a node.
 func (w *World) pickOf(n *Node) float64 { return (float64(n.index) + 0.5) / float64(len(w.nodes)) }
+
+// stableAt is the stable point as an owner knows it.
+func (w *World) stableAt(n *Node) (seq ident.Seq) {
+	if p := n.running(); p != nil && p.srv != nil {
+		for _, o := range p.srv.Owners() {
+			if v := o.View(); v != nil {
+				seq = max(seq, v.Stable.Seq)
+			}
+		}
+	}
+	return seq
+}
+
+// pairLost: both stores that have the newest segment lose their power, with what is not synced, and the owner's node does not.
+func pairLost(p *Plan, rng *rand.Rand) {
+	p.Sites[0], p.Copies = 4, 1+rng.IntN(2)
+	p.Limits.UncertainWait, p.Limits.SegmentBytes = 3*time.Second, 32<<10
+	p.rounds(3, func(at time.Duration) {
+		p.add(Fault{Kind: FaultPair, At: at + between(rng, 0, 3*time.Second), For: 8 * time.Second, Owner: true, Pick: p.pick(1), Size: rng.IntN(1 << 20)})
+	})
+}
+
+func (w *World) pairLost(n *Node, f *Fault) {
+	w.arm(trap{on: cueUnflushed, count: f.Size % 20, until: w.now() + f.For, strike: func() {
+		o := w.owner()
+		if o == nil || o.site != n.site {
+			return
+		}
+		var pair []*Node
+		for _, x := range w.nodes {
+			if r, state := x.written(); x.site == n.site && x != o && state == wire.ReplicaOpen && r.Last.Seq > w.stableAt(o) {
+				pair = append(pair, x)
+			}
+		}
+		if len(pair) != 2 {
+			return
+		}
+		w.stats.add("power lost by both holders of what an owner has not synced", 1)
+		w.trouble()
+		for i, x := range pair {
+			x.powerCut(percentOf(f))
+			w.after(time.Duration(200+f.Size>>(5+8*i)%300)*time.Millisecond, x.restart)
+		}
+	}})
+}

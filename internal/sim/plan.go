@@ -102,6 +102,7 @@ const (
 	FaultGiver        // as FaultLeft, and the owner dies when the control store names the taker
 	FaultLateDrop     // what another owner has said of replicas that go arrives when the next one counts on them
 	FaultPermit       // a site loses its power as soon as a replica is permitted to go
+	FaultPair         // both holders of what an owner has not synced lose their power
 	FaultReserved     // an owner that is alone takes a reservation, and dies
 	FaultLateLong     // a client gives up a long command, which goes on all the same
 	faultKinds        = int(FaultLateLong) + 1
@@ -115,7 +116,7 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"owner with one other node", "site dies", "site loses its power", "site cut off", "policy changed", "node alone", "takers die", "owner late", "power lost after a flush",
 	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted",
 	"site burns when a replica goes", "sites apart when an old permit is read",
-	"late command", "member replaced", "site left", "takers by force die", "giver dies", "late drops", "power lost after a permit", "reservation of an owner that dies",
+	"late command", "member replaced", "site left", "takers by force die", "giver dies", "late drops", "power lost after a permit", "pair loses its power", "reservation of an owner that dies",
 	"late long command"}
 
 func (k FaultKind) String() string { return faultNames[k] }
@@ -170,6 +171,7 @@ var siteFocuses = [...]siteFocus{
 	33: {recipe: giverDies},
 	34: {recipe: lateDrops},
 	35: {recipe: permitLost},
+	36: {recipe: pairLost},
 	37: {recipe: reservedAlone},
 }
 
