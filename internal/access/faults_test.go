@@ -212,67 +212,6 @@ func TestCrashLoop(t *testing.T) {
 	}
 }
 
-// With two servers and no third, what one lost with its power is put there again, and flushes wait for it.
-func TestFlushAfterAPowerCutOfOneOfTwo(t *testing.T) {
-	c := newCluster(t, 1, 2)
-	v := c.volume(1<<20, 1, control.Replicated)
-	n := &numbered{blocks: 64, done: map[int]bool{}}
-	o := c.own(v)
-	for range 50 {
-		if err := n.write(o); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c.powerCut(c.seats[1])
-	c.start(c.seats[1])
-	eventually(t, "a write", func() bool { return n.write(o) == nil })
-	if err := n.flush(o); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range c.seats {
-		c.powerCut(s)
-	}
-	o.Close()
-	for _, s := range c.seats {
-		c.start(s)
-	}
-	o = c.own(v)
-	n.check(t, o, n.flushed, "after the cut of both")
-	o.Close()
-}
-
-// What a former owner left in the page caches is flushed by the first flush of the next one.
-func TestFlushAfterATakeoverCoversThePast(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, 1, 2)
-	v := c.volume(1<<20, 1, control.Replicated)
-	for round := range 10 {
-		n := &numbered{blocks: 64, done: map[int]bool{}}
-		o := c.own(v)
-		n.check(t, o, 0, "before")
-		for range 20 {
-			if err := n.write(o); err != nil {
-				t.Fatal(err)
-			}
-		}
-		next := c.own(v)
-		if err := n.flush(next); err != nil {
-			t.Fatal(err)
-		}
-		for _, s := range c.seats {
-			c.powerCut(s)
-		}
-		o.Close()
-		next.Close()
-		for _, s := range c.seats {
-			c.start(s)
-		}
-		o = c.own(v)
-		n.check(t, o, n.flushed, fmt.Sprint("round ", round))
-		o.Close()
-	}
-}
-
 // The announcement of the newest checkpoint may lie above the commit point that restarted stores know, and the
 // checkpoint before it may be gone.
 func TestAnnouncementAboveTheCommitPointThatIsKnown(t *testing.T) {

@@ -416,8 +416,9 @@ func (o *Owner) copyBytes(ctx context.Context, from, to journal.Store, id ident.
 		if err := budget.pace(ctx, int(next-at)); err != nil {
 			return r, err
 		}
+		commit, stable := o.pointsNow()
 		pctx, cancel := context.WithTimeout(ctx, pushTimeout)
-		_, err := from.Push(pctx, &wire.Push{Epoch: o.epoch, Segment: id, From: at, To: next, Commit: o.commitNow(), Stable: o.commitNow(), Dest: to.ID()})
+		_, err := from.Push(pctx, &wire.Push{Epoch: o.epoch, Segment: id, From: at, To: next, Commit: commit, Stable: stable, Dest: to.ID()})
 		cancel()
 		if err != nil {
 			return r, fmt.Errorf("push to %s: %w", to.ID(), err)
@@ -486,12 +487,12 @@ func release(r wire.ReadReply) {
 	}
 }
 
-// commitNow is the commit point for messages that are made outside the loop: the last published one.
-func (o *Owner) commitNow() ident.Position {
+// pointsNow gives the commit and stable points for messages that are made outside the loop: those last published.
+func (o *Owner) pointsNow() (commit, stable ident.Position) {
 	if v := o.view.Load(); v != nil {
-		return v.Commit
+		commit, stable = v.Commit, v.Stable
 	}
-	return ident.Position{}
+	return commit, stable
 }
 
 func (o *Owner) discard(a journal.Action) {
