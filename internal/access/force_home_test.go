@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dozo/internal/control"
@@ -113,4 +114,55 @@ func TestWhatWasGivenUp(t *testing.T) {
 	if e := state.Ensembles; !state.GivenUp(e[0]) || state.GivenUp(e[1]) || !state.Lost(e[0], a) || state.Lost(e[0], x) || state.Lost(e[1], a) {
 		t.Errorf("given up: %v and %v", state.GivenUp(e[0]), state.GivenUp(e[1]))
 	}
+}
+
+// A volume whose site was given up is handed over before the ensemble from before is off the list: the taker waits for nobody who
+// was given up, though the former owner's message does not say so.
+func TestAHandOverAfterForceWaitsForNobodyWhoWasGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodes(t, 2, 2, time.Second)
+		v := n.volume(1<<20, 2, control.Replicated)
+		was := n.served(t, v)
+		if err := writeAt(was.srv.Load().Owners()[0], 0, make([]byte, 4096), true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		var lost []ident.StoreID
+		for _, x := range n.list {
+			if x.home.site == was.home.site {
+				lost = append(lost, x.home.id)
+				x.stop()
+				n.kill(x.home)
+			}
+		}
+		to := n.other(was, 3-was.home.site)
+		_, rev, err := n.ctl.JournalNow(t.Context(), v.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, to.name, lost, "", 0); err != nil {
+			t.Fatal(err)
+		}
+		serves := func(x *node) bool {
+			o := x.volumeAt(v).Owner()
+			return o != nil && isClosed(o.Serving())
+		}
+		for begun := time.Now(); !serves(to); time.Sleep(time.Millisecond) {
+			if time.Since(begun) > time.Minute {
+				t.Fatal("not taken over by force")
+			}
+		}
+		if state := n.listed(v); state.Forced == nil {
+			t.Fatalf("nothing is listed that was given up: %+v", state)
+		}
+		y := n.other(to, to.home.site)
+		if _, err := to.moveTo(v, y.name, 0); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(2 * time.Second)
+		if !serves(y) {
+			t.Error("the taker does not serve")
+		}
+		n.stopAll()
+	})
 }

@@ -308,6 +308,10 @@ func (s *Server) take(ctx context.Context, v *Volume, from ident.NodeName, m *wi
 	for _, e := range m.Ensembles {
 		hand.state.Ensembles = append(hand.state.Ensembles, control.Ensemble{Epoch: e.Epoch, Number: e.Number, Stores: e.Stores})
 	}
+	// The message does not say what a takeover by force has given up; the key does.
+	if state, _, ok := s.env.Control.Journal(v.id); ok && slices.ContainsFunc(hand.state.Ensembles, state.GivenUp) {
+		hand.state.Forced = state.Clone().Forced
+	}
 	if len(m.Point) > 0 {
 		if hand.point, err = journal.DecodeCheckpoint(m.Point); err != nil {
 			return r, wire.Errorf(wire.CodeBadRequest, "checkpoint: %v", err)

@@ -302,6 +302,9 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			rec.EndKnown = false // R2: never proven, and other sites may know more
 		}
 		if !rec.Enough && !forced {
+			if o.hand.told && time.Since(begun) > handPatience {
+				return nil, nil, wire.Errorf(wire.CodeBusy, "fence %s: stores that the former owner did not need do not answer: %v", o.journalID, rec.Missing)
+			}
 			if time.Since(begun) > 2*time.Second && time.Since(complained) > 10*time.Second {
 				complained = time.Now()
 				o.log.Warn("takeover waits for stores", "missing", fmt.Sprint(rec.Missing))
@@ -342,6 +345,10 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		}
 	}
 }
+
+// handPatience is how long a taker waits for the stores that a hand-over names. The former owner did without those that do not answer
+// then, so the journal's key may say more than it has: it is read anew for a takeover like any other.
+const handPatience = 2 * time.Second
 
 // allButLost reports that an operator's word takes the place of answers: of each ensemble of which too few have answered, all
 // have that were not declared lost (R2).
