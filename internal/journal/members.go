@@ -150,7 +150,18 @@ func (w *Writer) sameBoot(member int, boot ident.BootID) bool {
 	m.boot = boot
 	w.fail(member)
 	m.up = true
+	w.sealAgain(member)
 	return false
+}
+
+// sealAgain asks a member that was given up what it has still of closed segments: what was stable there counts again, and
+// sealing it makes the rest so.
+func (w *Writer) sealAgain(member int) {
+	for _, s := range w.segments {
+		if r := s.replica(member); r != nil && s.sealSent && !r.sealed && !r.copying {
+			w.act(Action{Kind: ActSeal, Member: member, Segment: s})
+		}
+	}
 }
 
 // Up says that a member can be reached again; it is used from the next segment on, which is opened at once if
@@ -162,12 +173,7 @@ func (w *Writer) Up(member int) {
 		return
 	}
 	m.up = true
-	for _, s := range w.segments {
-		// What was stable there counts again; sealing it makes the rest so.
-		if r := s.replica(member); r != nil && s.sealSent && !r.sealed && !r.copying {
-			w.act(Action{Kind: ActSeal, Member: member, Segment: s})
-		}
-	}
+	w.sealAgain(member)
 	m.slow = false
 	w.comeHome()
 	if !w.serving {

@@ -371,3 +371,26 @@ func TestAFlushAfterAHolderHasBooted(t *testing.T) {
 		t.Errorf("what was flushed is gone: %s", rec.Describe())
 	}
 }
+
+// Both holders of a segment lose their power before it is stable, and the owner's host does not. No flush can ever be answered: the journal stops and is
+// recovered as in a takeover (R8), which says that something is missing.
+func TestBothHoldersLoseWhatWasNotStable(t *testing.T) {
+	m := newScript(t, 3)
+	m.take()
+	m.run(nil)
+	last := m.write(1)
+	m.run(nil)
+	m.stores[0].powerCut()
+	m.stores[1].powerCut()
+	m.w.WantStable(last.Seq)
+	m.drain()
+	for range 200 {
+		m.run(nil)
+		m.now += 20 * time.Millisecond
+		m.w.Tick(m.now)
+		m.drain()
+	}
+	if m.w.stopped == nil {
+		t.Errorf("stable up to %d, and no store has %d", m.w.Stable().Seq, last.Seq)
+	}
+}
