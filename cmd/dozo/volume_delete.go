@@ -12,6 +12,7 @@ import (
 
 type volumeDelete struct {
 	yes      bool
+	ifExists bool
 	numbered numbered
 	req      dozov1.DeleteVolumeRequest
 }
@@ -25,9 +26,10 @@ sessions is not deleted unless --force is given, nor one that may have some at a
 With --force nobody can log in to it any more, and its sessions are ended at every access server, at one that is away when
 it is back.
 
-Of several volumes, or with --count, none is deleted if one of them is not there or has sessions. If it fails on the way it says
-which were deleted.`,
-		Example: "  dozo volume delete web1\n  dozo volume delete web1 web2 web3 --yes\n  dozo volume delete desk --count 500",
+Of several volumes, or with --count, none is deleted if one of them is not there or has sessions. If it fails on the way, or is
+interrupted, it says which were deleted; what was under way, 200 volumes at most, may be deleted besides. The same command with
+--if-exists then deletes the rest.`,
+		Example: "  dozo volume delete web1\n  dozo volume delete web1 web2 web3 --yes\n  dozo volume delete desk --count 500\n  dozo volume delete desk --count 500 --yes --if-exists",
 		Args:    someNames(0, "NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("count") && len(args) > 1 {
@@ -46,13 +48,14 @@ which were deleted.`,
 	}
 	c.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&o.req.Force, "force", false, "though sessions are open; they are ended")
+	c.Flags().BoolVar(&o.ifExists, "if-exists", false, "pass over volumes that are not there")
 	o.numbered.flags(c, "delete")
 	tenantFlag(c, &o.req.Tenant)
 	return c
 }
 
 func (o *volumeDelete) run(ctx context.Context, a *app, many []string, numbered bool) error {
-	if len(many) > 1 || numbered {
+	if len(many) > 1 || numbered || o.ifExists {
 		if err := a.confirm(o.yes, fmt.Sprintf("The data of %s will be gone at all sites.", manyNames(many))); err != nil {
 			return err
 		}

@@ -75,33 +75,42 @@ func (o *volumeCreate) createMany(ctx context.Context, a *app, names []string) e
 			p.line(fmt.Sprintf("%d of %d volumes made", stream.Msg().GetMade(), stream.Msg().GetTotal()))
 		}
 		p.end()
-		return a.printMany("created", names, made, stream.Err())
+		return a.printMany("created", len(names), made, stream.Err())
 	})
 }
 
 // deleteMany deletes the volumes, and says which also where it ends with an error.
 func (o *volumeDelete) deleteMany(ctx context.Context, a *app, names []string) error {
 	return a.with(func(c *api.Client) error {
-		stream, err := c.Volumes.DeleteMany(ctx, &dozov1.DeleteVolumesRequest{Volumes: names, Tenant: o.req.GetTenant(), Force: o.req.GetForce()})
+		stream, err := c.Volumes.DeleteMany(ctx, &dozov1.DeleteVolumesRequest{Volumes: names, Tenant: o.req.GetTenant(), Force: o.req.GetForce(), IfExists: o.ifExists})
 		if err != nil {
 			return err
 		}
 		defer stream.Close()
 		var gone []*dozov1.Volume
 		p := progress{a: a, show: isTerminal(a.err)}
+		there := len(names)
 		for stream.Receive() {
 			gone = append(gone, stream.Msg().GetVolumes()...)
-			p.line(fmt.Sprintf("%d of %d volumes deleted", stream.Msg().GetDeleted(), stream.Msg().GetTotal()))
+			there = int(stream.Msg().GetTotal())
+			p.line(fmt.Sprintf("%d of %d volumes deleted", stream.Msg().GetDeleted(), there))
 		}
 		p.end()
-		return a.printMany("deleted", names, gone, stream.Err())
+		err = stream.Err()
+		if err != nil && len(gone) > 0 {
+			err = fmt.Errorf("%w; the others can be deleted by the same command with --if-exists", err)
+		}
+		if err == nil && o.ifExists && there < len(names) && a.format == view.Table {
+			fmt.Fprintf(a.err, "%d of %d volumes were not there\n", len(names)-there, len(names))
+		}
+		return a.printMany("deleted", there, gone, err)
 	})
 }
 
-// printMany prints the volumes that something was done to, in the order of names, out of all that it was to be done to.
-func (a *app) printMany(done string, names []string, list []*dozov1.Volume, err error) error {
+// printMany prints the volumes that something was done to, in the order of names, out of want that it was to be done to.
+func (a *app) printMany(done string, want int, list []*dozov1.Volume, err error) error {
 	slices.SortFunc(list, func(x, y *dozov1.Volume) int { return strings.Compare(x.GetName(), y.GetName()) }) // several were under way at a time
-	if err == nil && len(list) < len(names) {
+	if err == nil && len(list) < want {
 		err = fmt.Errorf("the node ended the answer early")
 	}
 	if a.format != view.Table && (err == nil || len(list) > 0) {
@@ -110,7 +119,7 @@ func (a *app) printMany(done string, names []string, list []*dozov1.Volume, err 
 		}
 	} else if len(list) > 0 {
 		text := ""
-		if len(list) == len(names) {
+		if len(list) == want {
 			got := make([]string, len(list))
 			for i, v := range list {
 				got[i] = v.GetName()
@@ -126,7 +135,7 @@ func (a *app) printMany(done string, names []string, list []*dozov1.Volume, err 
 		}
 	}
 	if err != nil && len(list) > 0 {
-		return fmt.Errorf("%d of %d volumes were %s, then: %w", len(list), len(names), done, err)
+		return fmt.Errorf("%d of %d volumes were %s, then: %w", len(list), want, done, err)
 	}
 	return err
 }

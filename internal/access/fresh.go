@@ -27,9 +27,11 @@ func neverOwned(state *control.JournalState) bool {
 	return state.Owner == "" && state.Epoch.Number == 0 && len(state.Ensembles) == 0
 }
 
-// leavesNew is the short way for thousands of volumes that nobody uses, at each look.
+// leavesNew is the short way for thousands of volumes that nobody uses, at each look. What was left once is left until somebody uses
+// it: while thousands are deleted, those that are next in turn would otherwise be taken one after the other, only to be deleted.
 func (s *Server) leavesNew(v *Volume) bool {
-	return s.mu.owned >= s.env.Limits.Warm && v.asked.IsZero() && v.unmet.IsZero() && !v.taking && v.urgency() == 0
+	v.left = v.left || s.mu.owned >= s.env.Limits.Warm && !v.taking
+	return v.left && v.asked.IsZero() && v.unmet.IsZero() && !v.taking && v.urgency() == 0
 }
 
 // shouldTakeNew says whether this node takes a volume that never had an owner, whose place is at site. Server.mu is held.
@@ -47,7 +49,7 @@ func (s *Server) shouldTakeNew(v *Volume, site ident.SiteID) bool {
 	case !v.unmet.IsZero() && (site == s.env.Site || time.Since(v.unmet) > freshPatience):
 		return true
 	}
-	return site == s.env.Site && (v.taking || s.mu.owned < s.env.Limits.Warm) && s.chosen(v.id, "")
+	return site == s.env.Site && (v.taking || !v.left && s.mu.owned < s.env.Limits.Warm) && s.chosen(v.id, "")
 }
 
 // placeOf is the node that is asked for an owner of a new volume: the first of its site's access servers in the volume's order that can be

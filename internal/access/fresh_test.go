@@ -47,6 +47,23 @@ func TestNewVolumesWaitForTheirUse(t *testing.T) {
 		if n := len(list) - len(left); n < 2 || n > 4 {
 			t.Fatalf("two nodes that take two each have taken %d", n)
 		}
+		// Where some are deleted the others do not take their turns.
+		for i, v := range list {
+			if owner(v) == "" {
+				continue
+			}
+			if _, err := c.ctl.DeleteVolume(t.Context(), v.ID); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := c.ctl.VolumeByName("", list[i].Name); ok {
+				t.Fatal("it is still there")
+			}
+		}
+		time.Sleep(20 * time.Second)
+		list = left
+		if n := len(fresh()); n != len(left) {
+			t.Errorf("%d of %d have no owner after others were deleted", n, len(left))
+		}
 		use := func(x *node, v control.VolumeSpec) {
 			t.Helper()
 			began := time.Now()

@@ -23,17 +23,29 @@ type Burial struct {
 // so one made from an old state changes nothing.
 const cachedTries = 3
 
-// tombstone gives a deleted volume and its revision: from the cache, or, where that has been found to be old, from the store.
-func (c *Client) tombstone(ctx context.Context, id ident.JournalID, cached bool) (v VolumeSpec, rev Rev, err error) {
-	c.cache.mu.RLock()
-	e, ok := c.cache.mu.volumes[id]
-	c.cache.mu.RUnlock()
-	if v, rev = e.v, e.rev; !cached || !ok || v.Deleted == nil {
-		if v, rev, err = read[VolumeSpec](ctx, c, keyVolume(id)); err != nil {
-			return v, rev, fmt.Errorf("volume %s: %w", id, err)
+// volumeAt gives a volume and its revision: from the cache, or, where that has been found to be old, from the store.
+func (c *Client) volumeAt(ctx context.Context, id ident.JournalID, cached bool) (v VolumeSpec, rev Rev, err error) {
+	if cached {
+		c.cache.mu.RLock()
+		e, ok := c.cache.mu.volumes[id]
+		c.cache.mu.RUnlock()
+		if ok {
+			return e.v, e.rev, nil
 		}
 	}
-	return v, rev, nil
+	if v, rev, err = read[VolumeSpec](ctx, c, keyVolume(id)); err != nil {
+		err = fmt.Errorf("volume %s: %w", id, err)
+	}
+	return v, rev, err
+}
+
+// tombstone is volumeAt of a volume that should be deleted: if the cache says that it is not, the cache is old.
+func (c *Client) tombstone(ctx context.Context, id ident.JournalID, cached bool) (v VolumeSpec, rev Rev, err error) {
+	v, rev, err = c.volumeAt(ctx, id, cached)
+	if err == nil && cached && v.Deleted == nil {
+		v, rev, err = c.volumeAt(ctx, id, false)
+	}
+	return v, rev, err
 }
 
 // ConfirmBurials implements Store. All of the list or nothing takes effect; what somebody has forgotten meanwhile is left out,

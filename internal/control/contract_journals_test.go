@@ -315,8 +315,8 @@ func testBurials(t *testing.T, open opener) {
 	if r := c.ChangeEnsembles(ctx, []EnsembleChange{{Journal: ids[0], Rev: rev, Ensembles: []Ensemble{{Epoch: j.Epoch, Number: 1, Stores: stores[:2]}}}}); r[0].Err != nil {
 		t.Fatal(r[0].Err)
 	}
-	for at := 0; at < n; at += VolumesPerTxn {
-		must(c.DeleteVolumes(ctx, ids[at:min(at+VolumesPerTxn, n)]))(t)
+	for at := 0; at < n; at += DeletionsPerTxn {
+		must(c.DeleteVolumes(ctx, ids[at:min(at+DeletionsPerTxn, n)], nil))(t)
 	}
 	_, err = c.ConfirmBurials(ctx, burials(append(slices.Clone(ids), ident.NewJournalID()), stores[0]))
 	wantErr(t, "one too many", err, ErrInvalid)

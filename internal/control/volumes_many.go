@@ -9,7 +9,7 @@ import (
 	"dozo/internal/ident"
 )
 
-// VolumesPerTxn is how many volumes a transaction makes or deletes at most: etcd takes 128 conditions and as many operations
+// VolumesPerTxn is how many volumes a transaction makes at most: etcd takes 128 conditions and as many operations
 // by default, a new volume has three of each, and the sites and the hosts that it names have a condition each.
 const VolumesPerTxn = 32
 
@@ -90,21 +90,35 @@ func (c *Client) CreateVolumes(ctx context.Context, list []VolumeSpec, sites []i
 	})
 }
 
-// DeleteVolumes implements Store.
-func (c *Client) DeleteVolumes(ctx context.Context, ids []ident.JournalID) ([]VolumeSpec, error) {
-	if len(ids) > VolumesPerTxn {
+// DeletionsPerTxn is how many volumes a transaction deletes at most: each is two keys, of which R3 allows 100.
+const DeletionsPerTxn = changesPerTxn / 2
+
+// DeleteVolumes implements Store. What the cache has is good enough to begin with, since the transaction compares the revisions: of a
+// volume that has changed since nothing is deleted, and it is read, and looked at, again.
+func (c *Client) DeleteVolumes(ctx context.Context, ids []ident.JournalID, may func(VolumeSpec) error) ([]VolumeSpec, error) {
+	if len(ids) > DeletionsPerTxn {
 		return nil, invalidf("%d volumes are too many for one transaction", len(ids))
 	}
+	tries := 0
 	return again(ctx, c, func(ctx context.Context) ([]VolumeSpec, error) {
+		tries++
 		now := c.o.Now().UTC()
 		var all, gone []VolumeSpec
 		var t txn
-		for _, id := range ids {
-			v, rev, err := read[VolumeSpec](ctx, c, keyVolume(id))
-			if err != nil {
-				return nil, fmt.Errorf("volume %s: %w", id, err)
+		for i, id := range ids {
+			if slices.Contains(ids[:i], id) {
+				continue
 			}
-			if v.Deleted == nil && !slices.ContainsFunc(gone, func(x VolumeSpec) bool { return x.ID == id }) {
+			v, rev, err := c.volumeAt(ctx, id, tries <= cachedTries)
+			if err != nil {
+				return nil, err
+			}
+			if v.Deleted == nil {
+				if may != nil {
+					if err := may(v); err != nil {
+						return nil, err
+					}
+				}
 				v.Deleted = &now
 				gone = append(gone, v)
 				t.conds = append(t.conds, cond{key: keyVolume(id), rev: rev})
@@ -115,7 +129,13 @@ func (c *Client) DeleteVolumes(ctx context.Context, ids []ident.JournalID) ([]Vo
 		if len(gone) == 0 {
 			return all, nil
 		}
-		_, err := c.commit(ctx, t, manyAudit("volume.delete", gone))
+		a := manyAudit("volume.delete", gone)
+		if len(gone) == 1 {
+			was := gone[0]
+			was.Deleted = nil
+			a.before = was
+		}
+		_, err := c.commit(ctx, t, a)
 		return all, err
 	})
 }

@@ -63,14 +63,14 @@ func testManyVolumes(t *testing.T, open opener) {
 	}
 
 	ids := []ident.JournalID{made[0].ID, made[1].ID, made[0].ID}
-	_, err = c.DeleteVolumes(ctx, append(slices.Clone(ids), ident.NewJournalID()))
+	_, err = c.DeleteVolumes(ctx, append(slices.Clone(ids), ident.NewJournalID()), nil)
 	wantErr(t, "one that is not there among them", err, ErrNotFound)
 	if len(c.Tombstones()) != 0 {
 		t.Error("deleted though one was not there")
 	}
 	for range 2 { // once more changes nothing
-		gone := must(c.DeleteVolumes(ctx, ids))(t)
-		if len(gone) != 3 || gone[0].Deleted == nil && gone[2].Deleted == nil || len(c.Tombstones()) != 2 {
+		gone := must(c.DeleteVolumes(ctx, ids, nil))(t)
+		if len(gone) != 2 || gone[0].Deleted == nil || gone[1].Deleted == nil || len(c.Tombstones()) != 2 {
 			t.Errorf("%+v, %d tombstones", gone, len(c.Tombstones()))
 		}
 	}
@@ -90,5 +90,37 @@ func testManyVolumes(t *testing.T, open opener) {
 	}
 	if create != 3 || remove != 1 {
 		t.Errorf("%d and %d events of 3 and 1 changes", create, remove)
+	}
+
+	// A volume of which the cache is old is looked at again as it is now, and nothing is deleted where that is refused.
+	host := must(c.CreateHost(ctx, Host{Name: "h", Tenant: one.Tenant, InitiatorNames: []string{"iqn.2026-01.x:h"}}))(t)
+	c.cache.mu.RLock()
+	old := c.cache.mu.volumes[one.ID]
+	c.cache.mu.RUnlock()
+	must(c.MapVolume(ctx, one.ID, host.Name, 0, false))(t)
+	ageCache := func() {
+		c.cache.mu.Lock()
+		c.cache.mu.volumes[one.ID] = old
+		c.cache.mu.Unlock()
+	}
+	ageCache()
+	var seen []int
+	unmapped := func(v VolumeSpec) error {
+		if v.ID == one.ID {
+			seen = append(seen, len(v.Maps))
+		}
+		if len(v.Maps) > 0 {
+			return ErrInUse
+		}
+		return nil
+	}
+	_, err = c.DeleteVolumes(ctx, []ident.JournalID{made[5].ID, one.ID}, unmapped)
+	wantErr(t, "one that was mapped meanwhile", err, ErrInUse)
+	if seen[0] != 0 || seen[len(seen)-1] != 1 || len(c.Tombstones()) != 2 {
+		t.Errorf("it was looked at with %v mappings; %d tombstones", seen, len(c.Tombstones()))
+	}
+	ageCache()
+	if gone := must(c.DeleteVolumes(ctx, []ident.JournalID{one.ID}, nil))(t); len(gone) != 1 || len(gone[0].Maps) != 1 {
+		t.Errorf("deleted as it was before: %+v", gone)
 	}
 }

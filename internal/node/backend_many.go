@@ -2,8 +2,10 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"dozo/internal/api/dozov1"
@@ -116,31 +118,50 @@ func (b *backend) DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRe
 		return err
 	}
 	var ids []ident.JournalID
-	named := map[ident.JournalID]bool{}
+	named := map[ident.JournalID]control.VolumeSpec{}
 	for _, name := range req.Volumes {
 		v, err := b.volume(name, req.Tenant)
+		if req.IfExists && (errors.Is(err, control.ErrNotFound) || err == nil && v.Deleted != nil) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		if named[v.ID] {
+		if _, twice := named[v.ID]; twice {
 			return fmt.Errorf("volume %s is named twice, by its name and by its ID: %w", v.Name, control.ErrInvalid)
 		}
-		named[v.ID] = true
+		named[v.ID] = v
 		ids = append(ids, v.ID)
 	}
-	if !req.Force {
-		if err := b.allDeletable(ctx, ids); err != nil {
+	sessions := &lookedAt{b: b}
+	for _, id := range ids {
+		if err := sessions.deletable(ctx, req, named[id], named[id]); err != nil {
 			return err
 		}
 	}
 	r := &dozov1.DeleteVolumesResponse{Total: uint32(len(ids))}
-	err = atOnce(slices.Collect(slices.Chunk(ids, control.VolumesPerTxn)), func(some []ident.JournalID) ([]control.VolumeSpec, error) {
-		if !req.Force && len(ids) > len(some) { // since all were looked at somebody may have logged in to these
-			if err := b.allDeletable(ctx, some); err != nil {
-				return nil, err
+	if err := progress(r); err != nil { // how many there are, be it none
+		return err
+	}
+	err = atOnce(slices.Collect(slices.Chunk(ids, control.DeletionsPerTxn)), func(some []ident.JournalID) ([]control.VolumeSpec, error) {
+		sessions.again()
+		tries := 0
+		return b.patiently(ctx, func() ([]control.VolumeSpec, error) {
+			var left []ident.JournalID
+			var done []control.VolumeSpec
+			tries++
+			for _, id := range some {
+				if _, ok := c.Volume(id); ok || tries == 1 {
+					left = append(left, id)
+				} else { // deleted by an attempt whose outcome was not known, and forgotten
+					v, now := named[id], time.Now().UTC()
+					v.Deleted = &now
+					done = append(done, v)
+				}
 			}
-		}
-		return b.patiently(ctx, func() ([]control.VolumeSpec, error) { return c.DeleteVolumes(ctx, some) })
+			list, err := c.DeleteVolumes(ctx, left, func(v control.VolumeSpec) error { return sessions.deletable(ctx, req, v, named[v.ID]) })
+			return append(list, done...), err
+		})
 	}, func(list []control.VolumeSpec) error {
 		r.Deleted += uint32(len(list))
 		r.Volumes = b.describeAll(list)
@@ -155,24 +176,72 @@ func (b *backend) DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRe
 	return nil
 }
 
-// allDeletable asks for all sessions once, and says of the first volume that has some, or is mapped, that it is in use.
-func (b *backend) allDeletable(ctx context.Context, ids []ident.JournalID) error {
-	sessions, unheard, err := b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
-	if err != nil {
-		return err
+const (
+	// lookedAtFor is how long the sessions that all access servers have told are good enough for another transaction. Asking
+	// them is a connection to each; and one that begins right after it was told is ended, however short the time between.
+	lookedAtFor = time.Second
+	// unheardPatience is how long a node is asked again that does not tell its sessions and that the control store hears
+	// of: one that is busy must not end the deletion of thousands.
+	unheardPatience = 20 * time.Second
+)
+
+// lookedAt is the sessions of all access servers as they were a moment ago.
+type lookedAt struct {
+	b  *backend
+	mu struct {
+		sync.Mutex
+		at      time.Time // zero: not yet
+		open    map[string][]*dozov1.Session
+		unheard []string
 	}
-	open := map[string][]*dozov1.Session{}
-	for _, s := range sessions {
-		open[s.VolumeId] = append(open[s.VolumeId], s)
+}
+
+// again lets the sessions be looked at anew if that was not just now.
+func (l *lookedAt) again() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.mu.at) > lookedAtFor {
+		l.mu.at = time.Time{}
 	}
-	for _, id := range ids {
-		v, ok := b.n.control().Volume(id)
-		if !ok {
-			return fmt.Errorf("volume %s: %w", id, control.ErrNotFound)
-		}
-		if err := deletable(v, open[id.String()], unheard); err != nil {
+}
+
+// deletable says why v, which was named when it was as in was, is not deleted.
+func (l *lookedAt) deletable(ctx context.Context, req *dozov1.DeleteVolumesRequest, v, was control.VolumeSpec) error {
+	if v.Name != was.Name {
+		return fmt.Errorf("volume %s was renamed to %s meanwhile: %w", was.Name, v.Name, control.ErrInUse)
+	}
+	if req.Force {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.at.IsZero() {
+		if err := l.lookLocked(ctx); err != nil {
 			return err
 		}
 	}
-	return nil
+	return deletable(v, l.mu.open[v.ID.String()], l.mu.unheard)
+}
+
+func (l *lookedAt) lookLocked(ctx context.Context) error {
+	for until := time.Now().Add(unheardPatience); ; {
+		sessions, unheard, err := l.b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
+		if err != nil {
+			return err
+		}
+		hopeful := slices.ContainsFunc(unheard, func(name string) bool { return l.b.n.control().Alive(ident.NodeName(name)) })
+		if hopeful && time.Now().Before(until) {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(waitEvery):
+				continue
+			}
+		}
+		l.mu.at, l.mu.open, l.mu.unheard = time.Now(), map[string][]*dozov1.Session{}, unheard
+		for _, s := range sessions {
+			l.mu.open[s.VolumeId] = append(l.mu.open[s.VolumeId], s)
+		}
+		return nil
+	}
 }

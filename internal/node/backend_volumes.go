@@ -576,22 +576,25 @@ func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 	if err != nil {
 		return nil, err
 	}
+	may := func(control.VolumeSpec) error { return nil }
 	if !req.Force {
 		sessions, unheard, err := b.sessionsOf(ctx, v.ID)
 		if err != nil {
 			return nil, err
 		}
-		if err := deletable(v, sessions, unheard); err != nil {
+		may = func(v control.VolumeSpec) error { return deletable(v, sessions, unheard) }
+		if err := may(v); err != nil {
 			return nil, err
 		}
 	}
-	if v, err = b.n.control().DeleteVolume(ctx, v.ID); err != nil {
+	list, err := b.n.control().DeleteVolumes(ctx, []ident.JournalID{v.ID}, may)
+	if err != nil {
 		return nil, err
 	}
 	if req.Force {
 		b.awaitSessionsEnded(ctx, v.ID)
 	}
-	return b.describe(v, nil), nil
+	return b.describe(list[0], nil), nil
 }
 
 // deletable says why a volume is not deleted without force, if there is a reason.

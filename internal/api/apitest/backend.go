@@ -377,16 +377,22 @@ func (b *Backend) DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRe
 	if err := b.enter("DeleteVolumes"); err != nil {
 		return err
 	}
+	var names []string
 	b.mu.Lock()
 	for _, n := range req.GetVolumes() {
-		if _, err := b.volumeLocked(req.GetTenant(), n); err != nil {
+		if _, err := b.volumeLocked(req.GetTenant(), n); err == nil {
+			names = append(names, n)
+		} else if !req.GetIfExists() {
 			b.mu.Unlock()
 			return err
 		}
 	}
 	b.mu.Unlock()
-	r := &dozov1.DeleteVolumesResponse{Total: uint32(len(req.GetVolumes()))}
-	for some := range slices.Chunk(req.GetVolumes(), manyAtATime) {
+	r := &dozov1.DeleteVolumesResponse{Total: uint32(len(names))}
+	if err := progress(r); err != nil {
+		return err
+	}
+	for some := range slices.Chunk(names, manyAtATime) {
 		r.Volumes = nil
 		for _, n := range some {
 			v, err := b.DeleteVolume(ctx, &dozov1.DeleteVolumeRequest{Tenant: req.GetTenant(), Volume: n, Force: req.GetForce()})

@@ -2179,7 +2179,9 @@ type DeleteVolumesRequest struct {
 	Volumes []string `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	Tenant  string   `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	// Though they have sessions or are mapped to hosts.
-	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	// Those that are not there are passed over. So the call can be repeated after one that ended on the way.
+	IfExists      bool `protobuf:"varint,4,opt,name=if_exists,json=ifExists,proto3" json:"if_exists,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2235,11 +2237,18 @@ func (x *DeleteVolumesRequest) GetForce() bool {
 	return false
 }
 
+func (x *DeleteVolumesRequest) GetIfExists() bool {
+	if x != nil {
+		return x.IfExists
+	}
+	return false
+}
+
 type DeleteVolumesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Deleted since the last message.
 	Volumes []*Volume `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
-	// Deleted so far, and asked for.
+	// Deleted so far, and to be deleted.
 	Deleted       uint32 `protobuf:"varint,2,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	Total         uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3228,11 +3237,12 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x15CreateVolumesResponse\x12)\n" +
 	"\avolumes\x18\x01 \x03(\v2\x0f.dozo.v1.VolumeR\avolumes\x12\x12\n" +
 	"\x04made\x18\x02 \x01(\rR\x04made\x12\x14\n" +
-	"\x05total\x18\x03 \x01(\rR\x05total\"^\n" +
+	"\x05total\x18\x03 \x01(\rR\x05total\"{\n" +
 	"\x14DeleteVolumesRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force\"r\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x1b\n" +
+	"\tif_exists\x18\x04 \x01(\bR\bifExists\"r\n" +
 	"\x15DeleteVolumesResponse\x12)\n" +
 	"\avolumes\x18\x01 \x03(\v2\x0f.dozo.v1.VolumeR\avolumes\x12\x18\n" +
 	"\adeleted\x18\x02 \x01(\rR\adeleted\x12\x14\n" +

@@ -103,8 +103,8 @@ type VolumeServiceClient interface {
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
 	// DeleteMany deletes several volumes, and reports them as they are deleted, some at a time. NOT_FOUND or IN_USE, as for
-	// Delete, before anything is deleted, if one of them is not there or in use. A caller that goes away ends it. Needs role
-	// operator.
+	// Delete, before anything is deleted, if one of them is not there or in use. The first message says how many there are. A
+	// caller that goes away ends it: what is then under way, 200 volumes at most, may still be deleted. Needs role operator.
 	DeleteMany(context.Context, *dozov1.DeleteVolumesRequest) (*connect.ServerStreamForClient[dozov1.DeleteVolumesResponse], error)
 	// Targets gives the addresses at which the volume is served: every portal of every access server, those of
 	// the preferred site first. Needs role viewer.
@@ -415,8 +415,8 @@ type VolumeServiceHandler interface {
 	// that can not be asked, unless force is set: it ends them. Needs role operator.
 	Delete(context.Context, *dozov1.DeleteVolumeRequest) (*dozov1.DeleteVolumeResponse, error)
 	// DeleteMany deletes several volumes, and reports them as they are deleted, some at a time. NOT_FOUND or IN_USE, as for
-	// Delete, before anything is deleted, if one of them is not there or in use. A caller that goes away ends it. Needs role
-	// operator.
+	// Delete, before anything is deleted, if one of them is not there or in use. The first message says how many there are. A
+	// caller that goes away ends it: what is then under way, 200 volumes at most, may still be deleted. Needs role operator.
 	DeleteMany(context.Context, *dozov1.DeleteVolumesRequest, *connect.ServerStream[dozov1.DeleteVolumesResponse]) error
 	// Targets gives the addresses at which the volume is served: every portal of every access server, those of
 	// the preferred site first. Needs role viewer.
