@@ -26,8 +26,8 @@ type cache struct {
 	// The nodes by name, nil until somebody asks again after a change. Written with mu held in either way, so that it
 	// never outlives what it was made of.
 	byName atomic.Pointer[[]Node]
-	// The volumes by tenant and name, likewise. A change of one volume makes new lists of these, so that ten thousand are not
-	// put in order again for each that is made.
+	// The volumes by tenant and name, likewise. The changes of a transaction make new lists of these, so that ten thousand are
+	// not put in order again for each that is made.
 	volumes atomic.Pointer[volumeLists]
 }
 
@@ -49,25 +49,57 @@ func newVolumeLists(all map[ident.JournalID]entry[VolumeSpec]) *volumeLists {
 	return l
 }
 
-// with gives the lists after a change of one volume; nil for none.
-func (l *volumeLists) with(old, now *VolumeSpec) *volumeLists {
+// volumeChange is what a volume was and is; nil for none.
+type volumeChange struct {
+	id       ident.JournalID
+	old, now *VolumeSpec
+}
+
+// with gives the lists after changes of different volumes, of which a transaction may have a hundred: each list is made anew once.
+func (l *volumeLists) with(changes []volumeChange) *volumeLists {
 	x := *l
-	for i, v := range []*VolumeSpec{old, now} {
-		if v == nil {
+	for _, list := range []struct {
+		of      *[]*VolumeSpec
+		deleted bool
+	}{{&x.live, false}, {&x.dead, true}} {
+		in := func(v *VolumeSpec) bool { return v != nil && (v.Deleted != nil) == list.deleted }
+		gone := map[ident.JournalID]bool{}
+		var fresh []*VolumeSpec
+		for _, c := range changes {
+			if in(c.old) {
+				gone[c.id] = true
+			}
+			if in(c.now) {
+				fresh = append(fresh, c.now)
+			}
+		}
+		if len(gone) == 0 && len(fresh) == 0 {
 			continue
 		}
-		list := &x.live
-		if v.Deleted != nil {
-			list = &x.dead
+		order := func(a, b *VolumeSpec) int { return byName(*a, *b) }
+		slices.SortFunc(fresh, order)
+		merged := make([]*VolumeSpec, 0, len(*list.of)+len(fresh))
+		rest := *list.of
+		for _, v := range fresh {
+			at, _ := slices.BinarySearchFunc(rest, v, order)
+			merged = appendBut(merged, rest[:at], gone)
+			merged, rest = append(merged, v), rest[at:]
 		}
-		at, found := slices.BinarySearchFunc(*list, v, func(a, b *VolumeSpec) int { return byName(*a, *b) })
-		if i == 0 && found {
-			*list = slices.Delete(slices.Clone(*list), at, at+1)
-		} else if i == 1 && !found {
-			*list = slices.Insert(slices.Clip(*list), at, v)
-		}
+		*list.of = appendBut(merged, rest, gone)
 	}
 	return &x
+}
+
+func appendBut(to, from []*VolumeSpec, gone map[ident.JournalID]bool) []*VolumeSpec {
+	if len(gone) == 0 {
+		return append(to, from...)
+	}
+	for _, v := range from {
+		if !gone[v.ID] {
+			to = append(to, v)
+		}
+	}
+	return to
 }
 
 type entry[T any] struct {
@@ -159,37 +191,37 @@ func (c *cache) renew(pairs []pair, rev Rev) (bad []error) {
 func (c *cache) apply(changes []change, upTo Rev) (bad []error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	lists := c.volumes.Load()
+	var volumes []volumeChange
+	seen := map[ident.JournalID]bool{}
 	for _, ch := range changes {
-		done := c.volumeChangeLocked(ch.key)
+		if dir, _ := splitDir(ch.key); dir == dirVolumes && lists != nil {
+			if id, err := journalOfKey(dirVolumes, ch.key); err == nil && !seen[id] {
+				seen[id] = true
+				volumes = append(volumes, volumeChange{id: id, old: c.volumeLocked(id)})
+			}
+		}
 		if ch.deleted {
 			c.mu.drop(ch.key)
 		} else if err := c.mu.put(ch.pair); err != nil {
 			bad = append(bad, err)
 		}
-		done()
+	}
+	if len(volumes) > 0 {
+		for i := range volumes {
+			volumes[i].now = c.volumeLocked(volumes[i].id)
+		}
+		c.volumes.Store(lists.with(volumes))
 	}
 	c.movedLocked(upTo)
 	return bad
 }
 
-// volumeChangeLocked is called before a key changes; what it gives is called afterwards, and has the lists of volumes follow.
-func (c *cache) volumeChangeLocked(key string) (done func()) {
-	lists := c.volumes.Load()
-	if dir, _ := splitDir(key); dir != dirVolumes || lists == nil {
-		return func() {}
+func (c *cache) volumeLocked(id ident.JournalID) *VolumeSpec {
+	if e, ok := c.mu.volumes[id]; ok {
+		return &e.v
 	}
-	id, err := journalOfKey(dirVolumes, key)
-	if err != nil {
-		return func() {}
-	}
-	spec := func() *VolumeSpec {
-		if e, ok := c.mu.volumes[id]; ok {
-			return &e.v
-		}
-		return nil
-	}
-	old := spec()
-	return func() { c.volumes.Store(lists.with(old, spec())) }
+	return nil
 }
 
 // putJournal notes a state that this client has just written itself, before the watch brings it.

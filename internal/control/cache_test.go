@@ -24,21 +24,25 @@ func TestSharedVolumesFollow(t *testing.T) {
 	var given []*VolumeSpec
 	var copied []VolumeSpec
 	for rev := Rev(1); rev < 2000; rev++ {
-		id := ids[rng.IntN(len(ids))]
-		ch := change{pair: pair{key: keyVolume(id), mod: rev}}
-		switch rng.IntN(4) {
-		case 0:
-			ch.deleted = true
-		case 1:
-			ch.value = []byte("{") // what can not be read leaves what was known
-		default:
-			v := VolumeSpec{ID: id, Tenant: "default", Name: fmt.Sprint("v", rng.IntN(1000), "-", id), SizeBytes: int64(rev) << 20}
-			if rng.IntN(3) == 0 {
-				v.Deleted = &now
+		var list []change
+		for range 1 + rng.IntN(6) { // at times one twice, as in what a watch has gathered
+			id := ids[rng.IntN(len(ids))]
+			ch := change{pair: pair{key: keyVolume(id), mod: rev}}
+			switch rng.IntN(4) {
+			case 0:
+				ch.deleted = true
+			case 1:
+				ch.value = []byte("{") // what can not be read leaves what was known
+			default:
+				v := VolumeSpec{ID: id, Tenant: "default", Name: fmt.Sprint("v", rng.IntN(1000), "-", id), SizeBytes: int64(rev) << 20}
+				if rng.IntN(3) == 0 {
+					v.Deleted = &now
+				}
+				ch.value = encode(v, "")
 			}
-			ch.value = encode(v, "")
+			list = append(list, ch)
 		}
-		c.apply([]change{ch}, rev)
+		c.apply(list, rev)
 		live, dead := cl.SharedVolumes()
 		want := newVolumeLists(c.mu.volumes)
 		same := func(a, b *VolumeSpec) bool { return a.ID == b.ID && a.Name == b.Name && a.SizeBytes == b.SizeBytes }
