@@ -66,7 +66,7 @@ func TestLateSingleAgain(t *testing.T) {
 		if err := l.check(x, epoch, now); err != nil {
 			t.Fatal(err)
 		}
-		l.acknowledged(x, now)
+		l.arrived(x, now)
 	}
 	write(1, 10_000, 5)
 	write(2, 10_001, 6)
@@ -82,11 +82,11 @@ func TestLateSingleAgain(t *testing.T) {
 		t.Error("a late write of an unseen session was let in")
 	}
 	// The other one's last write hung for so long that it was forgotten meanwhile.
-	l.acknowledged(op(2, 50_000, 7), 50_100)
+	l.arrived(op(2, 50_000, 7), 50_100)
 	write(1, 50_200, 8)
 	l.prune(53_100)
 	if err := l.check(op(1, 50_050, 7), epoch, 50_300); err == nil {
-		t.Error("older than what the other session got acknowledged, and it was let in")
+		t.Error("older than what has come by the other session, and it was let in")
 	}
 }
 

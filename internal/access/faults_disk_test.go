@@ -299,7 +299,7 @@ func TestLateWriteOfAnUnseenSession(t *testing.T) {
 	if err := l.check(y, y.Stamp.Epoch, 1010); err != nil {
 		t.Fatal(err)
 	}
-	l.acknowledged(y, 1020)
+	l.arrived(y, 1020)
 	if err := l.check(op(1, 1005, 5), y.Stamp.Epoch, 1030); err == nil {
 		t.Error("a late write of an unseen session was let in")
 	}

@@ -43,7 +43,7 @@ func (h *handed) knowsRequests(p journal.CheckpointPoint) bool {
 }
 
 // lateBefore is what an owner needs to judge commands stamped in the epoch before its own (R9). Stamps of an epoch
-// that ended in any other way are refused: nobody knows what was refused or acknowledged in it. Of a hand-over that
+// that ended in any other way are refused: nobody knows what was refused in it, or had come. Of a hand-over that
 // is known, and so is how old such a stamp is at least here: prior, on this node's clock, was before stopped on the
 // old owner's.
 type lateBefore struct {

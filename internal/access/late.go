@@ -30,14 +30,14 @@ type bar struct {
 }
 
 // initiatorState says which sessions of an initiator were seen lately; only initiators with several have their
-// acknowledged writes remembered.
+// writes remembered.
 type initiatorState struct {
 	sessions  map[uint64]uint64 // session -> tick last seen
-	acks      *acked            // the last seconds' acknowledged writes; nil while there is one session only
+	acks      *acked            // the writes that have arrived in the last seconds; nil while there is one session only
 	acksOlder *acked            // and those of the seconds before
 	wide      []wideAck         // long ones, trims of gigabytes among them
 	turned    uint64            // when acks began
-	last      uint64            // session of the last acknowledged write,
+	last      uint64            // session of the last write,
 	mixed     uint64            // and the tick of the last one that was of another than the one before
 	// The newest write while there was one session only. Another that shows up later may bring something
 	// older, and which blocks were written is not known.
@@ -97,12 +97,7 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 	if l.aborted.has(op.Request) && !mutant.On(mutant.R9Abort) {
 		return wire.Errorf(wire.CodeStale, "aborted")
 	}
-	i := l.sessions[op.Nexus.Initiator]
-	if i == nil {
-		i = &initiatorState{sessions: map[uint64]uint64{}}
-		l.sessions[op.Nexus.Initiator] = i
-	}
-	i.sessions[op.Session] = now
+	i := l.seen(op, now)
 	if mutant.On(mutant.R9Acks) {
 		return nil
 	}
@@ -122,15 +117,25 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 	return nil
 }
 
-// acknowledged remembers a write for the other sessions of its initiator.
-func (l *late) acknowledged(op *Op, now uint64) {
-	if op.Nexus == nil {
-		return
-	}
+// seen gives what is known of a command's initiator, with its session.
+func (l *late) seen(op *Op, now uint64) *initiatorState {
 	i := l.sessions[op.Nexus.Initiator]
 	if i == nil {
+		i = &initiatorState{sessions: map[uint64]uint64{}}
+		l.sessions[op.Nexus.Initiator] = i
+	}
+	i.sessions[op.Session] = now
+	return i
+}
+
+// arrived remembers a write for the other sessions of its initiator. An attempt of it that comes later by one of them was sent before:
+// its stamp is no newer than this moment, however and whenever the write is answered. It need not be done for that: with
+// MISCOMPARE, RESERVATION CONFLICT or no room it is over for its client, too.
+func (l *late) arrived(op *Op, now uint64) {
+	if op.Nexus == nil || !writes(op.Kind) {
 		return
 	}
+	i := l.seen(op, now)
 	if i.last != op.Session {
 		i.last, i.mixed = op.Session, now
 	}
@@ -149,7 +154,7 @@ func (l *late) acknowledged(op *Op, now uint64) {
 	i.acks.note(op.first, op.count, ack{now, op.Session})
 }
 
-// single forgets blocks and goes back to the newest write, once there is one session again, and nothing by another one was acknowledged for so
+// single forgets blocks and goes back to the newest write, once there is one session again, and nothing by another one has arrived for so
 // long that no stamp reaches back to it.
 func (i *initiatorState) single(now uint64) {
 	if i.acks != nil && len(i.sessions) == 1 && i.mixed+2*stampAgeMax < now {

@@ -458,7 +458,7 @@ func TestStampsOfTheEpochBefore(t *testing.T) {
 	if err := old.check(op(2, 5900, wire.OpWrite), first, 5950); err != nil {
 		t.Fatal(err)
 	}
-	old.acknowledged(op(2, 5900, wire.OpWrite), 5960)
+	old.arrived(op(2, 5900, wire.OpWrite), 5960)
 	m := &wire.HandOver{Epoch: first, Stopped: 6000, Prior: 90_000}
 	old.give(m)
 	next := newLate()

@@ -32,6 +32,7 @@ func (o *Owner) admit(op *Op) {
 			return
 		}
 		if o.ports.refuses(op) { // R11: also what an owner before has done, whose answer was lost
+			o.late.arrived(op, o.tick())
 			o.finish(op, wire.Errorf(wire.CodeUnproven, "attached before a takeover that was not proven"))
 			o.dropBuf(op)
 			return
@@ -52,8 +53,15 @@ func (o *Owner) admit(op *Op) {
 			return
 		}
 		op.barred = true
+		if !mutant.On(mutant.R9Arrived) {
+			o.late.arrived(op, o.tick())
+		}
 	}
 	if o.full && writes(op.Kind) && o.w.Stuck() {
+		if o.earlier(op) {
+			o.waiting = append(o.waiting, op)
+			return
+		}
 		o.dropBuf(op)
 		o.finish(op, wire.Errorf(wire.CodeNoSpace, "no two core servers have room for another segment"))
 		return
@@ -63,6 +71,10 @@ func (o *Owner) admit(op *Op) {
 		return
 	}
 	if err := o.unitRefuses(op); err != nil {
+		if o.earlier(op) {
+			o.waiting = append(o.waiting, op)
+			return
+		}
 		o.finish(op, err)
 		o.dropBuf(op)
 		return
@@ -121,6 +133,22 @@ func (o *Owner) admit(op *Op) {
 	default:
 		o.finish(op, wire.Errorf(wire.CodeBadRequest, "operation %d", op.Kind))
 	}
+}
+
+// earlier reports that a write by another session of the initiator, to the same blocks, has been let in and is not committed: what is
+// refused now may be another attempt of it, and is over for the client once it is answered (R9). So the answer waits.
+func (o *Owner) earlier(op *Op) bool {
+	if op.Nexus == nil || !writes(op.Kind) {
+		return false
+	}
+	for _, list := range [][]*Op{o.uncommitted, o.waiting} {
+		for _, x := range list {
+			if x.Nexus != nil && x.Nexus.Initiator == op.Nexus.Initiator && x.Session != op.Session && writes(x.Kind) && x.overlaps(op) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (o *Owner) dropBuf(op *Op) {
@@ -473,7 +501,9 @@ func (o *Owner) committed() bool {
 			o.unitCommitted(op, now)
 			continue
 		}
-		o.late.acknowledged(op, now)
+		if mutant.On(mutant.R9Arrived) {
+			o.late.arrived(op, now)
+		}
 		if op.FUA || sync {
 			o.waitFor(op)
 		} else {

@@ -43,6 +43,7 @@ const (
 	R9Abort
 	R9Began
 	R9Acks
+	R9Arrived
 	R9Request
 	R10Stable
 	R10Home
@@ -111,6 +112,7 @@ var names = [...]struct {
 	R9Abort:       {"R9-abort", "a command that was aborted is refused", 119, "access TestBarsHoldForWhatWaits"},
 	R9Began:       {"R9-began", "refusals are compared with the stamp with which a command began", 122, "access TestLateReassignedCommand"},
 	R9Acks:        {"R9-acks", "a command older than an overlapping write by another session of its initiator is refused", 119, "access TestLateWriteOfAnUnseenSession"},
+	R9Arrived:     {"R9-arrived", "what counts is that such a write has arrived, not that it was done", 119, "access TestAWriteThatWasRefusedIsOver"},
 	R9Request:     {"R9-request", "a request that is in the history is answered, not done again", 119, "access TestAResentRequestIsNotAppliedTwice"},
 	R10Stable:     {"R10-stable", "a hand-over to another site waits until everything is stable there", 121, "access TestTheSiteThatWasLeftIsLostAtOnce"},
 	R10Home:       {"R10-home", "who takes over for a taker that has not begun, at a site that lacks the end, passes the journal on", 133, "access TestTheGiverDiesBeforeTheLeave"},

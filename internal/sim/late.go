@@ -18,7 +18,7 @@ import (
 type lateKind int
 
 const (
-	lateRetried   lateKind = iota // it was said again by another path, and then something newer; it was in the client's socket
+	lateRetried   lateKind = iota // it was said again by another path, and done, and then something newer, or refused; it was in the client's socket
 	lateReset                     // LUN RESET by another path
 	lateLogin                     // the session was begun anew
 	lateAborted                   // ABORT TASK; it was at a forwarder that had lost its connection to the owner
@@ -86,6 +86,13 @@ func (l *lateClient) run() {
 		l.goesOn(old, by, in)
 		return
 	}
+	var other *lateClient
+	if l.kind == lateRetried && l.f.Size>>16&1 == 0 {
+		if other = l.unequal(by, &in); other == nil {
+			return
+		}
+		defer func() { other.paths[0].end() }()
+	}
 	switch l.kind {
 	case lateAborted:
 		w.net.down(old.node, l.owner, false)
@@ -121,7 +128,12 @@ func (l *lateClient) run() {
 	}
 	w.hist.maybe(in, first, w.hist.tick())
 	w.stats.add("client: writes given up that are still on their way", 1)
-	if l.kind == lateRetried {
+	switch {
+	case other != nil:
+		if !other.try(other.paths[0], w.plan.on(opIn{kind: wire.OpZero, block: in.block, count: sectors})) {
+			return
+		}
+	case l.kind == lateRetried:
 		newer := in
 		newer.value++
 		if !l.try(by, newer) {
@@ -129,6 +141,21 @@ func (l *lateClient) run() {
 		}
 	}
 	l.look(by, in.block, max(0, old.stuck-w.now())+150*time.Millisecond)
+}
+
+// unequal makes the command a COMPARE AND WRITE that finds something else, written by another client: so it is over with MISCOMPARE when it
+// has been said again, and would not be any more once that client has put back what it compares with. nil if that can't be.
+func (l *lateClient) unequal(by *session, in *opIn) *lateClient {
+	o := &lateClient{client: l.w.lateClient(by.node), w: l.w, f: l.f}
+	there := *in
+	there.value++
+	in.kind, in.count, in.old = wire.OpCompareAndWrite, 1, 0
+	if !o.login(0) || !o.try(o.paths[0], there) {
+		o.paths[0].end()
+		return nil
+	}
+	l.w.stats.add("client: COMPARE AND WRITE that are over and still on their way", 1)
+	return o
 }
 
 // look reads a block for a while.
