@@ -33,15 +33,23 @@ func (w *World) storeLeaving(n *Node, yes bool) {
 	})
 }
 
-// about is what a process knows of stores beyond their being there; nil where no operator says anything about them.
+// about is what a process knows of stores beyond their being there: what an operator says of them, and which of their replicas they
+// have found to be damaged, as nodes tell each other. nil where there is neither.
 func (p *Proc) about() func(ident.StoreID) access.StoreInfo {
-	if !slices.ContainsFunc(p.w.plan.Faults, func(f Fault) bool { return f.Kind == FaultMember }) {
+	if !slices.ContainsFunc(p.w.plan.Faults, func(f Fault) bool { return f.Kind == FaultMember || f.Kind == FaultRot || f.Kind == FaultRotTail }) {
 		return nil
 	}
 	return func(id ident.StoreID) (i access.StoreInfo) {
-		if n := p.w.nodeOfStore(id); n != nil {
-			x, _ := p.ctl.Node(n.name)
-			i.Leaving = slices.ContainsFunc(x.Stores, func(s control.StoreSpec) bool { return s.ID == id && s.Leaving })
+		n := p.w.nodeOfStore(id)
+		if n == nil {
+			return i
+		}
+		x, _ := p.ctl.Node(n.name)
+		i.Leaving = slices.ContainsFunc(x.Stores, func(s control.StoreSpec) bool { return s.ID == id && s.Leaving })
+		if at := n.running(); at != nil && (at == p || (path{p, n}).Up()) {
+			for _, d := range at.store.Damaged() {
+				i.Damaged = append(i.Damaged, wire.DamagedReplica{Segment: d.Segment, Made: d.Made})
+			}
 		}
 		return i
 	}

@@ -27,6 +27,7 @@ type chain struct {
 	splits []split
 	dead   []ident.Position // that are in at no more
 	begun  []Epoch
+	last   ident.Seq // of the newest point
 
 	promised map[ident.SiteID]ident.Position // what a site was last said to have, when another one was lost for good
 }
@@ -48,6 +49,7 @@ func (c *chain) saw(_ ident.JournalID, p ident.Position, who string) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.last = p.Seq
 	old, ok := c.at[p.Seq]
 	if ok && old.Hash != p.Hash {
 		c.splits = append(c.splits, split{old, p, who})
@@ -212,6 +214,21 @@ func (c *chain) isUnproven(epoch uint64) bool {
 	defer c.mu.Unlock()
 	s, known := c.starts[epoch]
 	return known && epoch > 1 && !s.Proven
+}
+
+// newestSeq is the number of the commit point that was told of last.
+func (c *chain) newestSeq() ident.Seq {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
+}
+
+// leftOut reports that what was committed when that number was may be missing in the history of an epoch.
+func (c *chain) leftOut(seq ident.Seq, epoch uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, known := c.starts[epoch]
+	return known && s.Before.Seq < seq
 }
 
 // lostBefore reports that the history which an epoch goes on from may lack something because an earlier one, or that one itself,
