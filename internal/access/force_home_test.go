@@ -15,23 +15,13 @@ import (
 )
 
 // listedStore is a store on which no checkpoints can be made, nor copies for as long as that is said: ensembles stay listed.
-type listedStore struct {
-	journal.Store
-	pushes *atomic.Bool
-}
-
-func (s *listedStore) Push(ctx context.Context, m *wire.Push) (wire.AppendReply, error) {
-	if s.pushes.Load() {
-		return wire.AppendReply{}, wire.Errorf(wire.CodeBusy, "later")
-	}
-	return s.Store.Push(ctx, m)
-}
+type listedStore struct{ shut }
 
 func (s *listedStore) OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.OpenReply, error) {
 	if m.Segment.IsCheckpoint() {
 		return wire.OpenReply{}, wire.Errorf(wire.CodeBusy, "later")
 	}
-	return s.Store.OpenSegment(ctx, m)
+	return s.shut.OpenSegment(ctx, m)
 }
 
 // A site is given up, comes back, and has the volume home again before the ensemble that was given up is off the list. Its stores are
@@ -41,8 +31,8 @@ func TestAStoreThatIsBackIsNeededAgain(t *testing.T) {
 	c := newCluster(t, 2, 3)
 	c.limit.UncertainWait = 100 * time.Millisecond
 	c.limit.RepairGrace = time.Hour
-	var pushes atomic.Bool
-	c.wrap = func(s journal.Store) journal.Store { return &listedStore{s, &pushes} }
+	var opens, pushes atomic.Bool
+	c.wrap = func(s journal.Store) journal.Store { return &listedStore{shut{s, &opens, &pushes}} }
 	v := c.volume(1<<20, 2, control.Replicated)
 	n := &numbered{blocks: 64, done: map[int]bool{}}
 	o := c.own(v)
