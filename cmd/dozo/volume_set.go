@@ -15,7 +15,7 @@ type volumeSet struct{ req dozov1.SetVolumeRequest }
 func newVolumeSet(a *app) *cobra.Command {
 	var o volumeSet
 	c := &cobra.Command{
-		Use:   "set NAME [--ownership follow|pin] [--partition continue|stop] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner] [--ack local|site:K]",
+		Use:   "set NAME [--ownership follow|pin] [--partition continue|stop] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner] [--ack local|site:K] [--host NAME | --all-hosts]",
 		Short: "Change policies of a volume",
 		Long: `Change policies of a volume, at once and without a pause.
 
@@ -35,8 +35,13 @@ for good; with owner to the owner, each time that it logs in. Neither is for hos
 With --ack site:K a write is acknowledged only once K other sites hold it too (dozo volume create). Raised, it is in effect
 once K sites have caught up, from a record that dozo volume show names; until then writes are acknowledged as before. Lowered, it
 is in effect when the command returns: writes that wait for a site which can not be reached go on. From then on what the
-remaining sites do not hold is lost if the owner's site is.`,
-		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --partition stop\n  dozo volume set web1 --alua-remote standby\n  dozo volume set ledger --ack local",
+remaining sites do not hold is lost if the owner's site is.
+
+With --host, given once for each of them, only these hosts may use the volume at its own target, instead of those that might before;
+with --all-hosts every initiator may. Initiators that may no longer use it are asked to log out and dropped a second later, and can not log
+in again. The command returns once their sessions have ended; where access servers can not be asked it says so: they end them as
+soon as they hear of it. Hosts to which the volume is mapped (dozo volume map) are not concerned.`,
+		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --partition stop\n  dozo volume set web1 --alua-remote standby\n  dozo volume set ledger --ack local\n  dozo volume set web1 --host hv1 --host hv2",
 		Args:    names("NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume = args[0]
@@ -48,7 +53,11 @@ remaining sites do not hold is lost if the owner's site is.`,
 	c.Flags().StringVar(&o.req.Redirect, "redirect", "", redirectHelp)
 	c.Flags().StringVar(&o.req.Partition, "partition", "", "what the owner does when its site is cut off: continue or stop")
 	c.Flags().StringVar(&o.req.Ack, "ack", "", ackHelp)
-	c.MarkFlagsOneRequired("ownership", "partition", "alua-remote", "redirect", "ack")
+	c.Flags().StringSliceVar(&o.req.Hosts, "host", nil, "`name` of a host that may use it, instead of those before; may be repeated")
+	c.Flags().BoolVar(&o.req.AllHosts, "all-hosts", false, "every initiator may use it")
+	c.MarkFlagsOneRequired("ownership", "partition", "alua-remote", "redirect", "ack", "host", "all-hosts")
+	c.MarkFlagsMutuallyExclusive("host", "all-hosts")
+	a.completeFlag(c, "host", hostNames(c))
 	_ = c.RegisterFlagCompletionFunc("partition", cobra.FixedCompletions([]string{"continue", "stop"}, cobra.ShellCompDirectiveNoFileComp))
 	completePathPolicies(c)
 	completeAck(c)

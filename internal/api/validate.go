@@ -63,7 +63,7 @@ func validate(msg proto.Message) error {
 	case *dozov1.RenameVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkVolumeName("new_name", m.GetNewName()))
 	case *dozov1.SetVolumeRequest:
-		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()), checkPartition(m.GetPartition()), checkAck(m.GetAck()))
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOwnership(m.GetOwnership()), checkPaths(m.GetAluaRemote(), m.GetRedirect()), checkPartition(m.GetPartition()), checkAck(m.GetAck()), checkSetHosts(m))
 	case *dozov1.MapVolumeRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkName("host", m.GetHost()), checkLUN(m.GetLun()))
 	case *dozov1.UnmapVolumeRequest:
@@ -204,13 +204,26 @@ func validateCreate(m *dozov1.CreateVolumeRequest) error {
 	if b := m.GetBlockSize(); b != 512 && b != 4096 {
 		errs = append(errs, invalid("block_size %d: want 512 or 4096", b))
 	}
-	for _, h := range m.GetHosts() {
+	return errors.Join(append(errs, checkHosts(m.GetHosts()))...)
+}
+
+// checkHosts checks who may use a volume.
+func checkHosts(list []string) error {
+	var errs []error
+	for _, h := range list {
 		errs = append(errs, checkName("hosts", h))
 	}
-	if len(m.GetHosts()) > listMax {
-		errs = append(errs, invalid("%d hosts: want %d at most", len(m.GetHosts()), listMax))
+	if len(list) > listMax {
+		errs = append(errs, invalid("%d hosts: want %d at most", len(list), listMax))
 	}
 	return errors.Join(errs...)
+}
+
+func checkSetHosts(m *dozov1.SetVolumeRequest) error {
+	if m.GetAllHosts() && len(m.GetHosts()) > 0 {
+		return invalid("all_hosts with hosts: want one of them")
+	}
+	return checkHosts(m.GetHosts())
 }
 
 func firstOf(names []string) string {

@@ -171,7 +171,7 @@ func (b *backend) DeleteVolumes(ctx context.Context, req *dozov1.DeleteVolumesRe
 		return err
 	}
 	if req.Force {
-		b.awaitSessionsEnded(ctx, ids...)
+		b.awaitSessionsEnded(ctx, sessionsAtVolumes(ids...))
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -238,33 +239,60 @@ const (
 	endedPoll   = 100 * time.Millisecond
 )
 
-// awaitSessionsEnded waits a while until no access server that answers has a session of the volumes.
-func (b *backend) awaitSessionsEnded(ctx context.Context, ids ...ident.JournalID) {
-	of := make(map[string]bool, len(ids))
-	for _, id := range ids {
-		of[id.String()] = true
-	}
-	ctx, cancel := context.WithTimeout(ctx, endedWithin)
+// awaitSessionsEnded waits a while until no access server that answers has one of these sessions. It gives those that are left,
+// and the access servers that could not be asked.
+func (b *backend) awaitSessionsEnded(ctx context.Context, of func(*dozov1.Session) bool) (left []*dozov1.Session, unheard []string) {
+	wctx, cancel := context.WithTimeout(ctx, endedWithin)
 	defer cancel()
 	for {
-		all, _, err := b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
-		if err == nil && !slices.ContainsFunc(all, func(s *dozov1.Session) bool { return of[s.VolumeId] }) {
-			return
+		all, out, err := b.ListSessions(ctx, &dozov1.ListSessionsRequest{})
+		if err == nil {
+			if left, unheard = slices.DeleteFunc(all, func(s *dozov1.Session) bool { return !of(s) }), out; len(left) == 0 {
+				return nil, unheard
+			}
 		}
 		select {
-		case <-ctx.Done():
-			return
+		case <-wctx.Done():
+			return left, unheard
 		case <-time.After(endedPoll):
 		}
 	}
 }
 
-// orphansEvery is how often sessions are looked through: a login that was let in just before the deletion was seen is
+// sessionsAtVolumes tells the sessions at the own targets of volumes.
+func sessionsAtVolumes(ids ...ident.JournalID) func(*dozov1.Session) bool {
+	of := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		of[id.String()] = true
+	}
+	return func(s *dozov1.Session) bool { return of[s.VolumeId] }
+}
+
+// hostsInEffect waits until nobody is at a volume's own target who may not use it.
+func (b *backend) hostsInEffect(ctx context.Context, v control.VolumeSpec) error {
+	c := b.n.control()
+	left, unheard := b.awaitSessionsEnded(ctx, func(s *dozov1.Session) bool {
+		if s.VolumeId != v.ID.String() || len(s.Peers) == 0 {
+			return false
+		}
+		from, err := netip.ParseAddrPort(s.Peers[0])
+		return err == nil && !export.Allowed(c, iscsi.Peer{Initiator: s.InitiatorName, Remote: from}, v)
+	})
+	switch {
+	case len(left) > 0:
+		return fmt.Errorf("volume %s: who may use it is stored, and sessions of others have not ended yet: %s: %w", v.Name, describeSessions(left), api.ErrUnavailable)
+	case len(unheard) > 0:
+		return fmt.Errorf("volume %s: who may use it is stored, and %s, which can not be asked, may have sessions of others until it hears of that: %w", v.Name, strings.Join(unheard, ", "), api.ErrUnavailable)
+	}
+	return nil
+}
+
+// orphansEvery is how often sessions are looked through: a login that was let in just before the change was seen is
 // found so.
 const orphansEvery = 2 * time.Second
 
-// endOrphans ends this node's sessions of volumes that are deleted: initiators are asked to log out, and dropped
-// if they do not.
+// endOrphans ends this node's sessions that nobody could open any more, since their volume is deleted or their initiator may not
+// use it: initiators are asked to log out, and dropped if they do not.
 func (n *Node) endOrphans(ctx context.Context) {
 	ctl := n.control()
 	changed, cancel := ctl.Subscribe()
@@ -276,13 +304,13 @@ func (n *Node) endOrphans(ctx context.Context) {
 		open := n.iscsi.Sessions()
 		maps.DeleteFunc(asked, func(s *iscsi.Session, _ bool) bool { return !slices.Contains(open, s) })
 		for _, s := range open {
-			id, ok := export.ParseIQN(s.Info().Target)
-			if !ok || asked[s] {
-				continue // a discovery session, or one that is ending
+			if asked[s] {
+				continue // it is ending
 			}
-			if v, ok := ctl.Volume(id); !ok || v.Deleted != nil {
+			if why := n.export.Ends(s); why != "" {
 				asked[s] = true
-				n.log.Info("session of a deleted volume ends", "volume", id.String(), "initiator", s.Info().Initiator)
+				i := s.Info()
+				n.log.Info("session ends: "+why, "target", i.Target, "initiator", i.Initiator, "peer", i.Remote)
 				s.Logout(logoutGrace)
 			}
 		}

@@ -493,7 +493,11 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 			return nil, fmt.Errorf("when writes are acknowledged can be changed once all nodes are upgraded, and %v are not: %w", older, control.ErrOlderNodes)
 		}
 	}
+	shut := false
 	v, err = c.UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
+		if shut = shutsOut(v.Hosts, req); req.AllHosts || len(req.Hosts) > 0 {
+			v.Hosts = slices.Compact(slices.Sorted(slices.Values(req.Hosts)))
+		}
 		if ack >= 0 {
 			v.Ack = ack
 		}
@@ -516,7 +520,20 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 			return nil, err
 		}
 	}
+	if shut {
+		if err := b.hostsInEffect(ctx, v); err != nil {
+			return nil, err
+		}
+	}
 	return b.described(ctx, v), nil
+}
+
+// shutsOut reports that a request takes a volume from somebody who might use it before.
+func shutsOut(before []string, req *dozov1.SetVolumeRequest) bool {
+	if len(req.Hosts) == 0 {
+		return false
+	}
+	return len(before) == 0 || slices.ContainsFunc(before, func(h string) bool { return !slices.Contains(req.Hosts, h) })
 }
 
 // policyPatience is how long a change of the partition policy waits for the owner's word.
@@ -592,7 +609,7 @@ func (b *backend) DeleteVolume(ctx context.Context, req *dozov1.DeleteVolumeRequ
 		return nil, err
 	}
 	if req.Force {
-		b.awaitSessionsEnded(ctx, v.ID)
+		b.awaitSessionsEnded(ctx, sessionsAtVolumes(v.ID))
 	}
 	return b.describe(list[0], nil), nil
 }

@@ -331,6 +331,7 @@ func TestCluster(t *testing.T) {
 	portBinding(t, ctx, c1, n1)
 	discoveryProved(t, ctx, c1, n1, n2)
 	deleteWithForce(t, ctx, c1, n1, n2)
+	hostsOfVolume(t, ctx, c1, n1, n2)
 	if _, err := c1.Sessions.Kill(ctx, &dozov1.KillSessionRequest{Id: list.Sessions[0].Id}); err != nil {
 		t.Fatal(err)
 	}

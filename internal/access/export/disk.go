@@ -215,7 +215,7 @@ func (d *disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func()
 		if spec.Deleted != nil || !meant(identity(spec.ID)) {
 			continue
 		}
-		m, mapped := e.mapOf(d.session.peer, &spec)
+		m, mapped := mapOf(e.ctl, d.session.peer, &spec)
 		if !mapped && !e.allowed(d.session.peer, spec) {
 			continue
 		}

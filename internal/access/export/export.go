@@ -87,11 +87,14 @@ func New(srv *access.Server, ctl control.Store, node ident.NodeName) *Exports {
 // allowed says whether an initiator may use a volume by its own target: a volume that is mapped to its host it has at the
 // hosts' target; otherwise a volume that names hosts is theirs alone; one that names
 // none is everybody's, but an initiator that is known as a host has to come from that host's addresses.
-func (e *Exports) allowed(p iscsi.Peer, v control.VolumeSpec) bool {
-	if _, mapped := e.mapOf(p, &v); mapped {
+func (e *Exports) allowed(p iscsi.Peer, v control.VolumeSpec) bool { return Allowed(e.ctl, p, v) }
+
+// Allowed is the same for whoever knows the control store.
+func Allowed(ctl control.Store, p iscsi.Peer, v control.VolumeSpec) bool {
+	if _, mapped := mapOf(ctl, p, &v); mapped {
 		return false // at the hosts' target
 	}
-	h, known := e.ctl.HostByInitiator(p.Initiator)
+	h, known := ctl.HostByInitiator(p.Initiator)
 	if known && len(h.CIDRs) > 0 && !slices.ContainsFunc(h.CIDRs, func(c netip.Prefix) bool { return c.Contains(p.Remote.Addr().Unmap()) }) {
 		return false
 	}
@@ -103,12 +106,27 @@ func (e *Exports) allowed(p iscsi.Peer, v control.VolumeSpec) bool {
 	}
 	// A host may be known by its addresses alone.
 	for _, name := range v.Hosts {
-		if h, ok := e.ctl.Host(v.Tenant, name); ok && len(h.InitiatorNames) == 0 &&
+		if h, ok := ctl.Host(v.Tenant, name); ok && len(h.InitiatorNames) == 0 &&
 			slices.ContainsFunc(h.CIDRs, func(c netip.Prefix) bool { return c.Contains(p.Remote.Addr().Unmap()) }) {
 			return true
 		}
 	}
 	return false
+}
+
+// Ends says why a session at a volume's own target could not be opened now; empty if it could.
+func (e *Exports) Ends(x *iscsi.Session) string {
+	t, ok := x.Target().(*targetOf)
+	if !ok {
+		return "" // for discovery; and at the hosts' target LUNs go, not sessions
+	}
+	switch v, ok := e.ctl.Volume(t.v.ID()); {
+	case !ok || v.Deleted != nil:
+		return "its volume is deleted"
+	case !e.allowed(t.session.peer, v):
+		return "its initiator may not use the volume any more"
+	}
+	return ""
 }
 
 // siteOf says which site a client is at: that whose subnet it is in, else that of the portal it came by.
@@ -150,7 +168,7 @@ func (e *Exports) Portals(site ident.SiteID) []iscsi.Portal {
 // Targets implements iscsi.Provider.
 func (e *Exports) Targets(_ context.Context, p iscsi.Peer) (list []iscsi.TargetInfo, err error) {
 	portals := e.Portals(e.siteOf(p))
-	if h, ok := e.hostOf(p); ok && len(mapsOf(e.ctl.Volumes(), h)) > 0 {
+	if h, ok := hostOf(e.ctl, p); ok && len(mapsOf(e.ctl.Volumes(), h)) > 0 {
 		if c, err := e.ctl.Cluster(); err == nil {
 			list = append(list, iscsi.TargetInfo{Name: HostsIQN(c.ID), Portals: portals})
 		}

@@ -50,14 +50,14 @@ type hostLUN struct {
 }
 
 // hostOf finds the host that an initiator belongs to, by its name or, for hosts that have none, by its address.
-func (e *Exports) hostOf(p iscsi.Peer) (control.Host, bool) {
+func hostOf(ctl control.Store, p iscsi.Peer) (control.Host, bool) {
 	from := func(h control.Host) bool {
 		return slices.ContainsFunc(h.CIDRs, func(c netip.Prefix) bool { return c.Contains(p.Remote.Addr().Unmap()) })
 	}
-	if h, ok := e.ctl.HostByInitiator(p.Initiator); ok {
+	if h, ok := ctl.HostByInitiator(p.Initiator); ok {
 		return h, len(h.CIDRs) == 0 || from(h)
 	}
-	for _, h := range e.ctl.Hosts() {
+	for _, h := range ctl.Hosts() {
 		if len(h.InitiatorNames) == 0 && from(h) {
 			return h, true
 		}
@@ -66,11 +66,11 @@ func (e *Exports) hostOf(p iscsi.Peer) (control.Host, bool) {
 }
 
 // mapOf says how a volume is mapped to the host that an initiator belongs to.
-func (e *Exports) mapOf(p iscsi.Peer, v *control.VolumeSpec) (control.Map, bool) {
+func mapOf(ctl control.Store, p iscsi.Peer, v *control.VolumeSpec) (control.Map, bool) {
 	if len(v.Maps) == 0 {
 		return control.Map{}, false
 	}
-	h, ok := e.hostOf(p)
+	h, ok := hostOf(ctl, p)
 	if !ok || h.Tenant != v.Tenant {
 		return control.Map{}, false
 	}
@@ -102,7 +102,7 @@ func mapsOf(all []control.VolumeSpec, h control.Host) (list []mapped) {
 
 // loginHosts opens the hosts' target for a session.
 func (e *Exports) loginHosts(ctx context.Context, p iscsi.Peer, target string, isid [6]byte, cluster control.Cluster) (iscsi.Target, error) {
-	h, ok := e.hostOf(p)
+	h, ok := hostOf(e.ctl, p)
 	if !ok {
 		return nil, iscsi.ErrNotAuthorized
 	}

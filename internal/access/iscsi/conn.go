@@ -90,7 +90,6 @@ type conn struct {
 	acks        []ackWait // who waits for the initiator's acknowledgement
 	pingTTT     uint32    // tag of the last ping
 	pingWaiting time.Time // since when an answer is owed, or zero
-	logoutTimer *time.Timer
 	transfer    textTransfer
 	cleared     []uint16 // the LUNs of tasks that have ended with the connection, until the initiator is told
 	complaints  notices  // what the initiator does wrong; not under mu
@@ -201,9 +200,6 @@ func (c *conn) report() {
 func (c *conn) end() {
 	c.mu.Lock()
 	sess := c.sess
-	if c.logoutTimer != nil {
-		c.logoutTimer.Stop()
-	}
 	c.mu.Unlock()
 	if sess != nil {
 		sess.leave(c)

@@ -140,7 +140,7 @@ func (c *conn) whenAcknowledged(done func()) {
 	c.mu.Unlock()
 }
 
-// askLogout sends asynchronous message 1 and ends the connection if nothing follows.
+// askLogout sends asynchronous message 1.
 func (c *conn) askLogout(within time.Duration) {
 	const requestsLogout = 1
 	c.mu.Lock()
@@ -149,9 +149,6 @@ func (c *conn) askLogout(within time.Duration) {
 		return
 	}
 	c.asyncLocked(requestsLogout, 0, 0, 0, uint16(min(within/time.Second, 65535)))
-	if c.logoutTimer == nil {
-		c.logoutTimer = time.AfterFunc(within, func() { c.kill(errLogoutIgnored) })
-	}
 }
 
 // asyncLocked sends an Asynchronous Message (RFC 7143 11.9).

@@ -46,9 +46,12 @@ type Session struct {
 	mu struct {
 		sync.Mutex
 		conns  []*conn
-		closed bool      // the last connection has left: nobody may join
-		gap    uint32    // ExpCmdSN where later commands wait for it
-		gapped time.Time // since when; zero: none waits
+		closed bool // the last connection has left: nobody may join
+		// logout ends the session at logoutAt, since the initiator was asked to log out.
+		logout   *time.Timer
+		logoutAt time.Time
+		gap      uint32    // ExpCmdSN where later commands wait for it
+		gapped   time.Time // since when; zero: none waits
 	}
 }
 
@@ -122,8 +125,22 @@ func (x *Session) kill(cause error) {
 var errLogoutIgnored = errors.New("initiator was asked to log out and did not")
 
 // Logout asks the initiator to log out (asynchronous message 1) and ends the session if it hasn't after a
-// time. It returns at once.
+// time: all of it, also what is kept of connections that were lost and those that have joined since. It returns at once.
 func (x *Session) Logout(within time.Duration) {
+	end := time.Now().Add(within)
+	x.mu.Lock()
+	if x.mu.closed {
+		x.mu.Unlock()
+		return
+	}
+	if x.mu.logout != nil && end.Before(x.mu.logoutAt) {
+		x.mu.logout.Stop()
+		x.mu.logout = nil
+	}
+	if x.mu.logout == nil {
+		x.mu.logout, x.mu.logoutAt = time.AfterFunc(within, func() { x.kill(errLogoutIgnored) }), end
+	}
+	x.mu.Unlock()
 	for _, c := range x.connections() {
 		c.askLogout(within)
 	}
@@ -141,6 +158,9 @@ func (x *Session) closeLocked() {
 	if !x.mu.closed {
 		x.mu.closed = true
 		close(x.ended)
+		if x.mu.logout != nil {
+			x.mu.logout.Stop()
+		}
 	}
 }
 

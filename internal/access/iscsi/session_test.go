@@ -345,6 +345,31 @@ func TestLogoutRequest(t *testing.T) {
 	}
 }
 
+// TestLogoutIgnored: RFC 7143 11.9.1: who was asked to log out and does not is dropped. The session ends with that, also at recovery
+// level 2, where it would outlive its connections; and the shortest time counts.
+func TestLogoutIgnored(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	lost, c := pair2(t, portal)
+	_ = lost.nc.Close()
+	portal.Server.Logout(targetName, time.Hour)
+	for { // a ping may come before, and the word that the other connection was dropped
+		if p := c.must(c.recv()); p.op() == 0x32 && p.bhs[36] == 1 {
+			break
+		}
+	}
+	portal.Server.Logout(targetName, 10*time.Millisecond)
+	for {
+		if _, err := c.recv(); err != nil {
+			break
+		}
+	}
+	again := dial(t, portal)
+	again.tsih, again.cid, again.isid, again.cmdSN = c.tsih, c.cid, c.isid, c.cmdSN
+	if p, _ := again.loginStep(1, 3, true, "InitiatorName="+hostName, "TargetName="+targetName); status(p) != 0x020a {
+		t.Errorf("login with the TSIH of the session: status %#04x", status(p))
+	}
+}
+
 // TestMalformed: what breaks the protocol ends its own connection and nobody else's.
 func TestMalformed(t *testing.T) {
 	portal, _ := serve(t, nil, nil)

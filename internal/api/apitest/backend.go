@@ -296,6 +296,14 @@ func (b *Backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 		v.Ownership = cmp.Or(req.GetOwnership(), v.GetOwnership())
 		v.Partition = cmp.Or(req.GetPartition(), v.GetPartition())
 		v.Ack, v.AckInEffect = cmp.Or(req.GetAck(), v.GetAck()), cmp.Or(req.GetAck(), v.GetAckInEffect())
+		for _, name := range req.GetHosts() {
+			if !slices.ContainsFunc(b.hosts, func(h *dozov1.Host) bool { return h.GetTenant() == v.GetTenant() && h.GetName() == name }) {
+				return fmt.Errorf("host %s/%s: %w", v.GetTenant(), name, control.ErrNotFound)
+			}
+		}
+		if req.GetAllHosts() || len(req.GetHosts()) > 0 {
+			v.Hosts = req.GetHosts()
+		}
 		v.AluaRemote, v.Redirect = cmp.Or(req.GetAluaRemote(), v.GetAluaRemote()), cmp.Or(req.GetRedirect(), v.GetRedirect())
 		return nil
 	})

@@ -1498,7 +1498,12 @@ type SetVolumeRequest struct {
 	Partition string `protobuf:"bytes,6,opt,name=partition,proto3" json:"partition,omitempty"`
 	// local or site:K; empty: as it is. Lowered, the answer comes once the owner goes by it. Raised, it comes once it is in effect,
 	// or after some seconds: ack_in_effect says what is.
-	Ack           string `protobuf:"bytes,7,opt,name=ack,proto3" json:"ack,omitempty"`
+	Ack string `protobuf:"bytes,7,opt,name=ack,proto3" json:"ack,omitempty"`
+	// Names of the tenant's hosts that may use it from now on, instead of those before; empty: as it is. Sessions at the volume's
+	// own target of others end: they are asked to log out, and dropped a second later. The answer comes once they have ended.
+	Hosts []string `protobuf:"bytes,8,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Every initiator may use it; not with hosts.
+	AllHosts      bool `protobuf:"varint,9,opt,name=all_hosts,json=allHosts,proto3" json:"all_hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1580,6 +1585,20 @@ func (x *SetVolumeRequest) GetAck() string {
 		return x.Ack
 	}
 	return ""
+}
+
+func (x *SetVolumeRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *SetVolumeRequest) GetAllHosts() bool {
+	if x != nil {
+		return x.AllHosts
+	}
+	return false
 }
 
 type SetVolumeResponse struct {
@@ -3190,7 +3209,7 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x19\n" +
 	"\bnew_name\x18\x03 \x01(\tR\anewName\"?\n" +
 	"\x14RenameVolumeResponse\x12'\n" +
-	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xcd\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\x80\x02\n" +
 	"\x10SetVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1c\n" +
@@ -3199,7 +3218,9 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"aluaRemote\x12\x1a\n" +
 	"\bredirect\x18\x05 \x01(\tR\bredirect\x12\x1c\n" +
 	"\tpartition\x18\x06 \x01(\tR\tpartition\x12\x10\n" +
-	"\x03ack\x18\a \x01(\tR\x03ack\"<\n" +
+	"\x03ack\x18\a \x01(\tR\x03ack\x12\x14\n" +
+	"\x05hosts\x18\b \x03(\tR\x05hosts\x12\x1b\n" +
+	"\tall_hosts\x18\t \x01(\bR\ballHosts\"<\n" +
 	"\x11SetVolumeResponse\x12'\n" +
 	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xad\x01\n" +
 	"\tVolumeMap\x12\x16\n" +
