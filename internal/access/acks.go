@@ -161,7 +161,7 @@ func (o *Owner) beginAcks() {
 
 // siteMoved is called when a site may hold more than it did; from any goroutine.
 func (o *Owner) siteMoved() {
-	if o.ack.on.Load() && !o.ack.counted.Swap(true) {
+	if (o.ack.on.Load() || o.showing.Load()) && !o.ack.counted.Swap(true) {
 		o.call(o.countSites)
 	}
 }
@@ -170,6 +170,7 @@ func (o *Owner) siteMoved() {
 func (o *Owner) countSites() {
 	a := &o.ack
 	a.counted.Store(false)
+	o.countShown()
 	if a.rule == nil || o.stopErr != nil {
 		return
 	}
@@ -515,7 +516,7 @@ func (o *Owner) keptAll() {
 
 // forgotPorts reports that ports which were attached may be missing in the history: with what a takeover that was not proven left
 // behind, this one or one before it, its attachments are gone. Whoever sends commands without a login in this history was one of
-// them. Where sites acknowledge, attachments are not waited for there, and nothing that a port was told is missing.
+// them. Where sites acknowledge, attachments are waited for there with a bound only, and nothing that a port was told is missing.
 func (o *Owner) forgotPorts() bool {
 	if !o.proven {
 		return !o.ack.kept || !o.ack.silent

@@ -120,7 +120,7 @@ func TestFullDisks(t *testing.T) {
 		im.check(t)
 		// A record of the owner's own that finds no room is none of a flush's business.
 		im.o.ask(func() {
-			im.o.queuePorts([]journal.PortChange{{Op: journal.PortAttach, Port: journal.Port{Protocol: journal.PortISCSI, Name: "iqn.x"}, Group: 1, Session: 1}}, func(error) {})
+			im.o.queuePorts([]journal.PortChange{{Op: journal.PortAttach, Port: journal.Port{Protocol: journal.PortISCSI, Name: "iqn.x"}, Group: 1, Session: 1}}, func(ident.Seq, error) {})
 		})
 		if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
 			t.Errorf("flush on a full disk: %v", err)

@@ -315,6 +315,7 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 	if sum.segments > 0 {
 		o.env.Metrics.Forks.Inc()
 		o.report("volume.fork", reportOfFork(site, sum))
+		o.call(func() { o.wentOn(site, sum.ports) })
 	}
 	return nil
 }
@@ -341,6 +342,7 @@ func (o *Owner) setAside(st journal.Store, id ident.SegmentID, last ident.Seq) {
 		o.measureFork(o.ctx, st, id, last, &sum)
 		o.env.Metrics.Forks.Inc()
 		o.report("volume.fork", reportOfFork(site, sum))
+		o.call(func() { o.wentOn(site, sum.ports) })
 		o.askWhatIsThere(st.ID()) // what the status shows
 	})
 }
@@ -354,8 +356,9 @@ func reportOfFork(site ident.SiteID, sum forkSum) string {
 type forkSum struct {
 	segments        int
 	writes, records uint64
-	bytes           uint64 // of records
-	first, last     int64  // when the records got their places
+	bytes           uint64         // of records
+	first, last     int64          // when the records got their places
+	ports           []journal.Port // that were attached
 }
 
 func (f forkSum) String() string {
@@ -385,6 +388,23 @@ func (o *Owner) measureFork(ctx context.Context, st journal.Store, id ident.Segm
 		}
 		return rec.Time
 	})
+	for i := range x.Entries {
+		if e := &x.Entries[i]; e.Kind == journal.KindAttach && x.Before.Seq+ident.Seq(i) >= after {
+			if _, b, err := o.readOne(st, at, e.Offset); err == nil {
+				changes, _ := journal.DecodePortChanges(b)
+				sum.attached(changes)
+			}
+		}
+	}
+}
+
+// attached notes the ports that attach.
+func (f *forkSum) attached(changes []journal.PortChange) {
+	for i := range changes {
+		if c := &changes[i]; c.Op == journal.PortAttach && !slices.Contains(f.ports, c.Port) {
+			f.ports = append(f.ports, c.Port)
+		}
+	}
 }
 
 // add counts the records of a segment behind one.

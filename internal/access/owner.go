@@ -73,6 +73,7 @@ type Owner struct {
 	farAnswers    fenceAnswers // what other sites said then
 	forks         forks
 	ports         ports
+	showing       atomic.Bool // logins wait for other sites to have their attachments
 	written       uint64
 	tails         []tailStamp // when records were committed, for the lag in seconds
 	ships         []*siteShip
@@ -497,6 +498,7 @@ func (o *Owner) timers() {
 			}
 			o.keepJournal()
 			o.keepAcks()
+			o.countShown()
 			o.keepChore(time.Duration(o.env.Clock()))
 			o.w.Tick(time.Duration(o.env.Clock()))
 			if n%5 == 0 && len(o.unsettled) > 0 {

@@ -36,7 +36,10 @@ type ports struct {
 	barred int
 	bytes  int
 	strict bool // an epoch was not proven, and what it left behind is still looked for: a port that is not known may have been forgotten
-	dirty  bool // since the last checkpoint
+	shows  []portShow
+	left   bool                  // an epoch was not proven: a port that attaches from now on may be one that was left behind,
+	fresh  map[journal.Port]bool // and these have
+	dirty  bool                  // since the last checkpoint
 }
 
 func portOf(n *wire.Nexus) journal.Port {
@@ -49,7 +52,7 @@ func portAttach(n *wire.Nexus, session uint64) journal.PortChange {
 
 // load takes the attachments of the checkpoint.
 func (p *ports) load(b []byte) error {
-	p.list = map[journal.Port]*journal.Attachment{}
+	p.list, p.fresh = map[journal.Port]*journal.Attachment{}, map[journal.Port]bool{}
 	if b == nil {
 		return nil
 	}
@@ -84,6 +87,7 @@ func (p *ports) started(s wire.EpochStart) {
 	if s.Proven {
 		return
 	}
+	p.left = true
 	for _, a := range p.order {
 		if !a.Barred {
 			a.Barred = true
@@ -103,6 +107,9 @@ func (p *ports) apply(c *journal.PortChange) {
 		}
 		a = &journal.Attachment{Port: c.Port}
 		p.list[c.Port] = a
+		if p.left {
+			p.fresh[c.Port] = true
+		}
 		p.order = append(p.order, a)
 	} else {
 		p.bytes -= a.Size()
@@ -123,6 +130,7 @@ func (p *ports) apply(c *journal.PortChange) {
 		}
 		if len(a.Paths) == 0 {
 			delete(p.list, a.Port)
+			delete(p.fresh, a.Port)
 			p.order = slices.DeleteFunc(p.order, func(x *journal.Attachment) bool { return x == a })
 			if a.Barred {
 				p.barred--
@@ -200,7 +208,13 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 			then(nil)
 			return
 		}
-		o.queuePorts(changes, then)
+		o.queuePorts(changes, func(seq ident.Seq, err error) {
+			if err != nil {
+				then(err)
+				return
+			}
+			o.awaitShown(seq, then)
+		})
 	case wire.BarLogout:
 		// Lost with the power it stays attached, which does no harm: the error comes once more.
 		c := journal.PortChange{Op: journal.PortDetach, Port: port, Group: m.Nexus.TPGT, Session: m.Session}
@@ -217,7 +231,7 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 			return
 		}
 		o.log.Warn("ports may go on after a takeover that was not proven", "ports", len(changes))
-		o.queuePorts(changes, then)
+		o.queuePorts(changes, func(_ ident.Seq, err error) { then(err) })
 	case wire.BarForget:
 		o.forget(ident.Epoch{Number: m.First, Lineage: uint32(m.Last)}, then)
 	default:
@@ -225,12 +239,15 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 	}
 }
 
-// queuePorts makes changes a record, and calls then once it is stable.
-func (o *Owner) queuePorts(changes []journal.PortChange, then func(error)) {
+// queuePorts makes changes a record, and calls then, in the loop, once it is stable.
+func (o *Owner) queuePorts(changes []journal.PortChange, then func(ident.Seq, error)) {
 	op := NewOp()
-	// At home: what a site takeover forgets of ports, it gives no errors for, or gives them to all that are not known.
-	op.Kind, op.home = wire.OpFlush, true
-	op.Done = func(op *Op, err error) { then(err); op.Release() }
+	op.Kind, op.home = wire.OpFlush, true // at home: for other sites awaitShown waits, with a bound
+	op.Done = func(op *Op, err error) {
+		seq := op.seq
+		op.Release()
+		o.call(func() { then(seq, err) })
+	}
 	o.queueOwn(journal.KindAttach, journal.AppendPortChanges(nil, changes), func(seq ident.Seq) {
 		op.seq = seq
 		o.awaitStable(op)

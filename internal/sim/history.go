@@ -216,6 +216,16 @@ func (c *chain) isUnproven(epoch uint64) bool {
 	return known && epoch > 1 && !s.Proven
 }
 
+// newestAt is when the newest epoch began.
+func (c *chain) newestAt() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.begun) == 0 {
+		return 0
+	}
+	return c.begun[len(c.begun)-1].At
+}
+
 // newestSeq is the number of the commit point that was told of last.
 func (c *chain) newestSeq() ident.Seq {
 	c.mu.Lock()
