@@ -251,6 +251,64 @@ func (c *client) text(ttt uint32, flags byte, keys string) *pdu {
 	return c.must(c.recv())
 }
 
+// TestTextNegotiation: RFC 7143 6.4: no key comes twice in one sequence of text requests, and what a sequence negotiates holds once
+// it is complete; 7.12: nothing of one that failed does, and the connection goes on.
+func TestTextNegotiation(t *testing.T) {
+	portal, _ := serve(t, nil, nil)
+	c := dial(t, portal).login("MaxRecvDataSegmentLength=4096").ready()
+	// parts is how many Data-In PDUs a read of 2 KiB takes.
+	parts := func() (n int) {
+		itt, _ := c.start(rw10(0x28, 0, 4), 2048, nil)
+		for {
+			p := c.must(c.recv())
+			if p.op() == 0x25 && p.u32(16) == itt {
+				n++
+			}
+			if p.op() == 0x21 || p.bhs[1]&0x01 != 0 { // SCSI Response, or the status with the last data
+				return n
+			}
+		}
+	}
+	refused := func(what string, p *pdu) {
+		t.Helper()
+		if p.op() != 0x3f || p.bhs[2] != 0x04 {
+			t.Errorf("%s: opcode %#x reason %#x, want Reject and protocol error", what, p.op(), p.bhs[2])
+		}
+		if got := parts(); got != 1 {
+			t.Errorf("%s: %d parts of a read, want 1", what, got)
+		}
+	}
+	const none = 0xffffffff
+	refused("twice in one request", c.text(none, 0x80, "X-a.b=1\x00MaxRecvDataSegmentLength=512\x00X-a.b=2\x00"))
+	p := c.text(none, 0, "MaxRecvDataSegmentLength=512\x00")
+	if p.op() != 0x24 || p.bhs[1]&0x80 != 0 {
+		t.Fatalf("opcode %#x flags %#x", p.op(), p.bhs[1])
+	}
+	if got := parts(); got != 1 {
+		t.Errorf("%d parts of a read before the negotiation is complete, want 1", got)
+	}
+	refused("twice in one sequence", c.text(p.u32(20), 0x80, "MaxRecvDataSegmentLength=1024\x00"))
+	for _, v := range []string{"511", "16777216", "x", "", "-1"} {
+		refused(v, c.text(none, 0x80, "MaxRecvDataSegmentLength="+v+"\x00"))
+	}
+	// A sequence of its own may have the key again; a tag of the one that failed is worth nothing any more.
+	if q := c.text(p.u32(20), 0x80, ""); q.op() != 0x3f || q.bhs[2] != 0x09 {
+		t.Errorf("opcode %#x reason %#x for the tag of a negotiation that failed", q.op(), q.bhs[2])
+	}
+	for _, x := range []struct {
+		length string
+		want   int
+	}{{"512", 4}, {"1024", 2}} {
+		p := c.text(none, 0, "MaxRecvDataSegmentLength="+x.length+"\x00")
+		if p = c.text(p.u32(20), 0x80, "X-a.b=1\x00"); p.op() != 0x24 || p.bhs[1]&0x80 == 0 {
+			t.Fatalf("opcode %#x flags %#x", p.op(), p.bhs[1])
+		}
+		if got := parts(); got != x.want {
+			t.Errorf("MaxRecvDataSegmentLength=%s: %d parts of a read, want %d", x.length, got, x.want)
+		}
+	}
+}
+
 // TestDiscovery lists more targets than one response holds.
 func TestDiscovery(t *testing.T) {
 	portal, _ := serve(t, nil, func(p *iscsitest.Provider) {

@@ -3,6 +3,8 @@ package iscsi
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -168,9 +170,12 @@ func (c *conn) asyncLocked(event byte, lun uint64, p1, p2, p3 uint16) {
 
 // textTransfer is a text exchange that spans several PDUs, in either direction.
 type textTransfer struct {
-	request []byte // so far, of requests with the C bit
-	reply   []byte // what is left to send
-	ttt     uint32 // of the exchange under way, 0 if none
+	request []byte          // so far, of requests with the C bit
+	reply   []byte          // what is left to send
+	ttt     uint32          // of the exchange under way, 0 if none
+	seen    map[string]bool // the keys that have come
+	// maxSend is the MaxRecvDataSegmentLength that the initiator has declared, or 0. It holds once the exchange is complete.
+	maxSend uint32
 }
 
 // textRequest takes a Text Request (RFC 7143 11.10).
@@ -210,7 +215,17 @@ func (c *conn) textRequest(h *header) error {
 				c.reject(h, rejectProtocolError)
 				return badPDU(h, "%v", err)
 			}
-			if x.reply, err = c.answerText(pairs); err != nil {
+			switch x.reply, err = c.answerText(x, pairs); {
+			case errors.Is(err, errNegotiation):
+				// RFC 7143 6.4, 7.12: the negotiation is over, nothing of it takes effect, and the connection goes on.
+				c.log.Debug("text negotiation failed", "err", err)
+				*x = textTransfer{}
+				c.reject(h, rejectProtocolError)
+				c.mu.Lock()
+				c.ended(h.immediate())
+				c.mu.Unlock()
+				return nil
+			case err != nil:
 				return badPDU(h, "%v", err)
 			}
 		}
@@ -218,6 +233,7 @@ func (c *conn) textRequest(h *header) error {
 	n := min(len(x.reply), int(c.params.MaxSendDataSegment))
 	part := x.reply[:n]
 	x.reply = x.reply[n:]
+	var maxSend uint32
 	var r header
 	r[0] = opTextR
 	r.setLUN(h.lun())
@@ -234,6 +250,7 @@ func (c *conn) textRequest(h *header) error {
 	default:
 		r[1] = finalBit
 		r.put32(20, noTag)
+		maxSend = x.maxSend
 		*x = textTransfer{}
 	}
 	c.mu.Lock()
@@ -241,14 +258,28 @@ func (c *conn) textRequest(h *header) error {
 	c.ended(h.immediate())
 	c.numberLocked(&r, true)
 	c.appendPDULocked(&r, part)
+	if maxSend != 0 {
+		c.params.MaxSendDataSegment = maxSend
+	}
 	return nil
 }
 
+// errNegotiation ends a negotiation in full feature phase: what the initiator sent breaks its rules.
+var errNegotiation = errors.New("the negotiation failed")
+
 // answerText answers the keys that make sense in full feature phase: SendTargets, and a new
 // MaxRecvDataSegmentLength.
-func (c *conn) answerText(pairs []pair) ([]byte, error) {
+func (c *conn) answerText(x *textTransfer, pairs []pair) ([]byte, error) {
 	var b []byte
 	for _, p := range pairs {
+		// RFC 7143 6.4: no key twice in one negotiation sequence.
+		if x.seen[p.key] {
+			return nil, fmt.Errorf("%w: key %s was sent twice", errNegotiation, p.key)
+		}
+		if x.seen == nil {
+			x.seen = map[string]bool{}
+		}
+		x.seen[p.key] = true
 		switch p.key {
 		case "SendTargets":
 			var err error
@@ -258,11 +289,10 @@ func (c *conn) answerText(pairs []pair) ([]byte, error) {
 		case "MaxRecvDataSegmentLength":
 			n, err := parseNumber(p.value)
 			if err != nil || n < 512 || n > 1<<24-1 {
-				return nil, badText(p)
+				// A declaration has no answer that could say so (RFC 7143 6.2).
+				return nil, fmt.Errorf("%w: %s=%.40q is out of range", errNegotiation, p.key, p.value)
 			}
-			c.mu.Lock()
-			c.params.MaxSendDataSegment = uint32(n)
-			c.mu.Unlock()
+			x.maxSend = uint32(n)
 		case "InitiatorAlias":
 		default:
 			if isOperational(p.key) || p.key == "AuthMethod" || p.key == "InitiatorName" || p.key == "TargetName" || p.key == "SessionType" {
@@ -274,12 +304,6 @@ func (c *conn) answerText(pairs []pair) ([]byte, error) {
 	}
 	return b, nil
 }
-
-type badTextError struct{ key, value string }
-
-func (e *badTextError) Error() string { return e.key + "=" + e.value + " is out of range" }
-
-func badText(p pair) error { return &badTextError{p.key, p.value} }
 
 // sendTargets answers SendTargets (RFC 7143 appendix C): All in a discovery session, one target by name, or
 // the session's own with an empty value.
