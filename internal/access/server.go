@@ -11,6 +11,7 @@ import (
 
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/mutant"
 	"dozo/internal/wire"
 )
 
@@ -293,7 +294,7 @@ func (s *Server) reconcile() {
 func (s *Server) shouldTake(v *Volume, state control.JournalState) bool {
 	spec := v.spec.Load()
 	switch {
-	case state.Unheard: // the control store was restored, and does not know yet whom to ask (R3)
+	case state.Unheard && !mutant.On(mutant.R3Unheard): // the control store was restored, and does not know yet whom to ask (R3)
 		return false
 	case state.Owner == s.env.Node:
 		return true

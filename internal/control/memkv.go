@@ -447,6 +447,7 @@ type memLease struct {
 	m     *Mem
 	key   string
 	rev   Rev // of the put: a key that was put since is another one's
+	made  int // Mem.mu.generation: a store that was put in this one's place knows nothing of it
 	ttl   time.Duration
 	timer *time.Timer
 	over  bool // Mem.mu
@@ -464,7 +465,7 @@ func (k memKV) grant(key string, value []byte, ttl time.Duration) (*memLease, er
 		return nil, err
 	}
 	m.applyLocked([]op{{key: key, value: value}})
-	l := &memLease{m: m, key: key, rev: m.mu.rev, ttl: ttl}
+	l := &memLease{m: m, key: key, rev: m.mu.rev, made: m.mu.generation, ttl: ttl}
 	l.timer = time.AfterFunc(ttl, l.expire)
 	return l, nil
 }
@@ -481,7 +482,7 @@ func (l *memLease) expire() {
 }
 
 func (l *memLease) endLocked() {
-	if !l.over && l.m.mu.pairs[l.key].mod == l.rev {
+	if !l.over && l.made == l.m.mu.generation && l.m.mu.pairs[l.key].mod == l.rev {
 		l.m.applyLocked([]op{{key: l.key, delete: true}})
 	}
 	l.over = true
@@ -493,7 +494,7 @@ func (l *memLease) renew() (struct{}, error) {
 	switch {
 	case l.m.mu.down:
 		return struct{}{}, errMemDown
-	case l.over:
+	case l.over || l.made != l.m.mu.generation:
 		return struct{}{}, errLeaseOver
 	}
 	l.timer.Reset(l.ttl)

@@ -85,7 +85,7 @@ var names = [...]struct {
 	R2Elsewhere:   {"R2-elsewhere", "an answer of another site does not count towards the fence", 100, "journal TestAnotherSiteIsNoAnswerToAFence"},
 	R3Newest:      {"R3-newest", "an ensemble leaves the list when all that was written under it is on the newest", 120, "access TestASegmentOfAnOlderEnsembleIsFound"},
 	R3Proven:      {"R3-proven", "an epoch that is not proven takes no ensemble off the list", 100, "access TestAnOwnerThatIsNotProvenTakesNothingOffTheList"},
-	R3Unheard:     {"R3-unheard", "after a restore of the control store nobody takes over before all stores have answered", 0, "control TestRestoreInPlace"},
+	R3Unheard:     {"R3-unheard", "after a restore of the control store nobody takes over before all stores have answered", 138, "control TestRestoreInPlace"},
 	R4Noted:       {"R4-noted", "a store notes durably that a replica is open before its first record", 3, "core TestAPowerCutLeavesATraceOfWhatWasOpen"},
 	R4Short:       {"R4-short", "after a boot an open replica does not know its end", 3, "core TestPowerCutBeforeSyncIsShort"},
 	R4End:         {"R4-end-known", "a takeover that does not know the end is not proven", 3, "journal TestWhoKnowsTheEnd, access TestBothHoldersLoseTheirPowerAndTheOtherSiteHasAll"},

@@ -15,6 +15,7 @@ import (
 	"dozo/internal/control"
 	"dozo/internal/core"
 	"dozo/internal/ident"
+	"dozo/internal/settle"
 	"dozo/internal/wire"
 )
 
@@ -115,7 +116,7 @@ func (u *burier) round(ctx context.Context, ctl *control.Client) time.Duration {
 			return wait
 		}
 	}
-	if len(done) > 0 && u.first(ctl) {
+	if len(done) > 0 && settle.First(ctl, u.n.cfg.Node) {
 		for list := range slices.Chunk(done, control.BurialsPerTxn/2) {
 			failed(len(list), u.forget(ctx, ctl, list))
 		}
@@ -202,16 +203,6 @@ func (u *burier) forget(ctx context.Context, ctl *control.Client, list []control
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// first reports whether this node is the first, by name, of those that are alive and have stores.
-func (u *burier) first(ctl *control.Client) bool {
-	for _, x := range ctl.Nodes() {
-		if len(x.Stores) > 0 && (x.Name == u.n.cfg.Node || ctl.Alive(x.Name)) {
-			return x.Name == u.n.cfg.Node
-		}
-	}
-	return false
 }
 
 // lastEpoch is above every epoch that an owner can have: a journal that is fenced by it takes nothing any more,

@@ -36,7 +36,9 @@ func (w *World) storeLeaving(n *Node, yes bool) {
 // about is what a process knows of stores beyond their being there: what an operator says of them, and which of their replicas they
 // have found to be damaged, as nodes tell each other. nil where there is neither.
 func (p *Proc) about() func(ident.StoreID) access.StoreInfo {
-	if !slices.ContainsFunc(p.w.plan.Faults, func(f Fault) bool { return f.Kind == FaultMember || f.Kind == FaultRot || f.Kind == FaultRotTail }) {
+	if !slices.ContainsFunc(p.w.plan.Faults, func(f Fault) bool {
+		return f.Kind == FaultMember || f.Kind == FaultRestored || f.Kind == FaultRot || f.Kind == FaultRotTail
+	}) {
 		return nil
 	}
 	return func(id ident.StoreID) (i access.StoreInfo) {

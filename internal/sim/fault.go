@@ -251,6 +251,8 @@ func (w *World) inject(f *Fault) {
 		w.pairLost(n, f)
 	case FaultReserved:
 		w.reservedAlone(n, f)
+	case FaultRestored:
+		w.restoreControl(n, f)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)

@@ -105,7 +105,8 @@ const (
 	FaultPair         // both holders of what an owner has not synced lose their power
 	FaultReserved     // an owner that is alone takes a reservation, and dies
 	FaultLateLong     // a client gives up a long command, which goes on all the same
-	faultKinds        = int(FaultLateLong) + 1
+	FaultRestored     // the control store goes back to a backup, since which the volume has moved
+	faultKinds        = int(FaultRestored) + 1
 	healed            = 8 * time.Second // from the last fault's end to the clients'
 	firstFault        = 4 * time.Second
 )
@@ -117,7 +118,7 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted",
 	"site burns when a replica goes", "sites apart when an old permit is read",
 	"late command", "member replaced", "site left", "takers by force die", "giver dies", "late drops", "power lost after a permit", "pair loses its power", "reservation of an owner that dies",
-	"late long command"}
+	"late long command", "control store restored"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -173,6 +174,7 @@ var siteFocuses = [...]siteFocus{
 	35: {recipe: permitLost},
 	36: {recipe: pairLost},
 	37: {recipe: reservedAlone},
+	38: {recipe: controlRestored},
 }
 
 type siteFocus struct {

@@ -180,7 +180,12 @@ func (p *Proc) serve() {
 	p.end, p.done = cancel, make(chan struct{})
 	w.wg.Go(func() {
 		defer close(p.done)
+		var helps sync.WaitGroup
+		if w.plan.isRestored() {
+			helps.Go(func() { p.settle(ctx) })
+		}
 		p.srv.Run(ctx)
+		helps.Wait()
 	})
 	_ = p.ctl.Announce(n.name)
 	w.net.mu.Lock()

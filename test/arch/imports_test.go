@@ -48,6 +48,7 @@ var allowed = []struct {
 	{"access/iscsi/iscsitest", []string{"access/iscsi", "access/reserve", "access/scsi", "ident"}},
 	{"access/isns", nil},
 	{"access", []string{"access/reserve", "control", "ident", "journal", "mutant", "volume", "wire"}},
+	{"settle", []string{"control", "core", "ident", "journal", "volume", "wire"}},
 	{"access/export", []string{"access", "access/iscsi", "access/reserve", "access/scsi", "control", "ident", "journal", "wire"}},
 	// The initiator shares no code with the target: see its doc.go.
 	{"initiator", nil},
@@ -75,7 +76,7 @@ var allowed = []struct {
 	{"guest/migrate", []string{"guest", "guest/records", "initiator"}},
 	// Whole clusters in one process: nothing of the product may know it.
 	{"sim/batch", nil},
-	{"sim", []string{"access", "access/reserve", "control", "core", "ident", "journal", "mutant", "vfs", "wire"}},
+	{"sim", []string{"access", "access/reserve", "control", "core", "ident", "journal", "mutant", "settle", "vfs", "wire"}},
 	// node wires everything; nothing below may know it.
 	{"node", []string{"*"}},
 }
