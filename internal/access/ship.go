@@ -120,66 +120,6 @@ func (o *Owner) afterServing() {
 	}
 }
 
-// endPast seals the segments of former epochs where their history ends.
-func (o *Owner) endPast() {
-	for _, s := range o.order {
-		if s.id.Epoch == o.epoch {
-			continue
-		}
-		for i := range s.holders {
-			h := &s.holders[i]
-			if h.stable || h.bad {
-				continue
-			}
-			if r := o.strays.answered(h.store, s.id); r != nil && r.State == wire.ReplicaSealed {
-				if o.reportedOf(s, h.store, r, o.strays.tookOver); h.stable {
-					continue
-				}
-			}
-			o.reseal(s, h.store, func() {})
-		}
-	}
-}
-
-// reseal has a holder seal its replica where the segment ends; what it can't is made again from another. then is called in the
-// loop.
-func (o *Owner) reseal(s *segment, store ident.StoreID, then func()) {
-	st, ok := o.env.Stores.Store(store)
-	id, end, last, start, proven := s.id, s.end, s.last, o.w.Start(), o.provenSince(s.id.Epoch)
-	o.goBackground(func() {
-		var r wire.SealReply
-		var forked bool
-		err := error(wire.Errorf(wire.CodeUnreached, "not registered"))
-		if ok {
-			ctx, cancel := context.WithTimeout(o.ctx, 4*o.env.Limits.SyncTimeout)
-			r, forked, err = sealOrSetAside(ctx, st, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: last, Start: start, Proven: proven})
-			o.heard(store, ctx.Err(), err)
-			cancel()
-		}
-		o.call(func() {
-			then()
-			if forked {
-				o.setAside(st, id, last.Seq)
-			}
-			switch {
-			case o.stopErr != nil:
-			case err == nil:
-				o.confirm(s, store, r.Made)
-			case mayPass(err):
-				// Nothing is known to be wrong with the replica: it is tried again.
-			default:
-				o.log.Warn("replica can't be sealed", "segment", id, "store", store, "err", err)
-				o.markBad(id, store, err)
-			}
-		})
-	})
-}
-
-// mayPass reports that an error says nothing of a replica: the store could not do what it was asked to just then.
-func mayPass(err error) bool {
-	return errors.Is(err, wire.ErrUnreached) || errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrBusy) || errors.Is(err, wire.ErrShutdown)
-}
-
 func (o *Owner) shipLoop(s *siteShip) {
 	var failed int // sessions in a row that have shipped nothing
 	var said time.Time
