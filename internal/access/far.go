@@ -45,7 +45,7 @@ type farState struct {
 	flying  int          // blocks of flights that nobody waits for
 	streams [farStreams]farStream
 	turn    uint64
-	hot     [farHotSlots]hotLeaf
+	hot     []hotLeaf // nil before the first read; farHotSlots long from then on
 }
 
 // farFlight is a request for blocks of another site.
@@ -305,6 +305,9 @@ type hotLeaf struct {
 }
 
 func (f *farState) noteRead(first uint64) {
+	if f.hot == nil {
+		f.hot = make([]hotLeaf, farHotSlots)
+	}
 	leaf := volume.LeafID(first / leafBlocksSpan)
 	h := &f.hot[leaf%farHotSlots]
 	switch {
@@ -326,7 +329,7 @@ func (f *farState) cool() {
 
 // hottest lists the leaves that were read most lately.
 func (f *farState) hottest() (list []uint64) {
-	hot := slices.DeleteFunc(slices.Clone(f.hot[:]), func(h hotLeaf) bool { return h.n < farHotLeast })
+	hot := slices.DeleteFunc(slices.Clone(f.hot), func(h hotLeaf) bool { return h.n < farHotLeast })
 	slices.SortFunc(hot, func(a, b hotLeaf) int { return cmp.Or(-cmp.Compare(a.n, b.n), cmp.Compare(a.leaf, b.leaf)) })
 	for _, h := range hot[:min(len(hot), farHotLeaves)] {
 		list = append(list, uint64(h.leaf))

@@ -52,7 +52,7 @@ type Checkpoint struct {
 	kept    map[LeafID]*leaf // versions put aside because a later record changed the leaf
 
 	tally       // the live counts when it began
-	chunks      []*chunk
+	chunks      []chunk
 	chunkDirty  []bool
 	chunkLocs   []location
 	chunk       int

@@ -457,3 +457,41 @@ func BenchmarkCheckpoint(b *testing.B) {
 		}
 	}
 }
+
+// A chunk of the table that becomes longer while a checkpoint is under way stays as it was for that one.
+func TestTheTableGrowsUnderACheckpoint(t *testing.T) {
+	r := newRig(t)
+	add := func(from, to int) {
+		for i := from; i < to; i++ {
+			if _, err := r.m.AddSegment(Segment{ID: historyID(i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	add(2, 10)
+	if n := len(r.m.table.chunks[0]); n != chunkFirst {
+		t.Errorf("a table of few segments has room for %d", n)
+	}
+	cp := r.begin()
+	was := len(cp.segments(0))
+	slot := r.m.table.slots[historyID(3)]
+	r.m.edit(slot).End = 4096
+	add(10, chunkFirst+20)
+	r.m.edit(slot).End = 8192
+	if n := len(cp.segments(0)); n != was {
+		t.Errorf("the checkpoint has %d segments, not %d", n, was)
+	}
+	if end := cp.chunks[0][slot].End; end != 0 {
+		t.Errorf("in the checkpoint a segment ends at %d", end)
+	}
+	r.finish(cp)
+	m := r.load(r.finish(r.begin()))
+	for i := 2; i < chunkFirst+20; i++ {
+		if s, ok := m.Slot(historyID(i)); !ok || m.table.at(s).ID != historyID(i) {
+			t.Errorf("segment %d is not in the next one", i)
+		}
+	}
+	if end := m.table.at(m.table.slots[historyID(3)]).End; end != 8192 {
+		t.Errorf("the segment ends at %d", end)
+	}
+}

@@ -30,9 +30,12 @@ type Segment struct {
 	PartBytes uint64
 }
 
-// chunk is a piece of the segment table. A running checkpoint shares the chunks; what changes one clones it
-// first.
-type chunk [chunkSlots]Segment
+// chunk is a piece of the segment table: chunkSlots segments, or fewer as long as there are no more. A running
+// checkpoint shares the chunks; what changes one clones it first.
+type chunk []Segment
+
+// chunkFirst is how long a chunk is at first. Most volumes never have more segments, and there are thousands of volumes.
+const chunkFirst = 16
 
 // partCount counts the parts in a checkpoint segment.
 type partCount struct {
@@ -44,7 +47,7 @@ type partCount struct {
 // table is the segment table: segments by slot. The live counts of the history's segments are in the tally
 // beside it, since they change with every write.
 type table struct {
-	chunks []*chunk
+	chunks []chunk
 	shared []bool // by chunk: a running checkpoint has it too
 	used   []bool // by slot
 	free   []Slot // in reverse order of use
@@ -61,7 +64,11 @@ func newTable() table {
 
 func (t *table) memory() int64 {
 	const perSlot = 1 + 4 + 4 + 8 + 64 // used, live, free, location's share, the map from IDs (about)
-	return int64(len(t.chunks))*int64(unsafe.Sizeof(chunk{})) + int64(len(t.used))*perSlot
+	n := 0
+	for _, c := range t.chunks {
+		n += len(c)
+	}
+	return int64(n)*int64(unsafe.Sizeof(Segment{})) + int64(len(t.used))*perSlot
 }
 
 // at gives the segment for reading.
@@ -74,12 +81,20 @@ func (t *table) has(s Slot) bool { return s != 0 && int(s) < len(t.used) && t.us
 func (m *Map) grow(s Slot) {
 	t := &m.table
 	for len(t.chunks) <= int(s/chunkSlots) {
-		t.chunks = append(t.chunks, new(chunk))
+		t.chunks = append(t.chunks, nil)
 		t.shared = append(t.shared, false)
 		t.locs = append(t.locs, location{})
 		m.tally.dirty = append(m.tally.dirty, false)
 		t.used = append(t.used, make([]bool, chunkSlots)...)
 		m.tally.live = append(m.tally.live, make([]uint32, chunkSlots)...)
+	}
+	c, i := s/chunkSlots, int(s%chunkSlots)
+	if n := len(t.chunks[c]); i >= n {
+		for n = max(n, chunkFirst); n <= i; n *= 2 {
+		}
+		longer := make(chunk, n)
+		copy(longer, t.chunks[c])
+		t.chunks[c], t.shared[c] = longer, false
 	}
 }
 
@@ -88,8 +103,7 @@ func (m *Map) edit(s Slot) *Segment {
 	t := &m.table
 	c := s / chunkSlots
 	if t.shared[c] {
-		clone := *t.chunks[c]
-		t.chunks[c], t.shared[c] = &clone, false
+		t.chunks[c], t.shared[c] = slices.Clone(t.chunks[c]), false
 	}
 	m.tally.dirty[c] = true
 	return &t.chunks[c][s%chunkSlots]
