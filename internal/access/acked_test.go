@@ -7,7 +7,7 @@ import (
 	"dozo/internal/wire"
 )
 
-// Against a list of all writes: the newest one of a block decides, and where older ones of other sessions are remembered
+// Against a list of all writes: the newest one of a sector decides, and where older ones of other sessions are remembered
 // beside it, that makes it no less strict.
 func TestAckedAgainstList(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
@@ -19,20 +19,23 @@ func TestAckedAgainstList(t *testing.T) {
 		}
 		var list []write
 		for tick := range uint64(60) {
-			n := 1 + rnd.Uint64N(8)
+			n := 1 + rnd.Uint64N(20)
 			if rnd.IntN(3) == 0 {
-				n = 1 + rnd.Uint64N(300)
+				n = 1 + rnd.Uint64N(1200)
 			}
-			w := write{rnd.Uint64N(600), n, ack{tick, 1 + rnd.Uint64N(3)}}
+			w := write{rnd.Uint64N(2400), n, ack{tick, 1 + rnd.Uint64N(3)}}
+			if rnd.IntN(2) == 0 { // whole blocks
+				w.first, w.count = w.first/blockSectors*blockSectors, (n+blockSectors-1)/blockSectors*blockSectors
+			}
 			s.note(w.first, w.count, w.ack)
 			list = append(list, w)
 
-			first, count, session, stamp := rnd.Uint64N(700), 1+rnd.Uint64N(200), 1+rnd.Uint64N(4), rnd.Uint64N(60)
+			first, count, session, stamp := rnd.Uint64N(2800), 1+rnd.Uint64N(400), 1+rnd.Uint64N(4), rnd.Uint64N(60)
 			if rnd.IntN(10) == 0 {
 				count = 1 << 40
 			}
 			must, may := false, false
-			for b := first; b < min(first+count, 1000); b++ {
+			for b := first; b < min(first+count, 4000); b++ {
 				var last ack
 				for _, w := range list {
 					if b >= w.first && b < w.first+w.count {
@@ -43,7 +46,7 @@ func TestAckedAgainstList(t *testing.T) {
 				must = must || last.session != 0 && last.session != session && stamp <= last.tick
 			}
 			if got := s.newer(first, count, session, stamp); got && !may || !got && must {
-				t.Fatalf("blocks %d+%d of session %d, stamp %d: %v; must be %v, may be %v", first, count, session, stamp, got, must, may)
+				t.Fatalf("sectors %d+%d of session %d, stamp %d: %v; must be %v, may be %v", first, count, session, stamp, got, must, may)
 			}
 		}
 	}
@@ -57,7 +60,7 @@ func TestAckedAgainstList(t *testing.T) {
 func TestLateSingleAgain(t *testing.T) {
 	l := newLate()
 	op := func(session, tick, first uint64) *Op {
-		return &Op{Kind: wire.OpWrite, Nexus: &wire.Nexus{Initiator: "iqn.a"}, Session: session, Stamp: wire.Stamp{Tick: tick}, first: first, count: 1}
+		return &Op{Kind: wire.OpWrite, Nexus: &wire.Nexus{Initiator: "iqn.a"}, Session: session, Stamp: wire.Stamp{Tick: tick}, Offset: int64(first) * 4096, Length: 4096}
 	}
 	epoch := op(0, 0, 0).Stamp.Epoch
 	write := func(session, now, first uint64) {
@@ -76,7 +79,7 @@ func TestLateSingleAgain(t *testing.T) {
 	}
 	i := l.sessions["iqn.a"]
 	if i.acks != nil || i.acksOlder != nil || len(i.sessions) != 1 {
-		t.Fatalf("blocks are remembered for %d session(s)", len(i.sessions))
+		t.Fatalf("sectors are remembered for %d session(s)", len(i.sessions))
 	}
 	if err := l.check(op(3, 48_000, 99), epoch, 50_000); err == nil {
 		t.Error("a late write of an unseen session was let in")
@@ -91,11 +94,11 @@ func TestLateSingleAgain(t *testing.T) {
 }
 
 func BenchmarkAcked(b *testing.B) {
-	for name, count := range map[string]uint64{"4K": 1, "1M": 256} {
+	for name, count := range map[string]uint64{"512": 1, "4K": 8, "1M": 2048} {
 		b.Run(name, func(b *testing.B) {
 			s, older := newAcked(), newAcked()
 			for i := range b.N {
-				first := uint64(i) * 7919 % (1 << 17) &^ (count - 1)
+				first := uint64(i) * 7919 % (1 << 20) &^ (count - 1)
 				if s.newer(first, count, 1, 1<<40) || older.newer(first, count, 1, 1<<40) {
 					b.Fatal("refused")
 				}

@@ -293,7 +293,7 @@ func TestBarsHoldForWhatWaits(t *testing.T) {
 func TestLateWriteOfAnUnseenSession(t *testing.T) {
 	l := newLate()
 	op := func(session, tick, first uint64) *Op {
-		return &Op{Kind: wire.OpWrite, Nexus: &wire.Nexus{Initiator: "iqn.a"}, Session: session, Stamp: wire.Stamp{Tick: tick}, first: first, count: 1}
+		return &Op{Kind: wire.OpWrite, Nexus: &wire.Nexus{Initiator: "iqn.a"}, Session: session, Stamp: wire.Stamp{Tick: tick}, Offset: int64(first) * 4096, Length: 4096}
 	}
 	y := op(2, 1000, 5)
 	if err := l.check(y, y.Stamp.Epoch, 1010); err != nil {

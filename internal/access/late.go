@@ -40,16 +40,23 @@ type initiatorState struct {
 	last      uint64            // session of the last write,
 	mixed     uint64            // and the tick of the last one that was of another than the one before
 	// The newest write while there was one session only. Another that shows up later may bring something
-	// older, and which blocks were written is not known.
+	// older, and what was written is not known.
 	newest ack
 }
 
-// wideBlocks is from how many blocks on a write is remembered as a range instead of block by block.
-const wideBlocks = 1024
+// wideSectors is from how many sectors on a write is remembered as a range.
+const wideSectors = 4 << 20 / sectorSize
 
 type wideAck struct {
 	ack
 	first, count uint64
+}
+
+// sectors is what a command writes. Another attempt of it writes the same ones, so that nothing is gained by going by whole blocks, and
+// what sessions write beside each other within a block is no conflict.
+func (op *Op) sectors() (first, count uint64) {
+	first = uint64(op.Offset) / sectorSize
+	return first, (uint64(op.Offset)+uint64(op.Length)+sectorSize-1)/sectorSize - first
 }
 
 type ack struct {
@@ -105,12 +112,13 @@ func (l *late) check(op *Op, epoch ident.Epoch, now uint64) *wire.Error {
 		return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
 	}
 	if i.acks != nil && writes(op.Kind) {
+		first, count := op.sectors()
 		for _, a := range i.wide {
-			if op.first < a.first+a.count && a.first < op.first+op.count && a.session != op.Session && s.Tick <= a.tick {
+			if first < a.first+a.count && a.first < first+count && a.session != op.Session && s.Tick <= a.tick {
 				return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
 			}
 		}
-		if i.acks.newer(op.first, op.count, op.Session, s.Tick) || i.acksOlder.newer(op.first, op.count, op.Session, s.Tick) {
+		if i.acks.newer(first, count, op.Session, s.Tick) || i.acksOlder.newer(first, count, op.Session, s.Tick) {
 			return wire.Errorf(wire.CodeStale, "older than a newer write by another session")
 		}
 	}
@@ -147,14 +155,15 @@ func (l *late) arrived(op *Op, now uint64) {
 		i.acks, i.acksOlder, i.turned = newAcked(), i.acks, now
 		i.wide = slices.DeleteFunc(i.wide, func(a wideAck) bool { return a.tick+2*stampAgeMax < now })
 	}
-	if op.count >= wideBlocks {
-		i.wide = append(i.wide, wideAck{ack{now, op.Session}, op.first, op.count})
+	first, count := op.sectors()
+	if count >= wideSectors {
+		i.wide = append(i.wide, wideAck{ack{now, op.Session}, first, count})
 		return
 	}
-	i.acks.note(op.first, op.count, ack{now, op.Session})
+	i.acks.note(first, count, ack{now, op.Session})
 }
 
-// single forgets blocks and goes back to the newest write, once there is one session again, and nothing by another one has arrived for so
+// single forgets sectors and goes back to the newest write, once there is one session again, and nothing by another one has arrived for so
 // long that no stamp reaches back to it.
 func (i *initiatorState) single(now uint64) {
 	if i.acks != nil && len(i.sessions) == 1 && i.mixed+2*stampAgeMax < now {

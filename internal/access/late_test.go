@@ -14,7 +14,7 @@ import (
 func TestLateReassignedCommand(t *testing.T) {
 	nexus := &wire.Nexus{Initiator: "iqn.a", Digest: [16]byte{1}}
 	op := func(tick, since uint64) *Op {
-		return &Op{Kind: wire.OpWrite, Nexus: nexus, Session: 1, Stamp: wire.Stamp{Tick: tick}, Since: since, first: 5, count: 1}
+		return &Op{Kind: wire.OpWrite, Nexus: nexus, Session: 1, Stamp: wire.Stamp{Tick: tick}, Since: since, Offset: 5 * 4096, Length: 4096}
 	}
 	epoch := op(0, 0).Stamp.Epoch
 	l := newLate()
@@ -43,7 +43,7 @@ func TestLateReassignedCommand(t *testing.T) {
 	// The client says with the reassignment that it has not done it by another path: what another session has written since
 	// the command was sent does not end it, what it has written since the reassignment does.
 	l = newLate()
-	other := &Op{Kind: wire.OpWrite, Nexus: nexus, Session: 2, Stamp: wire.Stamp{Tick: 3000}, first: 5, count: 1}
+	other := &Op{Kind: wire.OpWrite, Nexus: nexus, Session: 2, Stamp: wire.Stamp{Tick: 3000}, Offset: 5 * 4096, Length: 4096}
 	if err := l.check(other, epoch, 3000); err != nil {
 		t.Fatal(err)
 	}
@@ -189,4 +189,47 @@ func TestALateAttemptMeetsTheNextOneUnderWay(t *testing.T) {
 	})
 	<-done
 	<-done
+}
+
+// What two sessions of an initiator write side by side in one block at the same moment is no conflict; what one of them has written is, for
+// the other, whatever part of it.
+func TestNeighboursInABlockAreNoLateAttempts(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	o := c.own(c.volume(1<<20, 1, control.Replicated))
+	defer o.Close()
+	send := func(session uint64, off, n int64, data byte) <-chan error {
+		op := NewOp()
+		op.Kind, op.Offset, op.Length, op.Buf = wire.OpWrite, off, n, NewWriteBuf(off, int(n))
+		copy(op.Buf.Bytes(), bytes.Repeat([]byte{data}, int(n)))
+		op.first, op.count = 0, 1
+		op.Nexus, op.Session, op.Stamp = &wire.Nexus{Initiator: "iqn.a", Digest: [16]byte{byte(session)}}, session, o.Stamp()
+		done := make(chan error, 1)
+		op.Done = func(_ *Op, err error) { done <- err }
+		o.admit(op)
+		return done
+	}
+	for _, x := range []struct {
+		off, n int64
+		want   error
+	}{{512, 512, nil}, {0, 512, nil}, {1536, 2560, nil}, {1024, 512, wire.ErrStale}, {512, 1024, wire.ErrStale}, {0, 4096, wire.ErrStale}} {
+		var first, second <-chan error
+		before := o.Stamp()
+		eventually(t, "another tick", func() bool { return o.Stamp().Tick > before.Tick })
+		o.ask(func() {
+			s := o.late.sessions["iqn.a"]
+			if s == nil {
+				s = &initiatorState{sessions: map[uint64]uint64{}}
+				o.late.sessions["iqn.a"] = s
+			}
+			s.sessions[1], s.sessions[2] = o.tick(), o.tick() // both were seen before
+			first = send(2, 1024, 512, 2)
+			second = send(1, x.off, x.n, 1)
+		})
+		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+		if err := <-second; !errors.Is(err, x.want) {
+			t.Errorf("%d bytes at %d: %v, want %v", x.n, x.off, err, x.want)
+		}
+	}
 }
