@@ -516,12 +516,14 @@ func (o *Owner) keptAll() {
 
 // forgotPorts reports that ports which were attached may be missing in the history: with what a takeover that was not proven left
 // behind, this one or one before it, its attachments are gone. Whoever sends commands without a login in this history was one of
-// them. Where sites acknowledge, attachments are waited for there with a bound only, and nothing that a port was told is missing.
+// them. That does not end with the search for what was left behind: it may be at stores that were given up, where nobody finds it,
+// and a session lives for as long as its host. Where sites acknowledge, attachments are waited for there with a bound only, and nothing
+// that a port was told is missing.
 func (o *Owner) forgotPorts() bool {
 	if !o.proven {
 		return !o.ack.kept || !o.ack.silent
 	}
-	return len(o.forks.open()) > 0 && o.state.Ack == 0
+	return len(o.forks.cuts) > 0 && o.state.Ack == 0
 }
 
 func sitesWhole(k int) string {

@@ -31,7 +31,7 @@ func (o *Owner) admit(op *Op) {
 			o.dropBuf(op)
 			return
 		}
-		if o.ports.refuses(op) { // R11: also what an owner before has done, whose answer was lost
+		if o.refusesPort(op) { // R11: also what an owner before has done, whose answer was lost
 			o.late.arrived(op, o.tick())
 			o.finish(op, wire.Errorf(wire.CodeUnproven, "attached before a takeover that was not proven"))
 			o.dropBuf(op)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/mutant"
@@ -35,11 +36,14 @@ type ports struct {
 	order  []*journal.Attachment // by the time of attaching
 	barred int
 	bytes  int
-	strict bool // an epoch was not proven, and what it left behind is still looked for: a port that is not known may have been forgotten
+	strict bool // an epoch was not proven: who sends commands without a login in this history was forgotten by it (forgotten.go)
 	shows  []portShow
 	left   bool                  // an epoch was not proven: a port that attaches from now on may be one that was left behind,
 	fresh  map[journal.Port]bool // and these have
 	dirty  bool                  // since the last checkpoint
+
+	barring map[journal.Port]bool // a record that refuses the port is under way
+	leaving int                   // records of logouts that are under way
 }
 
 func portOf(n *wire.Nexus) journal.Port {
@@ -72,14 +76,27 @@ func (p *ports) load(b []byte) error {
 	return nil
 }
 
-// refuses reports that a command gets R11's error. The common case is two comparisons. What is shared beside the
+// refusesPort reports that a command gets R11's error. The common case is two comparisons. What is shared beside the
 // data, reservations and the like, is as the records have it and can be asked for and changed.
-func (p *ports) refuses(op *Op) bool {
+func (o *Owner) refusesPort(op *Op) bool {
+	p := &o.ports
 	if mutant.On(mutant.R11Ports) || p.barred == 0 && !p.strict || op.Nexus == nil || op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState {
 		return false
 	}
-	a := p.list[portOf(op.Nexus)]
-	return a == nil && p.strict || a != nil && a.Barred
+	port := portOf(op.Nexus)
+	a := p.list[port]
+	switch {
+	case a != nil && a.Barred:
+		return true
+	case !p.strict:
+		return false
+	case p.barring[port]:
+		return true
+	case a != nil && (a.Accepted || hasPath(a, op.Nexus.TPGT)):
+		return false
+	}
+	o.barForgotten(port, op)
+	return true
 }
 
 // started takes an epoch-start of the history.
@@ -89,11 +106,17 @@ func (p *ports) started(s wire.EpochStart) {
 	}
 	p.left = true
 	for _, a := range p.order {
-		if !a.Barred {
-			a.Barred = true
-			p.barred++
-			p.dirty = true
-		}
+		p.bar(a)
+	}
+}
+
+// bar has a port get errors from now on.
+func (p *ports) bar(a *journal.Attachment) {
+	if !a.Barred {
+		a.Barred, a.Accepted = true, false
+		delete(p.fresh, a.Port) // it does not go on without an error
+		p.barred++
+		p.dirty = true
 	}
 }
 
@@ -102,7 +125,7 @@ func (p *ports) apply(c *journal.PortChange) {
 	p.dirty = true
 	a := p.list[c.Port]
 	if a == nil {
-		if c.Op != journal.PortAttach {
+		if c.Op != journal.PortAttach && c.Op != journal.PortBar {
 			return
 		}
 		a = &journal.Attachment{Port: c.Port}
@@ -116,7 +139,11 @@ func (p *ports) apply(c *journal.PortChange) {
 	}
 	i := slices.IndexFunc(a.Paths, func(x journal.PortPath) bool { return x.Group == c.Group })
 	switch c.Op {
-	case journal.PortAttach:
+	case journal.PortAttach, journal.PortBar:
+		if c.Op == journal.PortBar {
+			delete(p.barring, c.Port)
+			p.bar(a)
+		}
 		if i >= 0 {
 			a.Paths = slices.Delete(a.Paths, i, i+1)
 		} else if len(a.Paths) == journal.PortPathsMax {
@@ -139,7 +166,7 @@ func (p *ports) apply(c *journal.PortChange) {
 		}
 	case journal.PortAccept:
 		if a.Barred {
-			a.Barred = false
+			a.Barred, a.Accepted = false, true
 			p.barred--
 		}
 	}
@@ -178,6 +205,7 @@ func (o *Owner) portsState() error {
 	list := make([]journal.Attachment, len(p.order))
 	for i, a := range p.order {
 		list[i] = *a
+		list[i].Accepted = a.Accepted && o.env.Control.Level() >= control.LevelPortBars
 	}
 	if err := o.m.SetState(stateAttachments, journal.AppendAttachments(nil, list)); err != nil {
 		return err
@@ -197,7 +225,8 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 		known := false
 		if a != nil {
 			i := slices.IndexFunc(a.Paths, func(x journal.PortPath) bool { return x.Group == m.Nexus.TPGT })
-			if known = i >= 0; known && a.Paths[i].Session == m.Session {
+			// Where somebody is logging out, that path may be going.
+			if known = i >= 0 && p.leaving == 0; known && a.Paths[i].Session == m.Session {
 				then(nil)
 				return
 			}
@@ -218,14 +247,19 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 	case wire.BarLogout:
 		// Lost with the power it stays attached, which does no harm: the error comes once more.
 		c := journal.PortChange{Op: journal.PortDetach, Port: port, Group: m.Nexus.TPGT, Session: m.Session}
-		o.queueOwn(journal.KindAttach, journal.AppendPortChanges(nil, []journal.PortChange{c}), func(ident.Seq) { then(nil) })
+		p.leaving++
+		o.queueOwn(journal.KindAttach, journal.AppendPortChanges(nil, []journal.PortChange{c}), func(ident.Seq) {
+			p.leaving--
+			then(nil)
+		})
 	case wire.BarAccept:
 		var changes []journal.PortChange
 		for _, a := range p.order {
-			if a.Barred && (m.Nexus.Initiator == "" || m.Nexus.Initiator == a.Port.Name) && (m.Nexus.ISID == [6]byte{} || m.Nexus.ISID == a.Port.ISID) {
+			if a.Barred && isMeant(m, a.Port) {
 				changes = append(changes, journal.PortChange{Op: journal.PortAccept, Port: a.Port})
 			}
 		}
+		changes = append(changes, p.acceptForgotten(m)...)
 		if len(changes) == 0 {
 			then(nil)
 			return

@@ -81,6 +81,18 @@ func (c *cluster) unproven(t *testing.T, o *Owner, v control.VolumeSpec) *Owner 
 	return o
 }
 
+// searched waits until nothing that was left behind is looked for any more.
+func (o *Owner) searched(t *testing.T) {
+	t.Helper()
+	eventually(t, "the search for forks is over", func() (over bool) {
+		o.ask(func() {
+			o.releaseCuts()
+			over = len(o.forks.open()) == 0
+		})
+		return over
+	})
+}
+
 // The VM's host survives, its acknowledged writes stay behind, its initiator logs in again by itself in milliseconds
 // and goes on upon the rolled-back disk: the guest's file system is ruined (R11).
 func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
@@ -128,9 +140,11 @@ func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
 	gone.bar(t, o, wire.BarLogin)
 	gone.wants(t, o, false, "had logged out before")
 	o.ask(o.publish)
-	if s := o.View(); s.Attached != 5-1 || s.Barred != 3 || len(s.Ports) != 3 || !s.Unproven { // a1 and a2 are one port
+	if s := o.View(); s.Attached != 6-1 || s.Barred != 4 || len(s.Ports) != 4 || !s.Unproven { // a1 and a2 are one port
 		t.Errorf("%d attached, %d barred: %v", s.Attached, s.Barred, s.Ports)
 	}
+	o.searched(t)
+	others := newPort("iqn.others", 1, 1, 61) // as lost
 	// The next owner is proven, from the records and from a checkpoint: the errors go on.
 	for _, checkpoint := range []bool{false, true, false} {
 		if checkpoint {
@@ -147,8 +161,14 @@ func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
 		lost.wants(t, o, true, "not known, in a later epoch")
 		gone.wants(t, o, false, "in a later epoch")
 	}
-	lost.bar(t, o, wire.BarLogin)
-	lost.wants(t, o, false, "logged in")
+	others.wants(t, o, true, "not known, though nothing is looked for any more")
+	for _, p := range []*port{lost, others} {
+		p.bar(t, o, wire.BarLogin)
+		p.wants(t, o, true, "logged in once it had been refused")
+		p.bar(t, o, wire.BarLogout)
+		p.bar(t, o, wire.BarLogin)
+		p.wants(t, o, false, "logged out, and in again")
+	}
 	// One of two paths logs out: the port's other one still believes what it believed.
 	a1.bar(t, o, wire.BarLogout)
 	a1.session++
@@ -246,7 +266,10 @@ func TestAnUnknownPortIsRefusedInAnEpochThatIsNotProven(t *testing.T) {
 	p := newPort("iqn.a", 1, 1, 11)
 	p.wants(t, o, true, "without a login in this epoch")
 	p.bar(t, o, wire.BarLogin)
-	p.wants(t, o, false, "logged in")
+	p.wants(t, o, true, "a mere login of a port that was attached before")
+	fresh := newPort("iqn.fresh", 1, 1, 21)
+	fresh.bar(t, o, wire.BarLogin)
+	fresh.wants(t, o, false, "one that had no session")
 	o.Close()
 }
 

@@ -30,7 +30,8 @@ import (
 //	7  volumes say how many other sites hold what is acknowledged, and journals since when
 //	8  a hand-over to another site changes the key before the owner stops: see LevelHandEarly
 //	9  journals that were taken over by force say from where: see LevelBegun
-const Level = 9
+//	10  records that a port is refused, and ports that were let go on: see LevelPortBars
+const Level = 10
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -52,6 +53,10 @@ const LevelHandEarly = 8
 // LevelBegun is the level from which on takers by force say in the journal's key after which record they begin. While there are
 // older nodes they do not, and who comes after a taker that died may go on from less, as it was before.
 const LevelBegun = 9
+
+// LevelPortBars is the level from which on owners take records that refuse a port which sends commands without a login, and read in a
+// checkpoint that an operator has let a port go on. While there are older nodes such a port is refused, and nothing is written of it.
+const LevelPortBars = 10
 
 // levelLost is the level from which on nodes know of stores that were declared lost.
 const levelLost = 2

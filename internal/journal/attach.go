@@ -29,9 +29,10 @@ const (
 	PortAttach PortOp = 1 // the port has a session by Group
 	PortDetach PortOp = 2 // its session by Group has logged out
 	PortAccept PortOp = 3 // an operator says that it may go on
+	PortBar    PortOp = 4 // it has sent a command by Group and has not logged in by it in this history: it is attached, and gets an error
 )
 
-var portOpNames = [...]string{"?", "attach", "detach", "accept"}
+var portOpNames = [...]string{"?", "attach", "detach", "accept", "bar"}
 
 func (o PortOp) String() string {
 	if int(o) < len(portOpNames) {
@@ -44,7 +45,7 @@ func (o PortOp) String() string {
 type PortChange struct {
 	Op      PortOp
 	Port    Port
-	Group   uint16 // target portal group, of attach and detach
+	Group   uint16 // target portal group, of attach, detach and bar
 	Session uint64 // random per session
 }
 
@@ -90,8 +91,8 @@ func DecodePortChanges(b []byte) ([]PortChange, error) {
 		name := int(b[18])
 		b = b[portChangeSize:]
 		switch {
-		case c.Op == 0 || c.Op > PortAccept:
-			return nil, &VersionError{"change of an attachment", uint32(c.Op), uint32(PortAccept)}
+		case c.Op == 0 || c.Op > PortBar:
+			return nil, &VersionError{"change of an attachment", uint32(c.Op), uint32(PortBar)}
 		case c.Port.Protocol != PortISCSI:
 			return nil, &VersionError{"protocol of an attachment", uint32(c.Port.Protocol), uint32(PortISCSI)}
 		case name > PortNameMax || name > len(b):
@@ -116,9 +117,10 @@ const PortPathsMax = 64
 
 // Attachment is a port that was given the volume and has not logged out everywhere.
 type Attachment struct {
-	Port   Port
-	Barred bool // attached before a takeover that was not proven: it gets an error
-	Paths  []PortPath
+	Port     Port
+	Barred   bool // attached before a takeover that was not proven: it gets an error
+	Accepted bool // it was, and an operator has let it go on: by whatever paths it has
+	Paths    []PortPath
 }
 
 const attachmentSize = 1 + 1 + 6 + 1 + 1
@@ -135,7 +137,10 @@ func AppendAttachments(dst []byte, list []Attachment) []byte {
 		a := &list[i]
 		flags := byte(0)
 		if a.Barred {
-			flags = 1
+			flags |= 1
+		}
+		if a.Accepted {
+			flags |= 2
 		}
 		dst = append(dst, flags, byte(a.Port.Protocol))
 		dst = append(dst, a.Port.ISID[:]...)
@@ -172,14 +177,14 @@ func DecodeAttachments(b []byte) ([]Attachment, error) {
 		copy(a.Port.ISID[:], b[2:])
 		b = b[attachmentSize:]
 		switch {
-		case flags > 1:
+		case flags > 2:
 			return nil, corrupt("attachment with flags %02x", flags)
 		case a.Port.Protocol != PortISCSI:
 			return nil, &VersionError{"protocol of an attachment", uint32(a.Port.Protocol), uint32(PortISCSI)}
 		case name > PortNameMax || paths > PortPathsMax || name+10*paths > len(b):
 			return nil, corrupt("attachment with a name of %d bytes and %d paths", name, paths)
 		}
-		a.Barred = flags == 1
+		a.Barred, a.Accepted = flags == 1, flags == 2
 		a.Port.Name, b = string(b[:name]), b[name:]
 		for range paths {
 			a.Paths = append(a.Paths, PortPath{le.Uint16(b), le.Uint64(b[2:])})

@@ -13,8 +13,10 @@ import (
 
 var (
 	testPort    = Port{Protocol: PortISCSI, ISID: [6]byte{0, 2, 0x3d, 1, 2, 3}, Name: "iqn.2026-01.a:b"}
-	testChanges = []PortChange{{PortAttach, testPort, 2, 0x1122334455667788}, {PortDetach, Port{Protocol: PortISCSI}, 1, 3}, {Op: PortAccept, Port: testPort}}
-	testList    = []Attachment{{Port: testPort, Barred: true, Paths: []PortPath{{2, 0x1122334455667788}, {1, 9}}}, {Port: Port{Protocol: PortISCSI, Name: "x"}}}
+	testChanges = []PortChange{{PortAttach, testPort, 2, 0x1122334455667788}, {PortDetach, Port{Protocol: PortISCSI}, 1, 3}, {Op: PortAccept, Port: testPort},
+		{PortBar, testPort, 2, 9}}
+	testList = []Attachment{{Port: testPort, Barred: true, Paths: []PortPath{{2, 0x1122334455667788}, {1, 9}}}, {Port: Port{Protocol: PortISCSI, Name: "x"}},
+		{Port: Port{Protocol: PortISCSI, Name: "y"}, Accepted: true}}
 )
 
 // The bytes of docs/format.md: what stands on disks must be read for ever.
@@ -26,10 +28,11 @@ func TestBytesOfAttachmentsAndCuts(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		{"changes", AppendPortChanges(nil, testChanges), "01 03000000 01 01 0200 8877665544332211 00023d010203 0f 69716e2e323032362d30312e613a62" +
-			"02 01 0100 0300000000000000 000000000000 00 03 01 0000 0000000000000000 00023d010203 0f 69716e2e323032362d30312e613a62"},
-		{"attachments", AppendAttachments(nil, testList), "01 02000000 01 01 00023d010203 0f 02 69716e2e323032362d30312e613a62 0200 8877665544332211 0100 0900000000000000" +
-			"00 01 000000000000 01 00 78"},
+		{"changes", AppendPortChanges(nil, testChanges), "01 04000000 01 01 0200 8877665544332211 00023d010203 0f 69716e2e323032362d30312e613a62" +
+			"02 01 0100 0300000000000000 000000000000 00 03 01 0000 0000000000000000 00023d010203 0f 69716e2e323032362d30312e613a62" +
+			"04 01 0200 0900000000000000 00023d010203 0f 69716e2e323032362d30312e613a62"},
+		{"attachments", AppendAttachments(nil, testList), "01 03000000 01 01 00023d010203 0f 02 69716e2e323032362d30312e613a62 0200 8877665544332211 0100 0900000000000000" +
+			"00 01 000000000000 01 00 78 02 01 000000000000 01 00 79"},
 		{"cuts", AppendCuts(nil, cuts), "01 01000000 0200000000000000 05000000 5b00000000000000 aa000000000000000000000000000000" +
 			"0100000000000000 05000000 5a00000000000000 bb000000000000000000000000000000"},
 	} {
