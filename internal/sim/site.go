@@ -503,7 +503,8 @@ func (a *aside) has(at ident.Position) bool {
 	})
 }
 
-// checkFork reads a fork as `dozo fork` does: it begins where the histories part, and has all that had been committed.
+// checkFork reads a fork as `dozo fork` does: it begins where the histories part, and has all that had been committed; and the volume
+// as it was there can be read, which `dozo fork diff` compares with.
 func (w *World) checkFork(cuts []wire.Cut, c wire.Cut, last ident.Position) (wrong []string) {
 	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	p := w.owner().running()
@@ -524,6 +525,15 @@ func (w *World) checkFork(cuts []wire.Cut, c wire.Cut, last ident.Position) (wro
 	}
 	if writes, bytes, _, _, err := past.Sum(); err != nil || writes > uint64(past.Last.Seq-past.Base.Seq) || writes > 0 && bytes == 0 {
 		bad("the fork that epoch %s has left, from %s to %s, has %d writes, %d bytes: %v", c.At.Epoch, past.Base, past.Last, writes, bytes, err)
+	}
+	base, err := p.srv.Past(ctx, w.vol.ID, cuts, c, access.PastBase)
+	if err != nil {
+		bad("what the fork that epoch %s has left goes on from: %v", c.At.Epoch, err)
+		return wrong
+	}
+	defer base.Close()
+	if base.Last != c.Before {
+		bad("what the fork that epoch %s has left goes on from ends at %s, and is %s", c.At.Epoch, base.Last, c.Before)
 	}
 	return wrong
 }
