@@ -253,6 +253,8 @@ func (w *World) inject(f *Fault) {
 		w.reservedAlone(n, f)
 	case FaultRestored:
 		w.restoreControl(n, f)
+	case FaultTail:
+		w.tailOfOne(n, f)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)

@@ -117,11 +117,15 @@ func (c *chain) start(n *Node, e ident.Epoch, s wire.EpochStart) {
 	c.w.tracef("epoch %s begins at node %s after %s, proven=%v", e, n.name, s.Before, s.Proven)
 	c.w.trace.add(c.w.now(), "epoch", e.Number, uint64(s.Before.Seq), sample(s.Before.Hash[:]))
 	c.w.stats.add("epochs begun", 1)
+	c.w.cue(cueBegun, n, e.Number)
 	c.kept(n, e, s)
 	c.w.struck(n, e.Number)
 	c.w.struckForced(n, e.Number)
 	c.noLess(e, s)
 	if e.Number > 1 && !s.Proven {
+		if !c.w.lostBytes.Load() && !c.w.forced() {
+			c.w.fail("epoch %s begins after %s and is not proven, though no disk has lost anything and nobody was given up (R4)", e, s.Before)
+		}
 		c.w.stats.add("epochs begun, not proven (R4)", 1)
 		c.w.hist.wentBack(e.Number, c.w.forced())
 		for _, d := range [...]time.Duration{5 * time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond} {

@@ -430,6 +430,9 @@ const fieldsMost = 256
 func (s *far) Append(m *wire.Append, done func(wire.AppendReply, error)) {
 	s.p.w.chain.saw(m.Segment.Journal, m.Commit, "append by "+string(s.p.node.name))
 	s.p.w.chain.began(s.p.node, m)
+	if s.p.w.appending(s.p.node, m) {
+		s.p.w.net.stall(s.p, s.to, wire.TypeAppend, s.bulk, laneOf(m.Segment))
+	}
 	s.p.w.net.call(s.p, s.to, wire.TypeAppend, s.to.store, s.bulk, laneOf(m.Segment), encode(m), func(b []byte, err *wire.Error) {
 		var r wire.AppendReply
 		done(r, decodeReply(&r, b, err))

@@ -106,7 +106,8 @@ const (
 	FaultReserved     // an owner that is alone takes a reservation, and dies
 	FaultLateLong     // a client gives up a long command, which goes on all the same
 	FaultRestored     // the control store goes back to a backup, since which the volume has moved
-	faultKinds        = int(FaultRestored) + 1
+	FaultTail         // the owner dies, one store alone has its last records, and that store's node dies when it has just begun
+	faultKinds        = int(FaultTail) + 1
 	healed            = 8 * time.Second // from the last fault's end to the clients'
 	firstFault        = 4 * time.Second
 )
@@ -118,7 +119,8 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"owner dies before a flush", "owners die one after the other", "store forgets", "slow fdatasync", "slow copies", "owner dies and what others were writing has rotted",
 	"site burns when a replica goes", "sites apart when an old permit is read",
 	"late command", "member replaced", "site left", "takers by force die", "giver dies", "late drops", "power lost after a permit", "pair loses its power", "reservation of an owner that dies",
-	"late long command", "control store restored"}
+	"late long command", "control store restored",
+	"taker of what one store has dies"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -175,6 +177,8 @@ var siteFocuses = [...]siteFocus{
 	36: {recipe: pairLost},
 	37: {recipe: reservedAlone},
 	38: {recipe: controlRestored},
+	39: {recipe: tailOfOne},
+	40: {recipe: startAhead},
 }
 
 type siteFocus struct {

@@ -26,6 +26,8 @@ const (
 	cueListed               // the older ensembles have left the list: only the newest is asked from now on
 	cueHanded               // the control store names the taker of a hand-over, and the owner goes on
 	cuePermit               // an owner has permits in what it appends
+	cueAppend               // an owner appends to the store of another node
+	cueBegun                // an owner appends its epoch's start, for the first time
 )
 
 // trap waits for a cue, once.
