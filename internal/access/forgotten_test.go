@@ -1,6 +1,7 @@
 package access
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -77,6 +78,48 @@ func TestAPathThatIsOfBeforeBarsThePort(t *testing.T) {
 	p2.bar(t, o, wire.BarLogin)
 	p2.wants(t, o, false, "back")
 	p3.wants(t, o, true, "not back")
+	o.Close()
+}
+
+// What a third-party copy does comes from the session at another volume: that it has no login here says nothing about its port, which
+// may be attached here by a session of its own.
+func TestAPartOfACopyBarsNobody(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	v, o := c.leftBehind(t)
+	known, other := newPort("iqn.a", 1, 1, 11), newPort("iqn.b", 1, 1, 21)
+	known.bar(t, o, wire.BarLogin)
+	part := func(p *port, kind wire.ForwardOp) error {
+		op := NewOp()
+		op.Kind, op.Length, op.Nexus, op.Session, op.Stamp = kind, 4096, &p.nexus, p.session, o.Stamp()
+		op.Since = op.Stamp.Tick
+		defer op.Release()
+		return do(o, op)
+	}
+	copies := func(what string, refused bool) {
+		t.Helper()
+		if err := part(newPort("iqn.a", 1, 2, 12), wire.OpRead); err != nil {
+			t.Errorf("%s: of a port that is known by another path: %v", what, err)
+		}
+		if err := part(other, wire.OpRead); errors.Is(err, wire.ErrUnproven) != refused {
+			t.Errorf("%s: of one that is not: %v", what, err)
+		}
+		known.wants(t, o, false, what)
+	}
+	copies("as long as something is looked for", true)
+	c.startSite(1)
+	for _, s := range c.seats[:2] {
+		c.tellOf(s.id, StoreInfo{Lost: true})
+	}
+	o.searched(t)
+	old := o
+	o = c.own(v)
+	old.Close()
+	if !o.proven {
+		t.Fatal("not proven")
+	}
+	copies("later", false)
+	other.wants(t, o, true, "a command of that port's own")
 	o.Close()
 }
 

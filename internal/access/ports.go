@@ -95,8 +95,7 @@ func (o *Owner) refusesPort(op *Op) bool {
 	case a != nil && (a.Accepted || hasPath(a, op.Nexus.TPGT)):
 		return false
 	}
-	o.barForgotten(port, op)
-	return true
+	return o.refusesForgotten(port, a, op)
 }
 
 // started takes an epoch-start of the history.
