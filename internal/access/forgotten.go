@@ -35,6 +35,9 @@ func (o *Owner) barForgotten(port journal.Port, op *Op) {
 	if o.env.Control.Level() < control.LevelPortBars {
 		return // refused, as long as it comes by that path
 	}
+	if o.late.check(op, o.epoch, o.tick()) != nil {
+		return // its session may have logged out since; one that has not sends newer ones
+	}
 	if p.barring == nil {
 		p.barring = map[journal.Port]bool{}
 	}

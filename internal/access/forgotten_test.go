@@ -123,6 +123,44 @@ func TestAPartOfACopyBarsNobody(t *testing.T) {
 	o.Close()
 }
 
+// A command that arrives when its session has logged out does nothing any more (R9), and says nothing of its port: that one goes on by
+// its other path.
+func TestWhatComesAfterALogout(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	_, o := c.leftBehind(t)
+	p1, p2 := newPort("iqn.a", 1, 1, 11), newPort("iqn.a", 1, 2, 12)
+	for _, p := range []*port{p1, p2} {
+		p.bar(t, o, wire.BarLogin)
+		p.wants(t, o, false, "new")
+	}
+	late := NewOp()
+	late.Kind, late.Length, late.Nexus, late.Session, late.Stamp = wire.OpTrim, 4096, &p2.nexus, p2.session, o.Stamp()
+	p2.bar(t, o, wire.BarLogout)
+	if err := do(o, late); err == nil {
+		t.Error("a command of a session that has logged out is done")
+	}
+	late.Release()
+	p1.wants(t, o, false, "by the other path")
+	p2.session++
+	p2.bar(t, o, wire.BarLogin)
+	p2.wants(t, o, false, "logged in again")
+	o.Close()
+
+	// The same where all epochs are proven.
+	c = newCluster(t, 1, 2)
+	o = c.own(c.volume(1<<20, 1, control.Replicated))
+	p1.bar(t, o, wire.BarLogin)
+	late = NewOp()
+	late.Kind, late.Length, late.Nexus, late.Session, late.Stamp = wire.OpTrim, 4096, &p1.nexus, p1.session, o.Stamp()
+	p1.bar(t, o, wire.BarLogout)
+	if err := do(o, late); !errors.Is(err, wire.ErrStale) {
+		t.Errorf("after the logout: %v", err)
+	}
+	late.Release()
+	o.Close()
+}
+
 // An operator's word counts for a port as well whose record is under way.
 func TestAWordForAPortThatIsBeingBarred(t *testing.T) {
 	t.Parallel()

@@ -181,7 +181,7 @@ func (l *late) bar(m *wire.Bar, now uint64) {
 		l.aborted.add(wire.RequestID{Forwarder: m.Forwarder, Number: m.First}, m.Last, now)
 	case wire.BarLUNReset, wire.BarClearTaskSet:
 		l.resetTick = now
-	case wire.BarPreemptAbort:
+	case wire.BarPreemptAbort, wire.BarLogout: // a logout ends what its session has under way (RFC 7143 11.14)
 		l.bars[m.Nexus.Digest] = bar{^uint64(0), now}
 	}
 }
