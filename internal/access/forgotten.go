@@ -15,20 +15,6 @@ import (
 // since, or a login that the host had long given up have arrived. The port is refused by all paths from then on: a record attaches
 // and bars it, so that later owners know it, the status shows it, and an operator can let it go on.
 
-// refusesForgotten reports that a command gets R11's error whose path has not logged in; a is its port, if that is known. It runs in
-// the loop.
-func (o *Owner) refusesForgotten(port journal.Port, a *journal.Attachment, op *Op) bool {
-	if op.Since != 0 || op.Kind == wire.OpToken {
-		// It may be a part of a third-party copy, which comes from the session at another volume and says nothing about who is
-		// attached here. As long as something is looked for it is refused as well.
-		return a == nil && (!o.proven || len(o.forks.open()) > 0)
-	}
-	if op.Stamp.Epoch == o.epoch { // else it may be such a part, too: one that began before this epoch
-		o.barForgotten(port, op)
-	}
-	return true
-}
-
 // barForgotten has a port refused from now on. It runs in the loop.
 func (o *Owner) barForgotten(port journal.Port, op *Op) {
 	p := &o.ports

@@ -81,48 +81,6 @@ func TestAPathThatIsOfBeforeBarsThePort(t *testing.T) {
 	o.Close()
 }
 
-// What a third-party copy does comes from the session at another volume: that it has no login here says nothing about its port, which
-// may be attached here by a session of its own.
-func TestAPartOfACopyBarsNobody(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, 2, 2)
-	v, o := c.leftBehind(t)
-	known, other := newPort("iqn.a", 1, 1, 11), newPort("iqn.b", 1, 1, 21)
-	known.bar(t, o, wire.BarLogin)
-	part := func(p *port, kind wire.ForwardOp) error {
-		op := NewOp()
-		op.Kind, op.Length, op.Nexus, op.Session, op.Stamp = kind, 4096, &p.nexus, p.session, o.Stamp()
-		op.Since = op.Stamp.Tick
-		defer op.Release()
-		return do(o, op)
-	}
-	copies := func(what string, refused bool) {
-		t.Helper()
-		if err := part(newPort("iqn.a", 1, 2, 12), wire.OpRead); err != nil {
-			t.Errorf("%s: of a port that is known by another path: %v", what, err)
-		}
-		if err := part(other, wire.OpRead); errors.Is(err, wire.ErrUnproven) != refused {
-			t.Errorf("%s: of one that is not: %v", what, err)
-		}
-		known.wants(t, o, false, what)
-	}
-	copies("as long as something is looked for", true)
-	c.startSite(1)
-	for _, s := range c.seats[:2] {
-		c.tellOf(s.id, StoreInfo{Lost: true})
-	}
-	o.searched(t)
-	old := o
-	o = c.own(v)
-	old.Close()
-	if !o.proven {
-		t.Fatal("not proven")
-	}
-	copies("later", false)
-	other.wants(t, o, true, "a command of that port's own")
-	o.Close()
-}
-
 // A command that arrives when its session has logged out does nothing any more (R9), and says nothing of its port: that one goes on by
 // its other path.
 func TestWhatComesAfterALogout(t *testing.T) {
@@ -158,6 +116,39 @@ func TestWhatComesAfterALogout(t *testing.T) {
 		t.Errorf("after the logout: %v", err)
 	}
 	late.Release()
+	o.Close()
+}
+
+// A third-party copy reads or writes a volume for an initiator that need not have logged in to it: that is nothing which was forgotten.
+// One that was attached before gets its error for copies, too.
+func TestACopyForAPortThatIsNotAttached(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	p := newPort("iqn.b", 1, 1, 21)
+	_, o := c.leftBehind(t, p)
+	copies := func(p *port) error {
+		op := NewOp()
+		defer op.Release()
+		op.Kind, op.Length, op.Nexus, op.Session, op.Stamp, op.Copier = wire.OpTrim, 4096, &p.nexus, p.session, o.Stamp(), true
+		return do(o, op)
+	}
+	if err := copies(newPort("iqn.a", 1, 1, 11)); err != nil {
+		t.Errorf("a copy for an initiator of another volume: %v", err)
+	}
+	known := newPort("iqn.c", 1, 1, 31)
+	known.bar(t, o, wire.BarLogin)
+	if err := copies(newPort("iqn.c", 1, 2, 32)); err != nil {
+		t.Errorf("a copy by another path than the port's: %v", err)
+	}
+	known.wants(t, o, false, "by its own path")
+	p.wants(t, o, true, "attached before")
+	eventually(t, "its record is there", func() bool {
+		o.ask(o.publish)
+		return o.View().Barred == 1
+	})
+	if err := copies(p); !errors.Is(err, wire.ErrUnproven) {
+		t.Errorf("a copy for one that was attached before: %v", err)
+	}
 	o.Close()
 }
 

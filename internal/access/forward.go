@@ -87,7 +87,7 @@ func (v *Volume) forward(op *Op, until time.Time) {
 		return
 	}
 	v.srv.env.Metrics.Forwarded.Inc()
-	m := &wire.Forward{Journal: v.id, Request: op.Request, Session: op.Session, Stamp: op.Stamp, Since: op.Since, Op: op.Kind, FUA: op.FUA,
+	m := &wire.Forward{Journal: v.id, Request: op.Request, Session: op.Session, Stamp: op.Stamp, Since: op.Since, Op: op.Kind, FUA: op.FUA, Copier: op.Copier,
 		Offset: uint64(op.Offset), Length: uint64(op.Length)}
 	if op.Nexus != nil {
 		m.Nexus = *op.Nexus

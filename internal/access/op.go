@@ -22,6 +22,7 @@ type Op struct {
 	Request wire.RequestID // zero for a command of this node's own client
 	Stamp   wire.Stamp
 	Forward bool // came from another node: its request ID is kept (R9)
+	Copier  bool // see wire.Forward
 
 	Buf     *WriteBuf // OpWrite, OpCompareAndWrite: the payload; the owner's from Submit on
 	Compare []byte    // OpCompareAndWrite

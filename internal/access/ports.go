@@ -88,14 +88,15 @@ func (o *Owner) refusesPort(op *Op) bool {
 	switch {
 	case a != nil && a.Barred:
 		return true
-	case !p.strict:
+	case !p.strict || op.Copier: // what a target copies from or to for a port says nothing of what that one knows
 		return false
 	case p.barring[port]:
 		return true
 	case a != nil && (a.Accepted || hasPath(a, op.Nexus.TPGT)):
 		return false
 	}
-	return o.refusesForgotten(port, a, op)
+	o.barForgotten(port, op)
+	return true
 }
 
 // started takes an epoch-start of the history.

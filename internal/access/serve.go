@@ -28,6 +28,7 @@ func (s *Server) Forward(from ident.NodeName, m *wire.Forward, done func(wire.Fo
 	op.Kind, op.FUA, op.Offset, op.Length = m.Op, m.FUA, int64(m.Offset), int64(m.Length)
 	nexus := m.Nexus
 	op.Nexus, op.Session, op.Request, op.Stamp, op.Since, op.Forward = &nexus, m.Session, m.Request, m.Stamp, m.Since, true
+	op.Copier = m.Copier
 	if op.Offset < 0 || op.Length < 0 || op.Kind == wire.OpRead && op.Length > wireReadMax {
 		done(wire.ForwardReply{}, wire.Errorf(wire.CodeBadRequest, "%d bytes at %d", m.Length, m.Offset))
 		return

@@ -42,6 +42,11 @@ func (m *Forward) walk(c *coder) {
 	c.u64(&m.Offset)
 	c.u64(&m.Length)
 	c.nexus(&m.Nexus)
+	if c.since(version4) {
+		c.boolean(&m.Copier)
+	} else if !c.enc {
+		m.Copier = false
+	}
 }
 
 func (m *ForwardReply) walk(c *coder) {

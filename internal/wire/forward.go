@@ -69,6 +69,7 @@ type Forward struct {
 	Since  uint64
 	Op     ForwardOp
 	FUA    bool // with writes: answer only once stable
+	Copier bool `since:"4"` // of a third-party copy: the initiator need not have logged in to the volume (R11)
 	Offset uint64
 	Length uint64
 	Data   [][]byte // not changed until answered

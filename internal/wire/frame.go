@@ -15,12 +15,13 @@ const (
 	version1   = 1
 	version2   = 2
 	version3   = 3
+	version4   = 4
 )
 
 // Versions of the protocol that this build speaks. Each has a line of history in docs/wire.md.
 const (
 	VersionMin = version1
-	VersionMax = version3
+	VersionMax = version4
 )
 
 // Limits that we chose. A receiver refuses what exceeds them before it allocates anything.

@@ -19,6 +19,7 @@ type disk struct {
 	v       *access.Volume
 	session *session
 	paths   *paths
+	copier  bool // a third-party copy of a session of another volume reads or writes it
 	// Of a LUN of the hosts' target:
 	readOnly bool   // it is mapped so
 	barred   *ready // nil: ready
@@ -67,7 +68,7 @@ func (d *disk) NewWrite(off int64, n int) (scsi.WriteBuffer, error) {
 func (d *disk) op(req scsi.Request, kind wire.ForwardOp, off, n int64) *access.Op {
 	op := access.NewOp()
 	op.Kind, op.Offset, op.Length = kind, off, n
-	op.Nexus, op.Session = &d.session.nexus, req.SessionID()
+	op.Nexus, op.Session, op.Copier = &d.session.nexus, req.SessionID(), d.copier
 	op.Request = requestID(req.ID)
 	op.Stamp = d.stamp(req.Stamp)
 	if req.Began != (scsi.Stamp{}) {
@@ -225,7 +226,7 @@ func (d *disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func()
 		}
 		v.Open()
 		other := d.session.disk(v)
-		other.readOnly = mapped && m.ReadOnly
+		other.readOnly, other.copier = mapped && m.ReadOnly, true
 		if d.session.book != nil {
 			d.session.book.add(v)
 		}
@@ -302,7 +303,7 @@ func (d *disk) Flush(req scsi.Request, done func(error)) {
 func (d *disk) Provisioned(off int64, done func(mapped bool, n int64, err error)) {
 	op := access.NewOp()
 	op.Kind, op.Offset, op.Length = wire.OpProvisioned, off, 1
-	op.Nexus, op.Session, op.Stamp = &d.session.nexus, d.session.id, d.v.Stamp()
+	op.Nexus, op.Session, op.Stamp, op.Copier = &d.session.nexus, d.session.id, d.v.Stamp(), d.copier
 	op.Done = func(op *access.Op, err error) {
 		mapped, n := op.Mapped, op.Extent
 		op.Release()
