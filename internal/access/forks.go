@@ -35,6 +35,7 @@ type forks struct {
 	at        map[ident.StoreID]forkAt
 	looked    map[ident.StoreID]bool // stores that this owner has looked at
 	closing   bool                   // a record that closes cuts is under way
+	compared  map[permitKey]compared // what is set aside and was left behind by no cut
 }
 
 // forkAt is what one store has set aside.

@@ -24,16 +24,17 @@ func (o *Owner) endPast() {
 					continue
 				}
 			}
-			o.reseal(s, h.store, func() {})
+			o.reseal(s, h.store, false, func() {})
 		}
 	}
 }
 
-// reseal has a holder seal its replica where the segment ends; what it can't is made again from another. then is called in the
-// loop.
-func (o *Owner) reseal(s *segment, store ident.StoreID, then func()) {
+// reseal has a holder seal its replica where the segment ends; what it can't is made again from another. elsewhere says that what it has
+// behind that was found in other segments of this history. then is called in the loop.
+func (o *Owner) reseal(s *segment, store ident.StoreID, elsewhere bool, then func()) {
 	st, ok := o.env.Stores.Store(store)
 	id, end, last, start, proven := s.id, s.end, s.last, o.w.Start(), o.provenSince(s.id.Epoch)
+	proven = proven || elsewhere && start.Proven
 	o.goBackground(func() {
 		var r wire.SealReply
 		var forked bool

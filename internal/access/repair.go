@@ -356,7 +356,7 @@ func (o *Owner) siteHas(site ident.SiteID, seq ident.Seq) bool {
 func (o *Owner) resealLater(s *segment, store ident.StoreID) {
 	o.repair.running++
 	o.repair.busy[s.id] = true
-	o.reseal(s, store, func() {
+	o.reseal(s, store, false, func() {
 		o.repair.running--
 		delete(o.repair.busy, s.id)
 	})

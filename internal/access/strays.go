@@ -346,20 +346,11 @@ func (o *Owner) startOf(epoch ident.Epoch) (s wire.EpochStart, known bool) {
 func (o *Owner) cutLater(s *segment, store ident.StoreID, over ident.Position, made uint64) {
 	o.repair.running++
 	o.repair.busy[s.id] = true
-	var in ident.SegmentID
-	if i, _ := slices.BinarySearchFunc(o.order, over.Seq, func(s *segment, seq ident.Seq) int { return cmp.Compare(s.last.Seq, seq) }); i < len(o.order) && o.order[i].before.Seq < over.Seq {
-		in = o.order[i].id
-	}
 	done := func() {
 		o.repair.running--
 		delete(o.repair.busy, s.id)
 	}
-	o.goBackground(func() {
-		ours := over // retired since: a checkpoint covers it, and nobody has it to compare with
-		var err error
-		if in != (ident.SegmentID{}) {
-			ours, err = o.positionIn(in, over.Seq)
-		}
+	o.compare(over, func(ours ident.Position, err error) {
 		o.call(func() {
 			h := s.holder(store)
 			switch {
@@ -375,9 +366,25 @@ func (o *Owner) cutLater(s *segment, store ident.StoreID, over ident.Position, m
 				o.log.Error("a store's copy is not ours, and nothing explains it: it is left alone", "segment", s.id, "store", store, "site", o.env.Stores.Site(store), "last", over, "ours", ours)
 				h.bad, h.strange, h.over = true, true, ident.Position{}
 			default:
-				o.reseal(s, store, done)
+				o.reseal(s, store, true, done)
 			}
 		})
+	})
+}
+
+// compare reads which record this history has in the place of one, in the background; it gives the one itself where that is in no segment
+// any more: it was retired since, a checkpoint covers it, and nobody has it to compare with. It runs in the loop.
+func (o *Owner) compare(at ident.Position, then func(ours ident.Position, err error)) {
+	var in ident.SegmentID
+	if i, _ := slices.BinarySearchFunc(o.order, at.Seq, func(s *segment, seq ident.Seq) int { return cmp.Compare(s.last.Seq, seq) }); i < len(o.order) && o.order[i].before.Seq < at.Seq {
+		in = o.order[i].id
+	}
+	o.goBackground(func() {
+		if in == (ident.SegmentID{}) {
+			then(at, nil)
+		} else {
+			then(o.positionIn(in, at.Seq))
+		}
 	})
 }
 
@@ -513,7 +520,7 @@ func (o *Owner) strayMayGo(r *stray) bool {
 	id := r.Segment
 	switch {
 	case r.State == wire.ReplicaFork:
-		return o.forgotten(id.Epoch, r.Last.Seq)
+		return o.forgotten(id.Epoch, r.Last.Seq) || o.isOurs(r)
 	case o.epoch.Less(id.Epoch) || o.epoch.Conflicts(id.Epoch) || o.pinned(id):
 		return false
 	case r.End == 0 && id.Epoch.Less(o.epoch):

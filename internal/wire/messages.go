@@ -100,7 +100,8 @@ type Seal struct {
 	Last    ident.Position
 	Start   EpochStart // the sender's epoch-start, committed
 	// Proven says that every epoch-start of the sender's history that is later than the segment's epoch is proven, also those that
-	// this store has never heard of. False says nothing. Since version 2.
+	// this store has never heard of; or that the sender has found what lies behind End in other segments of its history. False says
+	// nothing. Since version 2.
 	Proven bool `since:"2"`
 }
 
