@@ -12,11 +12,13 @@ import (
 )
 
 const (
-	tlsRecord     = 16 << 10 // most plaintext of a TLS record
-	tlsFlush      = 64 << 10 // ciphertext gathered before a system call
-	tlsReadBuffer = 64 << 10 // ciphertext read by a system call
-	tlsHeader     = 5        // of a record; RFC 8446 5.1: its last two bytes are the length of what follows
-	iovecsMax     = 1024     // of one writev
+	tlsRecord     = 16 << 10  // most plaintext of a TLS record
+	tlsFlush      = 256 << 10 // ciphertext gathered before a system call
+	tlsReadBuffer = 64 << 10  // ciphertext read by a system call, at first
+	tlsReadMax    = 256 << 10 // and once as much was there
+	slowPart      = 64 << 10  // of a write that the kernel does not take at once
+	tlsHeader     = 5         // of a record; RFC 8446 5.1: its last two bytes are the length of what follows
+	iovecsMax     = 1024      // of one writev
 )
 
 // socket is the connection below a link. One goroutine reads and one writes at a time.
@@ -110,7 +112,7 @@ func (s *socket) push(block bool) (done bool, err error) {
 		switch {
 		case block:
 			// Parts of bounded size, so that progress over a slow path shows.
-			part := net.Buffers(upTo(rest, tlsFlush))
+			part := net.Buffers(upTo(rest, slowPart))
 			var n64 int64
 			n64, err = part.WriteTo(s.conn)
 			n = int(n64)
@@ -176,52 +178,51 @@ func (s *socket) consume(n int) {
 func (s *socket) drop() { clear(s.pending); s.pending, s.head = s.pending[:0], 0 }
 
 func (s *socket) pushTLS(block bool) (done bool, err error) {
+	limit := tlsFlush
+	if block {
+		limit = slowPart
+	}
 	for {
-		if s.g.size() < tlsFlush && s.head < len(s.pending) {
-			if err := s.seal(); err != nil {
+		// All that is sealed goes first, so that the memory for it stays bounded.
+		if s.head < len(s.pending) && s.g.size() == 0 {
+			if err := s.seal(limit); err != nil {
 				s.drop()
 				return false, err
 			}
 			continue
 		}
-		out := s.g.take()
-		for len(out) > 0 {
-			var n int
-			switch {
-			case block:
-				n, err = s.conn.Write(out)
-			case s.raw != nil:
-				s.one[0] = out
-				n, err = s.tryRaw(s.one[:])
-				s.one[0] = nil
-			}
-			out = out[n:]
-			if err != nil {
-				s.drop()
-				return false, err
-			}
-			if n == 0 {
-				s.g.untake(out)
-				return false, nil
-			}
-		}
-		if s.head == len(s.pending) {
+		out := s.g.unsent()
+		if len(out) == 0 {
 			s.drop()
 			return true, nil
 		}
-		if block {
+		var n int
+		switch {
+		case block:
+			n, err = s.conn.Write(out[:min(len(out), slowPart)])
+		case s.raw != nil:
+			s.one[0] = out
+			n, err = s.tryRaw(s.one[:])
+			s.one[0] = nil
+		}
+		left := s.g.sent(n)
+		if err != nil {
+			s.drop()
+			return false, err
+		}
+		if n == 0 || block && (left > 0 || s.head < len(s.pending)) {
 			return false, nil
 		}
 	}
 }
 
 // seal encrypts the next part of pending: whole records straight from where they are, the rest by way of
-// stage, so that small pieces share a record.
-func (s *socket) seal() error {
-	for s.head < len(s.pending) && s.g.size() < tlsFlush {
+// stage, so that small pieces share a record. It stops at limit bytes that wait to be sent.
+func (s *socket) seal(limit int) error {
+	for s.head < len(s.pending) && s.g.size() < limit {
 		p := s.pending[s.head]
 		if len(s.stage) == 0 && len(p) >= tlsRecord {
-			n := min(len(p), tlsFlush) / tlsRecord * tlsRecord
+			n := min(len(p), limit) / tlsRecord * tlsRecord
 			if _, err := s.tls.Write(p[:n]); err != nil {
 				return err
 			}
@@ -258,7 +259,7 @@ type gather struct {
 		sync.Mutex // crypto/tls may also write from its read side
 		on         bool
 		out        []byte
-		spare      []byte
+		at         int // of out: sent so far
 	}
 
 	in      []byte // read ahead; by the one reader
@@ -293,9 +294,13 @@ func (g *gather) Read(p []byte) (int, error) {
 		if g.in == nil {
 			g.in = make([]byte, tlsReadBuffer)
 		}
-		if g.inStart > 0 {
-			g.inEnd = copy(g.in, g.in[g.inStart:g.inEnd])
-			g.inStart = 0
+		to := g.in
+		if g.inEnd == len(g.in) && len(g.in) < tlsReadMax {
+			to = make([]byte, tlsReadMax) // more was there than a read could take
+		}
+		if g.inStart > 0 || len(to) > len(g.in) {
+			g.inEnd = copy(to, g.in[g.inStart:g.inEnd])
+			g.in, g.inStart = to, 0
 		}
 		n, err := g.Conn.Read(g.in[g.inEnd:])
 		g.inEnd += n
@@ -323,27 +328,27 @@ func (g *gather) ready() bool {
 	return g.left == 0 && n >= tlsHeader && n >= g.record()
 }
 
+// size is how much there is to send.
 func (g *gather) size() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.mu.out)
+	return len(g.mu.out) - g.mu.at
 }
 
-// take gives what was written to the one who sends it; untake takes the unsent rest back before the next take.
-func (g *gather) take() []byte {
+// unsent is what there is to send. It stays as it is until sent is called, whatever is written meanwhile.
+func (g *gather) unsent() []byte {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	out := g.mu.out
-	g.mu.out, g.mu.spare = g.mu.spare[:0], out
-	return out
+	return g.mu.out[g.mu.at:]
 }
 
-// untake puts back the unsent rest of what take gave.
-func (g *gather) untake(rest []byte) {
+// sent drops the first n bytes of unsent, and says how many are left. Once there are none the memory is used from its beginning
+// again, where it is still in the cache.
+func (g *gather) sent(n int) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	later := g.mu.out
-	g.mu.out = append(g.mu.spare[:0], rest...) // rest is a tail of spare: a move to the front
-	g.mu.out = append(g.mu.out, later...)
-	g.mu.spare = later[:0]
+	if g.mu.at += n; g.mu.at == len(g.mu.out) {
+		g.mu.out, g.mu.at = g.mu.out[:0], 0
+	}
+	return len(g.mu.out) - g.mu.at
 }
