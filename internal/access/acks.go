@@ -88,10 +88,10 @@ func (o *Owner) loadAcks(answers fenceAnswers, rec *journal.Recovery) {
 	a.rule.SetNeed(a.word)
 	a.on.Store(a.word > 0)
 	f := o.state.Forced
-	if f != nil && o.forced && f.From != 0 && rec.Start.At.Epoch.Number+1 == f.Epoch.Number {
+	if f != nil && o.forced && !f.Loss && f.From != 0 && rec.Start.At.Epoch.Number+1 == f.Epoch.Number {
 		a.rule.Credit(f.From, rec.Last.Seq)
 	}
-	if a.word > 0 && (!rec.Proven() || o.uncertain) && !o.holed {
+	if a.word > 0 && (!rec.Proven() || o.uncertain) && !o.holed && (f == nil || !f.Loss) {
 		a.kept = len(o.wholeSites(answers)) >= journal.HeardSites(len(o.state.Sites), a.word)
 		a.silent = rec.Enough || f != nil && f.Silent
 	}

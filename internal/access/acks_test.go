@@ -292,7 +292,7 @@ func (c *cluster) forceHearing(t *testing.T, v control.VolumeSpec, lost ident.Si
 			}
 		}
 	}
-	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, "n1", gone, "", hear)
+	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, "n1", gone, "", hear, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,7 +72,7 @@ func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswe
 		o.fenced = slices.DeleteFunc(state.Clone().Ensembles, state.GivenUp)
 	}
 	rec := journal.Recover(o.ensembles(), heard)
-	o.forced = !settled && !rec.Enough
+	o.forced = !settled && (!rec.Enough || state.Forced.Loss)
 	if o.forced && state.Forced.Hear > 0 && len(o.wholeSites(heard)) < min(state.Forced.Hear, journal.HeardSites(len(state.Sites), state.Ack)) {
 		return nil, nil // R11: what was acknowledged might be left behind
 	}

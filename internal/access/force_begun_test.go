@@ -252,7 +252,7 @@ func TestATakeoverThatWaitsHearsOfAnotherWord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, x.name, lost, "", 0); err != nil {
+		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, x.name, lost, "", 0, false); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(20 * time.Second)

@@ -130,7 +130,7 @@ func TestAHandOverAfterForceWaitsForNobodyWhoWasGivenUp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, to.name, lost, "", 0); err != nil {
+		if _, _, err := n.ctl.ForceJournal(t.Context(), v.ID, rev, to.name, lost, "", 0, false); err != nil {
 			t.Fatal(err)
 		}
 		serves := func(x *node) bool {

@@ -35,7 +35,7 @@ func (c *cluster) forceTo(t *testing.T, v control.VolumeSpec, lost ident.SiteID,
 			}
 		}
 	}
-	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, to, gone, "", 0)
+	state, _, err = c.ctl.ForceJournal(context.Background(), v.ID, rev, to, gone, "", 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -462,7 +462,10 @@ func (o *Owner) reportUnproven(rec *journal.Recovery) {
 		return
 	}
 	note := fmt.Sprintf("epoch %s begins after seq %d and is not proven: the end of the history was not known", o.epoch, last)
-	if o.forced {
+	switch {
+	case o.forced && rec.Enough:
+		note = fmt.Sprintf("epoch %s begins after seq %d, as an operator has agreed to", o.epoch, last)
+	case o.forced:
 		note = fmt.Sprintf("epoch %s begins after seq %d without stores that were given up", o.epoch, last)
 	}
 	if !o.loss.at.IsZero() {

@@ -211,7 +211,7 @@ func TestNobodyIsThereToPassItOnTo(t *testing.T) {
 		for end := time.Now().Add(time.Minute); l.key().Handed && time.Now().Before(end); time.Sleep(time.Millisecond) {
 			_, rev, err := l.n.ctl.JournalNow(ctx, l.v.ID)
 			if err == nil {
-				_, _, _ = l.n.ctl.ForceJournal(ctx, l.v.ID, rev, l.y.name, nil, "", 0)
+				_, _, _ = l.n.ctl.ForceJournal(ctx, l.v.ID, rev, l.y.name, nil, "", 0, false)
 			}
 		}
 		l.ownedAt(2, l.x)

@@ -249,7 +249,7 @@ func (s *Server) takeFromLost(v *Volume) {
 		log.Warn("a volume whose site is lost waits: with too few of its sites heard whole, acknowledged writes might be left behind", "heard", len(x.Whole), "needed", x.Need)
 		return
 	}
-	state, _, err := s.env.Control.ForceJournal(ctx, v.id, x.Rev, s.env.Node, lost, x.State.Owner, x.Need)
+	state, _, err := s.env.Control.ForceJournal(ctx, v.id, x.Rev, s.env.Node, lost, x.State.Owner, x.Need, false)
 	var uncertain *control.UncertainError
 	if errors.As(err, &uncertain) {
 		state, _, err = s.env.Control.Settle(ctx, uncertain)

@@ -157,7 +157,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 }
 
 func errLostStable(o *Owner, rec *journal.Recovery) error {
-	return fmt.Errorf("journal %s ends at seq %d, below the stable point %d: an operator has to force it", o.journalID, rec.Last.Seq, rec.Stable.Seq)
+	return fmt.Errorf("journal %s ends at seq %d, below the stable point %d: dozo volume recover --force goes on with what there is", o.journalID, rec.Last.Seq, rec.Stable.Seq)
 }
 
 // announced is what the newest checkpoint covers that the records announce.

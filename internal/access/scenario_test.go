@@ -212,9 +212,9 @@ func TestAnOwnerThatIsNotProvenTakesNothingOffTheList(t *testing.T) {
 	o.Close()
 }
 
-// All that a flush promised is gone from both disks, and a third store was told that it was stable: nobody serves what is
-// left unless an operator forces it (R4).
-func TestALossOfWhatWasStableIsNotServed(t *testing.T) {
+// liedTo is a cluster of three stores with a volume of which all that a flush promised is gone from both disks, and the third store was told
+// that it was stable.
+func liedTo(t *testing.T) (*cluster, control.VolumeSpec) {
 	c := newCluster(t, 1, 3)
 	c.limit.UncertainWait = 200 * time.Millisecond
 	v := c.volume(1<<20, 1, control.Replicated)
@@ -243,11 +243,51 @@ func TestALossOfWhatWasStableIsNotServed(t *testing.T) {
 			c.start(s)
 		}
 	}
+	t.Cleanup(func() { o.Close() })
+	return c, v
+}
+
+// Nobody serves what is left unless an operator forces it (R4).
+func TestALossOfWhatWasStableIsNotServed(t *testing.T) {
+	c, v := liedTo(t)
 	if next, err := TakeOver(context.Background(), c.env(), v); err == nil {
 		t.Errorf("served: %s", next.recovered.Describe())
 		next.Close()
 	}
+}
+
+// An operator agrees to what is left, though all stores answer and so none is given up. It is served, not proven; the word
+// goes with the ensemble that it was about.
+func TestAnOperatorAgreesToTheLossOfWhatWasStable(t *testing.T) {
+	c, v := liedTo(t)
+	_, rev, err := c.ctl.JournalNow(context.Background(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, _, err := c.ctl.ForceJournal(context.Background(), v.ID, rev, "n1", nil, "", 0, true)
+	if err != nil || state.Forced == nil {
+		t.Fatalf("forced: %+v, %v", state.Forced, err)
+	}
+	o := c.own(v)
+	if o.proven {
+		t.Error("it is proven")
+	}
+	if err := writeAt(o, 0, bytes.Repeat([]byte{2}, 4096), true); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the word is gone", func() bool {
+		o.ask(o.dropEnsembles)
+		return c.listed(v).Forced == nil
+	})
 	o.Close()
+	next := c.own(v)
+	if !next.proven || next.recovered.LostStable {
+		t.Errorf("the owner after it: %s", next.recovered.Describe())
+	}
+	if got, err := readAt(next, 0, 4096); err != nil || got[0] != 2 {
+		t.Errorf("%v, %v", got[:min(1, len(got))], err)
+	}
+	next.Close()
 }
 
 // Segment 7 is newer than the checkpoint, shipped, and one of its two local replicas is dropped; the store with the other one

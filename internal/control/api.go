@@ -147,8 +147,9 @@ type Store interface {
 	// ForceJournal names a new owner at the next epoch without waiting for the stores in lost, members of listed
 	// ensembles (R2, R11): takeovers from then on go without them, and are not proven. unheld, if it is not empty, is a
 	// node that must not be holding (Hold); ErrInUse if it is. hear is how many sites such a takeover has to hear whole, where
-	// the key says that other sites hold what was acknowledged (Forced.Hear).
-	ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int) (JournalState, Rev, error)
+	// the key says that other sites hold what was acknowledged (Forced.Hear). loss: what is there may be less than what was stable
+	// (Forced.Loss); while there are nodes that can't read that it is left out, and ErrOlderNodes if no store is lost.
+	ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int, loss bool) (JournalState, Rev, error)
 	// SetBegun puts into the key of a journal that was taken over by force the end of the history after which the owner of an
 	// epoch begins (Forced.Begun). ErrOlderNodes while there are nodes that can't read it; other errors as of SetStops.
 	SetBegun(ctx context.Context, id ident.JournalID, epoch ident.Epoch, end HistoryEnd) error

@@ -160,7 +160,7 @@ func (c *Client) handJournal(ctx context.Context, id ident.JournalID, expect Rev
 }
 
 // ForceJournal implements Store.
-func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int) (JournalState, Rev, error) {
+func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int, loss bool) (JournalState, Rev, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	if newOwner == "" {
@@ -177,10 +177,16 @@ func (c *Client) ForceJournal(ctx context.Context, id ident.JournalID, expect Re
 	if base.Unheard {
 		return base, rev, fmt.Errorf("journal %s: %w", id, ErrUnheard)
 	}
+	if loss && c.level() < LevelLoss {
+		if len(lost) == 0 {
+			return base, rev, fmt.Errorf("journal %s: %w", id, ErrOlderNodes)
+		}
+		loss = false
+	}
 	next := base.Clone()
 	next.Owner, next.Stops, next.Handed = newOwner, false, false
 	next.Epoch = ident.Epoch{Number: base.Epoch.Number + 1, Lineage: cl.Lineage}
-	next.Forced = &Forced{Epoch: next.Epoch, Lost: slices.Clone(lost)}
+	next.Forced = &Forced{Epoch: next.Epoch, Lost: slices.Clone(lost), Loss: loss}
 	if base.Ack > 0 {
 		from, _ := c.Node(base.Owner)
 		next.Forced.Hear, next.Forced.From, next.Forced.Silent = hear, from.Site, unheld != "" && unheld == base.Owner && base.Stops

@@ -31,7 +31,8 @@ import (
 //	8  a hand-over to another site changes the key before the owner stops: see LevelHandEarly
 //	9  journals that were taken over by force say from where: see LevelBegun
 //	10  records that a port is refused, and ports that were let go on: see LevelPortBars
-const Level = 10
+//	11  an operator has agreed to the loss of what was stable: see LevelLoss
+const Level = 11
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -58,6 +59,9 @@ const LevelBegun = 9
 // checkpoint that an operator has let a port go on. While there are older nodes such a port is refused, and nothing is written of it.
 const LevelPortBars = 10
 
+// LevelLoss is the level from which on takers go on below what was stable where an operator has agreed to that though all stores answer.
+const LevelLoss = 11
+
 // levelLost is the level from which on nodes know of stores that were declared lost.
 const levelLost = 2
 
@@ -81,7 +85,7 @@ var laterFields = map[string]map[string]laterField{
 	dirNodes:   {"leaving": {2, `false`}, "voting": {5, `false`}},
 	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}, "forced": {2, `null`}, "stops": {5, `false`},
 		"ack": {7, `0`}, "ack_since": {7, `0`}, "hear": {7, `0`}, "from": {7, `0`}, "silent": {7, `false`}, "handed": {8, `false`},
-		"begun": {9, `null`}, "last": {9, `0`}},
+		"begun": {9, `null`}, "last": {9, `0`}, "loss": {11, `false`}},
 }
 
 type laterField struct {

@@ -68,6 +68,12 @@ func TestOlderNodes(t *testing.T) {
 		if err := c.SetStops(ctx, s.ID, state.Epoch, true); !errors.Is(err, ErrOlderNodes) {
 			t.Errorf("an owner's word that it stops: %v", err)
 		}
+		if _, rev, err = c.JournalNow(ctx, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := c.ForceJournal(ctx, s.ID, rev, "old", nil, "", 0, true); !errors.Is(err, ErrOlderNodes) {
+			t.Errorf("an operator's word about a loss: %v", err)
+		}
 		// It is upgraded.
 		old.Version = "test"
 		must(c.RegisterNode(ctx, old))(t)

@@ -265,6 +265,9 @@ type Forced struct {
 	// one store only, with what nobody else has of that history: an owner after it that does not hear of that start goes on
 	// from no less, until another takeover by force says so.
 	Begun *HistoryEnd `json:"begun,omitempty"`
+	// Loss says that the operator has agreed to go on with what there is, even if that is less than what was stable by the word of stores
+	// that all answer: none of the ensembles that were listed is believed to be complete any more (R4).
+	Loss bool `json:"loss,omitempty"`
 }
 
 // HistoryEnd is the last record of a history.
@@ -317,12 +320,12 @@ func (s JournalState) Lost(e Ensemble, id ident.StoreID) bool {
 	return s.Forced != nil && e.Epoch.Less(s.Forced.Epoch) && slices.Contains(s.Forced.Lost, id)
 }
 
-// GivenUp reports that a takeover by force has given up a member of an ensemble.
+// GivenUp reports that a takeover by force has given up a member of an ensemble, or what its members had promised.
 func (s JournalState) GivenUp(e Ensemble) bool {
-	return slices.ContainsFunc(e.Stores, func(id ident.StoreID) bool { return s.Lost(e, id) })
+	return s.Forced != nil && s.Forced.Loss && e.Epoch.Less(s.Forced.Epoch) || slices.ContainsFunc(e.Stores, func(id ident.StoreID) bool { return s.Lost(e, id) })
 }
 
-// unforced drops the note once no ensemble is listed of which a member was given up.
+// unforced drops the note once no ensemble is listed that was given up.
 func (s JournalState) unforced() JournalState {
 	if !slices.ContainsFunc(s.Ensembles, s.GivenUp) {
 		s.Forced = nil

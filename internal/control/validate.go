@@ -230,7 +230,7 @@ func (s JournalState) Validate() error {
 		if s.Epoch.Less(f.Epoch) {
 			return invalidf("forced at epoch %s, above the journal's %s", f.Epoch, s.Epoch)
 		}
-		if !slices.ContainsFunc(s.Ensembles, func(e Ensemble) bool {
+		if !f.Loss && !slices.ContainsFunc(s.Ensembles, func(e Ensemble) bool {
 			return slices.ContainsFunc(e.Stores, func(id ident.StoreID) bool { return slices.Contains(f.Lost, id) }) // of any: older nodes keep the note for longer
 		}) {
 			return invalidf("forced at epoch %s, and no listed store is lost", f.Epoch)

@@ -212,7 +212,9 @@ func (b *backend) force(ctx context.Context, f *failing, site ident.SiteID, forc
 	if !force {
 		hear = f.s.Need
 	}
-	state, _, err := c.ForceJournal(ctx, f.v.ID, f.s.Rev, f.taker, lost, unheld, hear)
+	// Where nobody is missing, what keeps the volume from being served is that what was stable is not there.
+	loss := force && site == 0 && (f.s.Stable || len(lost) == 0)
+	state, _, err := c.ForceJournal(ctx, f.v.ID, f.s.Rev, f.taker, lost, unheld, hear, loss)
 	var uncertain *control.UncertainError
 	if errors.As(err, &uncertain) {
 		state, _, err = c.Settle(ctx, uncertain)

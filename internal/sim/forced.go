@@ -128,7 +128,7 @@ func (w *World) recoverOnce(insist bool) bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		s, err := p.srv.Survey(ctx, w.vol.ID)
-		if err != nil || s.Enough && !insist || s.Last == 0 {
+		if err != nil || (s.Enough || s.Stable) && !insist || s.Last == 0 {
 			w.tracef("operator: recover: nothing to do yet: %v", err)
 			return false
 		}
@@ -149,7 +149,7 @@ func (w *World) recoverOnce(insist bool) bool {
 		if insist {
 			hear = 0
 		}
-		state, _, err := p.ctl.ForceJournal(ctx, w.vol.ID, s.Rev, taker, s.Missing, "", hear)
+		state, _, err := p.ctl.ForceJournal(ctx, w.vol.ID, s.Rev, taker, s.Missing, "", hear, insist && (s.Stable || len(s.Missing) == 0))
 		if u, ok := errors.AsType[*control.UncertainError](err); ok {
 			state, _, err = p.ctl.Settle(ctx, u)
 		}

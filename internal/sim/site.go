@@ -206,7 +206,7 @@ func (w *World) giveUp(site ident.SiteID, insist bool) bool {
 		w.forces.insist[s.State.Epoch.Number+1] = true
 		w.forces.mu.Unlock()
 	}
-	state, _, err = c.ForceJournal(ctx, w.vol.ID, s.Rev, taker, lost, unheld, hear)
+	state, _, err = c.ForceJournal(ctx, w.vol.ID, s.Rev, taker, lost, unheld, hear, false)
 	if u, ok := errors.AsType[*control.UncertainError](err); ok {
 		state, _, err = c.Settle(ctx, u)
 	}
