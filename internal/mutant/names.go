@@ -90,7 +90,7 @@ var names = [...]struct {
 	R4Short:       {"R4-short", "after a boot an open replica does not know its end", 3, "core TestPowerCutBeforeSyncIsShort"},
 	R4End:         {"R4-end-known", "a takeover that does not know the end is not proven", 3, "journal TestWhoKnowsTheEnd, access TestBothHoldersLoseTheirPowerAndTheOtherSiteHasAll"},
 	R4Damaged:     {"R4-damaged", "a store that lacks a replica is absent for everything", 126, "journal TestADamagedStoreIsAbsent, access TestAStoreThatLacksAReplicaCountsForNothing"},
-	R4LostStable:  {"R4-lost-stable", "a result below the highest stable point is not served without force", 3, "access TestALossOfWhatWasStableIsNotServed"},
+	R4LostStable:  {"R4-lost-stable", "a result below the highest stable point is not served without force", 141, "access TestALossOfWhatWasStableIsNotServed"},
 	R5Checkpoint:  {"R5-checkpoint", "a local replica goes only when a checkpoint covers its segment", 127, "access TestWhatNoCheckpointCoversStaysOnTwo"},
 	R6Lease:       {"R6-lease", "an owner reads only with two grants", 108, "access TestACutOffOwnerIsSilentBeforeItsSuccessorSpeaks, access TestWithoutGrantsThereAreNoReads"},
 	R6Wait:        {"R6-wait", "a fence is answered when the last grant has run out", 109, "access TestACutOffOwnerIsSilentBeforeItsSuccessorSpeaks"},

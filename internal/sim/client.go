@@ -226,6 +226,7 @@ func (c *client) login(i int) bool {
 				c.joined, c.shown = w.chain.newestSeq(), w.calm()
 			}
 			w.stats.add("client: logins", 1)
+			w.logins.Add(1)
 			w.ping(s)
 			return true
 		}
@@ -264,6 +265,11 @@ func (s *session) told(stamp wire.Stamp) {
 // command sends one attempt by a session. answered is false if the client gave up.
 func (c *client) command(s *session, in *opIn, buf []byte) (a answer, answered bool) {
 	w := c.w
+	if in.fua || in.kind == wire.OpFlush {
+		w.flushes.Add(1)
+		w.flushing.Add(1)
+		defer w.flushing.Add(-1)
+	}
 	c.number++
 	number := c.number << requestBits
 	s.last = number

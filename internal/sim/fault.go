@@ -255,6 +255,8 @@ func (w *World) inject(f *Fault) {
 		w.restoreControl(n, f)
 	case FaultTail:
 		w.tailOfOne(n, f)
+	case FaultLie:
+		w.disksLie(n, f)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)

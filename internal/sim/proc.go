@@ -33,16 +33,17 @@ type Node struct {
 	proc  *Proc   // nil while none runs
 	count uint64  // of processes so far
 
-	slowDisk   atomic.Int64 // nanoseconds: what each answer of the store takes longer
-	slowSync   atomic.Int64 // the same for fdatasync alone
-	slowCopies atomic.Int64 // and for what is done with whole segments: sealing, copying
-	syncs      atomic.Int64 // how often something was made stable
-	cutOff     atomic.Int32 // from the control store: by so many faults
-	rot        []func(vfs.Call, []byte)
-	skew       time.Duration // of its wall clock
-	starting   bool          // the driver's: a process is being launched
-	again      bool          // the driver's: and another one, should that one die before it serves
-	launching  *Proc         // guarded by network.mu: it can die before it is proc
+	slowDisk    atomic.Int64  // nanoseconds: what each answer of the store takes longer
+	slowSync    atomic.Int64  // the same for fdatasync alone
+	slowCopies  atomic.Int64  // and for what is done with whole segments: sealing, copying
+	syncs       atomic.Int64  // how often something was made stable
+	heardStable atomic.Uint64 // the stable point in the last notice
+	cutOff      atomic.Int32  // from the control store: by so many faults
+	rot         []func(vfs.Call, []byte)
+	skew        time.Duration // of its wall clock
+	starting    bool          // the driver's: a process is being launched
+	again       bool          // the driver's: and another one, should that one die before it serves
+	launching   *Proc         // guarded by network.mu: it can die before it is proc
 }
 
 // Proc is one process: core server and access server. After a kill its goroutines run to their end, but nothing that
@@ -303,6 +304,7 @@ func (p *Proc) handle(m *message) {
 	case *wire.Append:
 		p.own.later(func() { p.store.Append(x, func(r wire.AppendReply, err error) { answer(&r, err) }) })
 	case *wire.Notice:
+		p.node.heardStable.Store(uint64(x.Stable.Seq))
 		p.store.Notice(x)
 	case *wire.Read:
 		p.own.later(func() {

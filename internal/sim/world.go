@@ -43,6 +43,9 @@ type World struct {
 	traps        traps
 	stays        stays
 	lateClients  atomic.Int64 // how many there were (late.go)
+	logins       atomic.Int64 // that were answered
+	flushes      atomic.Int64 // flushes, and writes with FUA, that clients have sent
+	flushing     atomic.Int64 // of them, those that they wait for
 	unflushed    atomic.Int64 // changes that clients were told of since the last flush
 	hammering    atomic.Int64 // a time.Duration: until when clients read all they can at an owner that is alone
 	forcedTakers atomic.Pointer[forcedStrikes]
