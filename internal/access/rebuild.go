@@ -23,9 +23,14 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 	if err != nil {
 		return err
 	}
-	if at, err := announced(tail); err != nil {
+	at, err := announced(tail)
+	if err != nil {
 		return err
-	} else if at.Seq > rec.Commit.Seq {
+	}
+	if behind := rd.announcedBehind(rec); behind.Seq > at.Seq {
+		at = behind
+	}
+	if at.Seq > rec.Commit.Seq {
 		// What a checkpoint covers was stable when it was announced. Stores that have started since may not know,
 		// but the checkpoint before that one may be gone.
 		*rec = *journal.Recover(o.ensembles(), answers, at)
@@ -172,6 +177,24 @@ func announced(records []*journal.Entry) (at ident.Position, err error) {
 		}
 	}
 	return at, nil
+}
+
+// announcedBehind is what the newest checkpoint covers that is announced behind a hole: what it covers may have been retired and be gone since,
+// and no store that has lost its power knows how far it was committed.
+func (rd *rebuilder) announcedBehind(rec *journal.Recovery) (at ident.Position) {
+	for i := range rec.Behind {
+		got, err := rd.readRange(&rec.Behind[i])
+		if err == nil {
+			var p ident.Position
+			if p, err = announced(got); p.Seq > at.Seq {
+				at = p
+			}
+		}
+		if err != nil {
+			rd.o.log.Warn("a segment behind a hole can not be read", "segment", rec.Behind[i].Segment, "err", err)
+		}
+	}
+	return at
 }
 
 // tailPoint is the newest checkpoint at or below seq that the tail announces, p if there is none newer.

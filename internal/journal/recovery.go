@@ -56,6 +56,10 @@ type Recovery struct {
 	// Lost is set when records at or below the commit point that was seen are not there: it must be reported.
 	// LostStable: even below the stable point; never served without force.
 	Lost, LostStable bool
+
+	// Behind are segments of the highest epoch behind a hole above the commit point that was seen, which therefore do not count. They may announce
+	// a checkpoint that covers the hole: then what it covers was committed, and has been retired.
+	Behind []Range
 }
 
 // Proven is what the new epoch's start record says: nothing can be missing.
@@ -412,10 +416,13 @@ func (r *Recovery) run(of []*group) {
 		r.Commit, r.Seen = first, first // the commit point that this epoch's taker had heard
 	}
 	last := first.Seq
-	for _, g := range of {
+	for i, g := range of {
 		// A hole: nothing behind it counts, unless it ends at or below the commit point. There it may be what a
 		// checkpoint covers, of which the site keeps one replica (R5), at a store that has not answered: see Hole.
 		if g.From > last+1 && g.From > r.Commit.Seq+1 {
+			for _, b := range of[i:] {
+				r.Behind = append(r.Behind, b.Range)
+			}
 			break
 		}
 		last = max(last, g.To)
