@@ -81,6 +81,9 @@ func (o *Owner) replaceMember(now time.Duration) {
 	if len(list) < control.EnsembleMin || len(unwanted) == 0 && found <= up || slices.ContainsFunc(list, func(s ident.StoreID) bool { return slices.Contains(gone, s) }) {
 		return // nobody could take its place
 	}
+	if o.wouldWaitFor() != nil {
+		return // this one serves; a takeover would not get as far
+	}
 	for _, s := range gone {
 		o.env.Health.gone(s)
 	}
@@ -91,6 +94,25 @@ func (o *Owner) replaceMember(now time.Duration) {
 	}
 	o.log.Warn("a member of the ensemble is gone or is to go: another is taken", "gone", gone, "leaving", unwanted)
 	o.stop(errMemberGone)
+}
+
+// wouldWaitFor lists the stores that can't be reached and that a takeover would wait for now, by R2; none: it would not wait. An owner
+// asks nothing of the older ensembles that are still listed, so it serves where it could not be taken over, and is not to
+// end for anything that can be put off.
+func (o *Owner) wouldWaitFor() []ident.StoreID {
+	list := slices.DeleteFunc(slices.Clone(o.state.Ensembles), o.state.GivenUp)
+	var silent []ident.StoreID
+	for _, e := range list {
+		for _, s := range e.Stores {
+			if !o.env.Stores.Up(s) && !o.env.about(s).Lost && !slices.Contains(silent, s) {
+				silent = append(silent, s)
+			}
+		}
+	}
+	if o.allButLost(list, silent) {
+		return nil
+	}
+	return silent
 }
 
 // dropEnsembles takes the older ensembles off the list once all that was written under them is on two members of

@@ -113,7 +113,7 @@ func (s *Server) HandOver(ctx context.Context, from ident.NodeName, m *wire.Hand
 	case wire.HandPrepare:
 		return s.prepare(ctx, v, from, m)
 	case wire.HandReady:
-		return wire.HandOverReply{Tick: s.tick()}, nil
+		return wire.HandOverReply{Tick: s.tick()}, s.couldBegin(v)
 	case wire.HandTake:
 		return s.take(ctx, v, from, m)
 	case wire.HandCancel:
@@ -251,6 +251,9 @@ func (s *Server) prepare(ctx context.Context, v *Volume, from ident.NodeName, m 
 	if !ok {
 		return r, wire.Errorf(wire.CodeAbsent, "journal %s is not known here yet", v.id)
 	}
+	if err := s.couldBegin(v); err != nil {
+		return r, err
+	}
 	p := &prepared{from: from, epoch: m.Epoch, since: time.Now()}
 	if x, ok := s.env.Control.Node(from); ok {
 		p.moved = x.Site != s.env.Site
@@ -277,6 +280,19 @@ func (s *Server) prepare(ctx context.Context, v *Volume, from ident.NodeName, m 
 	s.mu.Unlock()
 	r.Tick = s.tick()
 	return r, nil
+}
+
+// couldBegin says why a takeover by this node would wait: R2 asks for stores that the old owner can do without, and that don't answer. A
+// volume that is served is not to stop being served because somebody would rather have it elsewhere.
+func (s *Server) couldBegin(v *Volume) error {
+	state, _, ok := s.env.Control.Journal(v.id)
+	if !ok {
+		return nil
+	}
+	if list := (&Owner{env: s.env, journalID: v.id, state: state}).wouldWaitFor(); len(list) > 0 {
+		return wire.Errorf(wire.CodeBusy, "volume %s: an owner can begin once stores answer again that can not be reached from node %s, or what they have has been copied: %v", v.Spec().Name, s.env.Node, list)
+	}
+	return nil
 }
 
 // nearStores lists the stores that may have a journal's segments, near ones first.
