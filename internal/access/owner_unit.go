@@ -258,6 +258,10 @@ func (o *Owner) barUnit(m *wire.Bar) <-chan error {
 		if l := o.unit.state.Legacy; l != nil && l.Nexus == n && l.Session != m.Session {
 			return o.ownChange(&reserve.Command{Action: reserve.NexusLost, Nexus: n, Session: l.Session})
 		}
+	case wire.BarLogout: // what the session would say itself is barred
+		if l := o.unit.state.Legacy; l != nil && l.Nexus == n && l.Session == m.Session {
+			return o.ownChange(&reserve.Command{Action: reserve.NexusLost, Nexus: n, Session: l.Session})
+		}
 	}
 	return nil
 }
