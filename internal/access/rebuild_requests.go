@@ -33,13 +33,16 @@ func (rd *rebuilder) requests(r *journal.Range, entries []journal.IndexEntry) er
 		part := list[from : from+n]
 		from += n
 		g.Go(func() error {
-			last := error(wire.Errorf(wire.CodeAbsent, "no replica of segment %s", r.Segment))
-			for _, st := range stores {
-				if last = rd.readHeaders(st, r.Segment, part); last == nil {
-					return nil
+			err := rd.headersFrom(stores, r.Segment, part)
+			if err != nil && len(part) > 1 {
+				// Each replica may have rotted at another place.
+				for i := range part {
+					if err = rd.headersFrom(stores, r.Segment, part[i:i+1]); err != nil {
+						break
+					}
 				}
 			}
-			return last
+			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -56,6 +59,17 @@ type requested struct {
 	seq      ident.Seq
 	from, to uint32
 	rec      journal.Record
+}
+
+// headersFrom reads headers from the first of the stores that has them all.
+func (rd *rebuilder) headersFrom(stores []journal.Store, id ident.SegmentID, list []*requested) error {
+	last := error(wire.Errorf(wire.CodeAbsent, "no replica of segment %s", id))
+	for _, st := range stores {
+		if last = rd.readHeaders(st, id, list); last == nil {
+			return nil
+		}
+	}
+	return last
 }
 
 // readHeaders reads from the first of the headers to the last and decodes them.

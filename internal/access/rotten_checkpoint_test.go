@@ -1,6 +1,8 @@
 package access
 
 import (
+	"bytes"
+	"context"
 	"testing"
 
 	"dozo/internal/control"
@@ -50,4 +52,48 @@ func TestARottenCheckpointIsReadElsewhere(t *testing.T) {
 	o = c.own(v)
 	defer o.Close()
 	n.check(t, o, n.acked, "with what the other site has")
+}
+
+// Both replicas of what a takeover replays have rotted, each at another record: all of it is there.
+func TestReplicasThatHaveRottedAtDifferentPlacesAreReplayed(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 2)
+	v := c.volume(1<<20, 1, control.Replicated)
+	o := c.own(v)
+	for i := range int64(8) {
+		if err := forwarded(o, uint64(i+1), i*4096, bytes.Repeat([]byte{byte(i + 1)}, 4096)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.ask(o.w.CloseIdle)
+	id := o.Segments()[0].ID
+	eventually(t, "the segment is sealed", func() bool {
+		return c.replicas(c.seats[0], v.ID)[id].State == wire.ReplicaSealed && c.replicas(c.seats[1], v.ID)[id].State == wire.ReplicaSealed
+	})
+	x, err := readIndex(context.Background(), c.seats[0], id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Close()
+	rotten := 0
+	for i := range x.Entries {
+		if x.Entries[i].Requested && rotten < 4 {
+			c.rotAt(c.seats[rotten%2], id, int64(x.Entries[i].Offset)+20)
+			rotten++
+		}
+	}
+	if rotten != 4 {
+		t.Fatalf("%d records with requests", rotten)
+	}
+	o = c.own(v)
+	defer o.Close()
+	// None of them is done again.
+	for i := range uint64(8) {
+		if err := forwarded(o, i+1, int64(i)*4096, bytes.Repeat([]byte{99}, 4096)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readAt(o, int64(i)*4096, 4096); err != nil || got[0] == 99 {
+			t.Errorf("request %d: %v, %d", i+1, err, got[:1])
+		}
+	}
 }
