@@ -28,6 +28,13 @@ func TestEveryTypeAndCodeIsDocumented(t *testing.T) {
 			t.Errorf("docs/wire.md does not have class %d, %s", c, c)
 		}
 	}
+	_, versions, _ := strings.Cut(doc, "\n### Versions\n")
+	versions, _, _ = strings.Cut(versions, "\n\nMessages are encoded")
+	for v := VersionMin; v <= VersionMax; v++ {
+		if row := fmt.Sprintf("\n| %d | ", v); !strings.Contains(versions, row) {
+			t.Errorf("docs/wire.md has no line of history for version %d", v)
+		}
+	}
 	for what, size := range map[string]int{"epoch": epochSize, "position": positionSize, "segment": segmentSize, "epoch-start": epochStartSize,
 		"replica": replicaSize, "journal-epoch": journalEpochSize, "told": toldSize} {
 		if cell := fmt.Sprintf("| %s | %d |", what, size); !strings.Contains(doc, cell) {
