@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/version"
+
 	"dozo/internal/ident"
 	"dozo/internal/pki"
 )
@@ -408,7 +410,7 @@ func TestVotersSucceedALeaderThatIsGone(t *testing.T) {
 	var initial []VoterAddr
 	for _, name := range []string{"v1", "v2", "v3"} {
 		c := k.config(t, name)
-		c.Heartbeat, c.Election = 500*time.Millisecond, 50*time.Second // the longest that etcd takes
+		c.Heartbeat, c.Election = 500*time.Millisecond, 10*time.Second // that the leader would be missed after, or up to twice that
 		cfgs, initial = append(cfgs, c), append(initial, VoterAddr{c.Name, c.ListenPeer})
 	}
 	voters := make([]*Embedded, len(cfgs))
@@ -430,6 +432,16 @@ func TestVotersSucceedALeaderThatIsGone(t *testing.T) {
 	}
 	for _, e := range voters {
 		e.NodeGone(cfgs[(lead+1)%3].Name, nil) // it does not lead: nothing comes of it
+	}
+	// A leader writes the cluster's version when it has heard all of the members, in its own time. A voter that does not have
+	// the last record yet is not elected, and the one that has it is deaf.
+	same := func(e *Embedded) bool {
+		srv, first := e.etcd.Server, voters[0].etcd.Server
+		v := srv.ClusterVersion()
+		return v != nil && v.String() != version.MinClusterVersion && srv.AppliedIndex() == first.AppliedIndex()
+	}
+	for !same(voters[0]) || !same(voters[1]) || !same(voters[2]) {
+		time.Sleep(10 * time.Millisecond)
 	}
 	// As by kill -9: it asks nobody to take its place.
 	died := time.Now()
