@@ -73,7 +73,9 @@ func TestWhatWasRetiredIsNoHole(t *testing.T) {
 	o.Close()
 	since.Store(nil)
 	c.startSite(1)
+	said := c.survey(t, v)
 	o = c.own(v)
+	said.is(t, o)
 	got, err := readAt(o, 63*4096, 4096)
 	if err != nil || got[0] != 59 {
 		t.Fatalf("the block that was flushed last begins with %d, %v", got[0], err)

@@ -23,6 +23,7 @@ type Survey struct {
 	Enough  bool            // a takeover would be without force (R2, R4)
 	Last    ident.Seq       // the last record that is there
 	LastAt  time.Time       // when it was made; zero if not known
+	Holed   bool            // it ends at a hole: there is more behind that
 	Reach   []SiteReach     // the site that has most first
 	// What is known to be lost if the history ends there, and whether some of it was stable.
 	Records, Bytes uint64
@@ -66,16 +67,15 @@ func (s *Server) Survey(ctx context.Context, id ident.JournalID) (*Survey, error
 	x := &Survey{State: state, Rev: rev}
 	answers := o.askAll(ctx)
 	rec := journal.Recover(o.ensembles(), answers)
-	x.Missing, x.Enough, x.Stable = rec.Missing, rec.Enough && rec.EndKnown, rec.LostStable
+	x.Missing, x.Enough = rec.Missing, rec.Enough && rec.EndKnown
 	if state.Forced != nil && !x.Enough {
 		if heard, forced := o.forcedEnough(state, answers, nil); forced != nil {
 			x.Enough, rec = !o.forced, forced
 			answers = heard
 		}
 	}
-	for _, r := range slices.Concat(rec.Past, rec.Tail) {
-		x.Last = max(x.Last, r.To)
-	}
+	x.Last = o.endOf(ctx, rec, answers)
+	x.Stable, x.Holed = rec.LostStable, o.holed
 	l := o.measureLoss(ctx, answers, rec)
 	x.Records, x.Bytes, x.Span, x.LastAt = l.records, l.bytes, l.span, l.at
 	sites := map[ident.SiteID]fenceAnswers{}
@@ -91,13 +91,32 @@ func (s *Server) Survey(ctx context.Context, id ident.JournalID) (*Survey, error
 	}
 	for site, of := range sites {
 		if slices.Contains(state.Sites, site) {
-			x.Reach = append(x.Reach, SiteReach{site, journal.Recover(nil, of).Last.Seq})
+			x.Reach = append(x.Reach, SiteReach{site, o.endOf(ctx, journal.Recover(nil, of), of)})
 		}
 	}
 	slices.SortFunc(x.Reach, func(a, b SiteReach) int {
 		return cmp.Or(cmp.Compare(b.Last, a.Last), cmp.Compare(slices.Index(state.Sites, a.Site), slices.Index(state.Sites, b.Site)))
 	})
 	return x, nil
+}
+
+// endOf is where a takeover would find that a history ends: a gap that no checkpoint covers ends it, and behind one may be the announcement of the
+// checkpoint that covers it. Of the records no more is read than tells that. rec becomes what the takeover would have.
+func (o *Owner) endOf(ctx context.Context, rec *journal.Recovery, answers fenceAnswers) (last ident.Seq) {
+	rd := &rebuilder{o: o, ctx: ctx, indexes: map[ident.SegmentID]*journal.Index{}, answers: answers}
+	o.segs = map[ident.SegmentID]*segment{}
+	point, err := rd.newestCheckpoint(rec)
+	if _, hole := rec.Hole(point.At.Seq); err == nil && (hole || len(rec.Behind) > 0) {
+		o.forced = true // without force it would wait here and there, and the history end in the same place
+		_, _, err = rd.ending(rec, answers)
+	}
+	if err != nil {
+		o.log.Warn("where the history ends is told by the numbers of its records alone", "err", err)
+	}
+	for _, r := range slices.Concat(rec.Past, rec.Tail) {
+		last = max(last, r.To)
+	}
+	return last
 }
 
 // Taker names the access server of a site that would take a journal over: the same that its site would choose.

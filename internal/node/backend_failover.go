@@ -176,6 +176,8 @@ func (b *backend) plan(ctx context.Context, v control.VolumeSpec, site, to ident
 		f.refuse("refused", "its takeover needs %s, which do not answer either; --force goes without them", strings.Join(elsewhere, ", "))
 	case s.Stable && !force && site == 0:
 		f.refuse("refused", "records would be lost that were on stable storage when they were last heard of; --force accepts that")
+	case s.Holed && s.Enough && site != 0:
+		f.msg.Message = fmt.Sprintf("enough stores answer, and its takeover waits for one that has what follows seq %d; dozo volume recover --force goes on without", s.Last)
 	}
 	return f
 }

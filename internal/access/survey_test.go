@@ -1,0 +1,99 @@
+package access
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"dozo/internal/control"
+	"dozo/internal/ident"
+	"dozo/internal/wire"
+)
+
+// survey is what a dry run of a recovery says.
+func (c *cluster) survey(t *testing.T, v control.VolumeSpec) *Survey {
+	t.Helper()
+	x, err := (&Server{env: c.env()}).Survey(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// is holds that a takeover right behind it has found what the survey said.
+func (x *Survey) is(t *testing.T, o *Owner) {
+	t.Helper()
+	var last ident.Seq
+	for _, r := range slices.Concat(o.recovered.Past, o.recovered.Tail) {
+		last = max(last, r.To)
+	}
+	if x.Last != last || x.Records != o.loss.records || x.Stable != o.recovered.LostStable {
+		t.Errorf("the survey said: to seq %d, %d records lost, some of them stable: %v; the takeover found: to seq %d, %d records lost, some of them stable: %v",
+			x.Last, x.Records, x.Stable, last, o.loss.records, o.recovered.LostStable)
+	}
+	for _, r := range x.Reach {
+		if len(x.Reach) == 1 && r.Last != last {
+			t.Errorf("the only site is said to have what there is to seq %d, the takeover found it to %d", r.Last, last)
+		}
+	}
+}
+
+// Both stores with a segment in the middle are given up: the history ends in front of it, whatever there is behind it.
+func TestASurveyEndsTheHistoryAtAHole(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 6)
+	c.limit.SegmentBytes = 64 << 10
+	v := c.volume(1<<20, 1, control.Replicated)
+	n := &numbered{blocks: 64, done: map[int]bool{}}
+	o := c.own(v)
+	n.writes(t, o, 100)
+	if err := n.flush(o); err != nil {
+		t.Fatal(err)
+	}
+	holders := map[ident.SegmentID][]*seat{}
+	before := map[ident.SegmentID]ident.Seq{}
+	for _, s := range c.seats {
+		for id, r := range c.replicas(s, v.ID) {
+			if r.State == wire.ReplicaSealed && r.Before.Seq > 0 && !id.IsCheckpoint() {
+				holders[id], before[id] = append(holders[id], s), r.Before.Seq
+			}
+		}
+	}
+	o.Close()
+	// The one with most behind it.
+	var hole ident.SegmentID
+	for id, at := range holders {
+		if len(at) == 2 && (hole == ident.SegmentID{} || before[id] < before[hole]) {
+			hole = id
+		}
+	}
+	var lost []ident.StoreID
+	for _, s := range holders[hole] {
+		c.kill(s)
+		lost = append(lost, s.id)
+	}
+	for _, s := range c.seats {
+		if s.live.Load() != nil {
+			c.local = s.id
+		}
+	}
+	said := c.survey(t, v)
+	_, rev, err := c.ctl.JournalNow(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.ctl.ForceJournal(t.Context(), v.ID, rev, "n1", lost, "", 0, false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if o, err = TakeOver(ctx, c.env(), v); err != nil {
+		t.Fatal(err)
+	}
+	if !o.holed || !o.recovered.LostStable {
+		t.Fatal("the history has no hole, and the test means nothing")
+	}
+	said.is(t, o)
+	o.Close()
+}
