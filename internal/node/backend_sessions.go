@@ -51,7 +51,7 @@ func digestName(on bool) string {
 // sessionMessage describes a session of this node.
 func (b *backend) sessionMessage(c *control.Client, i iscsi.SessionInfo) *dozov1.Session {
 	out := &dozov1.Session{Id: sessionID(b.n.cfg.Node, i), Node: string(b.n.cfg.Node), Site: b.siteName(b.n.self.Load().Site), InitiatorName: i.Initiator,
-		Isid: hex.EncodeToString(i.ISID[:]), Tsih: uint32(i.TSIH), Type: "normal", Peers: []string{i.Remote}, Portal: i.Local, Auth: i.Auth.Method, AuthDigest: i.Auth.Digest,
+		Isid: hex.EncodeToString(i.ISID[:]), Tsih: uint32(i.TSIH), Type: "normal", Peers: i.Remotes, Portal: i.Local, Auth: i.Auth.Method, AuthDigest: i.Auth.Digest,
 		HeaderDigest: digestName(i.Params.HeaderDigest), DataDigest: digestName(i.Params.DataDigest), Established: timestamppb.New(i.Opened),
 		Commands: i.ReadCommands + i.WriteCommands + i.OtherCommands, ReadBytes: i.ReadBytes, WrittenBytes: i.WrittenBytes}
 	if i.Discovery {
@@ -272,11 +272,10 @@ func sessionsAtVolumes(ids ...ident.JournalID) func(*dozov1.Session) bool {
 func (b *backend) hostsInEffect(ctx context.Context, v control.VolumeSpec) error {
 	c := b.n.control()
 	left, unheard := b.awaitSessionsEnded(ctx, func(s *dozov1.Session) bool {
-		if s.VolumeId != v.ID.String() || len(s.Peers) == 0 {
-			return false
-		}
-		from, err := netip.ParseAddrPort(s.Peers[0])
-		return err == nil && !export.Allowed(c, iscsi.Peer{Initiator: s.InitiatorName, Remote: from}, v)
+		return s.VolumeId == v.ID.String() && slices.ContainsFunc(s.Peers, func(p string) bool {
+			from, err := netip.ParseAddrPort(p)
+			return err == nil && !export.Allowed(c, iscsi.Peer{Initiator: s.InitiatorName, Remote: from}, v)
+		})
 	})
 	switch {
 	case len(left) > 0:
@@ -310,7 +309,7 @@ func (n *Node) endOrphans(ctx context.Context) {
 			if why := n.export.Ends(s); why != "" {
 				asked[s] = true
 				i := s.Info()
-				n.log.Info("session ends: "+why, "target", i.Target, "initiator", i.Initiator, "peer", i.Remote)
+				n.log.Info("session ends: "+why, "target", i.Target, "initiator", i.Initiator, "peer", strings.Join(i.Remotes, ", "))
 				s.Logout(logoutGrace)
 			}
 		}

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"testing"
@@ -84,6 +85,22 @@ func TestAllowed(t *testing.T) {
 			if want := []iscsi.Portal{{Address: "10.1.0.1:3260", Group: node.TPGT}, {Address: "[fd00:1::1]:3260", Group: node.TPGT}}; !slices.Equal(target.Portals, want) {
 				t.Errorf("portals %v, want %v", target.Portals, want)
 			}
+		}
+	}
+	// At the hosts' target a session is one host's, from wherever that may come.
+	both, _ := ctl.Host(control.DefaultTenant, "both")
+	hosts := &hostsTarget{session: &session{exp: e}, host: both}
+	for _, x := range []struct {
+		initiator, from string
+		want            error
+	}{
+		{"iqn.2026-11.test:both", "10.2.0.1", nil},
+		{"iqn.2026-11.test:both", "10.9.0.1", iscsi.ErrNotAuthorized},
+		{"iqn.2026-11.test:named", "10.2.0.1", iscsi.ErrNotAuthorized},
+	} {
+		p := iscsi.Peer{Initiator: x.initiator, Remote: netip.AddrPortFrom(netip.MustParseAddr(x.from), 4000)}
+		if err := hosts.Admits(p); !errors.Is(err, x.want) {
+			t.Errorf("another connection of %s from %s: %v, want %v", x.initiator, x.from, err, x.want)
 		}
 	}
 }

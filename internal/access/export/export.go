@@ -123,7 +123,7 @@ func (e *Exports) Ends(x *iscsi.Session) string {
 	switch v, ok := e.ctl.Volume(t.v.ID()); {
 	case !ok || v.Deleted != nil:
 		return "its volume is deleted"
-	case !e.allowed(t.session.peer, v):
+	case slices.ContainsFunc(x.Peers(), func(p iscsi.Peer) bool { return !e.allowed(p, v) }):
 		return "its initiator may not use the volume any more"
 	}
 	return ""
@@ -293,6 +293,17 @@ func (e *Exports) Sessions() []*iscsi.Session {
 type targetOf struct {
 	v       *access.Volume
 	session *session
+}
+
+// Admits implements iscsi.Target: who may use the volume may do so from some addresses only.
+func (t *targetOf) Admits(p iscsi.Peer) error {
+	switch v, ok := t.session.exp.ctl.Volume(t.v.ID()); {
+	case !ok || v.Deleted != nil:
+		return iscsi.ErrTargetRemoved
+	case !t.session.exp.allowed(p, v):
+		return iscsi.ErrNotAuthorized
+	}
+	return nil
 }
 
 func (t *targetOf) Units() []scsi.UnitConfig {

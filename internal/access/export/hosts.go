@@ -162,6 +162,14 @@ func (t *hostsTarget) lun(n uint16) *hostLUN {
 	return nil
 }
 
+// Admits implements iscsi.Target.
+func (t *hostsTarget) Admits(p iscsi.Peer) error {
+	if h, ok := hostOf(t.session.exp.ctl, p); !ok || h.Tenant != t.host.Tenant || h.Name != t.host.Name {
+		return iscsi.ErrNotAuthorized
+	}
+	return nil
+}
+
 // Units implements iscsi.Target.
 func (t *hostsTarget) Units() (list []scsi.UnitConfig) {
 	for _, l := range t.list() {

@@ -22,6 +22,35 @@ func join(t *testing.T, portal *iscsitest.Portal, c *client, cid uint16, keys ..
 	return x
 }
 
+// TestConnectionFromElsewhere: a connection that names a session, and comes from where its initiator may not use the
+// target from, neither joins the session nor takes the place of one of its connections.
+func TestConnectionFromElsewhere(t *testing.T) {
+	var elsewhere string
+	portal, _ := serve(t, nil, func(p *iscsitest.Provider) {
+		p.AdmitHook = func(peer iscsi.Peer) error {
+			if peer.Remote.String() == elsewhere {
+				return iscsi.ErrNotAuthorized
+			}
+			return nil
+		}
+	})
+	a := dial(t, portal).login("MaxConnections=4")
+	for cid := range uint16(2) { // 0 is that of a
+		b := dial(t, portal)
+		elsewhere = b.nc.LocalAddr().String()
+		b.tsih, b.isid, b.cid, b.cmdSN = a.tsih, a.isid, cid, a.cmdSN
+		r, _ := b.loginStep(1, 3, true, "InitiatorName="+hostName, "TargetName="+targetName)
+		if status(r) != 0x0202 {
+			t.Errorf("CID %d: login status %#04x, not authorization failure", cid, status(r))
+		}
+	}
+	a.quiet("after logins from elsewhere")
+	join(t, portal, a, 2).quiet("from where it may")
+	if i := portal.Server.Sessions()[0].Info(); i.Connections != 2 || len(i.Remotes) != 2 || i.Remotes[0] != a.nc.LocalAddr().String() {
+		t.Errorf("%d connections, of %v", i.Connections, i.Remotes)
+	}
+}
+
 // quiet checks by an echo that nothing else has come.
 func (c *client) quiet(what string) {
 	c.t.Helper()

@@ -80,6 +80,11 @@ func (c *conn) join(ctx context.Context, l *login) (*Session, error) {
 	if x == nil || x.discovery != l.discovery || x.targetName != l.target || x.initiator.Nexus != nexus {
 		return nil, &loginError{statusNoSession, "no such session"}
 	}
+	if x.target != nil {
+		if err := x.target.Admits(c.peer); err != nil {
+			return nil, err
+		}
+	}
 	own := l.ops.result()
 	c.agreed = x.params
 	c.agreed.HeaderDigest, c.agreed.DataDigest = own.HeaderDigest, own.DataDigest

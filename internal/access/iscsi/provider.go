@@ -59,6 +59,9 @@ type Provider interface {
 
 // Target is a target as one session sees it.
 type Target interface {
+	// Admits says whether the peer may add a connection to this session, or replace one; its errors are those of
+	// Provider.Login. The peer has the name and the ISID of the session, and has proved itself.
+	Admits(p Peer) error
 	// Units are the logical units of this session.
 	Units() []scsi.UnitConfig
 	// Stamp is now, for rule R9. It is called for every PDU: it must be cheap.

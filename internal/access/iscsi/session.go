@@ -65,8 +65,8 @@ type SessionInfo struct {
 	ISID      [6]byte
 	Target    string
 	Group     uint16
-	Remote    string
-	Local     string
+	Remotes   []string // of its connections
+	Local     string   // of the first
 	Opened    time.Time
 	Params    Params
 
@@ -80,10 +80,13 @@ type SessionInfo struct {
 func (x *Session) Info() SessionInfo {
 	i := SessionInfo{
 		TSIH: x.tsih, Discovery: x.discovery, Initiator: x.initiator.Nexus.Initiator, Alias: x.alias, Auth: x.auth,
-		ISID: x.initiator.Nexus.ISID, Target: x.targetName, Group: x.peer.Group, Remote: x.peer.Remote.String(),
+		ISID: x.initiator.Nexus.ISID, Target: x.targetName, Group: x.peer.Group,
 		Local: x.peer.Local.String(), Opened: x.opened, Params: x.params,
 		ReadCommands: x.readCommands.Load(), WriteCommands: x.writeCommands.Load(), OtherCommands: x.otherCommands.Load(),
 		ReadBytes: x.readBytes.Load(), WrittenBytes: x.writtenBytes.Load(),
+	}
+	for _, p := range x.Peers() {
+		i.Remotes = append(i.Remotes, p.Remote.String())
 	}
 	for _, c := range x.connections() {
 		c.mu.Lock()
@@ -94,6 +97,20 @@ func (x *Session) Info() SessionInfo {
 		c.mu.Unlock()
 	}
 	return i
+}
+
+// Peers are who is at the other ends of the session's connections, the oldest first; where all of them are lost and their
+// tasks are kept, who opened the session.
+func (x *Session) Peers() (list []Peer) {
+	for _, c := range x.connections() {
+		if !c.isParked() {
+			list = append(list, c.peer)
+		}
+	}
+	if len(list) == 0 {
+		list = append(list, x.peer)
+	}
+	return list
 }
 
 // Nexus is the session's I_T nexus, nil for a discovery session.

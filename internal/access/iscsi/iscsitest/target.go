@@ -23,6 +23,8 @@ type Provider struct {
 	Address string
 	// Login, if set, may refuse.
 	LoginHook func(p iscsi.Peer, target string) error
+	// AdmitHook, if set, may refuse a connection that joins a session.
+	AdmitHook func(p iscsi.Peer) error
 	// Alias is what targets call themselves.
 	Alias string
 	// Auth, if set, says how peers prove themselves.
@@ -108,6 +110,13 @@ func (p *Provider) Closed(s *iscsi.Session) {
 type target struct {
 	p     *Provider
 	disks []*Disk
+}
+
+func (t *target) Admits(peer iscsi.Peer) error {
+	if t.p.AdmitHook == nil {
+		return nil
+	}
+	return t.p.AdmitHook(peer)
 }
 
 func (t *target) Units() []scsi.UnitConfig {
