@@ -63,7 +63,7 @@ are powers of 1000.
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.AddCommand(newVolume(a), newHost(a), newSession(a), newNode(a), newStore(a), newSite(a), newFork(a), newCluster(a), newControl(a),
+	root.AddCommand(newVolume(a), newHost(a), newSession(a), newReservation(a), newNode(a), newStore(a), newSite(a), newFork(a), newCluster(a), newControl(a),
 		newStatus(a), newEvents(a), newInspect(a), newVersion(a), newUp(a), newDown(a), newServe(a), newWitness(a), newBench(a), newLab(a))
 	checkUsage(root)
 	return root

@@ -168,7 +168,7 @@ func (o *Owner) changeUnit(op *Op) {
 // clientMay tells the actions of clients from the owner's own.
 func clientMay(a reserve.Action) bool {
 	switch a {
-	case reserve.SanitizeEnd, reserve.ThresholdCrossed, reserve.Reset, reserve.ClearTasks:
+	case reserve.SanitizeEnd, reserve.ThresholdCrossed, reserve.Reset, reserve.ClearTasks, reserve.Evict:
 		return false
 	}
 	return true
@@ -243,6 +243,20 @@ func (o *Owner) ownChange(cmd *reserve.Command) <-chan error {
 	}
 	o.admit(op)
 	return done
+}
+
+// evict ends the registrations and reservations of an initiator, or of all; it returns once that is recorded.
+func (o *Owner) evict(ctx context.Context, initiator string) error {
+	var done <-chan error
+	o.ask(func() {
+		done = o.ownChange(&reserve.Command{Action: reserve.Evict, Nexus: reserve.NexusID{Initiator: initiator}})
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("the owner has not recorded it yet: %w", ctx.Err())
+	}
 }
 
 // barUnit changes the unit as a refusal asks for it: a reset resets it too, and a login ends what an older

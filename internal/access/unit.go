@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,6 +158,22 @@ func (v *Volume) ChangeUnit(op *Op, cmd *reserve.Command, done func(reserve.Outc
 		done(outcome, err)
 	}
 	v.Submit(op)
+}
+
+// Evict ends what an initiator has registered and reserved at the unit, or everybody if it is empty. Only the owner's node can;
+// elsewhere it is wire.ErrNotOwner. It returns once the change is stable and all access servers that can be reached have told
+// whom it concerns.
+func (v *Volume) Evict(ctx context.Context, initiator string) error {
+	o := v.owner.Load()
+	if o == nil {
+		return wire.Errorf(wire.CodeNotOwner, "volume %s is not owned here", v.id)
+	}
+	select {
+	case <-o.Serving():
+	case <-ctx.Done():
+		return fmt.Errorf("the owner does not serve yet: %w", ctx.Err())
+	}
+	return o.evict(ctx, initiator)
 }
 
 // Unit serves the announcement of a change.

@@ -17,6 +17,7 @@ type Backend interface {
 	Volumes
 	Hosts
 	Sessions
+	Reservations
 	Nodes
 	Stores
 	Sites
@@ -87,6 +88,14 @@ type Sessions interface {
 	KillSession(ctx context.Context, req *dozov1.KillSessionRequest) (*dozov1.Session, error)
 	// AcceptSessions gives the ports that may go on, or the first of them.
 	AcceptSessions(ctx context.Context, req *dozov1.AcceptSessionsRequest) ([]*dozov1.Port, error)
+}
+
+// Reservations is behind ReservationService.
+type Reservations interface {
+	Reservations(ctx context.Context, req *dozov1.GetReservationsRequest) (*dozov1.Reservations, error)
+	// ClearReservations is control.ErrInUse while one that would go is of a port that is logged in, or may be, and Force is
+	// not set. It also gives what is left.
+	ClearReservations(ctx context.Context, req *dozov1.ClearReservationsRequest) (gone []*dozov1.Registration, left *dozov1.Reservations, err error)
 }
 
 // Nodes is behind NodeService.

@@ -41,15 +41,16 @@ type ClientOptions struct {
 // where no connection can be made, and, for calls without side effects, where a node does not answer or says
 // that it can not. A call that may have been carried out is never repeated.
 type Client struct {
-	Volumes  dozov1connect.VolumeServiceClient
-	Hosts    dozov1connect.HostServiceClient
-	Sessions dozov1connect.SessionServiceClient
-	Nodes    dozov1connect.NodeServiceClient
-	Stores   dozov1connect.StoreServiceClient
-	Sites    dozov1connect.SiteServiceClient
-	Forks    dozov1connect.ForkServiceClient
-	Cluster  dozov1connect.ClusterServiceClient
-	Control  dozov1connect.ControlServiceClient
+	Volumes      dozov1connect.VolumeServiceClient
+	Hosts        dozov1connect.HostServiceClient
+	Sessions     dozov1connect.SessionServiceClient
+	Reservations dozov1connect.ReservationServiceClient
+	Nodes        dozov1connect.NodeServiceClient
+	Stores       dozov1connect.StoreServiceClient
+	Sites        dozov1connect.SiteServiceClient
+	Forks        dozov1connect.ForkServiceClient
+	Cluster      dozov1connect.ClusterServiceClient
+	Control      dozov1connect.ControlServiceClient
 
 	endpoints []endpoint
 	first     atomic.Int64 // index of the endpoint to try first
@@ -115,6 +116,7 @@ func Dial(o ClientOptions) (*Client, error) {
 	c.Volumes = dozov1connect.NewVolumeServiceClient(hc, base, opts...)
 	c.Hosts = dozov1connect.NewHostServiceClient(hc, base, opts...)
 	c.Sessions = dozov1connect.NewSessionServiceClient(hc, base, opts...)
+	c.Reservations = dozov1connect.NewReservationServiceClient(hc, base, opts...)
 	c.Nodes = dozov1connect.NewNodeServiceClient(hc, base, opts...)
 	c.Stores = dozov1connect.NewStoreServiceClient(hc, base, opts...)
 	c.Sites = dozov1connect.NewSiteServiceClient(hc, base, opts...)

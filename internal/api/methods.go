@@ -56,6 +56,9 @@ var methods = map[string]permission{
 	dozov1connect.SessionServiceKillProcedure:   {need: pki.RoleOperator, action: "session.kill"},
 	dozov1connect.SessionServiceAcceptProcedure: {need: pki.RoleOperator, action: "session.accept"},
 
+	dozov1connect.ReservationServiceGetProcedure:   {need: pki.RoleViewer},
+	dozov1connect.ReservationServiceClearProcedure: {need: pki.RoleOperator, action: "reservation.clear"},
+
 	dozov1connect.NodeServiceListProcedure:         {need: pki.RoleViewer},
 	dozov1connect.NodeServiceCreateTokenProcedure:  {need: pki.RoleAdmin, action: "node.create-token"},
 	dozov1connect.NodeServiceJoinProcedure:         {public: true, action: "node.join"},

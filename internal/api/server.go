@@ -97,6 +97,7 @@ func NewServer(o Options) *Server {
 	mount(dozov1connect.NewVolumeServiceHandler(volumeService{o.Backend}, opts...))
 	mount(dozov1connect.NewHostServiceHandler(hostService{o.Backend}, opts...))
 	mount(dozov1connect.NewSessionServiceHandler(sessionService{o.Backend}, opts...))
+	mount(dozov1connect.NewReservationServiceHandler(reservationService{o.Backend}, opts...))
 	mount(dozov1connect.NewNodeServiceHandler(nodeService{o.Backend}, opts...))
 	mount(dozov1connect.NewStoreServiceHandler(storeService{o.Backend}, opts...))
 	mount(dozov1connect.NewSiteServiceHandler(siteService{o.Backend}, opts...))

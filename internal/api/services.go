@@ -117,6 +117,18 @@ func (s sessionService) Accept(ctx context.Context, req *dozov1.AcceptSessionsRe
 	return &dozov1.AcceptSessionsResponse{Ports: p}, err
 }
 
+type reservationService struct{ b Backend }
+
+func (s reservationService) Get(ctx context.Context, req *dozov1.GetReservationsRequest) (*dozov1.GetReservationsResponse, error) {
+	r, err := s.b.Reservations(ctx, req)
+	return &dozov1.GetReservationsResponse{Reservations: r}, err
+}
+
+func (s reservationService) Clear(ctx context.Context, req *dozov1.ClearReservationsRequest) (*dozov1.ClearReservationsResponse, error) {
+	gone, left, err := s.b.ClearReservations(ctx, req)
+	return &dozov1.ClearReservationsResponse{Cleared: gone, Reservations: left}, err
+}
+
 type nodeService struct{ b Backend }
 
 func (s nodeService) List(ctx context.Context, req *dozov1.ListNodesRequest) (*dozov1.ListNodesResponse, error) {

@@ -18,7 +18,7 @@ import (
 // eachMethod walks the methods of all services.
 func eachMethod(f func(procedure string, m protoreflect.MethodDescriptor)) {
 	files := []protoreflect.FileDescriptor{dozov1.File_dozo_v1_volume_proto, dozov1.File_dozo_v1_host_proto, dozov1.File_dozo_v1_session_proto,
-		dozov1.File_dozo_v1_node_proto, dozov1.File_dozo_v1_store_proto, dozov1.File_dozo_v1_site_proto, dozov1.File_dozo_v1_cluster_proto, dozov1.File_dozo_v1_control_proto, dozov1.File_dozo_v1_fork_proto}
+		dozov1.File_dozo_v1_node_proto, dozov1.File_dozo_v1_store_proto, dozov1.File_dozo_v1_site_proto, dozov1.File_dozo_v1_cluster_proto, dozov1.File_dozo_v1_control_proto, dozov1.File_dozo_v1_fork_proto, dozov1.File_dozo_v1_reservation_proto}
 	for _, file := range files {
 		for i := range file.Services().Len() {
 			s := file.Services().Get(i)

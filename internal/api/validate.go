@@ -101,6 +101,10 @@ func validate(msg proto.Message) error {
 		return checkText("id", m.GetId())
 	case *dozov1.AcceptSessionsRequest:
 		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptionalText("initiator_name", m.GetInitiatorName()), checkISID(m.GetIsid()))
+	case *dozov1.GetReservationsRequest:
+		return volumeRef(m.GetVolume(), &m.Tenant)
+	case *dozov1.ClearReservationsRequest:
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptionalText("initiator_name", m.GetInitiatorName()), checkOptional("node", m.GetNode()))
 	case *dozov1.ListNodesRequest:
 		return checkOptional("site", m.GetSite())
 	case *dozov1.CreateJoinTokenRequest:

@@ -325,7 +325,7 @@ func TestCluster(t *testing.T) {
 	if _, err := c1.Sessions.Accept(ctx, &dozov1.AcceptSessionsRequest{Volume: "web1", Isid: "12"}); api.Reason(err) != "INVALID" {
 		t.Errorf("accept of half an ISID: %v", err)
 	}
-	sharedUnit(t, ctx, c1, n1, n2)
+	sharedUnit(t, ctx, []*api.Client{c1, c2}, n1, n2)
 	groupsOfPorts(t, ctx, c1, n1, n2)
 	mapsOfHosts(t, ctx, c1, n1, n2)
 	portBinding(t, ctx, c1, n1)

@@ -53,9 +53,59 @@ func proutList(key, service uint64) []byte {
 	return append(binary.BigEndian.AppendUint64(b, service), make([]byte, 8)...)
 }
 
-// sharedUnit has two initiators at two access servers use a volume together, and a third-party copy between volumes.
-func sharedUnit(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *testNode) {
+// evicted has an operator clear what a host has reserved that does not come back, by way of either node: the owner's, and
+// the other one.
+func evicted(t *testing.T, ctx context.Context, cs []*api.Client, stays, goes *path) {
 	t.Helper()
+	const good, conflict = initiator.StatusGood, initiator.Status(0x18)
+	const iqn = "iqn.2026-11.test:gone"
+	write, data := []byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0}, bytes.Repeat([]byte("dozo"), 1024)
+	for i, c := range cs {
+		goes.wants("register", good, []byte{0x5f, 0, 0, 0, 0, 0, 0, 0, 24}, proutList(0, 7), 0)
+		goes.wants("reserve", good, []byte{0x5f, 1, 3, 0, 0, 0, 0, 0, 24}, proutList(7, 0), 0)
+		stays.wants("write beside the reservation", conflict, write, data, 0)
+		r, err := c.Reservations.Get(ctx, &dozov1.GetReservationsRequest{Volume: "shared1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := r.Reservations.Registrations; r.Reservations.Type != "exclusive-access" || len(l) != 1 || l[0].InitiatorName != iqn || l[0].Key != "0000000000000007" ||
+			!l[0].Holder || !l[0].LoggedIn || l[0].Node == "" {
+			t.Errorf("reservations: %+v", r.Reservations)
+		}
+		if _, err := c.Reservations.Clear(ctx, &dozov1.ClearReservationsRequest{Volume: "shared1"}); api.Reason(err) != "IN_USE" {
+			t.Errorf("cleared with its holder logged in: %v", err)
+		}
+		if _, err := c.Reservations.Clear(ctx, &dozov1.ClearReservationsRequest{Volume: "shared1", InitiatorName: "iqn.2026-11.test:a"}); api.Reason(err) != "NOT_FOUND" {
+			t.Errorf("cleared of one that has none: %v", err)
+		}
+		stays.wants("write after refusals", conflict, write, data, 0)
+		last := i == len(cs)-1
+		if last { // gone for good
+			if err := goes.s.Close(ctx); err != nil {
+				t.Errorf("logout: %v", err)
+			}
+		}
+		gone, err := c.Reservations.Clear(ctx, &dozov1.ClearReservationsRequest{Volume: "shared1", InitiatorName: iqn, Force: !last})
+		if err != nil || len(gone.Cleared) != 1 || len(gone.Reservations.Registrations) != 0 || gone.Reservations.Type != "" {
+			t.Errorf("cleared: %+v, %v", gone, err)
+		}
+		stays.wants("write after it", good, write, data, 0)
+		if last {
+			break
+		}
+		if st, _, x := goes.run(make([]byte, 6), nil, 0); st != 0x02 || len(x.Sense) < 14 || x.Sense[12] != 0x2a || x.Sense[13] != 0x05 {
+			t.Errorf("who was cleared is told %s, %x: want REGISTRATIONS PREEMPTED", st, x.Sense)
+		}
+	}
+	if _, err := cs[0].Reservations.Clear(ctx, &dozov1.ClearReservationsRequest{Volume: "shared1", Node: "n9"}); api.Reason(err) != "INVALID" {
+		t.Errorf("another node's: %v", err)
+	}
+}
+
+// sharedUnit has two initiators at two access servers use a volume together, and a third-party copy between volumes.
+func sharedUnit(t *testing.T, ctx context.Context, cs []*api.Client, n1, n2 *testNode) {
+	t.Helper()
+	c := cs[0]
 	var iqns []string
 	for _, name := range []string{"shared1", "shared2"} {
 		v, err := c.Volumes.Create(ctx, &dozov1.CreateVolumeRequest{Name: name, SizeBytes: 8 << 20})
@@ -112,6 +162,8 @@ func sharedUnit(t *testing.T, ctx context.Context, c *api.Client, n1, n2 *testNo
 		}
 		return nil
 	})
+
+	evicted(t, ctx, cs, a, dial(n2, iqns[0], "iqn.2026-11.test:gone"))
 
 	// SPC-4 6.4: from a volume to another, by the copy manager of the first.
 	other := dial(n2, iqns[1], "iqn.2026-11.test:a")

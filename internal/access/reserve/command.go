@@ -26,7 +26,8 @@ const (
 	SanitizeEnd       Action = 0x27 // by the owner
 	SanitizeExit      Action = 0x28 // EXIT FAILURE MODE
 	ThresholdCrossed  Action = 0x29 // by the owner
-	actionMax         Action = 0x29
+	Evict             Action = 0x2a // by an operator
+	actionMax         Action = 0x2a
 )
 
 // Command asks for a change of a unit's State. Which fields count depends on the action.
@@ -124,6 +125,8 @@ func (c *change) run(old *State, cmd *Command) bool {
 	case ThresholdCrossed:
 		c.tell(Event{What: ThresholdReached, Scope: ToAll})
 		return true
+	case Evict:
+		return c.evict(cmd)
 	case SetModes:
 		return c.setModes(old, cmd)
 	case SanitizeBegin, SanitizeEnd, SanitizeExit:

@@ -207,6 +207,45 @@ func (c *change) preempt(cmd *Command) bool {
 	return true
 }
 
+// evict does what SPC leaves to "means outside this standard": registrations and reservations of an initiator that will not come
+// back end, or everybody's where none is named. Who is still there is told as by PREEMPT or by CLEAR of somebody else.
+func (c *change) evict(cmd *Command) bool {
+	goes := func(n NexusID) bool { return cmd.Nexus.Initiator == "" || n.Initiator == cmd.Nexus.Initiator }
+	changed := c.Legacy != nil && goes(c.Legacy.Nexus)
+	if changed {
+		c.Legacy = nil
+	}
+	told := RegistrationsPreempted
+	if cmd.Nexus.Initiator == "" {
+		told = ReservationsPreempted
+	}
+	held := false
+	var gone []NexusID
+	for _, r := range c.Registrations {
+		if goes(r.Nexus) {
+			gone, held = append(gone, r.Nexus), held || r.Holder
+		}
+	}
+	if len(gone) == 0 {
+		return changed
+	}
+	c.Registrations = slices.DeleteFunc(c.Registrations, func(r Registration) bool { return goes(r.Nexus) })
+	for _, n := range gone {
+		c.tell(Event{What: told, Scope: ToOne, Nexus: n})
+	}
+	switch {
+	case c.Type.all() && len(c.Registrations) == 0:
+		c.Type = NoReservation
+	case held:
+		if c.Type.registrants() {
+			c.tellRegistered(ReservationsReleased, NexusID{})
+		}
+		c.Type = NoReservation
+	}
+	c.Generation++
+	return true
+}
+
 // move is REGISTER AND MOVE, SPC-4 5.13.8.
 func (c *change) move(cmd *Command) bool {
 	switch {

@@ -190,6 +190,28 @@ func TestPersistentReserveOut(t *testing.T) {
 			step{"a", reserveAs(1, ExclusiveAccess), Good, "[a:1] type3", ""},
 			step{"b", Command{Action: Reset}, Good, "[a:1] type3", "2903>all!"},
 			step{"b", Command{Action: ClearTasks}, Good, "[a:1] type3", "2f00>others!"})},
+		{"(an operator's eviction of one)", append(registered[:3:3],
+			step{"a2", Command{Action: RegisterAndIgnore, ServiceKey: 4}, Good, "a:1 a2:4 b:2 c:3", ""},
+			step{"a", reserveAs(1, WriteExclusiveRegistrants), Good, "[a:1] a2:4 b:2 c:3 type5", ""},
+			step{"b", Command{Action: Evict}, Good, "[a:1] a2:4 c:3 type5", "2a05>b"},
+			step{"b", Command{Action: Evict}, Good, "=", ""}, // nothing of it is there
+			step{"a", Command{Action: Evict}, Good, "c:3", "2a05>a 2a05>a2 2a04>c"},
+			step{"c", reserveAs(3, ExclusiveAccess), Good, "[c:3] type3", ""},
+			step{"c", Command{Action: Evict}, Good, "", "2a05>c"})},
+		{"(an operator's eviction, all registrants)", append(registered[:2:2],
+			step{"a", reserveAs(1, WriteExclusiveAll), Good, "a:1 b:2 type7", ""},
+			step{"a", Command{Action: Evict}, Good, "b:2 type7", "2a05>a"},
+			step{"b", Command{Action: Evict}, Good, "", "2a05>b"})},
+		{"(an operator's eviction of everybody)", append(registered[:3:3],
+			step{"b", reserveAs(2, ExclusiveAccessRegistrants), Good, "a:1 [b:2] c:3 type6", ""},
+			step{"", Command{Action: Evict}, Good, "", "2a03>a 2a03>b 2a03>c"},
+			step{"", Command{Action: Evict}, Good, "=", ""})},
+		{"(an operator's eviction, SPC-2)", []step{
+			{"a", Command{Action: LegacyReserve}, Good, "reserved-by-a", ""},
+			{"b", Command{Action: Evict}, Good, "=", ""},
+			{"a2", Command{Action: Evict}, Good, "", ""},
+			{"a", Command{Action: LegacyReserve}, Good, "reserved-by-a", ""},
+			{"", Command{Action: Evict}, Good, "", ""}}},
 	} {
 		s := new(State)
 		for i, st := range x.steps {

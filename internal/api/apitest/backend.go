@@ -33,6 +33,7 @@ type Backend struct {
 	maps     []*dozov1.VolumeMap
 	secrets  map[string]string // of hosts, to see that they arrive
 	sessions []*dozov1.Session
+	evicted  map[string]bool // initiators whose reservations were cleared
 	nodes    []*dozov1.Node
 	sites    []*dozov1.Site
 	tokens   []pki.APITokenRecord
@@ -54,7 +55,7 @@ var _ api.Backend = (*Backend)(nil)
 
 // New makes a backend with sites site-1 to site-3 of nodes s1n1 to s3n2, and nothing else.
 func New() *Backend {
-	b := &Backend{changed: make(chan struct{}), secrets: map[string]string{}, lag: 2}
+	b := &Backend{changed: make(chan struct{}), secrets: map[string]string{}, evicted: map[string]bool{}, lag: 2}
 	for i := 1; i <= 3; i++ {
 		b.sites = append(b.sites, &dozov1.Site{Id: uint32(i), Name: fmt.Sprintf("site-%d", i), Cidrs: []string{fmt.Sprintf("127.0.%d.0/24", i)}, Nodes: 2, NodesUp: 2, CapacityBytes: 1 << 40, UsedBytes: 1 << 30})
 		for j := 1; j <= 2; j++ {
