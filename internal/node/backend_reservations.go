@@ -179,4 +179,3 @@ func (b *backend) evict(ctx context.Context, v control.VolumeSpec, initiator str
 	b.n.log.Info("reservations cleared", "volume", v.Name, "initiator", initiator)
 	return nil
 }
-
