@@ -500,7 +500,7 @@ func (o *Owner) discard(a journal.Action) {
 	o.goBackground(func() {
 		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
 		defer cancel()
-		// Best effort: what stays is an empty replica that the next owner's reconciliation removes.
+		// Best effort: what stays counts for nothing that is in another segment, and is taken away as a stray.
 		if _, err := store.Drop(ctx, &wire.Drop{Epoch: o.epoch, Segment: a.Segment.ID}); err != nil && o.ctx.Err() == nil {
 			o.log.Debug("empty segment not dropped", "segment", a.Segment.ID, "store", store.ID(), "err", err)
 		}

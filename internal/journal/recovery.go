@@ -447,16 +447,22 @@ func (r *Recovery) run(of []*group) {
 	}
 }
 
-// cut gives the groups' ranges up to limit, each ended where the next begins, without those that are empty.
+// cut gives the groups' ranges up to limit, without those that are empty. Segments of one epoch are numbered in the order in which its owner
+// wrote to them, so each ends where a newer one begins. One that begins behind a newer one was given up when a store failed while two
+// were open: what it had was sent again into the newer one, and it counts only for what is nowhere else.
 func cut(of []*group, limit ident.Seq) []Range {
 	var out []Range
+	var have ident.Seq
 	for i, g := range of {
 		x := g.Range
 		end := min(x.To, limit)
-		if i+1 < len(of) {
-			end = min(end, of[i+1].Before.Seq)
+		for _, next := range of[i+1:] {
+			if g.Segment.Number < next.Segment.Number {
+				end = min(end, next.Before.Seq)
+				break
+			}
 		}
-		if end < x.From {
+		if x.From = max(x.From, have+1); end < x.From {
 			continue
 		}
 		if end != x.To {
@@ -465,6 +471,7 @@ func cut(of []*group, limit ident.Seq) []Range {
 				x.Sealed, x.End = false, 0
 			}
 		}
+		have = end
 		out = append(out, x)
 	}
 	return out

@@ -286,6 +286,64 @@ func TestADamagedStoreIsAbsent(t *testing.T) {
 	}
 }
 
+// A store fails while records are under way in two segments: the last one of a segment, and the first of the next. All of them are sent
+// again into a third, elsewhere, which begins in front of the second. The store still has the second when it is back: that does
+// not end the third.
+func TestASegmentThatWasGivenUpEndsNoNewerOne(t *testing.T) {
+	for _, more := range []int{0, 3} {
+		m := newScript(t, 3)
+		m.capacity = uint32(SegmentHeaderSize + 8*RecordSize(BlockSize) + IndexSize(8))
+		m.take()
+		m.run(nil)
+		for m.w.cur.end+uint32(2*RecordSize(BlockSize)+IndexSize(m.w.cur.records+2)) <= m.capacity {
+			m.write(1)
+			m.run(nil)
+		}
+		last, next := m.w.cur, m.w.next
+		if next == nil || !next.ready() {
+			t.Fatal("the next segment is not open")
+		}
+		var fails int
+		for i := range last.replicas {
+			if r := next.replica(last.replicas[i].member); r != nil {
+				fails = r.member
+			}
+		}
+		m.write(1)
+		m.write(1)
+		m.run(appendsTo(fails))
+		for _, s := range []*Segment{last, next} {
+			if r := m.stores[fails].replicas[s.ID]; len(r.recs) == 0 || r.last().Seq <= m.w.Commit().Seq {
+				t.Fatalf("not what the test is about: segment %d has %d records", s.ID.Number, len(r.recs))
+			}
+		}
+		m.down(fails)
+		m.w.Down(fails)
+		m.drain()
+		for range more {
+			m.write(1)
+		}
+		m.run(nil)
+		now := m.w.cur
+		if now.ID.Number <= next.ID.Number || now.Before.Seq >= m.stores[fails].replicas[next.ID].before.Seq || !m.w.AllCommitted() {
+			t.Fatal("not what the test is about: nothing was sent again in front of the segment that was given up")
+		}
+		m.now += time.Minute
+		m.w.Tick(m.now) // the stores hear that it is committed
+		m.drain()
+		m.run(func(_ int, a Action) bool { return a.Kind == ActNotice })
+		m.back(fails)
+		rec := m.take((fails + 1) % 3)
+		if end, hole := rec.Hole(0); hole {
+			t.Errorf("%d more: a hole behind %d: %s", more, end, rec.Describe())
+		}
+		// What was committed counts where it was committed, on two stores, and not at the one that has it by chance.
+		if r := rec.Past[len(rec.Past)-1]; r.Segment != now.ID || r.To != rec.Commit.Seq || r.From != now.Before.Seq+1 {
+			t.Errorf("%d more: the end of the history is segment %d, %d to %d: %s", more, r.Segment.Number, r.From, r.To, rec.Describe())
+		}
+	}
+}
+
 // A write with FUA is stable on (B, C), older ones are unsynced on A: power fails, B dies, and the prefix ends in front.
 func TestAFlushCoversOlderSegments(t *testing.T) {
 	m := newScript(t, 3)
