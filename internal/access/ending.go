@@ -60,7 +60,7 @@ func (rd *rebuilder) ending(rec *journal.Recovery, answers fenceAnswers) (tail [
 		}
 		rec.CutAt(end)
 		o.holed = true
-		if rec.LostStable && !o.forced && !mutant.On(mutant.R4LostStable) {
+		if rec.LostStable && !o.agreed() && !mutant.On(mutant.R4LostStable) {
 			return nil, point, errLostStable(o, rec)
 		}
 		if tail, err = rd.tail(rec); err != nil {

@@ -26,6 +26,11 @@ import (
 // an epoch-start of the forced epoch or a later one is seen, what the lost stores may have beyond is given up for good,
 // and R2 and R4 are held to the other ensembles alone.
 
+// asked lists the stores of all sites that a takeover asks without those that R2 wants: what a lost one may say counts for nothing.
+func (o *Owner) asked(not []ident.StoreID) []ident.StoreID {
+	return slices.DeleteFunc(o.everywhere(not), func(id ident.StoreID) bool { return o.env.about(id).Lost })
+}
+
 // everywhere lists the stores of all sites that have copies, and of this one, but for those in not.
 func (o *Owner) everywhere(not []ident.StoreID) (list []ident.StoreID) {
 	for _, site := range append(o.remoteSites(), o.env.Site) {
@@ -107,12 +112,45 @@ func (o *Owner) noteBegun(ctx context.Context, end ident.Position) error {
 	if o.state.Forced.Hear > 0 || !o.forced {
 		return nil
 	}
-	err := o.env.Control.SetBegun(ctx, o.journalID, o.epoch, control.HistoryEnd{Epoch: end.Epoch, Seq: end.Seq})
+	var lost []ident.StoreID
+	if o.declared {
+		lost = o.state.Forced.Lost
+	}
+	err := o.env.Control.SetBegun(ctx, o.journalID, o.epoch, lost, control.HistoryEnd{Epoch: end.Epoch, Seq: end.Seq})
 	if errors.Is(err, control.ErrOlderNodes) {
-		o.log.Warn("where this takeover by force begins is not noted", "seq", end.Seq, "err", err)
+		o.log.Warn("where this takeover begins without stores is not noted", "seq", end.Seq, "err", err)
 		return nil
 	}
 	return err
+}
+
+// declaredLost is a takeover by force where the operator's word is that stores are lost (R2): of an ensemble there are too few left to
+// answer. nil where enough are left, which are waited for. Stores that the key gives up already may be among them.
+func (o *Owner) declaredLost(state control.JournalState, heard fenceAnswers) *control.Forced {
+	f := control.Forced{Epoch: o.epoch}
+	if state.Forced != nil {
+		f.Lost, f.Hear, f.From, f.Silent = slices.Clone(state.Forced.Lost), state.Forced.Hear, state.Forced.From, state.Forced.Silent
+	}
+	too := false
+	for _, e := range state.Ensembles {
+		left, more := 0, false
+		for _, s := range e.Stores {
+			switch lost := o.env.about(s).Lost && heard[s] == nil; {
+			case lost:
+				more = more || !state.Lost(e, s) && e.Epoch.Less(o.epoch)
+				if !slices.Contains(f.Lost, s) {
+					f.Lost = append(f.Lost, s)
+				}
+			case !state.Lost(e, s):
+				left++
+			}
+		}
+		too = too || more && left < max(1, len(e.Stores)-1)
+	}
+	if !too {
+		return nil
+	}
+	return &f
 }
 
 // missed reports that a store which has not answered is waited for: by an ensemble that has not given it up, and that lacks another

@@ -68,6 +68,7 @@ type Owner struct {
 	forced        bool // it goes without stores that R2 asks for
 	partition     stopState
 	ack           ackState
+	declared      bool         // the stores that it went without were declared lost; nobody has forced it
 	holed         bool         // the history was cut at a hole
 	loss          loss         // what is known to be lost by that
 	farAnswers    fenceAnswers // what other sites said then

@@ -26,24 +26,25 @@ import (
 
 type fenceAnswers = map[ident.StoreID]*wire.FenceReply
 
-// otherSites lists the stores of the journal's other sites that are in none of the ensembles.
+// otherSites lists the stores of the journal's sites that are in none of the ensembles, those of this site too: the ensembles may be
+// of another one.
 func (o *Owner) otherSites(members []ident.StoreID) map[ident.SiteID][]ident.StoreID {
 	sites := map[ident.SiteID][]ident.StoreID{}
-	for _, site := range o.remoteSites() {
-		for _, id := range o.env.Stores.Core(site) {
-			if !slices.Contains(members, id) {
-				sites[site] = append(sites[site], id)
-			}
-		}
+	for _, id := range o.asked(members) {
+		site := o.env.Stores.Site(id)
+		sites[site] = append(sites[site], id)
 	}
 	return sites
 }
 
-// sitesHeard reports that nothing more is to be expected soon: each site has answered, and each of its stores that
-// is thought to be up.
-func (o *Owner) sitesHeard(sites map[ident.SiteID][]ident.StoreID, far fenceAnswers) bool {
-	for _, stores := range sites {
+// sitesHeard reports that nothing more is to be expected soon: each site has answered, be it by members of ensembles, and each of its
+// stores that is thought to be up.
+func (o *Owner) sitesHeard(sites map[ident.SiteID][]ident.StoreID, members, far fenceAnswers) bool {
+	for site, stores := range sites {
 		some := false
+		for id := range members {
+			some = some || o.env.Stores.Site(id) == site
+		}
 		for _, id := range stores {
 			if far[id] != nil {
 				some = true

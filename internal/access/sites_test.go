@@ -140,6 +140,31 @@ func TestBothHoldersLoseTheirPowerAndTheOtherSiteHasAll(t *testing.T) {
 	}
 }
 
+// The same, and it is the other site that takes over: what it has itself counts as what any other site has.
+func TestBothHoldersLoseTheirPowerAndTheTakersSiteHasAll(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 3)
+	c.limit.UncertainWait = 500 * time.Millisecond
+	v := c.volume(1<<20, 2, control.Replicated)
+	n := &numbered{blocks: 64, done: map[int]bool{}}
+	o := c.own(v)
+	n.writes(t, o, 150)
+	c.inStep(t, o)
+	c.cutSite(1)
+	o.Close()
+	c.startSite(1)
+	c.at(2)
+	o = c.own(v)
+	if o.proven {
+		t.Error("proven")
+	}
+	n.check(t, o, 150, "at the other site")
+	if o.loss.records != 0 {
+		t.Errorf("%d records are said to be lost", o.loss.records)
+	}
+	o.Close()
+}
+
 // A third member of another site has a part of a segment because it was shipped there, not because it is of the
 // pair: it does not know the end. If it were believed, acknowledged writes would vanish and be called proven.
 func TestAShippedPartIsNoWordOnTheEnd(t *testing.T) {

@@ -152,10 +152,10 @@ func (s *Server) viewer(ctx context.Context, id ident.JournalID, state control.J
 
 // askAll lists what every store has that may have something.
 func (o *Owner) askAll(ctx context.Context) fenceAnswers {
-	ids := o.everywhere(nil)
+	ids := o.asked(nil)
 	for _, e := range o.state.Ensembles {
 		for _, id := range e.Stores {
-			if !slices.Contains(ids, id) {
+			if !slices.Contains(ids, id) && !o.env.about(id).Lost {
 				ids = append(ids, id)
 			}
 		}

@@ -90,13 +90,13 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	}
 
 	o.fenced = state.Ensembles
-	answers, rec, err := o.fence(ctx, state)
+	answers, rec, err := o.fence(ctx)
 	if slices.ContainsFunc(state.Ensembles, func(e control.Ensemble) bool { return e.Unproven }) {
 		o.uncertain = true
 	}
 	switch {
 	case err != nil:
-	case state.Forced != nil:
+	case o.state.Forced != nil:
 		o.uncertain = o.uncertain || !rec.Proven()
 	case !rec.EndKnown:
 		o.uncertain = true
@@ -109,7 +109,10 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	if len(state.Ensembles) > 0 {
 		log.Info("history found", "what", rec.Describe())
 	}
-	if rec.LostStable && !o.forced && !mutant.On(mutant.R4LostStable) {
+	if o.declared && rec.Start.At.Seq == 0 {
+		return fail(wire.Errorf(wire.CodeBusy, "journal %s: all stores that had it are lost or can not be reached: dozo volume recover --force goes on with nothing", spec.ID))
+	}
+	if rec.LostStable && !o.agreed() && !mutant.On(mutant.R4LostStable) {
 		return fail(errLostStable(o, rec))
 	}
 	if err := o.endsElsewhere(rec); err != nil {
@@ -134,7 +137,7 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 		o.strays.learnStarts(a.Replicas)
 	}
 	o.loadAcks(answers, rec)
-	if state.Forced != nil && !cfg.Proven {
+	if o.state.Forced != nil && !cfg.Proven {
 		end := cfg.Heard
 		if n := len(cfg.Tail); n > 0 {
 			end = cfg.Tail[n-1].Position()
@@ -185,7 +188,8 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 
 // fence asks every store of every ensemble until enough have answered (R2) and the end is known or R4's
 // patience is over.
-func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[ident.StoreID]*wire.FenceReply, *journal.Recovery, error) {
+func (o *Owner) fence(ctx context.Context) (map[ident.StoreID]*wire.FenceReply, *journal.Recovery, error) {
+	state := o.state
 	var ensembles [][]ident.StoreID
 	var ids []ident.StoreID
 	for _, e := range state.Ensembles {
@@ -249,11 +253,17 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			ask(id)
 		}
 	}
-	var sites map[ident.SiteID][]ident.StoreID // asked as well, once the end turns out not to be known
-	if state.Forced != nil {
-		for _, id := range o.everywhere(ids) {
-			ask(id)
+	var sites map[ident.SiteID][]ident.StoreID // asked as well, without force only once the end turns out not to be known
+	askAll := func() {
+		if sites == nil {
+			sites = o.otherSites(ids)
+			for _, id := range o.asked(ids) {
+				ask(id)
+			}
 		}
+	}
+	if state.Forced != nil {
+		askAll()
 	}
 	var enoughSince, complained time.Time
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -286,9 +296,18 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 				if enoughSince.IsZero() {
 					enoughSince = time.Now()
 				}
-				if waited := time.Since(enoughSince); waited > fencePatience && (waited > o.env.Limits.UncertainWait || !o.more(state.Forced, o.everywhere(nil), heard)) {
+				more := false
+				if o.declared { // nobody has looked at what there is: each site is waited for
+					more = !o.sitesHeard(sites, answers, far)
+				} else {
+					more = o.more(state.Forced, o.asked(nil), heard)
+				}
+				if waited := time.Since(enoughSince); waited > fencePatience && (waited > o.env.Limits.UncertainWait || !more) {
 					return heard, rec, nil
 				}
+			} else if f := o.declaredLost(state, answers); f != nil {
+				o.goWithout(f)
+				state = o.state
 			}
 			if enoughSince.IsZero() && time.Since(begun) > 2*time.Second && time.Since(complained) > 10*time.Second {
 				complained = time.Now()
@@ -297,11 +316,16 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 			continue
 		}
 		rec := journal.Recover(ensembles, answers)
-		forced := !rec.Enough && o.allButLost(state.Ensembles, rec.Missing)
-		if forced {
-			rec.EndKnown = false // R2: never proven, and other sites may know more
-		}
-		if !rec.Enough && !forced {
+		if !rec.Enough {
+			if f := o.declaredLost(state, answers); f != nil {
+				if sites == nil && o.env.Patience != nil {
+					defer o.env.Patience()()
+				}
+				o.goWithout(f)
+				state = o.state
+				askAll()
+				continue
+			}
 			if o.hand.told && time.Since(begun) > handPatience {
 				return nil, nil, wire.Errorf(wire.CodeBusy, "fence %s: stores that the former owner did not need do not answer: %v", o.journalID, rec.Missing)
 			}
@@ -329,22 +353,27 @@ func (o *Owner) fence(ctx context.Context, state control.JournalState) (map[iden
 		}
 		if sites == nil {
 			o.log.Warn("the end of the history is not known: other stores and sites are waited for", "missing", fmt.Sprint(rec.Missing))
-			sites = o.otherSites(ids)
 			if o.env.Patience != nil {
 				defer o.env.Patience()()
 			}
-			for _, stores := range sites {
-				for _, id := range stores {
-					ask(id)
-				}
-			}
+			askAll()
 		}
-		if all && o.sitesHeard(sites, far) || waited > o.env.Limits.UncertainWait {
+		if all && o.sitesHeard(sites, answers, far) || waited > o.env.Limits.UncertainWait {
 			o.farAnswers = far
 			return answers, rec, nil
 		}
 	}
 }
+
+// goWithout makes this a takeover by force: an operator has declared the stores lost that R2 asks for. That is noted in the key before
+// anything is appended; until then whoever comes next decides the same by itself.
+func (o *Owner) goWithout(f *control.Forced) {
+	o.log.Warn("takeover goes without stores that were declared lost", "lost", fmt.Sprint(f.Lost))
+	o.state.Forced, o.declared = f, true
+}
+
+// agreed reports that an operator has agreed to go on with what is there, though it may be less than what was stable.
+func (o *Owner) agreed() bool { return o.forced && !o.declared }
 
 // handPatience is how long a taker waits for the stores that a hand-over names. The former owner did without those that do not answer
 // then, so the journal's key may say more than it has: it is read anew for a takeover like any other.
@@ -408,6 +437,9 @@ func (o *Owner) chooseMembers(ctx context.Context, rev control.Rev) error {
 	}
 	if r.Err != nil {
 		return fmt.Errorf("record the ensemble of %s: %w", o.journalID, r.Err)
+	}
+	if o.declared {
+		r.State.Forced = o.state.Forced // not noted yet
 	}
 	o.state = r.State
 	o.setMembers(stores)

@@ -151,8 +151,10 @@ type Store interface {
 	// (Forced.Loss); while there are nodes that can't read that it is left out, and ErrOlderNodes if no store is lost.
 	ForceJournal(ctx context.Context, id ident.JournalID, expect Rev, newOwner ident.NodeName, lost []ident.StoreID, unheld ident.NodeName, hear int, loss bool) (JournalState, Rev, error)
 	// SetBegun puts into the key of a journal that was taken over by force the end of the history after which the owner of an
-	// epoch begins (Forced.Begun). ErrOlderNodes while there are nodes that can't read it; other errors as of SetStops.
-	SetBegun(ctx context.Context, id ident.JournalID, epoch ident.Epoch, end HistoryEnd) error
+	// epoch begins (Forced.Begun). lost are members of listed ensembles that the takeover went without because they were declared lost,
+	// if nobody has forced it: from then on the key says the same as after ForceJournal without them. ErrOlderNodes while there are nodes
+	// that can't read it; other errors as of SetStops.
+	SetBegun(ctx context.Context, id ident.JournalID, epoch ident.Epoch, lost []ident.StoreID, end HistoryEnd) error
 	// ChangeEnsembles replaces lists of ensembles, each if its key is still at its revision: up to 100 in a
 	// transaction, and one that conflicts doesn't hinder the others. The answer has one result per change.
 	ChangeEnsembles(ctx context.Context, changes []EnsembleChange) []EnsembleResult

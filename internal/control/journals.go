@@ -214,13 +214,16 @@ func (c *Client) SetStops(ctx context.Context, id ident.JournalID, epoch ident.E
 }
 
 // SetBegun implements Store.
-func (c *Client) SetBegun(ctx context.Context, id ident.JournalID, epoch ident.Epoch, end HistoryEnd) error {
+func (c *Client) SetBegun(ctx context.Context, id ident.JournalID, epoch ident.Epoch, lost []ident.StoreID, end HistoryEnd) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	if c.level() < LevelBegun {
 		return fmt.Errorf("journal %s: %w", id, ErrOlderNodes)
 	}
 	return c.giveWord(ctx, id, epoch, func(s *JournalState) {
+		if len(lost) > 0 {
+			s.Forced = &Forced{Epoch: epoch, Lost: slices.Clone(lost)}
+		}
 		if s.Forced != nil {
 			s.Forced.Begun = &end
 		}
