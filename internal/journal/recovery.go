@@ -457,7 +457,7 @@ func cut(of []*group, limit ident.Seq) []Range {
 		x := g.Range
 		end := min(x.To, limit)
 		for _, next := range of[i+1:] {
-			if g.Segment.Number < next.Segment.Number {
+			if g.Segment.Number < next.Segment.Number || mutant.On(mutant.R1GivenUp) {
 				end = min(end, next.Before.Seq)
 				break
 			}

@@ -11,6 +11,7 @@ const (
 	R1Copied
 	R1Sealed
 	R1Highest
+	R1GivenUp
 	R1Fence
 	R2AllButOne
 	R2Elsewhere
@@ -80,6 +81,7 @@ var names = [...]struct {
 	R1Copied:      {"R1-copied", "what a taker has copied again is not committed by that", 105, "journal TestWhatIsCopiedAgainIsNotCommittedByThat"},
 	R1Sealed:      {"R1-sealed", "before the epoch-start is stable nothing is sealed", 139, "journal TestAHolderFailsWhileTheEpochStarts"},
 	R1Highest:     {"R1-highest-epoch", "recovery follows the highest epoch whose start it sees, not the longest run", 117, "journal TestALongerRunOfAnOlderEpoch"},
+	R1GivenUp:     {"R1-given-up", "a segment that was given up ends no newer one", 142, "journal TestASegmentThatWasGivenUpEndsNoNewerOne, access TestAStoreIsBackWithASegmentThatWasGivenUp"},
 	R1Fence:       {"R1-fence", "a store takes nothing from an epoch below its fence", 109, "core TestAppendRefuses"},
 	R2AllButOne:   {"R2-all-but-one", "a takeover waits for all but one store of each ensemble", 1, "journal TestAnotherSiteIsNoAnswerToAFence"},
 	R2Elsewhere:   {"R2-elsewhere", "an answer of another site does not count towards the fence", 100, "journal TestAnotherSiteIsNoAnswerToAFence"},

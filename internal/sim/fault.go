@@ -257,6 +257,8 @@ func (w *World) inject(f *Fault) {
 		w.tailOfOne(n, f)
 	case FaultLie:
 		w.disksLie(n, f)
+	case FaultHang:
+		w.storeHangs(n, f)
 	case FaultDouble:
 		n.kill()
 		undo(n.restart)

@@ -108,7 +108,8 @@ const (
 	FaultRestored     // the control store goes back to a backup, since which the volume has moved
 	FaultTail         // the owner dies, one store alone has its last records, and that store's node dies when it has just begun
 	FaultLie          // two disks have lost what they had synced
-	faultKinds        = int(FaultLie) + 1
+	FaultHang         // a store hangs while it is written to and is given up, the owner dies, and the store is back
+	faultKinds        = int(FaultHang) + 1
 	healed            = 8 * time.Second // from the last fault's end to the clients'
 	firstFault        = 4 * time.Second
 )
@@ -121,7 +122,7 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"site burns when a replica goes", "sites apart when an old permit is read",
 	"late command", "member replaced", "site left", "takers by force die", "giver dies", "late drops", "power lost after a permit", "pair loses its power", "reservation of an owner that dies",
 	"late long command", "control store restored",
-	"taker of what one store has dies", "disks have lied"}
+	"taker of what one store has dies", "disks have lied", "store hangs and owner dies"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -181,6 +182,7 @@ var siteFocuses = [...]siteFocus{
 	39: {recipe: tailOfOne},
 	40: {recipe: startAhead},
 	41: {recipe: disksLie},
+	42: {recipe: storeHangs},
 }
 
 type siteFocus struct {
