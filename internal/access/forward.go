@@ -192,6 +192,9 @@ func (v *Volume) Bar(ctx context.Context, m *wire.Bar) error {
 			v.note(r.Epoch, r.Tick)
 			return nil
 		}
+		if m.Kind == wire.BarAccept && errors.Is(err, wire.ErrConflict) {
+			return err // whoever said so has to look again
+		}
 		select {
 		case <-changed:
 		case <-time.After(50 * time.Millisecond):

@@ -253,6 +253,12 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 			then(nil)
 		})
 	case wire.BarAccept:
+		// Nobody has agreed yet to what a later takeover has left behind: the word may have been long on its way, or be said again because it
+		// was not answered, by somebody whose ports have gone on since.
+		if seen := (ident.Epoch{Number: m.First, Lineage: uint32(m.Last)}); m.First != 0 && o.cutSince(seen) {
+			then(wire.Errorf(wire.CodeConflict, "since epoch %s there was another takeover that was not proven, and ports get errors because of that one", seen))
+			return
+		}
 		var changes []journal.PortChange
 		for _, a := range p.order {
 			if a.Barred && isMeant(m, a.Port) {
@@ -271,6 +277,11 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 	default:
 		then(nil)
 	}
+}
+
+// cutSince reports that an epoch-start behind an epoch, this owner's included, was not proven.
+func (o *Owner) cutSince(e ident.Epoch) bool {
+	return !o.proven && e.Less(o.epoch) || slices.ContainsFunc(o.recovered.Cuts, func(s wire.EpochStart) bool { return e.Less(s.At.Epoch) })
 }
 
 // queuePorts makes changes a record, and calls then, in the loop, once it is stable.

@@ -197,6 +197,44 @@ func TestAttachedPortsGetAnErrorAfterATakeoverThatIsNotProven(t *testing.T) {
 	o.Close()
 }
 
+// An operator's word is about the takeovers up to the owner that named the ports. One that is heard by a later owner, since it was long on its way
+// or is said again without an answer, lets nobody go on who has not been told of a takeover since.
+func TestAWordForPortsThatComesBehindAnotherTakeover(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 2)
+	c.limit.UncertainWait = 300 * time.Millisecond
+	v := c.volume(1<<20, 1, control.Replicated)
+	o := c.own(v)
+	p := newPort("iqn.a", 1, 1, 11)
+	p.bar(t, o, wire.BarLogin)
+	o = c.unproven(t, o, v)
+	p.wants(t, o, true, "after a takeover that is not proven")
+	word := &wire.Bar{Kind: wire.BarAccept, First: o.epoch.Number, Last: uint64(o.epoch.Lineage)}
+	if _, err := o.Bar(word); err != nil {
+		t.Fatal(err)
+	}
+	p.wants(t, o, false, "accepted")
+	o = c.unproven(t, o, v)
+	if _, err := o.Bar(word); !errors.Is(err, wire.ErrConflict) {
+		t.Errorf("the same word after another takeover: %v", err)
+	}
+	p.wants(t, o, true, "after another takeover")
+	old, seen := o, o.epoch
+	if o = c.own(v); !o.proven {
+		t.Fatal("not proven")
+	}
+	old.Close()
+	if _, err := o.Bar(word); !errors.Is(err, wire.ErrConflict) {
+		t.Errorf("the same word at a later owner: %v", err)
+	}
+	p.wants(t, o, true, "at a later owner")
+	if _, err := o.Bar(&wire.Bar{Kind: wire.BarAccept, First: seen.Number, Last: uint64(seen.Lineage)}); err != nil {
+		t.Errorf("a word that knows of both: %v", err)
+	}
+	p.wants(t, o, false, "accepted by a word that knows of both")
+	o.Close()
+}
+
 // A command that an owner before has done, and whose answer was lost with it, gets the error like all others: what the port has had
 // acknowledged beside it may be gone, and its success would say that it isn't.
 func TestAnAnswerFromBeforeComesAfterTheError(t *testing.T) {

@@ -191,6 +191,7 @@ func (b *backend) AcceptSessions(ctx context.Context, req *dozov1.AcceptSessions
 	if !ok {
 		return nil, fmt.Errorf("the owner of volume %s does not answer: %w", v.Name, api.ErrUnavailable)
 	}
+	m.First, m.Last = st.Epoch.Number, uint64(st.Epoch.Lineage)
 	for _, p := range st.Ports {
 		if (req.InitiatorName == "" || req.InitiatorName == p.Initiator) && (req.Isid == "" || m.Nexus.ISID == p.ISID) {
 			out = append(out, portMessage(p))
@@ -204,7 +205,7 @@ func (b *backend) AcceptSessions(ctx context.Context, req *dozov1.AcceptSessions
 		err = api.ErrUnavailable
 	}
 	if err != nil {
-		return nil, fmt.Errorf("accept the ports of volume %s at %s: %w", v.Name, st.Owner, err)
+		return nil, fmt.Errorf("accept the ports of volume %s at %s: %w", v.Name, st.Owner, moveError(err))
 	}
 	return out, nil
 }

@@ -382,7 +382,7 @@ func (c *client) do(in opIn) bool {
 			w.stats.add("client: R11 errors", 1)
 			c.told = max(c.told, a.epoch.Number)
 			c.rest(time.Second)
-			c.accept(s)
+			c.accept(s, a.epoch)
 		case errors.Is(a.err, wire.ErrVersion) && in.kind == wire.OpCopy:
 			w.stats.add("client: copies that have to be done otherwise", 1)
 			w.hist.maybe(in, first, w.hist.tick())
@@ -476,8 +476,9 @@ func (c *client) checkPort(s *session, epoch uint64) {
 	}
 }
 
-// accept is the operator's word that ports may go on.
-func (c *client) accept(s *session) {
+// accept is the operator's word that ports may go on which an owner has refused. It is about the takeovers up to that owner's, however late
+// it is heard.
+func (c *client) accept(s *session, seen ident.Epoch) {
 	ctx, cancel := context.WithTimeout(context.Background(), loginMax)
 	defer cancel()
 	p := s.node.running()
@@ -485,12 +486,9 @@ func (c *client) accept(s *session) {
 		return
 	}
 	if vol, ok := p.srv.Volume(c.w.vol.ID); ok {
-		// The word is about all takeovers so far: without an answer too it may have been heard, by an owner that has begun
-		// meanwhile.
-		if vol.Bar(ctx, &wire.Bar{Kind: wire.BarAccept, Nexus: wire.Nexus{Initiator: s.nexus.Initiator}}) == nil {
-			c.told = max(c.told, vol.Stamp().Epoch.Number)
-		} else {
-			c.told = max(c.told, c.w.chain.newest())
+		err := vol.Bar(ctx, &wire.Bar{Kind: wire.BarAccept, Nexus: wire.Nexus{Initiator: s.nexus.Initiator}, First: seen.Number, Last: uint64(seen.Lineage)})
+		if errors.Is(err, wire.ErrConflict) {
+			c.w.stats.add("operator: words about ports that came behind another takeover (R11)", 1)
 		}
 	}
 }

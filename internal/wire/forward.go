@@ -100,7 +100,7 @@ const (
 	BarPreemptAbort BarKind = 4 // every command of the nexus stamped before
 	BarClearTaskSet BarKind = 5 // as a reset, but nothing else of the unit is reset
 	BarLogout       BarKind = 6 // Session of the nexus has logged out: every command of it stamped before, and its attachment ends (R11)
-	BarAccept       BarKind = 7 // an operator lets ports go on (R11): of Nexus the initiator and the ISID count, empty means any
+	BarAccept       BarKind = 7 // an operator lets ports go on (R11): of Nexus the initiator and the ISID count, empty means any; First and Last as for BarForget: the epoch whose owner named them
 	BarForget       BarKind = 8 // an operator gives up the fork that the epoch-start of epoch First, lineage Last, left behind (R13)
 	barMax          BarKind = 8
 )
