@@ -57,6 +57,8 @@ type Env struct {
 	// Patience, if set, is called by a takeover that begins to wait for who may know more (R4); what it gives is called
 	// when the wait is over. Other takeovers have their turn meanwhile.
 	Patience func() (resume func())
+	// Waits, if set, is told what a takeover waits for.
+	Waits func(error)
 }
 
 // Limits are an owner's settings; zero values become defaults.

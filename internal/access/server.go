@@ -435,6 +435,11 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 		s.mu.Unlock()
 	}()
 	env := s.env
+	env.Waits = func(err error) {
+		s.mu.Lock()
+		v.why = err
+		s.mu.Unlock()
+	}
 	var o *Owner
 	var err error
 	if hand != nil { // clients wait for nothing else: it waits for no other takeover
@@ -455,7 +460,11 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 			defer s.slots.give()
 			env.Patience = func() func() {
 				s.slots.give()
-				return func() { s.slots.take(context.Background(), v.urgency) } // whoever resumes gives it back
+				s.claim.give()
+				return func() { // whoever resumes gives them back
+					s.claim.take(context.Background(), v.urgency)
+					s.slots.take(context.Background(), v.urgency)
+				}
 			}
 			o, err = takeAt(s.ctx, env, *v.spec.Load(), hand)
 			if away, ok := errors.AsType[*endsElsewhere](err); ok && s.passOn(v, hand, away) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -269,6 +270,15 @@ func (o *Owner) fence(ctx context.Context) (map[ident.StoreID]*wire.FenceReply, 
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	begun := time.Now()
+	patient, unsure := false, false
+	resume := func() {}
+	defer func() { resume() }()
+	bePatient := func() { // what others wait for is not held up any more
+		if !patient && o.env.Patience != nil {
+			resume = o.env.Patience()
+		}
+		patient = true
+	}
 	for {
 		select {
 		case a := <-got:
@@ -309,18 +319,19 @@ func (o *Owner) fence(ctx context.Context) (map[ident.StoreID]*wire.FenceReply, 
 				o.goWithout(f)
 				state = o.state
 			}
-			if enoughSince.IsZero() && time.Since(begun) > 2*time.Second && time.Since(complained) > 10*time.Second {
-				complained = time.Now()
-				o.log.Warn("takeover waits for stores that were not given up", "lost", fmt.Sprint(state.Forced.Lost))
+			if enoughSince.IsZero() && time.Since(begun) > storesPatience {
+				bePatient()
+				if time.Since(complained) > 10*time.Second {
+					complained = time.Now()
+					o.sayMissing(o.notHeard(answers))
+				}
 			}
 			continue
 		}
 		rec := journal.Recover(ensembles, answers)
 		if !rec.Enough {
 			if f := o.declaredLost(state, answers); f != nil {
-				if sites == nil && o.env.Patience != nil {
-					defer o.env.Patience()()
-				}
+				bePatient()
 				o.goWithout(f)
 				state = o.state
 				askAll()
@@ -329,9 +340,12 @@ func (o *Owner) fence(ctx context.Context) (map[ident.StoreID]*wire.FenceReply, 
 			if o.hand.told && time.Since(begun) > handPatience {
 				return nil, nil, wire.Errorf(wire.CodeBusy, "fence %s: stores that the former owner did not need do not answer: %v", o.journalID, rec.Missing)
 			}
-			if time.Since(begun) > 2*time.Second && time.Since(complained) > 10*time.Second {
-				complained = time.Now()
-				o.log.Warn("takeover waits for stores", "missing", fmt.Sprint(rec.Missing))
+			if time.Since(begun) > storesPatience {
+				bePatient()
+				if time.Since(complained) > 10*time.Second {
+					complained = time.Now()
+					o.sayMissing(rec.Missing)
+				}
 			}
 			continue
 		}
@@ -351,11 +365,10 @@ func (o *Owner) fence(ctx context.Context) (map[ident.StoreID]*wire.FenceReply, 
 		if rec.EndKnown {
 			return answers, rec, nil
 		}
-		if sites == nil {
+		if !unsure {
+			unsure = true
 			o.log.Warn("the end of the history is not known: other stores and sites are waited for", "missing", fmt.Sprint(rec.Missing))
-			if o.env.Patience != nil {
-				defer o.env.Patience()()
-			}
+			bePatient()
 			askAll()
 		}
 		if all && o.sitesHeard(sites, answers, far) || waited > o.env.Limits.UncertainWait {
@@ -374,6 +387,40 @@ func (o *Owner) goWithout(f *control.Forced) {
 
 // agreed reports that an operator has agreed to go on with what is there, though it may be less than what was stable.
 func (o *Owner) agreed() bool { return o.forced && !o.declared }
+
+// sayMissing says in the status what a takeover waits for, and what an operator can do about it.
+func (o *Owner) sayMissing(stores []ident.StoreID) {
+	o.log.Warn("takeover waits for stores", "missing", fmt.Sprint(stores))
+	if o.env.Waits == nil {
+		return
+	}
+	var at []string
+	for _, id := range stores {
+		name := id.String()
+		if n, ok := o.env.Control.NodeOfStore(id); ok {
+			name = string(n.Name)
+		}
+		if !slices.Contains(at, name) {
+			at = append(at, name)
+		}
+	}
+	o.env.Waits(wire.Errorf(wire.CodeBusy, "it needs a store that does not answer: start the nodes; dozo volume recover %s --dry-run says what would be lost without: %s", o.spec.Load().Name, strings.Join(at, ", ")))
+}
+
+// notHeard lists the stores of ensembles that have not answered and that a takeover by force has not given up.
+func (o *Owner) notHeard(answers fenceAnswers) (list []ident.StoreID) {
+	for _, e := range o.state.Ensembles {
+		for _, s := range e.Stores {
+			if answers[s] == nil && !o.state.Lost(e, s) && !slices.Contains(list, s) {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
+}
+
+// storesPatience is how long stores are waited for before that is said, and others have their turn.
+const storesPatience = 2 * time.Second
 
 // handPatience is how long a taker waits for the stores that a hand-over names. The former owner did without those that do not answer
 // then, so the journal's key may say more than it has: it is read anew for a takeover like any other.
