@@ -17,7 +17,8 @@ import (
 // journals' keys are made to fit:
 //
 //   - the epoch becomes the highest that any store has seen, so that the next one is above;
-//   - the list becomes one wide ensemble of all stores that know the journal or were listed in the backup. Whatever the
+//   - the list becomes one wide ensemble of all stores that know the journal or were listed in the backup, and of all others
+//     at the journal's sites: they may have been recorded as members and not have heard of that when they answered. Whatever the
 //     true ensembles were, they are within it, so "all but one" of it is all but one of each of them (R2);
 //   - a journal that the store does not know gets a volume with what the stores can say of it;
 //   - one that was deleted since the backup becomes a tombstone again.
@@ -336,7 +337,7 @@ func (s *settling) settled(id ident.JournalID, state JournalState) JournalState 
 		s.out.Untouched++
 		return next // nobody has heard of it: a volume that was never written
 	}
-	wide, unproven := s.wide(stores)
+	wide, unproven := s.wide(s.withOthers(id, state, stores))
 	if len(wide) == 0 {
 		s.out.WithoutAny++
 		return next // all of it is lost: the list stays, and a takeover waits for what may turn up after all
@@ -354,6 +355,24 @@ func (s *settling) settled(id ident.JournalID, state JournalState) JournalState 
 		s.out.Unproven++
 	}
 	return next
+}
+
+// withOthers adds the stores of the journal's sites that have not heard of it. One that an owner has recorded as a member just before
+// the control store was lost answers so, and the owner, which may be unable to write its key back, goes on with it then.
+func (s *settling) withOthers(id ident.JournalID, state JournalState, stores []ident.StoreID) []ident.StoreID {
+	_, sites := s.home(id)
+	for _, n := range s.c.Nodes() {
+		if !slices.Contains(sites, n.Site) && !slices.Contains(state.Sites, n.Site) {
+			continue
+		}
+		for _, x := range n.Stores {
+			if !slices.Contains(stores, x.ID) && !s.lostBefore[x.ID] {
+				stores = append(stores, x.ID)
+			}
+		}
+	}
+	slices.SortFunc(stores, ident.StoreID.Compare)
+	return stores
 }
 
 // wide is who must be asked, all but one. One store that is lost is asked in vain, so that all the others must answer:

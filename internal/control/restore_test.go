@@ -235,6 +235,54 @@ func TestRestoreInPlace(t *testing.T) {
 	}
 }
 
+// TestRestoreAsksWhoMayHaveJoined: an ensemble was recorded since the backup with a store that had not heard of the journal when it answered. It
+// may have joined since, and its owner go on with it, unable to write its key back: so it is asked like all others. Stores of sites that
+// the journal has nothing to do with are not.
+func TestRestoreAsksWhoMayHaveJoined(t *testing.T) {
+	ctx := t.Context()
+	m := NewMem()
+	c := must(m.Open(ctx, Options{}))(t)
+	t.Cleanup(func() { _ = c.Close() })
+	h := newHistory(t, c)
+	other := must(c.CreateSite(ctx, Site{Name: "other"}))(t)
+	away := ident.StoreID{0xee}
+	must(c.RegisterNode(ctx, Node{Name: "away", Site: other.ID, Roles: []Role{RoleCore}, HostID: "away", Stores: []StoreSpec{{ID: away}}}))(t)
+	backup := must(c.Backup(ctx))(t)
+	_, rev, err := c.JournalNow(ctx, h.a.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, rev, err := c.TakeJournal(ctx, h.a.ID, rev, "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := append(state.Ensembles, Ensemble{Epoch: state.Epoch, Number: 1, Stores: []ident.StoreID{h.stores[0], h.stores[1], h.stores[3]}})
+	if r := c.ChangeEnsembles(ctx, []EnsembleChange{{Journal: h.a.ID, Rev: rev, Ensembles: list}})[0]; r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	m.Renew(must(backup.Anew(NewLineage(), time.Now()))(t))
+	eventually(t, c, "the new control store is read", func() bool { r, ok := c.Restoration(); return ok && r.Pending() })
+	for i, id := range append(slices.Clone(h.stores), away) {
+		held := []HeldJournal{}
+		if i < 2 {
+			held = append(held, HeldJournal{ID: h.a.ID, Fence: state.Epoch, Highest: h.state.Epoch, Records: true, Site: h.site.ID})
+		}
+		if err := c.PutAnswer(ctx, id, held); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if waiting, err := c.Reconcile(ctx); err != nil || len(waiting) != 0 {
+		t.Fatalf("waits for %v, %v", waiting, err)
+	}
+	got, _, err := c.JournalNow(ctx, h.a.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := got.Newest(); !ok || !e.Wide || !slices.Contains(e.Stores, h.stores[3]) || slices.Contains(e.Stores, away) {
+		t.Errorf("settled as %+v; the member that had not heard of it is %s", got, h.stores[3])
+	}
+}
+
 // TestWriteBack: an owner that runs knows better than the backup, and a deposed one is refused.
 func TestWriteBack(t *testing.T) {
 	ctx := t.Context()
