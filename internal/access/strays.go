@@ -245,6 +245,32 @@ func (o *Owner) reported(store ident.StoreID, replicas []wire.Replica, asked uin
 		}
 		o.reportedOf(s, store, r, asked)
 	}
+	o.lacksRetired(store, replicas, asked)
+}
+
+// lacksRetired takes what is retired, and what a store does not have, off the table: it has let it go, and only its word got lost.
+// The store is not told again before its site has the retirement, and a site that is compared anew would be shipped the segment
+// on the way there, out of that very store.
+func (o *Owner) lacksRetired(store ident.StoreID, replicas []wire.Replica, asked uint64) {
+	if len(o.cp.retired) == 0 {
+		return
+	}
+	has := make(map[ident.SegmentID]bool, len(replicas))
+	for i := range replicas {
+		has[replicas[i].Segment] = true
+	}
+	for _, r := range o.cp.retired {
+		for _, id := range r.segments {
+			s := o.segs[id]
+			if s == nil || has[id] || o.repair.busy[id] {
+				continue // what is being copied is there in a moment
+			}
+			if h := s.holder(store); h != nil && h.moment <= asked {
+				o.strays.gone(permitKey{id, store}, h.made)
+				s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.store == store })
+			}
+		}
+	}
 }
 
 // reportedOf compares a replica of a segment that is in the table. Within an epoch a seq names one record, and a segment is
