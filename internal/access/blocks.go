@@ -3,6 +3,7 @@ package access
 import (
 	"cmp"
 	"errors"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -152,10 +153,10 @@ func (o *Owner) repairSome(now time.Duration) {
 	remote := o.remoteSites()
 	pending := map[ident.SegmentID]bool{}
 	o.w.Pending(func(ws *journal.Segment, _ []int) { pending[ws.ID] = true })
-	marks := map[ident.SiteID]ident.Seq{}
+	marks := map[ident.SiteID]given{}
 	for _, s := range o.ships {
 		s.mu.Lock()
-		marks[s.site] = s.mu.stable
+		marks[s.site] = given{s.mu.stable, maps.Clone(s.mu.unsealed)}
 		dest, open := s.mu.dest, o.segs[s.mu.segment]
 		s.mu.Unlock()
 		if open != nil && !open.sealed && o.env.about(dest).Leaving && len(v.at(s.site)) > 0 {
@@ -252,12 +253,19 @@ func (v *sight) home(s *segment, remote []ident.SiteID) {
 	v.judge(s, o.env.Site, want)
 }
 
-// shipped reports that a site has been given a segment: what it has not been given yet is lag, and for shipping to bring.
+// given is how far shipping to a site is.
+type given struct {
+	stable   ident.Seq
+	unsealed map[ident.SegmentID]bool
+}
+
+// shipped reports that a site has been given a segment: what it has not been given yet is lag, and for shipping to bring. All of it
+// may be stable there before it is sealed, and the seal is under way then, perhaps far: a copy would bring it there twice.
 // Checkpoints are shipped by a loop of their own, in any order. They don't all go by themselves when a newer one is there:
 // of what has not changed since, such as the attachments of a session that lasts, the newer one names the old part.
-func (v *sight) shipped(s *segment, site ident.SiteID, mark ident.Seq) bool {
+func (v *sight) shipped(s *segment, site ident.SiteID, mark given) bool {
 	if !s.id.IsCheckpoint() {
-		return mark >= s.last.Seq
+		return mark.stable >= s.last.Seq && !mark.unsealed[s.id]
 	}
 	return slices.ContainsFunc(s.holders, func(h holder) bool {
 		return h.stable && !h.bad && !h.going && v.look(h.store).site == site

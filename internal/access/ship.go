@@ -55,7 +55,9 @@ type siteShip struct {
 		dest    ident.StoreID // that the open one goes to
 		open    ident.SegmentID
 		sent    ident.Seq // everything up to here is on its way, or there
-		state   string
+		// What was begun in this session and is not known to be sealed there yet. It may be stable there, which is what the marks tell.
+		unsealed map[ident.SegmentID]bool
+		state    string
 		// When the site last said how far it is. Only shown: nothing is decided by this clock.
 		confirmed time.Time
 		bytes     uint64 // taken by the site since the owner began
@@ -163,6 +165,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	o.lookedAt(stores)
 	s.mu.Lock()
 	s.mu.mark, s.mu.stable, s.mu.sealed, s.mu.gap, s.mu.reach, s.mu.sent = ident.Position{}, 0, nil, nil, reach{}, 0 // watermarks are computed from what is readable now (R12)
+	s.mu.unsealed = map[ident.SegmentID]bool{}
 	s.mu.Unlock()
 	o.endUnsure(there)
 	away := o.awaySince(s, stores)
@@ -239,6 +242,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		s.set("shipping")
 		s.mu.Lock()
 		s.mu.dest, s.mu.open = dest.ID(), id
+		s.mu.unsealed[id] = true
 		s.mu.Unlock()
 		same := false
 		if o.ask(func() { same = from > 0 && seg.end == from && seg.last == last }); same {
@@ -268,7 +272,12 @@ func (o *Owner) shipSession(s *siteShip) error {
 				}
 				return
 			}
-			o.call(func() { o.confirm(seg, dest.ID(), r.Made) })
+			o.call(func() {
+				o.confirm(seg, dest.ID(), r.Made)
+				s.mu.Lock()
+				delete(s.mu.unsealed, id)
+				s.mu.Unlock()
+			})
 			s.markStable(before, end.last.Seq)
 			o.siteMoved()
 		})
