@@ -406,7 +406,8 @@ func (s *Server) expected(v *Volume, state control.JournalState) bool {
 		return false
 	}
 	if state.Owner != s.env.Node {
-		if time.Since(p.since) > preparedAtMost || state.Epoch != p.epoch {
+		// The owner that prepares it may be newer than what this node has heard of the key.
+		if time.Since(p.since) > preparedAtMost || state.Epoch != p.epoch && !state.Epoch.Less(p.epoch) {
 			v.prepared = nil
 		}
 		return false

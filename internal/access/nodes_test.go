@@ -32,6 +32,7 @@ type nodes struct {
 
 	onHandOver func(to *node, m *wire.HandOver, done bool) // not nil: sees each step, before and after
 	onNamed    func(by *node)                              // not nil: by has had the control store name another owner
+	onTake     func(by *node) error                        // not nil: what the control store says when by wants to be the owner, unless nil
 }
 
 // node is a store's node. Cut off, it has its own store, its clients and the control store: what is hardest on the
@@ -190,6 +191,15 @@ func (h *hardOfHearing) HandJournal(ctx context.Context, id ident.JournalID, rev
 		f(h.x)
 	}
 	return state, now, err
+}
+
+func (h *hardOfHearing) TakeJournal(ctx context.Context, id ident.JournalID, rev control.Rev, by ident.NodeName) (control.JournalState, control.Rev, error) {
+	if f := h.x.n.onTake; f != nil {
+		if err := f(h.x); err != nil {
+			return control.JournalState{}, 0, err
+		}
+	}
+	return h.Store.TakeJournal(ctx, id, rev, by)
 }
 
 // lane has a node's appends to a store go by a connection that can be held: what is on it arrives when it is let go, whatever

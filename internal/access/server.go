@@ -252,10 +252,11 @@ func (s *Server) reconcile() {
 			v.wakeLater()
 		}
 		s.writeBack(v, o, state)
-		if o == nil && !v.taking {
+		pausing := time.Now().Before(v.again)
+		if o == nil && !v.taking && !pausing {
 			s.lookForLost(v, state)
 		}
-		take := o == nil && !v.taking && !s.expected(v, state) && s.shouldTake(v, state)
+		take := o == nil && !v.taking && !s.expected(v, state) && !pausing && s.shouldTake(v, state)
 		if take {
 			v.taking = true
 			s.mu.owned++
@@ -263,10 +264,10 @@ func (s *Server) reconcile() {
 				v.since = time.Now()
 			}
 			s.wg.Go(func() { s.takeOver(v, nil, s.stillWanted) })
-		} else if o == nil && !v.taking {
+		} else if o == nil && !v.taking && !pausing {
 			v.since, v.why = time.Time{}, nil // it is another node's business
 		}
-		if o != nil || v.taking {
+		if o != nil || v.taking || pausing {
 			owned++
 			s.mu.owned = max(s.mu.owned, owned)
 		}
@@ -429,9 +430,10 @@ func spread(id ident.JournalID) uint64 {
 // takeOver makes this node the owner; hand is what a former owner has said that hands it over, else nil. still, if not nil,
 // is asked again when the takeover's turn has come.
 func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
+	taking := true
 	defer func() {
 		s.mu.Lock()
-		v.taking = false
+		v.taking = v.taking && !taking
 		s.mu.Unlock()
 	}()
 	env := s.env
@@ -478,6 +480,10 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 			s.env.Log.Warn("takeover", "volume", v.spec.Load().Name, "err", err)
 			s.mu.Lock()
 			v.why = err
+			if hand == nil {
+				// The pause holds up this node's next attempt and nothing else: another one may own the volume by now, and hand it over.
+				v.again, v.taking, taking = time.Now().Add(takeoverRetry), false, false
+			}
 			s.mu.Unlock()
 			if hand != nil {
 				return // who asked wants to know; the next attempt is a takeover like any other

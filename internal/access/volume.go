@@ -25,6 +25,7 @@ type Volume struct {
 	sought atomic.Int64 // when another node asked for it and it was not served here; 0: never
 	wanted time.Time    // Server.mu: since when the owner's node is away
 	taking bool         // Server.mu
+	again  time.Time    // Server.mu: when this node may try to take it over once more, after an attempt that failed
 	left   bool         // Server.mu: it never had an owner, and this node gave it none, having enough
 	asked  time.Time    // Server.mu: when another node asked for an owner of a volume that never had one
 	unmet  time.Time    // Server.mu: since when somebody here waits for one
