@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dozo/internal/control"
@@ -37,50 +38,55 @@ func (g *gate) Append(m *wire.Append, done func(wire.AppendReply, error)) {
 // knows the port, and it gets R11's error though it logs in again.
 func TestALoginWaitsForTheSitesInStep(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 2, 2)
-	var shut atomic.Bool
-	var came atomic.Int32
-	c.wrap = func(s journal.Store) journal.Store {
-		if c.Site(s.ID()) == 1 {
-			return s
-		}
-		return &gate{s, &shut, &came}
-	}
-	v := c.volume(1<<20, 2, control.Replicated)
-	n := &numbered{blocks: 16, done: map[int]bool{}}
-	o := c.own(v)
-	n.writes(t, o, 5)
-	c.inStep(t, o)
-	for i := range byte(8) {
-		came.Store(0)
-		shut.Store(true)
-		go func() {
-			for came.Load() == 0 {
-				time.Sleep(time.Millisecond)
+	synctest.Test(t, func(t *testing.T) { // a login waits for shownPatience and no longer
+		c := newCluster(t, 2, 2)
+		var shut atomic.Bool
+		var came atomic.Int32
+		c.wrap = func(s journal.Store) journal.Store {
+			if c.Site(s.ID()) == 1 {
+				return s
 			}
-			shut.Store(false)
-		}()
-		p := newPort(fmt.Sprint("iqn.2026-11.test:", i), i, 1, uint64(i))
-		p.bar(t, o, wire.BarLogin)
-		if shut.Load() {
-			t.Fatalf("login %d was answered before the other site had heard of it", i)
+			return &gate{s, &shut, &came}
 		}
-	}
-	// The last one's site burns at this moment.
-	p := newPort("iqn.2026-11.test:last", 9, 1, 9)
-	p.bar(t, o, wire.BarLogin)
-	shut.Store(true)
-	p.wants(t, o, false, "before")
-	c.killSite(1)
-	o.Close()
-	shut.Store(false)
-	c.at(2)
-	c.force(t, v, 1)
-	o = c.own(v)
-	p.session++
-	p.bar(t, o, wire.BarLogin)
-	p.wants(t, o, true, "after the takeover")
-	o.Close()
+		v := c.volume(1<<20, 2, control.Replicated)
+		n := &numbered{blocks: 16, done: map[int]bool{}}
+		o := c.own(v)
+		n.writes(t, o, 5)
+		c.inStep(t, o)
+		for i := range byte(8) {
+			came.Store(0)
+			shut.Store(true)
+			go func() {
+				for came.Load() == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				shut.Store(false)
+			}()
+			p := newPort(fmt.Sprint("iqn.2026-11.test:", i), i, 1, uint64(i))
+			p.bar(t, o, wire.BarLogin)
+			if shut.Load() {
+				t.Fatalf("login %d was answered before the other site had heard of it", i)
+			}
+		}
+		// The last one's site burns at this moment.
+		p := newPort("iqn.2026-11.test:last", 9, 1, 9)
+		p.bar(t, o, wire.BarLogin)
+		shut.Store(true)
+		p.wants(t, o, false, "before")
+		c.killSite(1)
+		go func() {
+			<-o.Stopped()
+			shut.Store(false) // its end waits for what it has under way
+		}()
+		o.Close()
+		c.at(2)
+		c.force(t, v, 1)
+		o = c.own(v)
+		p.session++
+		p.bar(t, o, wire.BarLogin)
+		p.wants(t, o, true, "after the takeover")
+		o.Close()
+	})
 }
 
 // A site that can not be reached, or lags, holds up no login. A port that attaches then is not known where the volume is taken over
