@@ -110,6 +110,9 @@ func TestEtcd(t *testing.T) {
 				e := k.etcd(k.admin, cfg)
 				e.Prefix = fmt.Sprintf("/test%d/", i) // a store of its own
 				o.Log = testLog()
+				if o.Timeout == 0 {
+					o.Timeout = time.Minute // the machine may be slow; none of this is about that
+				}
 				cl := must(OpenEtcd(t.Context(), e, o))(t)
 				t.Cleanup(func() { _ = cl.Close() })
 				return cl
@@ -120,7 +123,7 @@ func TestEtcd(t *testing.T) {
 	t.Run("watches survive compaction", func(t *testing.T) {
 		e := k.etcd(k.admin, cfg)
 		e.Prefix = "/compaction/"
-		c := must(OpenEtcd(t.Context(), e, Options{}))(t)
+		c := must(OpenEtcd(t.Context(), e, Options{Timeout: time.Minute}))(t)
 		defer c.Close()
 		must(c.InitCluster(t.Context(), Cluster{Name: "test"}))(t)
 		kv, _ := c.etcd()
@@ -219,7 +222,7 @@ func TestThreeVoters(t *testing.T) {
 	}
 	voters := startAll()
 	ctx := t.Context()
-	c := must(OpenEtcd(ctx, k.etcd(k.admin, cfgs...), Options{Log: testLog(), Timeout: 30 * time.Second}))(t)
+	c := must(OpenEtcd(ctx, k.etcd(k.admin, cfgs...), Options{Log: testLog(), Timeout: time.Minute}))(t)
 	a, _, _ := setup(t, c)
 	v := must(c.CreateVolume(ctx, testVolume("v1"), []ident.SiteID{a.ID}))(t)
 
@@ -265,7 +268,7 @@ func TestVoterJoinsAndLeaves(t *testing.T) {
 	first := single(k.config(t, "v1"))
 	old := start(t, first)
 	ctx := t.Context()
-	c := must(OpenEtcd(ctx, k.etcd(k.admin, first), Options{Log: testLog(), Timeout: 30 * time.Second}))(t)
+	c := must(OpenEtcd(ctx, k.etcd(k.admin, first), Options{Log: testLog(), Timeout: time.Minute}))(t)
 	a, _, _ := setup(t, c)
 	admin := must(OpenAdmin(k.etcd(k.admin, first), testLog()))(t)
 	defer admin.Close()
@@ -383,7 +386,7 @@ func TestRevokedClientIsCutOff(t *testing.T) {
 	cfg.Revoked = func(serial string) bool { r := revoked.Load(); return r != nil && *r == serial }
 	start(t, cfg)
 	ctx := t.Context()
-	good := must(OpenEtcd(ctx, k.etcd(k.admin, cfg), Options{Log: testLog()}))(t)
+	good := must(OpenEtcd(ctx, k.etcd(k.admin, cfg), Options{Log: testLog(), Timeout: time.Minute}))(t)
 	defer good.Close()
 	bad := must(OpenEtcd(ctx, k.etcd(stolen, cfg), Options{Log: testLog()}))(t)
 	defer bad.Close()

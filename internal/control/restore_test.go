@@ -500,7 +500,7 @@ func TestSeedVoter(t *testing.T) {
 	k := newVoterKit(t)
 	cfg := single(k.config(t, "v1"))
 	e := start(t, cfg)
-	c := must(OpenEtcd(t.Context(), k.etcd(k.admin, cfg), Options{}))(t)
+	c := must(OpenEtcd(t.Context(), k.etcd(k.admin, cfg), Options{Timeout: time.Minute}))(t)
 	t.Cleanup(func() { _ = c.Close() })
 	ctx := t.Context()
 	must(c.InitCluster(ctx, Cluster{Name: "test", ID: k.ca.ClusterID()}))(t)
@@ -545,8 +545,14 @@ func TestSeedVoter(t *testing.T) {
 	if err := admin.PromoteVoter(pctx, other.Name); err != nil {
 		t.Fatal(err)
 	}
-	voters, err := admin.Status(ctx)
-	if err != nil || len(voters) != 2 || !voters[0].Up || !voters[1].Up || voters[0].Leader == voters[1].Leader {
-		t.Errorf("%+v, %v", voters, err)
+	for { // a machine that stalls answers the next question
+		voters, err := admin.Status(pctx)
+		if err == nil && len(voters) == 2 && voters[0].Up && voters[1].Up && voters[0].Leader != voters[1].Leader {
+			break
+		}
+		if pctx.Err() != nil {
+			t.Fatalf("%+v, %v", voters, err)
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }

@@ -122,7 +122,7 @@ func TestExternalControlStore(t *testing.T) {
 	if err != nil || len(found) != 1 || !slices.ContainsFunc(found[0].Addresses, func(a initiator.PortalAddress) bool { return a.Addr == portal }) {
 		t.Errorf("discovered at %s: %+v, %v", portal, found, err)
 	}
-	s, err := initiator.Dial(ctx, initiator.Config{Portal: portal, Target: v.Volume.Iqn})
+	s, err := initiator.Dial(ctx, initiator.Config{Portal: portal, Target: v.Volume.Iqn, RetryLimit: 1000}) // BUSY is asked again (R9)
 	if err != nil {
 		t.Fatal(err)
 	}

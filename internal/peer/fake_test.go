@@ -278,12 +278,12 @@ func (ca *testCA) options(t testing.TB, node ident.NodeName) Options {
 		Identify: func(cs tls.ConnectionState) (ident.NodeName, error) {
 			return ident.NodeName(cs.PeerCertificates[0].Subject.CommonName), nil
 		},
-		Log: testLog(t),
+		Log: testLog(t), DialTimeout: time.Minute,
 	}
 }
 
 func insecure(t testing.TB, node ident.NodeName) Options {
-	return Options{Self: Self{Cluster: "test", Node: node, Instance: NewInstance()}, Insecure: true, Log: testLog(t)}
+	return Options{Self: Self{Cluster: "test", Node: node, Instance: NewInstance()}, Insecure: true, Log: testLog(t), DialTimeout: time.Minute}
 }
 
 func testLog(testing.TB) *slog.Logger { return slog.New(slog.DiscardHandler) }

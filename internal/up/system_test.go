@@ -66,9 +66,10 @@ func fakeNode(args []string) error {
 		return err
 	}
 	b := apitest.New()
-	b.SetHealth(api.Health{Ready: os.Getenv("FAKE_NEVER_READY") != c.Node, State: "starting", Node: c.Node, Problems: []string{"waits for Godot"}})
+	never := os.Getenv("FAKE_NEVER_READY") != ""
+	b.SetHealth(api.Health{Ready: !never, State: "starting", Node: c.Node, Problems: []string{"waits for Godot"}})
 	left, _ := strconv.Atoi(os.Getenv("FAKE_RECOVERING"))
-	srv := api.NewServer(api.Options{Node: c.Node, Backend: &recoveringNode{Backend: b, left: left}, Peer: func(cs tls.ConnectionState) (pki.Peer, error) { return id.Check(cs, nil) }})
+	srv := api.NewServer(api.Options{Node: c.Node, Backend: &recoveringNode{Backend: b, left: left, asked: filepath.Join(nd, "asked")}, Peer: func(cs tls.ConnectionState) (pki.Peer, error) { return id.Check(cs, nil) }})
 	ln, err := net.Listen("tcp", net.JoinHostPort(c.Address, "7070"))
 	if err != nil {
 		return err
@@ -87,8 +88,19 @@ func fakeNode(args []string) error {
 // recoveringNode says of a volume that it is recovering for the first times that it is asked.
 type recoveringNode struct {
 	*apitest.Backend
-	mu   sync.Mutex
-	left int
+	mu    sync.Mutex
+	left  int
+	asked string // a file that is made when it has been asked for its health for the third time
+	n     int
+}
+
+func (n *recoveringNode) Health() api.Health {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.n++; n.n == 3 {
+		_ = os.WriteFile(n.asked, nil, 0o600)
+	}
+	return n.Backend.Health()
 }
 
 func (n *recoveringNode) Status(ctx context.Context, req *dozov1.StatusRequest) (*dozov1.StatusResponse, error) {
@@ -340,11 +352,38 @@ func TestNodeThatFailsIsShownWithItsLog(t *testing.T) {
 	}
 }
 
+// deadline is a context whose deadline has come once done is closed.
+type deadline struct {
+	context.Context
+	done chan struct{}
+}
+
+func (d deadline) Done() <-chan struct{} { return d.done }
+
+func (d deadline) Err() error {
+	select {
+	case <-d.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 func TestNodeThatIsNotReadyIsShownWithItsReason(t *testing.T) {
 	o, _ := options(t, 4)
-	o.Env, o.Timeout = append(o.Env, "FAKE_NEVER_READY=s1n1"), 2*time.Second
-	_, err := Start(t.Context(), o)
-	if err == nil || !strings.Contains(err.Error(), "s1n1") || !strings.Contains(err.Error(), "waits for Godot") {
+	o.Env, o.Timeout = append(o.Env, "FAKE_NEVER_READY=1"), time.Hour
+	over := deadline{t.Context(), make(chan struct{})}
+	go func() { // the time is over once all have said why they are not ready
+		defer close(over.done)
+		for t.Context().Err() == nil {
+			if asked, _ := filepath.Glob(filepath.Join(o.Dir, "nodes", "*", "asked")); len(asked) == 3 {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	_, err := Start(over, o)
+	if err == nil || !strings.Contains(err.Error(), "is not ready after 1h0m0s") || !strings.Contains(err.Error(), "waits for Godot") {
 		t.Errorf("%v", err)
 	}
 	if left := runningNames(o.Dir); len(left) != 0 {

@@ -146,8 +146,15 @@ func TestErrorsEndTheRun(t *testing.T) {
 	if _, err := bench.Run(t.Context(), bench.Config{URLs: []string{"iscsi://u%geheim@127.0.0.1:1/x"}, Workload: workload(t, "read:4k:1"), Count: 1}); err == nil || strings.Contains(err.Error(), "geheim") {
 		t.Fatalf("refused connection: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	var n atomic.Int64
+	d.SetFault(func(iscsitest.Op, scsi.Request, int64, int) error {
+		if n.Add(1) == 20 {
+			cancel()
+		}
+		return nil
+	})
 	began := time.Now()
 	r, err = bench.Run(ctx, bench.Config{URLs: []string{url}, Workload: workload(t, "read:4k:1"), Runtime: time.Hour, Rate: 1000})
 	if most := 150 + 1000*time.Since(began).Seconds(); err != nil || float64(r.IOs) > most {
