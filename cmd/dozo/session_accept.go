@@ -43,7 +43,22 @@ func (o *sessionAccept) run(ctx context.Context, a *app) error {
 	if o.dryRun {
 		return a.with(func(c *api.Client) error { return o.show(ctx, a, c) })
 	}
-	if err := a.confirm(o.yes, fmt.Sprintf("Hosts that go on with volume %s as if nothing was missing may ruin what is on it.", o.req.GetVolume())); err != nil {
+	question := fmt.Sprintf("Hosts that go on with volume %s as if nothing was missing may ruin what is on it.", o.req.GetVolume())
+	if !o.yes && isTerminal(a.in) {
+		// Who is asked decides upon what is now: if there is another takeover before the answer, it does not count.
+		err := a.with(func(c *api.Client) error {
+			list, epoch, err := o.refused(ctx, c)
+			if err == nil {
+				o.req.Epoch = epoch
+				err = a.ports(list)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := a.confirm(o.yes, question); err != nil {
 		return err
 	}
 	return a.with(func(c *api.Client) error {
@@ -55,28 +70,37 @@ func (o *sessionAccept) run(ctx context.Context, a *app) error {
 	})
 }
 
-// show lists the ports that would be accepted, from the status.
+// show lists the ports that would be accepted.
 func (o *sessionAccept) show(ctx context.Context, a *app, c *api.Client) error {
-	v, err := c.Volumes.Get(ctx, &dozov1.GetVolumeRequest{Volume: o.req.GetVolume(), Tenant: o.req.GetTenant()})
+	list, _, err := o.refused(ctx, c)
 	if err != nil {
 		return err
+	}
+	return a.ports(list)
+}
+
+// refused gives the ports that would be accepted, and the epoch of their owner, from the status.
+func (o *sessionAccept) refused(ctx context.Context, c *api.Client) (list []*dozov1.Port, epoch string, err error) {
+	v, err := c.Volumes.Get(ctx, &dozov1.GetVolumeRequest{Volume: o.req.GetVolume(), Tenant: o.req.GetTenant()})
+	if err != nil {
+		return nil, "", err
 	}
 	resp, err := c.Cluster.Status(ctx, &dozov1.StatusRequest{})
 	if err != nil {
-		return err
+		return nil, "", err
 	}
-	var list []*dozov1.Port
 	for _, s := range resp.GetVolumes() {
 		if s.GetId() != v.GetVolume().GetId() {
 			continue
 		}
+		epoch = s.GetEpoch()
 		for _, p := range s.GetRefused() {
 			if (o.req.GetInitiatorName() == "" || p.GetInitiatorName() == o.req.GetInitiatorName()) && (o.req.GetIsid() == "" || strings.EqualFold(p.GetIsid(), o.req.GetIsid())) {
 				list = append(list, p)
 			}
 		}
 	}
-	return a.ports(list)
+	return list, epoch, nil
 }
 
 func (a *app) ports(list []*dozov1.Port) error {

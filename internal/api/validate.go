@@ -100,7 +100,7 @@ func validate(msg proto.Message) error {
 	case *dozov1.KillSessionRequest:
 		return checkText("id", m.GetId())
 	case *dozov1.AcceptSessionsRequest:
-		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptionalText("initiator_name", m.GetInitiatorName()), checkISID(m.GetIsid()))
+		return errors.Join(volumeRef(m.GetVolume(), &m.Tenant), checkOptionalText("initiator_name", m.GetInitiatorName()), checkISID(m.GetIsid()), checkOptionalText("epoch", m.GetEpoch()))
 	case *dozov1.GetReservationsRequest:
 		return volumeRef(m.GetVolume(), &m.Tenant)
 	case *dozov1.ClearReservationsRequest:

@@ -191,6 +191,9 @@ func (b *backend) AcceptSessions(ctx context.Context, req *dozov1.AcceptSessions
 	if !ok {
 		return nil, fmt.Errorf("the owner of volume %s does not answer: %w", v.Name, api.ErrUnavailable)
 	}
+	if e := st.Epoch.String(); req.Epoch != "" && req.Epoch != e {
+		return nil, fmt.Errorf("volume %s has been taken over since epoch %s, it is %s now: look at its ports again: %w", v.Name, req.Epoch, e, control.ErrConflict)
+	}
 	m.First, m.Last = st.Epoch.Number, uint64(st.Epoch.Lineage)
 	for _, p := range st.Ports {
 		if (req.InitiatorName == "" || req.InitiatorName == p.Initiator) && (req.Isid == "" || m.Nexus.ISID == p.ISID) {

@@ -322,6 +322,9 @@ func TestCluster(t *testing.T) {
 	if r, err := c1.Sessions.Accept(ctx, &dozov1.AcceptSessionsRequest{Volume: "web1"}); err != nil || len(r.Ports) != 0 {
 		t.Errorf("accept: %v, %v", r, err)
 	}
+	if _, err := c1.Sessions.Accept(ctx, &dozov1.AcceptSessionsRequest{Volume: "web1", Epoch: "another"}); api.Reason(err) != "CONFLICT" {
+		t.Errorf("accept of ports of another epoch: %v", err)
+	}
 	if _, err := c1.Sessions.Accept(ctx, &dozov1.AcceptSessionsRequest{Volume: "web1", Isid: "12"}); api.Reason(err) != "INVALID" {
 		t.Errorf("accept of half an ISID: %v", err)
 	}

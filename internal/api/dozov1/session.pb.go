@@ -455,7 +455,9 @@ type AcceptSessionsRequest struct {
 	// Only ports of this initiator; empty: of all.
 	InitiatorName string `protobuf:"bytes,3,opt,name=initiator_name,json=initiatorName,proto3" json:"initiator_name,omitempty"`
 	// Only this port, 12 hexadecimal digits; empty: all.
-	Isid          string `protobuf:"bytes,4,opt,name=isid,proto3" json:"isid,omitempty"`
+	Isid string `protobuf:"bytes,4,opt,name=isid,proto3" json:"isid,omitempty"`
+	// VolumeStatus.epoch as it was when somebody looked at the ports; CONFLICT if it is another one by now. Empty: any.
+	Epoch         string `protobuf:"bytes,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -514,6 +516,13 @@ func (x *AcceptSessionsRequest) GetInitiatorName() string {
 func (x *AcceptSessionsRequest) GetIsid() string {
 	if x != nil {
 		return x.Isid
+	}
+	return ""
+}
+
+func (x *AcceptSessionsRequest) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
 	}
 	return ""
 }
@@ -605,12 +614,13 @@ const file_dozo_v1_session_proto_rawDesc = "" +
 	"\x12KillSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"A\n" +
 	"\x13KillSessionResponse\x12*\n" +
-	"\asession\x18\x01 \x01(\v2\x10.dozo.v1.SessionR\asession\"\x82\x01\n" +
+	"\asession\x18\x01 \x01(\v2\x10.dozo.v1.SessionR\asession\"\x98\x01\n" +
 	"\x15AcceptSessionsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12%\n" +
 	"\x0einitiator_name\x18\x03 \x01(\tR\rinitiatorName\x12\x12\n" +
-	"\x04isid\x18\x04 \x01(\tR\x04isid\"=\n" +
+	"\x04isid\x18\x04 \x01(\tR\x04isid\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\tR\x05epoch\"=\n" +
 	"\x16AcceptSessionsResponse\x12#\n" +
 	"\x05ports\x18\x01 \x03(\v2\r.dozo.v1.PortR\x05ports2\xec\x01\n" +
 	"\x0eSessionService\x12H\n" +
