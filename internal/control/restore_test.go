@@ -483,7 +483,7 @@ func TestLostBeforeTheBackup(t *testing.T) {
 		t.Fatalf("waits for %v, %v", waiting, err)
 	}
 	got, _, err := c.JournalNow(ctx, h.a.ID)
-	want := slices.Clone(h.stores[:2])
+	want := slices.Clone(h.stores[:3]) // store 2 has not heard of it, and may have joined since the backup
 	slices.SortFunc(want, ident.StoreID.Compare)
 	// Store 3 was never a member: with that counted as well, nothing would be proven.
 	if err != nil || len(got.Ensembles) != 1 || got.Ensembles[0].Unproven || !slices.Equal(got.Ensembles[0].Stores, want) {
