@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dozo/internal/control"
@@ -84,39 +85,41 @@ func (f *spoilt) refused(t *testing.T, n int) {
 
 // An owner whose own records a store will never take ends, and the next epoch makes them stable.
 func TestAnOwnerWhoseSegmentIsSpoiltEnds(t *testing.T) {
-	f := newSpoilt(t, 2)
-	o := f.im.o
-	f.refused(t, copiesRefused)
-	// That alone is no reason: nothing has waited for long.
-	o.ask(o.everySecond)
-	if err := o.Err(); err != nil {
-		t.Fatalf("it ended at once: %v", err)
-	}
-	f.skew.Store(int64(flushSlow))
-	o.ask(o.everySecond)
-	select {
-	case <-o.Stopped():
-	case <-time.After(time.Minute):
-		t.Fatal("it goes on")
-	}
-	if err := o.Err(); !errors.Is(err, errSpoilt) {
-		t.Errorf("it ended by %v", err)
-	}
-	if err := <-f.flush; err == nil {
-		t.Error("the flush was answered")
-	}
-	f.im.o = f.own(f.v)
-	if err := simple(f.im.o, wire.OpFlush, 0, 0); err != nil {
-		t.Fatalf("flush at the next epoch: %v", err)
-	}
-	f.im.check(t)
-	// The other store alone has it all now.
-	f.im.o.Close()
-	f.kill(f.seats[0])
-	f.start(f.seats[0])
-	f.im.o = f.own(f.v)
-	f.im.check(t)
-	f.im.o.Close()
+	synctest.Test(t, func(t *testing.T) { // how long the flush has waited is what matters
+		f := newSpoilt(t, 2)
+		o := f.im.o
+		f.refused(t, copiesRefused)
+		// That alone is no reason: nothing has waited for long.
+		o.ask(o.everySecond)
+		if err := o.Err(); err != nil {
+			t.Fatalf("it ended at once: %v", err)
+		}
+		f.skew.Store(int64(flushSlow))
+		o.ask(o.everySecond)
+		select {
+		case <-o.Stopped():
+		case <-time.After(time.Minute):
+			t.Fatal("it goes on")
+		}
+		if err := o.Err(); !errors.Is(err, errSpoilt) {
+			t.Errorf("it ended by %v", err)
+		}
+		if err := <-f.flush; err == nil {
+			t.Error("the flush was answered")
+		}
+		f.im.o = f.own(f.v)
+		if err := simple(f.im.o, wire.OpFlush, 0, 0); err != nil {
+			t.Fatalf("flush at the next epoch: %v", err)
+		}
+		f.im.check(t)
+		// The other store alone has it all now.
+		f.im.o.Close()
+		f.kill(f.seats[0])
+		f.start(f.seats[0])
+		f.im.o = f.own(f.v)
+		f.im.check(t)
+		f.im.o.Close()
+	})
 }
 
 // With a third store it goes on: what is damaged is copied there. The store says that it has less than it had acknowledged only
