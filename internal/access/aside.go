@@ -11,6 +11,27 @@ import (
 // them to give them up, and while they are there no cut is closed by itself. They go, by a permit as all others, once the last of them has
 // been found in this history by its hash.
 
+// superseded reports that what replicas of an epoch have up to a record and this history does not was never committed: of the epoch-starts of this
+// history the first one that leaves it behind says proven. Later ones that are not proven have left nothing of it behind, since it was not of
+// what they went on from. It runs in the loop.
+func (o *Owner) superseded(epoch ident.Epoch, last ident.Seq) bool {
+	proven := false
+	for start := o.w.Start(); ; {
+		if leftBehind(start, epoch, last) {
+			proven = start.Proven
+		}
+		before := start.Before.Epoch
+		if !epoch.Less(before) {
+			return proven
+		}
+		next, known := o.startOf(before)
+		if !known || !next.At.Epoch.Less(start.At.Epoch) {
+			return false
+		}
+		start = next
+	}
+}
+
 // compared is what came of looking for the last record of a replica.
 type compared struct {
 	made  uint64

@@ -35,6 +35,9 @@ func (o *Owner) reseal(s *segment, store ident.StoreID, elsewhere bool, then fun
 	st, ok := o.env.Stores.Store(store)
 	id, end, last, start, proven := s.id, s.end, s.last, o.w.Start(), o.provenSince(s.id.Epoch)
 	proven = proven || elsewhere && start.Proven
+	if r := o.strays.answered(store, id); !proven && r != nil {
+		proven = start.Proven && o.superseded(id.Epoch, r.Last.Seq)
+	}
 	o.goBackground(func() {
 		var r wire.SealReply
 		var forked bool

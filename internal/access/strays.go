@@ -546,7 +546,7 @@ func (o *Owner) strayMayGo(r *stray) bool {
 	id := r.Segment
 	switch {
 	case r.State == wire.ReplicaFork:
-		return o.forgotten(id.Epoch, r.Last.Seq) || o.isOurs(r)
+		return o.forgotten(id.Epoch, r.Last.Seq) || id.IsFork() && o.superseded(id.Epoch, r.Last.Seq) || o.isOurs(r)
 	case o.epoch.Less(id.Epoch) || o.epoch.Conflicts(id.Epoch) || o.pinned(id):
 		return false
 	case r.End == 0 && id.Epoch.Less(o.epoch):
