@@ -437,7 +437,8 @@ func (o *Owner) positionIn(id ident.SegmentID, seq ident.Seq) (p ident.Position,
 
 // reportedPart deals with a part of a segment at a store that is not known to have any.
 func (o *Owner) reportedPart(s *segment, store ident.StoreID, r *wire.Replica) {
-	if o.repair.busy[s.id] || r.Last.Seq > s.last.Seq && (o.gaveUp(r.Segment.Epoch, r.Last.Seq) || r.Segment.Epoch.Less(o.epoch) && !o.provenSince(r.Segment.Epoch)) {
+	if o.repair.busy[s.id] || r.Last.Seq > s.last.Seq && (o.gaveUp(r.Segment.Epoch, r.Last.Seq) || r.Segment.Epoch.Less(o.epoch) &&
+		!o.provenSince(r.Segment.Epoch) && !o.superseded(r.Segment.Epoch, r.Last.Seq)) {
 		return // being copied; or it has more, which may be part of a fork
 	}
 	site, enough := o.env.Stores.Site(store), 1

@@ -98,6 +98,16 @@ func supersededTail(t *testing.T, back string) {
 		o.ask(func() { o.dropSome(); o.sendDrops(); o.releaseCuts(); open = len(o.forks.open()) })
 		return open == 0
 	})
+	eventually(t, "the store has nothing of it any more", func() bool {
+		o.look()
+		o.ask(func() { o.dropSome(); o.sendDrops() })
+		for id, r := range c.replicas(away, v.ID) {
+			if id.Epoch == old && !id.IsCheckpoint() && r.Last.Seq >= tail.Seq {
+				return false
+			}
+		}
+		return true
+	})
 	for id, r := range c.replicas(away, v.ID) {
 		if r.State == wire.ReplicaFork {
 			t.Errorf("%s is a fork, to %s", id, r.Last)
