@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"dozo/internal/control"
@@ -35,6 +36,7 @@ type forks struct {
 	at        map[ident.StoreID]forkAt
 	looked    map[ident.StoreID]bool // stores that this owner has looked at
 	closing   bool                   // a record that closes cuts is under way
+	sealing   atomic.Int32           // seals under way by which stores may set something aside that is not in at yet
 	compared  map[permitKey]compared // what is set aside and was left behind by no cut
 }
 
@@ -288,11 +290,16 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 	var sum forkSum
 	for _, b := range list {
 		sctx, cancel := context.WithTimeout(ctx, 4*o.env.Limits.SyncTimeout)
+		o.forks.sealing.Add(1)
 		r, forked, err := sealOrSetAside(sctx, b.h.store, &wire.Seal{Epoch: o.epoch, Segment: b.id, End: b.end, Last: b.last, Start: start})
 		cancel()
 		if forked {
-			from, end := b.h.last.Seq, b.h.end
+			end := b.h.end
 			o.call(func() { o.forkMade(b.h.store.ID(), uint64(end)) })
+		}
+		o.doneSealing()
+		if forked {
+			from := b.h.last.Seq
 			if !seen[b.id] {
 				seen[b.id] = true
 				sum.segments++
@@ -329,6 +336,11 @@ func sealOrSetAside(ctx context.Context, st journal.Store, m *wire.Seal) (r wire
 		r, err = st.Seal(ctx, m)
 	}
 	return r, forked, err
+}
+
+// doneSealing ends what began with sealing.Add, behind what has been told to the loop of it.
+func (o *Owner) doneSealing() {
+	o.call(func() { o.forks.sealing.Add(-1) })
 }
 
 // setAside tells of a fork that a store has made of what its replica had behind the end of a segment. It runs in the loop.
@@ -536,7 +548,7 @@ func (o *Owner) applyPins(body []byte) error {
 func (o *Owner) releaseCuts() {
 	f := &o.forks
 	open := f.open()
-	if len(open) == 0 || f.closing || o.stopErr != nil || !o.w.Serving() || o.older {
+	if len(open) == 0 || f.closing || f.sealing.Load() > 0 || o.stopErr != nil || !o.w.Serving() || o.older {
 		return
 	}
 	for _, at := range f.at {

@@ -38,7 +38,9 @@ func (o *Owner) reseal(s *segment, store ident.StoreID, elsewhere bool, then fun
 	if r := o.strays.answered(store, id); !proven && r != nil {
 		proven = start.Proven && o.superseded(id.Epoch, r.Last.Seq)
 	}
+	o.forks.sealing.Add(1)
 	o.goBackground(func() {
+		defer o.doneSealing()
 		var r wire.SealReply
 		var forked bool
 		err := error(wire.Errorf(wire.CodeUnreached, "not registered"))

@@ -126,14 +126,16 @@ func (o *Owner) shipFork(ctx context.Context, s *siteShip, seg *segment, h *have
 	}
 	sctx, cancel := context.WithTimeout(ctx, 4*o.env.Limits.SyncTimeout)
 	defer cancel()
+	o.forks.sealing.Add(1)
+	defer o.doneSealing()
 	r, forked, failed := sealOrSetAside(sctx, h.store, m)
+	if forked {
+		o.call(func() { o.setAside(h.store, seg.id, m.Last.Seq) })
+	}
 	if failed != nil {
 		return fmt.Errorf("%w; set aside: %w", err, failed)
 	}
 	h.end, h.last, h.made = m.End, m.Last, r.Made
-	if forked {
-		o.call(func() { o.setAside(h.store, seg.id, m.Last.Seq) })
-	}
 	return nil
 }
 
