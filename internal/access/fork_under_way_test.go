@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 
@@ -11,11 +12,12 @@ import (
 	"dozo/internal/wire"
 )
 
-// slowFork is a store whose word that it has set something aside is long on its way.
+// slowFork is a store whose word that it has set something aside is long on its way, or gets lost.
 type slowFork struct {
 	journal.Store
 	made *atomic.Int32
 	held chan struct{}
+	mute bool
 }
 
 func (s *slowFork) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, error) {
@@ -23,6 +25,9 @@ func (s *slowFork) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, erro
 	if errors.Is(err, wire.ErrFork) {
 		s.made.Add(1)
 		<-s.held
+		if s.mute {
+			return r, wire.Errorf(wire.CodeUnreached, "the answer of store %s got lost", s.ID())
+		}
 	}
 	return r, err
 }
@@ -31,13 +36,22 @@ func (s *slowFork) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, erro
 // closed, it would say that somebody has given the fork up.
 func TestACutIsNotClosedWhileAForkIsBeingSetAside(t *testing.T) {
 	t.Parallel()
+	for _, mute := range []bool{false, true} {
+		t.Run(fmt.Sprint("its word gets lost: ", mute), func(t *testing.T) {
+			t.Parallel()
+			cutStaysOpen(t, mute)
+		})
+	}
+}
+
+func cutStaysOpen(t *testing.T, mute bool) {
 	c := newCluster(t, 2, 2)
 	var made atomic.Int32
 	held := make(chan struct{})
 	var slow atomic.Bool
 	c.wrap = func(s journal.Store) journal.Store {
 		if slow.Load() {
-			return &slowFork{s, &made, held}
+			return &slowFork{s, &made, held, mute}
 		}
 		return s
 	}
@@ -73,6 +87,9 @@ func TestACutIsNotClosedWhileAForkIsBeingSetAside(t *testing.T) {
 	close(held)
 	eventually(t, "the fork is known", func() (known bool) {
 		o.ask(func() {
+			if o.releaseCuts(); o.forks.closing {
+				t.Error("the cut is closed before it is known what the store has")
+			}
 			for _, f := range o.forks.at {
 				known = known || f.segments > 0
 			}

@@ -45,6 +45,7 @@ type forkAt struct {
 	segments int
 	bytes    uint64
 	moment   uint64 // when the newest of it was set aside: what a store said before knows nothing of that
+	unknown  bool   // it was to set something aside then, and did not answer
 }
 
 // beginForks gathers the cuts of the history: from the checkpoint, from what was recovered, and this epoch's own.
@@ -227,7 +228,20 @@ func (o *Owner) forksSaid(store ident.StoreID, list []wire.Replica, asked uint64
 func (o *Owner) forkMade(store ident.StoreID, bytes uint64) {
 	o.strays.moment++
 	f := o.forks.at[store]
-	o.forks.at[store] = forkAt{f.segments + 1, f.bytes + bytes, o.strays.moment}
+	o.forks.at[store] = forkAt{f.segments + 1, f.bytes + bytes, o.strays.moment, f.unknown}
+}
+
+// forkUnknown notes that a store was to seal a replica, by which it may set something aside, and has not said what came of that. No cut
+// is closed until it has said what it has. It runs in the loop.
+func (o *Owner) forkUnknown(store ident.StoreID) {
+	if o.forks.at == nil || o.stopErr != nil {
+		return
+	}
+	o.strays.moment++
+	f := o.forks.at[store]
+	f.moment, f.unknown = o.strays.moment, true
+	o.forks.at[store] = f
+	o.goBackground(func() { o.askWhatIsThere(store) })
 }
 
 func forksIn(list []wire.Replica) (f forkAt) {
@@ -296,6 +310,8 @@ func (o *Owner) findForks(ctx context.Context, site ident.SiteID, there map[iden
 		if forked {
 			end := b.h.end
 			o.call(func() { o.forkMade(b.h.store.ID(), uint64(end)) })
+		} else if err != nil {
+			o.call(func() { o.forkUnknown(b.h.store.ID()) })
 		}
 		o.doneSealing()
 		if forked {
@@ -551,8 +567,8 @@ func (o *Owner) releaseCuts() {
 	if len(open) == 0 || f.closing || f.sealing.Load() > 0 || o.stopErr != nil || !o.w.Serving() || o.older {
 		return
 	}
-	for _, at := range f.at {
-		if at.segments > 0 {
+	for id, at := range f.at {
+		if at.segments > 0 || at.unknown && !o.env.about(id).Lost {
 			return
 		}
 	}

@@ -54,6 +54,8 @@ func (o *Owner) reseal(s *segment, store ident.StoreID, elsewhere bool, then fun
 			then()
 			if forked {
 				o.setAside(st, id, last.Seq)
+			} else if ok && err != nil {
+				o.forkUnknown(store)
 			}
 			switch {
 			case o.stopErr != nil:

@@ -131,6 +131,8 @@ func (o *Owner) shipFork(ctx context.Context, s *siteShip, seg *segment, h *have
 	r, forked, failed := sealOrSetAside(sctx, h.store, m)
 	if forked {
 		o.call(func() { o.setAside(h.store, seg.id, m.Last.Seq) })
+	} else if failed != nil {
+		o.call(func() { o.forkUnknown(h.store.ID()) })
 	}
 	if failed != nil {
 		return fmt.Errorf("%w; set aside: %w", err, failed)
