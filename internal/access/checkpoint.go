@@ -86,7 +86,7 @@ func (o *Owner) worthCheckpoint() bool {
 // maybeCheckpoint starts one when it is due (architecture §5).
 func (o *Owner) maybeCheckpoint(now time.Duration) {
 	c := &o.cp
-	if c.running || o.stopErr != nil || !o.w.Serving() || o.m.Applied() == c.lastSeq {
+	if c.running || now < o.move.still || o.stopErr != nil || !o.w.Serving() || o.m.Applied() == c.lastSeq {
 		return
 	}
 	due, clock := o.checkpointDue(now)

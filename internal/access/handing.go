@@ -382,7 +382,7 @@ func (h *handing) catchUp(ctx context.Context) error {
 	trip := time.Since(asked)
 	var link linkRate
 	begun := time.Now()
-	var slowed time.Time
+	var slowed, near time.Time
 	for {
 		var lag uint64
 		o.ask(func() { lag = o.lagOf(ship) })
@@ -396,7 +396,13 @@ func (h *handing) catchUp(ctx context.Context) error {
 		rate := link.add(time.Now(), bytes, lag > handLagSmall)
 		h.mv.lag(lag)
 		if lag <= handLagSmall || float64(lag) <= rate*(trip+handPause).Seconds() {
-			if o.settledAt(ship) || time.Since(begun) > settlePatience {
+			if near.IsZero() {
+				near = time.Now()
+				// The new owner takes the newest checkpoint. One that its site does not have yet would be read over the distance, and
+				// where the old site is lost right behind the hand-over by nobody.
+				o.noCheckpoints(settlePatience + 2*drainPatience)
+			}
+			if o.settledAt(ship) && o.checkpointAt(h.to.Site) || time.Since(near) > settlePatience {
 				return nil
 			}
 			h.mv.phase("copying: the last segments become stable")

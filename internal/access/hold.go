@@ -27,6 +27,7 @@ type moveState struct {
 	rate    int64 // bytes of writes a second; 0: as fast as they come
 	budget  int64 // what may be let in now; below zero: what was let in too much
 	filled  uint64
+	still   time.Duration // by the owner's clock: no checkpoint begins by itself until then
 }
 
 // holdBack keeps a command that has just arrived, if it is to wait. Reads go on until the owner stops: it has its
@@ -262,10 +263,15 @@ func (o *Owner) settledAt(s *siteShip) (yes bool) {
 	return yes
 }
 
-// checkpointAt reports that a site has every checkpoint segment that the newest checkpoint needs.
+// noCheckpoints has none begin by itself for a while.
+func (o *Owner) noCheckpoints(d time.Duration) {
+	o.ask(func() { o.move.still = time.Duration(o.env.Clock()) + d })
+}
+
+// checkpointAt reports that a site has every checkpoint segment that the newest checkpoint needs, and that no newer one is being made.
 func (o *Owner) checkpointAt(site ident.SiteID) (yes bool) {
-	yes = true
 	o.ask(func() {
+		yes = !o.cp.running
 		for id, s := range o.segs {
 			if id.IsCheckpoint() && s.sealed && s.slot != 0 && o.goodAt(s, site) == 0 {
 				yes = false

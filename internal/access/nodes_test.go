@@ -152,6 +152,9 @@ func (v nodeStores) Store(id ident.StoreID) (journal.Store, bool) {
 	if l := v.x.thin[id]; l != nil {
 		return l, true
 	}
+	if s != nil && v.wrap != nil {
+		return v.wrap(s), true
+	}
 	return s, s != nil
 }
 func (v nodeStores) Local(id ident.StoreID) bool { return id == v.x.home.id }
