@@ -475,14 +475,13 @@ func TestADivergedSiteIsLoud(t *testing.T) {
 	for range 60 {
 		im.change(t)
 	}
-	eventually(t, "site 2 has sealed segments", func() bool {
-		for _, s := range im.o.ships[0:] {
-			s.mu.Lock()
-			ok := s.mu.stable > 10
-			s.mu.Unlock()
-			return ok
-		}
-		return false
+	// All of a segment may be stable there before it is sealed, and what is open is not compared by what the owner believes.
+	eventually(t, "site 2 has the first segment sealed", func() (yes bool) {
+		im.o.ask(func() {
+			s := im.o.order[0]
+			yes = s.sealed && slices.ContainsFunc(s.holders, func(h holder) bool { return h.stable && c.Site(h.store) == 2 })
+		})
+		return yes
 	})
 	// The owner comes to believe in another end of a sealed segment: as good as another history.
 	var first *segment
