@@ -148,8 +148,13 @@ func (o *Owner) forkLoop() {
 		if wait > 0 {
 			o.ask(func() {
 				for _, id := range o.everywhere(ids) {
-					if !o.forks.looked[id] && !o.env.about(id).Lost {
+					if (!o.forks.looked[id] || o.forks.at[id].unknown) && !o.env.about(id).Lost {
 						ids = append(ids, id)
+						delete(looked, id)
+					}
+				}
+				for _, id := range ids {
+					if o.forks.at[id].unknown {
 						delete(looked, id)
 					}
 				}
@@ -240,8 +245,7 @@ func (o *Owner) forkUnknown(store ident.StoreID) {
 	o.strays.moment++
 	f := o.forks.at[store]
 	f.moment, f.unknown = o.strays.moment, true
-	o.forks.at[store] = f
-	o.goBackground(func() { o.askWhatIsThere(store) })
+	o.forks.at[store] = f // forkLoop asks it: there may be thousands of such seals at once
 }
 
 func forksIn(list []wire.Replica) (f forkAt) {
