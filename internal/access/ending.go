@@ -53,7 +53,7 @@ func (rd *rebuilder) ending(rec *journal.Recovery, answers fenceAnswers) (tail [
 			return tail, point, nil
 		}
 		if o.viewing && !o.forced || o.state.Forced != nil && !o.forced {
-			return nil, point, wire.Errorf(wire.CodeBusy, "journal %s: no store that can be reached has what follows seq %d", o.journalID, end)
+			return nil, point, wire.Errorf(wire.CodeBusy, "journal %s: no store that can be reached has what follows seq %d: dozo volume recover --force goes on without", o.journalID, end)
 		}
 		if !o.viewing {
 			o.log.Error("a hole in the history: it ends there", "seq", end, "commit", rec.Commit.Seq)

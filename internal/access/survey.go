@@ -39,6 +39,10 @@ type Survey struct {
 // Kept reports that a takeover leaves nothing behind that was acknowledged, by the policy --ack=site:K.
 func (x *Survey) Kept() bool { return x.Need > 0 && len(x.Whole) >= x.Need }
 
+// ShortOfRecords reports that what keeps a takeover from serving is that records are not there, and not that too few stores
+// answer: giving up more stores changes nothing, an operator has to agree to the loss.
+func (x *Survey) ShortOfRecords() bool { return x.Stable || x.Holed && x.Enough || len(x.Missing) == 0 }
+
 // WaitsFor reports that a takeover could not begin without force because stores of a site don't answer.
 func (s *Server) WaitsFor(x *Survey, site ident.SiteID) bool {
 	return !x.Enough && slices.ContainsFunc(x.Missing, func(id ident.StoreID) bool { return s.env.Stores.Site(id) == site })

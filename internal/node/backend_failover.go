@@ -214,8 +214,7 @@ func (b *backend) force(ctx context.Context, f *failing, site ident.SiteID, forc
 	if !force {
 		hear = f.s.Need
 	}
-	// Where nobody is missing, what keeps the volume from being served is that what was stable is not there.
-	loss := force && site == 0 && (f.s.Stable || len(lost) == 0)
+	loss := force && site == 0 && f.s.ShortOfRecords()
 	state, _, err := c.ForceJournal(ctx, f.v.ID, f.s.Rev, f.taker, lost, unheld, hear, loss)
 	var uncertain *control.UncertainError
 	if errors.As(err, &uncertain) {
@@ -434,6 +433,8 @@ func (b *backend) RecoverVolume(ctx context.Context, req *dozov1.RecoverVolumeRe
 	case f.msg.State != "planned":
 	case served && !req.Force:
 		f.refuse("refused", "it is served by %s: there is nothing to recover", st.Owner)
+	case f.s.Enough && f.s.Holed && f.s.State.Forced != nil && !req.Force:
+		f.refuse("refused", "enough stores answer, and none of them has what follows seq %d: its takeover waits for one that has; --force goes on without", f.s.Last)
 	case f.s.Enough && !req.Force:
 		f.refuse("refused", "enough stores answer: its takeover waits for none that is lost")
 	case len(up) > 0 && !req.Force:

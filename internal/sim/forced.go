@@ -149,7 +149,7 @@ func (w *World) recoverOnce(insist bool) bool {
 		if insist {
 			hear = 0
 		}
-		state, _, err := p.ctl.ForceJournal(ctx, w.vol.ID, s.Rev, taker, s.Missing, "", hear, insist && (s.Stable || len(s.Missing) == 0))
+		state, _, err := p.ctl.ForceJournal(ctx, w.vol.ID, s.Rev, taker, s.Missing, "", hear, insist && s.ShortOfRecords())
 		if u, ok := errors.AsType[*control.UncertainError](err); ok {
 			state, _, err = p.ctl.Settle(ctx, u)
 		}
