@@ -122,6 +122,11 @@ func takeAt(ctx context.Context, env Env, spec control.VolumeSpec, hand *handed)
 	if err := o.chooseMembers(ctx, rev); err != nil {
 		return fail(err)
 	}
+	if rec.Start.At.Seq == 0 {
+		if err := o.introduce(ctx); err != nil {
+			return fail(err)
+		}
+	}
 	cfg := journal.WriterConfig{Journal: spec.ID, Kind: journal.JournalVolume, Site: env.Site, Epoch: state.Epoch, Members: o.members,
 		Capacity: env.Limits.SegmentBytes, Heard: rec.Commit, HeardStable: rec.Stable, Proven: rec.Proven(),
 		Wall: o.wall()}
