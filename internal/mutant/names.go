@@ -106,7 +106,7 @@ var names = [...]struct {
 	R8Boot:        {"R8-boot", "a holder with another boot ID has lost what was not stable", 115, "journal TestAFlushAfterAHolderHasBooted"},
 	R8Past:        {"R8-past", "what earlier epochs left unstable is made stable before a flush is answered", 115, "journal TestAFlushCoversEarlierEpochs"},
 	R8Checkpoint:  {"R8-checkpoint", "a checkpoint waits until what it covers is stable", 115, "access TestACheckpointIsNoOlderThanWhatItCoversIsStable"},
-	R9Proof:       {"R9-proof", "a stamp is what the client's own stream proves it has received", 4, "access/iscsi TestStamps"},
+	R9Proof:       {"R9-proof", "a stamp is what the client's own stream proves it has received", 119, "access/iscsi TestStamps"},
 	R9Epoch:       {"R9-epoch", "a command stamped in another epoch is refused", 4, "access TestStampsOfTheEpochBefore"},
 	R9Age:         {"R9-age", "a stamp older than 3 s is refused", 4, "access TestLateReassignedCommand"},
 	R9Login:       {"R9-login", "a command older than a newer login of its nexus is refused", 119, "access TestLateReassignedCommand"},

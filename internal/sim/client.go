@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"dozo/internal/access"
+	"dozo/internal/access/iscsi/proof"
 	"dozo/internal/access/reserve"
+	"dozo/internal/access/scsi"
 	"dozo/internal/ident"
 	"dozo/internal/wire"
 )
@@ -47,13 +50,37 @@ type session struct {
 	nexus wire.Nexus
 	vol   *access.Volume
 	in    bool
-	stamp wire.Stamp    // of the newest message from the target that the client has
+	stamp wire.Stamp // of the newest message from the target that the client has
+	exp   uint32     // ExpStatSN: what the client has of what has a number
+	there target
 	lost  chan struct{} // closed when the client knows that the session is over
 	out   time.Duration // when the last message to the target arrives
 	back  time.Duration
 	n     uint64
 	last  uint64        // number of the newest command's request
 	stuck time.Duration // until when nothing gets to the target; guarded by network.mu
+}
+
+// target is what the access server keeps of a session.
+type target struct {
+	mu     sync.Mutex
+	stream proof.Stream
+	pings  uint32
+	over   bool // the client's end of it has been read
+}
+
+// told notes a message with a number that the target makes now.
+func (t *target) told(at wire.Stamp) (statSN uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stream.Told(scsi.Stamp(at))
+}
+
+// proved is the stamp of a command that comes with an ExpStatSN.
+func (t *target) proved(exp uint32) wire.Stamp {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return wire.Stamp(t.stream.Expects(exp))
 }
 
 // clientMessage is what a client has sent. f runs where the process has read it.
@@ -64,19 +91,21 @@ type clientMessage struct {
 
 // answer is what a command got.
 type answer struct {
-	err   error
-	data  []byte
-	epoch ident.Epoch
-	stamp wire.Stamp
+	err    error
+	data   []byte
+	epoch  ident.Epoch
+	stamp  wire.Stamp
+	statSN uint32
 
 	decided time.Duration // when the owner did so
 }
 
 const (
-	pingClients = time.Second     // sessions are pinged (R9)
-	loginMax    = 5 * time.Second // for a login, before the next path is tried
-	busyRest    = 100 * time.Millisecond
-	requestBits = 12 // what a command becomes has numbers that differ in these
+	pingClients  = time.Second     // sessions are pinged (R9)
+	pingPatience = 5 * time.Second // for an answer, before the target gives the session up
+	loginMax     = 5 * time.Second // for a login, before the next path is tried
+	busyRest     = 100 * time.Millisecond
+	requestBits  = 12 // what a command becomes has numbers that differ in these
 )
 
 // clientDelay is how long a message of a session is under way.
@@ -175,11 +204,17 @@ func (w *World) clientsLost(n *Node, says bool) {
 // end is the client's knowledge that the session is over.
 func (s *session) end() {
 	s.c.w.net.mu.Lock()
-	defer s.c.w.net.mu.Unlock()
-	select {
-	case <-s.lost:
-	default:
+	was := s.isLost()
+	if !was {
 		close(s.lost)
+	}
+	s.c.w.net.mu.Unlock()
+	if !was && s.proc != nil {
+		s.c.w.toTarget(s, func(*Proc) {
+			s.there.mu.Lock()
+			s.there.over = true
+			s.there.mu.Unlock()
+		})
 	}
 }
 
@@ -216,12 +251,14 @@ func (c *client) login(i int) bool {
 		err := vol.Bar(ctx, &wire.Bar{Kind: wire.BarLogin, Nexus: s.nexus, Session: s.id})
 		s.vol = vol
 		stamp := vol.Stamp()
-		w.toClient(s, p, func() { got <- answer{err: err, stamp: stamp} })
+		s.there.stream.Start(1)
+		sn := s.there.told(stamp)
+		w.toClient(s, p, func() { got <- answer{err: err, stamp: stamp, statSN: sn} })
 	})
 	select {
 	case a := <-got:
 		if a.err == nil {
-			s.stamp, s.in = a.stamp, true
+			s.stamp, s.exp, s.in = a.stamp, a.statSN+1, true
 			if c.rejoined = w.chain.newest(); c.joined == 0 {
 				c.joined, c.shown = w.chain.newestSeq(), w.calm()
 			}
@@ -238,28 +275,55 @@ func (c *client) login(i int) bool {
 	return false
 }
 
-// ping has the target tell its stamp every second, for as long as the session lives.
+// ping has the target tell its stamp every second and the client echo that, until the target has heard that the session is over, or has
+// nothing of the client for too long.
 func (w *World) ping(s *session) {
-	w.after(pingClients, func() {
+	var ended time.Duration
+	var again func()
+	again = func() {
 		w.net.mu.Lock()
 		asleep, dead := s.proc.paused, s.proc.dead
 		w.net.mu.Unlock()
-		if dead || s.isLost() || w.isOver() {
+		t := &s.there
+		t.mu.Lock()
+		over := t.over
+		t.mu.Unlock()
+		if s.isLost() && ended == 0 {
+			ended = w.now()
+		}
+		if dead || over || ended != 0 && w.now() > ended+pingPatience || w.isOver() {
 			return
 		}
 		if !asleep {
 			stamp := s.vol.Stamp()
-			w.toClient(s, s.proc, func() { s.told(stamp) })
+			t.mu.Lock()
+			t.pings++
+			n := t.pings
+			t.stream.Pinged(n, scsi.Stamp(stamp))
+			t.mu.Unlock()
+			w.toClient(s, s.proc, func() {
+				if s.isLost() {
+					return
+				}
+				s.told(stamp, 0)
+				w.toTarget(s, func(*Proc) {
+					t.mu.Lock()
+					defer t.mu.Unlock()
+					t.stream.Echoed(n)
+				})
+			})
 		}
-		w.ping(s)
-	})
+		w.after(pingClients, again)
+	}
+	w.after(pingClients, again)
 }
 
-// told takes a stamp that has reached the client.
-func (s *session) told(stamp wire.Stamp) {
+// told takes what has reached the client; a ping uses no number up.
+func (s *session) told(stamp wire.Stamp, statSN uint32) {
 	if s.stamp.Epoch.Less(stamp.Epoch) || s.stamp.Epoch == stamp.Epoch && s.stamp.Tick < stamp.Tick {
 		s.stamp = stamp
 	}
+	s.exp = max(s.exp, statSN+1)
 }
 
 // command sends one attempt by a session. answered is false if the client gave up.
@@ -273,13 +337,13 @@ func (c *client) command(s *session, in *opIn, buf []byte) (a answer, answered b
 	c.number++
 	number := c.number << requestBits
 	s.last = number
-	stamp := s.stamp
+	exp := s.exp
 	got := make(chan answer, 1)
 	data := slices.Clone(buf)
 	w.toTarget(s, func(p *Proc) {
 		op := access.NewOp()
 		op.Kind, op.FUA, op.Offset, op.Length = in.kind, in.fua, in.offset(), in.length()
-		op.Nexus, op.Session, op.Stamp = &s.nexus, s.id, stamp
+		op.Nexus, op.Session, op.Stamp = &s.nexus, s.id, s.there.proved(exp)
 		op.Request = wire.RequestID{Forwarder: s.id, Number: number}
 		switch in.kind {
 		case wire.OpWrite:
@@ -302,6 +366,7 @@ func (c *client) command(s *session, in *opIn, buf []byte) (a answer, answered b
 			if r.epoch.Number == 0 {
 				r.epoch = r.stamp.Epoch
 			}
+			r.statSN = s.there.told(r.stamp)
 			w.toClient(s, p, func() { got <- r })
 		}
 		s.vol.Submit(op)
@@ -310,7 +375,7 @@ func (c *client) command(s *session, in *opIn, buf []byte) (a answer, answered b
 	defer t.Stop()
 	select {
 	case a = <-got:
-		s.told(a.stamp)
+		s.told(a.stamp, a.statSN)
 		return a, true
 	case <-s.lost:
 	case <-t.C:

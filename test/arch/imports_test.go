@@ -44,7 +44,8 @@ var allowed = []struct {
 	// Protocols: reserve knows no protocol, scsi no network and no iSCSI, iscsi nothing of what is behind a target.
 	{"access/reserve", []string{"ident"}},
 	{"access/scsi", []string{"access/reserve", "ident"}},
-	{"access/iscsi", []string{"access/reserve", "access/scsi", "mutant", "nowait"}},
+	{"access/iscsi/proof", []string{"access/scsi", "mutant"}},
+	{"access/iscsi", []string{"access/iscsi/proof", "access/reserve", "access/scsi", "mutant", "nowait"}},
 	{"access/iscsi/iscsitest", []string{"access/iscsi", "access/reserve", "access/scsi", "ident"}},
 	{"access/isns", nil},
 	{"access", []string{"access/reserve", "control", "ident", "journal", "mutant", "volume", "wire"}},
@@ -76,7 +77,7 @@ var allowed = []struct {
 	{"guest/migrate", []string{"guest", "guest/records", "initiator"}},
 	// Whole clusters in one process: nothing of the product may know it.
 	{"sim/batch", nil},
-	{"sim", []string{"access", "access/reserve", "control", "core", "ident", "journal", "mutant", "settle", "vfs", "wire"}},
+	{"sim", []string{"access", "access/iscsi/proof", "access/reserve", "access/scsi", "control", "core", "ident", "journal", "mutant", "settle", "vfs", "wire"}},
 	// node wires everything; nothing below may know it.
 	{"node", []string{"*"}},
 }

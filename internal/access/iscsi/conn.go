@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"dozo/internal/access/iscsi/proof"
 	"dozo/internal/access/scsi"
 )
 
@@ -57,7 +58,7 @@ type conn struct {
 	params      Params
 	fullFeature bool
 	statSN      uint32
-	stamps      stamps
+	stamps      proof.Stream
 	out, spare  *batch
 	writing     bool // somebody holds the writer role
 	gathering   bool // the reader will flush soon
@@ -103,7 +104,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c.peer = Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr()), Group: s.cfg.Group}
 	c.log = s.cfg.Log.With("peer", nc.RemoteAddr().String())
 	c.rd = newReader(nc, c.endGather, c.beginGather)
-	c.stamps.start(c.statSN)
+	c.stamps.Start(c.statSN)
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetNoDelay(true)
 		_ = t.SetKeepAlive(true)
@@ -331,7 +332,7 @@ func (c *conn) login() error {
 		if l.first && l.tsih == 0 {
 			c.mu.Lock()
 			c.statSN = h.expStatSN() // whatever the initiator expects is as good as any number
-			c.stamps.start(c.statSN)
+			c.stamps.Start(c.statSN)
 			c.mu.Unlock()
 		}
 		r := l.step(ctx, &h, data)

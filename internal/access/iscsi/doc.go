@@ -24,7 +24,7 @@
 // memory is given back exactly once, also when its connection dies.
 //
 // Rule R9: with every PDU that has a StatSN, and with every ping, goes the Stamp of that moment; a command
-// carries the stamp of the newest one that its own stream proves was received before it was sent (stamp.go).
+// carries the stamp of the newest one that its own stream proves was received before it was sent (package proof).
 //
 // Bytes: RFC 7143 section 11, RFC 7144.
 package iscsi

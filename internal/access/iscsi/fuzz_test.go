@@ -3,8 +3,6 @@ package iscsi
 import (
 	"context"
 	"testing"
-
-	"dozo/internal/access/scsi"
 )
 
 func FuzzParseText(f *testing.F) {
@@ -104,25 +102,6 @@ func TestLoginStatusOfEveryError(t *testing.T) {
 		if got := loginStatusOf(err); got != want {
 			t.Errorf("%v: %#04x, want %#04x", err, got, want)
 		}
-	}
-}
-
-func TestStampRingForgets(t *testing.T) {
-	var s stamps
-	s.start(0xfffffff0) // the numbers wrap
-	for i := range uint64(stampRingLen + 50) {
-		s.told(scsi.Stamp{Tick: i + 1})
-	}
-	if got := s.expects(4); got.Tick != 0 {
-		t.Errorf("a StatSN older than the ring proved %d", got.Tick)
-	}
-	var last uint32 = 0xfffffff0
-	last += stampRingLen + 50
-	if got := s.expects(last); got.Tick != stampRingLen+50 {
-		t.Errorf("the newest StatSN proved %d", got.Tick)
-	}
-	if got := s.expects(last - 5); got.Tick != stampRingLen+50 {
-		t.Errorf("an older ExpStatSN took the proof back: %d", got.Tick)
 	}
 }
 

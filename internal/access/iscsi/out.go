@@ -144,9 +144,9 @@ func (c *conn) numberLocked(h *header, uses bool) {
 		c.keep = c.recovery != nil
 		c.statSN++
 		if c.sess != nil && c.sess.target != nil {
-			c.stamps.told(c.sess.target.Stamp())
+			c.stamps.Told(c.sess.target.Stamp())
 		} else {
-			c.stamps.told(scsi.Stamp{})
+			c.stamps.Told(scsi.Stamp{})
 		}
 	}
 }

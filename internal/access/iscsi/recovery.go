@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"dozo/internal/access/iscsi/proof"
 	"dozo/internal/access/scsi"
 )
 
@@ -17,7 +18,7 @@ import (
 
 const (
 	// keptStatusMax bounds the responses that are kept, keptStatusBytes their data, keptDataBytes the read data.
-	keptStatusMax   = stampRingLen
+	keptStatusMax   = proof.RingLen
 	keptStatusBytes = 1 << 20
 	keptDataBytes   = 8 << 20
 	// silentTicks is after how many pings' intervals without data a burst is taken for lost.
@@ -172,13 +173,13 @@ func (c *conn) snack(h *header) error {
 // gives the reason to reject it, or 0.
 func (c *conn) resendStatusLocked(from, run uint32) (reason byte) {
 	if from == 0 && run == 0 {
-		from = c.stamps.acked
+		from = c.stamps.Acked()
 	}
 	kept := c.recovery.statuses
 	switch {
 	case run == 0 && from == c.statSN:
 		return 0
-	case before(from, c.stamps.acked), !before(from, c.statSN), run > c.statSN-from:
+	case before(from, c.stamps.Acked()), !before(from, c.statSN), run > c.statSN-from:
 		return rejectProtocolError
 	case len(kept) == 0 || before(from, kept[0].h.u32(24)):
 		return rejectSNACK
@@ -235,7 +236,7 @@ func (c *conn) resendDataLocked(itt, from, run uint32) (reason byte, next uint32
 			return 0, 0
 		}
 	}
-	return c.recovery.missing(c.stamps.acked), 0
+	return c.recovery.missing(c.stamps.Acked()), 0
 }
 
 // resegmentLocked takes an R-Data SNACK: the initiator has thrown away what it has not acknowledged, and wants it cut for
@@ -269,7 +270,7 @@ func (c *conn) resegmentLocked(itt, tag, from, run uint32) (reason byte) {
 		c.resendLocked(k)
 		return 0
 	}
-	return r.missing(c.stamps.acked)
+	return r.missing(c.stamps.Acked())
 }
 
 // count is how many Data-Ins the task has altogether, as they were cut.

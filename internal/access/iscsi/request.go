@@ -42,7 +42,7 @@ func (c *conn) nopOut(h *header) error {
 	defer c.mu.Unlock()
 	c.ended(h.immediate())
 	if h.ttt() != noTag {
-		if c.stamps.echoed(h.ttt()) {
+		if c.stamps.Echoed(h.ttt()) {
 			c.pingWaiting = time.Time{}
 		}
 	}
@@ -90,7 +90,7 @@ func (c *conn) pingLocked() {
 	h[0], h[1] = opNopIn, finalBit
 	h.put32(16, noTag)
 	h.put32(20, c.pingTTT)
-	c.stamps.pinged(c.pingTTT, c.sess.target.Stamp())
+	c.stamps.Pinged(c.pingTTT, c.sess.target.Stamp())
 	c.numberLocked(&h, false)
 	c.appendPDULocked(&h, nil)
 	c.flushLocked()
@@ -98,9 +98,9 @@ func (c *conn) pingLocked() {
 
 // proveLocked takes what an ExpStatSN of the initiator proves.
 func (c *conn) proveLocked(expStatSN uint32) scsi.Stamp {
-	at := c.stamps.expects(expStatSN)
+	at := c.stamps.Expects(expStatSN)
 	if c.recovery != nil {
-		c.recovery.acknowledged(c.stamps.acked)
+		c.recovery.acknowledged(c.stamps.Acked())
 	}
 	if len(c.acks) > 0 {
 		c.acknowledgedLocked()
@@ -118,7 +118,7 @@ type ackWait struct {
 func (c *conn) acknowledgedLocked() {
 	rest := c.acks[:0]
 	for _, a := range c.acks {
-		if !c.dead && before(c.stamps.acked, a.statSN) {
+		if !c.dead && before(c.stamps.Acked(), a.statSN) {
 			rest = append(rest, a)
 			continue
 		}
@@ -132,7 +132,7 @@ func (c *conn) acknowledgedLocked() {
 // asking for it by a ping.
 func (c *conn) whenAcknowledged(done func()) {
 	c.mu.Lock()
-	if c.dead || !c.fullFeature || !before(c.stamps.acked, c.statSN) {
+	if c.dead || !c.fullFeature || !before(c.stamps.Acked(), c.statSN) {
 		c.mu.Unlock()
 		done()
 		return
