@@ -362,6 +362,37 @@ func TestUnitStateInCheckpoints(t *testing.T) {
 	}
 }
 
+// TestAClientChangesInItsOwnNameOnly: what a forwarder hands on for a client is an action of clients, and for that one.
+func TestAClientChangesInItsOwnNameOnly(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	o := c.own(c.volume(1<<20, 1, control.Replicated))
+	<-o.Serving()
+	a, b := reserve.NexusID{Initiator: "iqn.a", Port: 1}, reserve.NexusID{Initiator: "iqn.b", Port: 1}
+	by := NexusOf(a)
+	change := func(cmd reserve.Command) error {
+		op := NewOp()
+		op.Kind, op.Unit, op.Nexus, op.Session, op.Stamp = wire.OpUnit, cmd.Append(nil), &by, 1, o.Stamp()
+		return do(o, op)
+	}
+	if err := change(reserve.Command{Action: reserve.Register, Nexus: a, Session: 1, ServiceKey: 5}); err != nil {
+		t.Errorf("its own registration: %v", err)
+	}
+	if err := change(reserve.Command{Action: reserve.Register, Nexus: b, Session: 1, ServiceKey: 5}); !errors.Is(err, wire.ErrBadRequest) {
+		t.Errorf("the registration of another one: %v", err)
+	}
+	for _, action := range []reserve.Action{reserve.SanitizeEnd, reserve.ThresholdCrossed, reserve.Reset, reserve.ClearTasks, reserve.Evict} {
+		if err := change(reserve.Command{Action: action, Nexus: a, Session: 1}); !errors.Is(err, wire.ErrBadRequest) {
+			t.Errorf("action %#x: %v", action, err)
+		}
+	}
+	var s *reserve.State
+	o.ask(func() { s = o.unit.state })
+	if s.Registered(a) == nil || s.Registered(b) != nil {
+		t.Errorf("registered: %v, %v", s.Registered(a), s.Registered(b))
+	}
+	o.Close()
+}
+
 // TestSanitizeIsFinishedByTheNextOwner: it is recorded before it begins.
 func TestSanitizeIsFinishedByTheNextOwner(t *testing.T) {
 	c := newCluster(t, 1, 2)
