@@ -467,3 +467,31 @@ func TestKilledWhileAStableTailIsCut(t *testing.T) {
 		<-sealed
 	}
 }
+
+// TestCopyIsNotStableByAProcessThatStarts: a copy from before the boot has been shipped more, and the process, not the host, starts anew. What
+// came last is in memory only.
+func TestCopyIsNotStableByAProcessThatStarts(t *testing.T) {
+	m := vfs.NewMem(0)
+	s := openStore(t, testOptions(m, boot1))
+	a := newOwner(t, segment(jA, 1, 1))
+	if _, err := s.OpenSegment(context.Background(), &wire.OpenSegment{Epoch: a.epoch, Segment: a.seg, Capacity: testCapacity, Copy: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.write(s, 1, 1)
+	a.sync(s)
+	m = powerCut(m, 0, 1)
+	s = openStore(t, testOptions(m, boot2))
+	if r := inventory(t, s, jA)[a.seg]; r.State != wire.ReplicaCopy || r.StableEnd != a.off {
+		t.Fatalf("after the boot: %+v", r)
+	}
+	a.write(s, 1, 2)
+	s = openStore(t, testOptions(killed(m, s), boot2))
+	if r := inventory(t, s, jA)[a.seg]; r.State != wire.ReplicaCopy || r.End != a.off || r.StableEnd > a.ends[0] {
+		t.Fatalf("after the process: %+v, of which %d are stable", r, a.ends[0])
+	}
+	a.sync(s)
+	s = openStore(t, testOptions(powerCut(m, 0, 2), ident.BootID{3}))
+	if r := inventory(t, s, jA)[a.seg]; r.End != a.off || r.StableEnd != a.off {
+		t.Fatalf("what was synced is lost: %+v, want %d", r, a.off)
+	}
+}

@@ -79,7 +79,7 @@ func (s *Store) restart(fresh bool) error {
 	for _, n := range scan {
 		g.Go(func() error {
 			r := s.newReplica(n)
-			if err := s.rescan(r); err != nil {
+			if err := s.rescan(r, boot != s.opts.Boot); err != nil {
 				return err
 			}
 			r.mu.Lock()
@@ -186,8 +186,8 @@ func (s *Store) listFiles() (map[ident.SegmentID]bool, error) {
 	return files, nil
 }
 
-// rescan brings a replica that isn't sealed to what its file holds.
-func (s *Store) rescan(r *replica) error {
+// rescan brings a replica that isn't sealed to what its file holds; booted says that no process has had the store in this boot.
+func (s *Store) rescan(r *replica, booted bool) error {
 	n := r.note.Load()
 	known := n.Boot == s.opts.Boot // page cache has been with us since the replica was opened
 	f, err := s.fs.OpenReadWrite(r.path)
@@ -229,7 +229,9 @@ func (s *Store) rescan(r *replica) error {
 		r.mu.state = wire.ReplicaShort
 	}
 	r.mu.stable = sc.stable
-	if !known && (n.State == wire.ReplicaOpen || n.State == wire.ReplicaCopy) { // read from the disk itself, moments after the boot
+	// Read from the disk itself, moments after the boot. At a later start what came since may be in memory only: a copy from
+	// before the boot goes on being one, and is shipped more.
+	if booted && !known && (n.State == wire.ReplicaOpen || n.State == wire.ReplicaCopy) {
 		r.mu.stableEnd, r.mu.stable = sc.end, sc.last
 	}
 	if behind := sc.end - r.mu.stableEnd; behind > 0 {
