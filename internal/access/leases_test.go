@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -128,7 +129,7 @@ func TestARestartedStoreAnswersNoFenceForALeaseTime(t *testing.T) {
 		}
 		stop := watchReads(old)
 		// The third store's grant is given back for good: what the old owner reads by are the first's and the second's.
-		third.home.leases.Load().Handle(context.Background(), &wire.Lease{Owner: first.name, Instance: 1<<32 | uint64(first.home.host[2]),
+		third.home.leases.Load().Handle(context.Background(), &wire.Lease{Owner: first.name, Instance: 1<<32 | uint64(first.home.host[2]), Sent: math.MaxUint64,
 			Duration: lease, Leave: []wire.JournalEpoch{{Store: third.home.id, Journal: v.ID, Epoch: old.epoch}}})
 		first.cut.Store(true)
 		n.kill(second.home)

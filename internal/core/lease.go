@@ -34,6 +34,7 @@ type Leases struct {
 type leasePair struct {
 	instance uint64
 	dead     []uint64 // earlier instances: their late messages count for nothing
+	sent     uint64   // the latest message handled, by the owner's clock
 	until    time.Duration
 	journals map[leaseKey]*enrolled
 }
@@ -109,10 +110,16 @@ func (l *Leases) Handle(ctx context.Context, m *wire.Lease) (reply wire.LeaseRep
 		if len(pair.dead) > deadMax {
 			pair.dead = pair.dead[1:]
 		}
-		pair.instance, pair.until = m.Instance, 0
+		pair.instance, pair.sent, pair.until = m.Instance, 0, 0
 		clear(pair.journals)
 		l.wakeLocked()
 	}
+	// Who got no answer asks again, and what is handled late, because it hung at a disk, would take out what has been enrolled
+	// since: a fence would be answered while the owner counts on that grant.
+	if m.Sent < pair.sent {
+		return reply, wire.Errorf(wire.CodeStale, "node %s has asked again since", m.Owner)
+	}
+	pair.sent = m.Sent
 	for _, e := range m.Leave {
 		key := leaseKey{e.Store, e.Journal}
 		if have := pair.journals[key]; have != nil && !e.Epoch.Less(have.epoch) {
