@@ -108,7 +108,7 @@ var names = [...]struct {
 	R8Checkpoint:  {"R8-checkpoint", "a checkpoint waits until what it covers is stable", 115, "access TestACheckpointIsNoOlderThanWhatItCoversIsStable"},
 	R9Proof:       {"R9-proof", "a stamp is what the client's own stream proves it has received", 119, "access/iscsi TestStamps"},
 	R9Epoch:       {"R9-epoch", "a command stamped in another epoch is refused", 4, "access TestStampsOfTheEpochBefore"},
-	R9Age:         {"R9-age", "a stamp older than 3 s is refused", 4, "access TestLateReassignedCommand"},
+	R9Age:         {"R9-age", "a stamp older than 3 s is refused", 143, "access TestLateReassignedCommand"},
 	R9Login:       {"R9-login", "a command older than a newer login of its nexus is refused", 119, "access TestLateReassignedCommand"},
 	R9Reset:       {"R9-reset", "a command older than a reset is refused", 119, "access TestLateReassignedCommand"},
 	R9Abort:       {"R9-abort", "a command that was aborted is refused", 119, "access TestBarsHoldForWhatWaits"},

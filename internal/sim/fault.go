@@ -239,7 +239,7 @@ func (w *World) inject(f *Fault) {
 		w.strikeForced(f)
 	case FaultMember:
 		w.memberReplaced(n, f)
-	case FaultLateCommand, FaultLateLong:
+	case FaultLateCommand, FaultLateLong, FaultLateOld:
 		w.lateCommand(n, f)
 	case FaultGiver:
 		w.siteLeft(n, f)

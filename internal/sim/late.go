@@ -45,6 +45,9 @@ func (w *World) lateCommand(owner *Node, f *Fault) {
 	if f.Kind == FaultLateLong {
 		l.kind = lateLong
 	}
+	if f.Kind == FaultLateOld {
+		l.kind = lateRetried
+	}
 	w.wg.Go(l.run)
 }
 
@@ -99,6 +102,9 @@ func (l *lateClient) run() {
 	default:
 		w.net.mu.Lock()
 		old.stuck = w.now() + time.Duration(400+l.f.Size>>4%800)*time.Millisecond
+		if l.f.Kind == FaultLateOld { // what the owner remembers of other writes is younger than this (R9)
+			old.stuck += 3200 * time.Millisecond
+		}
 		w.net.mu.Unlock()
 	}
 	patience := l.timeout

@@ -57,3 +57,14 @@ func longCommands(p *Plan, rng *rand.Rand) {
 		}
 	}
 }
+
+// oldCommands: writes that clients have given up arrive when their stamps are no good any more, and the writes that they would be
+// compared with are forgotten.
+func oldCommands(p *Plan, rng *rand.Rand) {
+	lateCommands(p, rng)
+	for i := range p.Faults {
+		if f := &p.Faults[i]; f.Kind == FaultLateCommand {
+			f.Kind = FaultLateOld
+		}
+	}
+}
