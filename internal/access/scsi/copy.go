@@ -22,6 +22,7 @@ const (
 	copyRangesMax   = 64       // of a token, and of a command that uses one
 	copyTokenMax    = 1 << 30  // bytes of a token, and of a command that uses one
 	copyKept        = 64       // results that are kept for a nexus
+	copiesMax       = 32       // under way for a nexus: each has memory for its window, in the background too
 	copyWindow      = 4        // records of a piece under way
 	copyChunk       = RecordMax
 	copyByReference = 16 << 20 // bytes of one Copy: other commands wait while a map takes it in
@@ -53,6 +54,7 @@ type copyOp struct {
 	immediate bool
 	tokenData []byte      // POPULATE TOKEN: the token
 	discard   bool        // its results are not to be kept
+	unnamed   bool        // nobody can ask for it: its list identifier is none (LIST ID USAGE 11b)
 	byData    atomic.Bool // a disk has said that it can't copy by reference
 
 	mu struct {
@@ -75,20 +77,34 @@ type copyOp struct {
 
 // copies are the operations of a nexus, by list identifier.
 type copies struct {
-	mu   sync.Mutex
-	byID map[uint32]*copyOp
-	kept []uint32 // whose results are kept, oldest first
+	mu      sync.Mutex
+	byID    map[uint32]*copyOp
+	kept    []uint32             // whose results are kept, oldest first
+	unnamed map[*copyOp]struct{} // those under way that have no identifier
 }
 
-// enter makes an operation known; false says that one of the same identifier is under way.
-func (x *copies) enter(o *copyOp) bool {
+// enter makes an operation known, unless one of the same identifier is under way, or too many are.
+func (x *copies) enter(o *copyOp) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.byID == nil {
-		x.byID = map[uint32]*copyOp{}
+		x.byID, x.unnamed = map[uint32]*copyOp{}, map[*copyOp]struct{}{}
 	}
-	if old := x.byID[o.list]; old != nil && !old.over() {
-		return false
+	if old := x.byID[o.list]; !o.unnamed && old != nil && !old.over() {
+		return errCopyUnderWay
+	}
+	active := len(x.unnamed)
+	for _, other := range x.byID {
+		if !other.over() {
+			active++
+		}
+	}
+	switch {
+	case active >= copiesMax:
+		return ErrBusy
+	case o.unnamed:
+		x.unnamed[o] = struct{}{}
+		return nil
 	}
 	x.dropLocked(o.list)
 	x.byID[o.list] = o
@@ -100,8 +116,11 @@ func (x *copies) enter(o *copyOp) bool {
 			i++
 		}
 	}
-	return true
+	return nil
 }
+
+// errCopyUnderWay refuses a list identifier that is in use.
+var errCopyUnderWay = errors.New("a copy with this list identifier is under way")
 
 func (x *copies) dropLocked(list uint32) {
 	delete(x.byID, list)
@@ -125,11 +144,21 @@ func (x *copies) drop(list uint32) {
 	x.dropLocked(list)
 }
 
+// left forgets an operation without identifier that is over.
+func (x *copies) left(o *copyOp) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.unnamed, o)
+}
+
 // cancelAll ends all operations: the nexus is gone.
 func (x *copies) cancelAll() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, o := range x.byID {
+		o.cancelled.Store(true)
+	}
+	for o := range x.unnamed {
 		o.cancelled.Store(true)
 	}
 }
@@ -411,17 +440,16 @@ func (o *copyOp) moveData(p *copyPiece, from, n int64, done func(error)) {
 // an error into the command's end.
 func (u *Unit) launch(c *Command, o *copyOp, failed func(*Command, *copyOp)) {
 	o.unit, o.request, o.parent = u, c.Request, &c.cancelled
-	if !u.copies.enter(o) {
+	if err := u.copies.enter(o); err != nil {
 		for _, f := range o.release {
 			f()
 		}
-		c.illegal(codeOperationInProgress)
-		c.finish()
+		c.notEntered(err)
 		return
 	}
 	if o.immediate {
 		o.parent = nil
-		o.finished = func(*copyOp) {}
+		o.finished = func(o *copyOp) { u.copies.left(o) }
 		c.finish()
 		o.start()
 		return
@@ -430,12 +458,25 @@ func (u *Unit) launch(c *Command, o *copyOp, failed func(*Command, *copyOp)) {
 		if o.mu.err != nil {
 			failed(c, o)
 		}
-		if o.discard {
+		switch {
+		case o.unnamed:
+			u.copies.left(o)
+		case o.discard:
 			u.copies.drop(o.list)
 		}
 		c.finish()
 	}
 	o.start()
+}
+
+// notEntered ends a command whose copy could not begin.
+func (c *Command) notEntered(err error) {
+	if errors.Is(err, errCopyUnderWay) {
+		c.illegal(codeOperationInProgress)
+	} else {
+		c.fail(err)
+	}
+	c.finish()
 }
 
 // copySense is what an error of a Disk means to who asked for the copy (SPC-4 5.17.7.4).

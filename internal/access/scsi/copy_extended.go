@@ -3,6 +3,7 @@ package scsi
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 )
 
 // Type codes of descriptors (SPC-4 6.4.5, 6.4.6).
@@ -186,7 +187,7 @@ func (u *Unit) extendedCopy(c *Command) {
 		bad(code, h.size+h.targets+at)
 		return
 	}
-	o := &copyOp{list: h.list, action: c.CDB[1] & 0x1f, immediate: h.immediate, segments: true, discard: h.usage != 0}
+	o := &copyOp{list: h.list, action: c.CDB[1] & 0x1f, immediate: h.immediate, segments: true, discard: h.usage != 0, unnamed: h.usage == 3}
 	find := &targetFinder{unit: u, names: targets, disks: make([]Disk, len(targets)), then: func(disks []Disk, release []func()) {
 		o.release = release
 		if !o.place(u, disks, segments) {
@@ -217,6 +218,11 @@ func (f *targetFinder) next() {
 		g := f.names[f.at]
 		if g.names(f.unit.disk.Identity()) {
 			f.disks[f.at] = f.unit.disk
+			continue
+		}
+		// One unit is one Disk, however often and by whichever name the list has it: whether ranges overlap goes by that.
+		if i := slices.IndexFunc(f.disks[:f.at], func(d Disk) bool { return d != nil && g.names(d.Identity()) }); i >= 0 {
+			f.disks[f.at] = f.disks[i]
 			continue
 		}
 		f.unit.disk.Other(g.names, func(d Disk, release func()) {

@@ -117,8 +117,8 @@ func appendCopyParameters(b []byte) []byte {
 	be.PutUint16(p[10:], copySegmentsMax)
 	be.PutUint32(p[12:], copyListMax)
 	be.PutUint32(p[16:], copyLengthMax)
-	be.PutUint16(p[34:], copyKept)
-	p[36] = copyKept
+	be.PutUint16(p[34:], copiesMax)
+	p[36] = copiesMax
 	p[37] = 9 // DATA SEGMENT GRANULARITY: 512 bytes
 	codes := []byte{segmentBlocks, segmentBlockOffsets, cscdIdentification}
 	p[43] = byte(len(codes))
@@ -167,8 +167,8 @@ func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
 	descriptor(0x0008, []byte{3, segmentBlocks, segmentBlockOffsets, cscdIdentification})
 	descriptor(0x000c, []byte{0, 2, 0xff, 0xff})
 	general := make([]byte, 32)
-	be.PutUint32(general, copyKept)
-	be.PutUint32(general[4:], copyKept)
+	be.PutUint32(general, copiesMax)
+	be.PutUint32(general[4:], copiesMax)
 	be.PutUint32(general[8:], copyLengthMax)
 	general[12] = 9
 	descriptor(0x8001, general)

@@ -264,3 +264,107 @@ func TestTokens(t *testing.T) {
 		t.Errorf("status of a copy that was ended: %02x", got)
 	}
 }
+
+// TestCopiesOfOneUnitByTwoNames: where the ranges overlap they are copied so that nothing is overwritten before it was read, also
+// if the unit is not that of the copy manager, and the list names it twice.
+func TestCopiesOfOneUnitByTwoNames(t *testing.T) {
+	a, _ := pair(t)
+	other := iscsitest.NewDisk("other", 16<<20, 512)
+	other.NoCopies()
+	a.disk.SetOthers(other)
+	want := make([]byte, 8<<20)
+	for i := range want {
+		want[i] = byte(i>>16) ^ byte(i)
+	}
+	for off := 0; off < len(want); off += 1 << 20 {
+		w, _ := other.NewWrite(int64(off), 1<<20)
+		copy(w.Bytes(), want[off:])
+		other.Write(scsi.Request{}, w, false, func(error) {})
+	}
+	byEUI := target(other)
+	eui := other.Identity().EUI64()
+	byEUI[5] = 2
+	copy(byEUI[8:], eui[:])
+	list := copyList(5, append(target(other), byEUI...), segment(0, 1, 8<<11, 0, 100))
+	if got := a.thirdParty(0, list, 0); got != good {
+		t.Fatal(got)
+	}
+	for off := 0; off < len(want); off += 1 << 20 {
+		other.Read(scsi.Request{}, int64(off)+100*512, 1<<20, func(r scsi.ReadResult, err error) {
+			if err != nil || !bytes.Equal(bytes.Join(r.Buffers(), nil), want[off:off+1<<20]) {
+				t.Errorf("what was at %d is something else now: %v", off, err)
+			}
+			r.Release()
+		})
+	}
+}
+
+// TestCopiesUnderWay: SPC-4 6.4.3.2, 6.22: those without a list identifier are not in each other's way, nobody finds
+// them by the number 0, and there are no more at a time than RECEIVE COPY (OPERATING PARAMETERS) says.
+func TestCopiesUnderWay(t *testing.T) {
+	a, _ := pair(t)
+	parameters := data(a.run([]byte{0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
+	most := int(binary.BigEndian.Uint16(parameters[34:]))
+	begin := func(usage, list byte) *scsi.Command {
+		p := make([]byte, 48)
+		p[0], p[1], p[3], p[15], p[16], p[23] = 1, usage<<3, 0x20, 1, 0xff, list
+		one := segment(0xffff, 0xffff, 8, 0, 3000)
+		p[45] = byte(len(one))
+		p = append(p, one...)
+		return a.run([]byte{0x83, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(p)), 0, 0}, 0, p)
+	}
+	release := a.disk.Hold()
+	for i := range most {
+		if got := sense(begin(3, 0)); got != good {
+			t.Fatalf("copy %d without an identifier: %s", i, got)
+		}
+	}
+	if got := sense(begin(3, 0)); got != "status 0x8" {
+		t.Errorf("copy %d: %s, want BUSY", most, got)
+	}
+	if got := sense(begin(0, 9)); got != "status 0x8" {
+		t.Errorf("another one with an identifier: %s, want BUSY", got)
+	}
+	if got := sense(a.run([]byte{0x84, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 64, nil)); got != "5/2400 field 2" {
+		t.Errorf("status of list 0: %s", got)
+	}
+	release()
+	a.disk.Wait()
+	for _, want := range []string{good, good} { // one after the other: the disk is not held
+		if got := sense(begin(0, 9)); got != want {
+			t.Errorf("after the others: %s", got)
+		}
+	}
+	release = a.disk.Hold()
+	if got := sense(begin(2, 9)) + sense(begin(2, 9)); got != good+"5/0016" {
+		t.Errorf("twice with one identifier: %s", got)
+	}
+	release()
+	a.disk.Wait()
+}
+
+// TestMemoryOfWrites: what a command takes beside its data-out is counted, as far as it is not small.
+func TestMemoryOfWrites(t *testing.T) {
+	r := newRig(t, 512).ready()
+	for _, x := range []struct {
+		what string
+		cdb  []byte
+		out  int
+		want int
+	}{
+		{"WRITE SAME of 4 MiB", []byte{0x41, 0, 0, 0, 0, 0, 0, 0x20, 0, 0}, 512, scsi.RecordMax},
+		{"WRITE SAME of 4 KiB", []byte{0x41, 0, 0, 0, 0, 0, 0, 0, 8, 0}, 512, 4096},
+		{"WRITE AND VERIFY", []byte{0x2e, 0, 0, 0, 0, 0, 0, 0, 8, 0}, 4096, 4096},
+		{"WRITE AND VERIFY, BYTCHK 01b", []byte{0x2e, 2, 0, 0, 0, 0, 0, 0, 8, 0}, 4096, 8192},
+	} {
+		c := new(scsi.Command)
+		c.Finish = func(*scsi.Command) {}
+		copy(c.CDB[:], x.cdb)
+		c.ExpectOut = uint32(x.out)
+		c.Request.Initiator = r.nexus.Initiator()
+		if r.nexus.Prepare(c); c.Failed() || c.ReadCost != x.want {
+			t.Errorf("%s: %d bytes, want %d; %s", x.what, c.ReadCost, x.want, sense(c))
+		}
+		c.Reset()
+	}
+}

@@ -90,9 +90,8 @@ func (u *Unit) populateToken(c *Command) {
 	o := &copyOp{list: c.u32(6), action: 0x10}
 	o.unit, o.request, o.parent = u, c.Request, &c.cancelled
 	o.finished = func(*copyOp) {}
-	if !u.copies.enter(o) {
-		c.illegal(codeOperationInProgress)
-		c.finish()
+	if err := u.copies.enter(o); err != nil {
+		c.notEntered(err)
 		return
 	}
 	u.disk.CreateToken(c.Request, ranges, time.Duration(seconds)*time.Second, func(id TokenID, err error) {

@@ -28,6 +28,9 @@ func (u *Unit) prepareWrite(c *Command) {
 	if verifying {
 		c.fua = true
 		c.ReadCost = int(c.n)
+		if c.byteCheck() == 1 {
+			c.ReadCost *= 2 // the copy that writeVerify compares with
+		}
 	} else if c.CDB[0] != 0x0a {
 		c.fua = c.CDB[1]&0x08 != 0
 	}
@@ -226,6 +229,7 @@ func (u *Unit) prepareWriteSame(c *Command) {
 		return
 	}
 	c.WantOut = uint64(c.geo.BlockSize)
+	c.ReadCost = int(min(RecordMax, c.n)) // a pattern is written out by the record
 }
 
 func (u *Unit) writeSame(c *Command) {

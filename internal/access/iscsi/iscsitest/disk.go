@@ -215,14 +215,17 @@ func (d *Disk) SetOthers(list ...*Disk) {
 	d.others = list
 }
 
-// Other looks among those of SetOthers.
+// view is a disk as one who asked for it has it.
+type view struct{ *Disk }
+
+// Other looks among those of SetOthers. Who asks twice gets two Disks.
 func (d *Disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func())) {
 	d.mu.RLock()
 	others := d.others
 	d.mu.RUnlock()
 	for _, o := range others {
 		if meant(o.identity) {
-			done(o, func() {})
+			done(&view{o}, func() {})
 			return
 		}
 	}
