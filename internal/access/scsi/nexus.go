@@ -308,7 +308,7 @@ func (n *Nexus) Execute(c *Command) {
 	switch {
 	case c.failed:
 		c.finish()
-	case c.op.flags&(checksStatus|checksRead|checksWrite) != 0:
+	case c.op.flags&(checksStatus|checksRead|checksWrite) != 0, c.movesNothing():
 		c.unit.checkReservation(c)
 	default:
 		c.run()
@@ -324,23 +324,35 @@ func (c *Command) run() {
 	c.op.execute(c.unit, c)
 }
 
+// movesNothing says that a command which reads or writes by an LBA and a length has nothing to ask the Disk for. It conflicts like
+// one that has: SBC-3 table 13 makes no difference. (UNMAP knows it only from its parameter list.)
+func (c *Command) movesNothing() bool {
+	const sanitize, unmap = 0x48, 0x42
+	return c.op.flags&(readsMedium|changesMedium) != 0 && c.n == 0 && c.partial == 0 && c.op.code != sanitize && c.op.code != unmap
+}
+
 // checkReservation is for commands that don't reach the Disk's data, where reservations are looked at anyway: it
-// runs the command or ends it with RESERVATION CONFLICT. Where nothing is reserved nobody has to be asked; where
-// something is, the state as it is now decides.
+// runs the command or ends it with RESERVATION CONFLICT.
 func (u *Unit) checkReservation(c *Command) {
-	if u.disk == nil || u.disk.Unit().State.Idle() {
-		c.run()
-		return
-	}
 	class := reserve.AccessStatus
 	switch {
 	case c.CDB[0] == 0x1b && c.CDB[4]&0xf1 == 0x01, c.CDB[0] == 0x1e && c.CDB[4]&0x03 == 0:
 		// SBC-3 table 13 and SPC-4 table 65: START STOP UNIT that only starts the unit, and PREVENT ALLOW MEDIUM REMOVAL that
 		// prevents nothing, don't conflict.
-	case c.op.flags&checksRead != 0:
-		class = reserve.AccessRead
-	case c.op.flags&checksWrite != 0:
+	case c.op.flags&(checksWrite|changesMedium) != 0:
 		class = reserve.AccessWrite
+	case c.op.flags&(checksRead|readsMedium) != 0:
+		class = reserve.AccessRead
+	}
+	u.unlessReserved(c, class, (*Command).run)
+}
+
+// unlessReserved goes on with a command of a class, or ends it with RESERVATION CONFLICT. Where nothing is reserved nobody has
+// to be asked; where something is, the state as it is now decides.
+func (u *Unit) unlessReserved(c *Command, class reserve.Access, then func(*Command)) {
+	if u.disk == nil || u.disk.Unit().State.Idle() {
+		then(c)
+		return
 	}
 	u.disk.ShowUnit(c.Request, func(s *reserve.Snapshot, err error) {
 		switch {
@@ -351,7 +363,7 @@ func (u *Unit) checkReservation(c *Command) {
 			c.conflict()
 			c.finish()
 		default:
-			c.run()
+			then(c)
 		}
 	})
 }

@@ -3,6 +3,8 @@ package scsi
 import (
 	"encoding/binary"
 	"sync/atomic"
+
+	"dozo/internal/access/reserve"
 )
 
 // prepareUnmap asks for UNMAP's parameter list (SBC-3 5.28).
@@ -14,7 +16,7 @@ func (u *Unit) unmap(c *Command) {
 	const header, descriptor = 8, 16
 	list := c.outBuf
 	if len(list) == 0 {
-		c.finish()
+		u.unlessReserved(c, reserve.AccessWrite, (*Command).finish)
 		return
 	}
 	if len(list) < header {
@@ -31,6 +33,7 @@ func (u *Unit) unmap(c *Command) {
 		return
 	}
 	list = list[header : header+n*descriptor]
+	some := false
 	for at := 0; at < len(list); at += descriptor {
 		lba, blocks := binary.BigEndian.Uint64(list[at:]), uint64(binary.BigEndian.Uint32(list[at+8:]))
 		if lba > c.geo.Blocks || blocks > c.geo.Blocks-lba {
@@ -38,6 +41,11 @@ func (u *Unit) unmap(c *Command) {
 			c.finish()
 			return
 		}
+		some = some || blocks > 0
+	}
+	if !some {
+		u.unlessReserved(c, reserve.AccessWrite, (*Command).finish)
+		return
 	}
 	size := uint64(c.geo.BlockSize)
 	c.begin((*Command).finish)

@@ -565,3 +565,49 @@ func TestSetTargetPortGroups(t *testing.T) {
 		t.Errorf("under another's reservation: %s", got)
 	}
 }
+
+// TestNothingConflictsToo: SBC-3 table 13. Commands that are about no block conflict like those that are about some.
+func TestNothingConflictsToo(t *testing.T) {
+	a, b := pair(t)
+	empty := make([]byte, 8)
+	empty[1] = 6
+	none := append(bytes.Clone(empty), make([]byte, 16)...)
+	none[1], none[3] = 22, 16
+	commands := []struct {
+		what  string
+		cdb   []byte
+		in    uint32
+		out   []byte
+		reads bool
+	}{
+		{"READ (10)", []byte{0x28, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 512, nil, true},
+		{"READ (10) of which nothing is expected", []byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, nil, true},
+		{"VERIFY (10)", []byte{0x2f, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil, true},
+		{"WRITE (10)", []byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil, false},
+		{"WRITE (10) of which nothing comes", []byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, nil, false},
+		{"COMPARE AND WRITE", []byte{0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil, false},
+		{"ORWRITE", []byte{0x8b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil, false},
+		{"UNMAP without a list", []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil, false},
+		{"UNMAP of an empty list", []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 8, 0}, 0, empty, false},
+		{"UNMAP of no blocks", []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, 0, none, false},
+	}
+	for _, kind := range []reserve.Type{reserve.NoReservation, reserve.WriteExclusive, reserve.ExclusiveAccess} {
+		if kind != reserve.NoReservation {
+			a.prout(6, 0, 0, 0xa1, 0)
+			a.prout(1, kind, 0xa1, 0, 0)
+		}
+		for _, x := range commands {
+			want := good
+			if kind == reserve.ExclusiveAccess || kind == reserve.WriteExclusive && !x.reads {
+				want = conflict
+			}
+			if got := sense(b.run(x.cdb, x.in, x.out)); got != want {
+				t.Errorf("reservation of type %d, %s: %s, want %s", kind, x.what, got, want)
+			}
+			if got := sense(a.run(x.cdb, x.in, x.out)); got != good {
+				t.Errorf("reservation of type %d, %s of the holder: %s", kind, x.what, got)
+			}
+		}
+		a.prout(2, kind, 0xa1, 0, 0)
+	}
+}
