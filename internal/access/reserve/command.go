@@ -38,7 +38,7 @@ type Command struct {
 
 	Type       Type
 	Scope      uint8  // of the CDB: 0 is LU_SCOPE, the only one there is
-	Key        uint64 // RESERVATION KEY
+	Key        uint64 // RESERVATION KEY; SetModes: a ModeSet
 	ServiceKey uint64 // SERVICE ACTION RESERVATION KEY
 	Persist    bool   // APTPL
 	Unregister bool   // RegisterAndMove: UNREG
@@ -46,7 +46,7 @@ type Command struct {
 	// one that gets the reservation.
 	Others []NexusID
 
-	Modes    Modes // SetModes: all of them as they will be
+	Modes    Modes // SetModes: those that Key names as they will be, the others as the sender has last heard of them
 	Save     bool  // SetModes: also saved
 	Sanitize Sanitize
 	Failed   bool // SanitizeEnd
@@ -198,15 +198,17 @@ func (c *change) setModes(old *State, cmd *Command) bool {
 		c.Outcome = Conflict
 		return false
 	}
-	if c.Current == cmd.Modes && (!cmd.Save || c.Saved == cmd.Modes) {
+	// What is not named stays as it is here, not as the sender had heard of it (protocol rule R7).
+	modes := c.Current.with(cmd.Modes, ModeSet(cmd.Key))
+	if c.Current == modes && (!cmd.Save || c.Saved == modes) {
 		return false
 	}
-	if c.Current != cmd.Modes {
+	if c.Current != modes {
 		c.tell(Event{What: ModeParametersChanged, Scope: ToOthers, Nexus: cmd.Nexus})
 	}
-	c.Current = cmd.Modes
+	c.Current = modes
 	if cmd.Save {
-		c.Saved = cmd.Modes
+		c.Saved = modes
 	}
 	return true
 }

@@ -65,6 +65,44 @@ type Modes struct {
 	ThresholdUsed      uint32
 }
 
+// ModeSet names parameters of Modes.
+type ModeSet uint64
+
+// The parameters. Numbers are part of the wire format.
+const (
+	ModeDescriptorSense  ModeSet = 1 << 0
+	ModeWriteProtect     ModeSet = 1 << 1
+	ModeCacheOff         ModeSet = 1 << 2
+	ModeReportThresholds ModeSet = 1 << 3
+	ModeThresholds       ModeSet = 1 << 4
+	// ModesNamed says that the set means what it names, also if that is nothing. Access servers of before send a set of 0: they
+	// mean all.
+	ModesNamed ModeSet = 1 << 63
+)
+
+// with gives the parameters as they are once those of a set are what others say.
+func (m Modes) with(o Modes, set ModeSet) Modes {
+	if set == 0 {
+		return o
+	}
+	if set&ModeDescriptorSense != 0 {
+		m.DescriptorSense = o.DescriptorSense
+	}
+	if set&ModeWriteProtect != 0 {
+		m.WriteProtect = o.WriteProtect
+	}
+	if set&ModeCacheOff != 0 {
+		m.CacheOff = o.CacheOff
+	}
+	if set&ModeReportThresholds != 0 {
+		m.ReportThresholds = o.ReportThresholds
+	}
+	if set&ModeThresholds != 0 {
+		m.ThresholdAvailable, m.ThresholdUsed = o.ThresholdAvailable, o.ThresholdUsed
+	}
+	return m
+}
+
 // ThresholdExponent makes the unit of thresholds: 2^11 logical blocks, 1 MiB of 512 bytes.
 const ThresholdExponent = 11
 

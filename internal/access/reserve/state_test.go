@@ -344,3 +344,31 @@ func TestMissed(t *testing.T) {
 		}
 	}
 }
+
+// TestModesThatAreMeant: rule R7. What a MODE SELECT names is set; the rest is as it is, not as its sender had heard. An access server
+// of before names nothing and means all.
+func TestModesThatAreMeant(t *testing.T) {
+	was := Modes{DescriptorSense: true, WriteProtect: true, CacheOff: true, ReportThresholds: true, ThresholdAvailable: 3, ThresholdUsed: 4}
+	for _, x := range []struct {
+		set  ModeSet
+		want Modes
+	}{
+		{0, Modes{}},
+		{ModesNamed, was},
+		{ModesNamed | ModeDescriptorSense, Modes{false, true, true, true, 3, 4}},
+		{ModesNamed | ModeWriteProtect, Modes{true, false, true, true, 3, 4}},
+		{ModesNamed | ModeCacheOff, Modes{true, true, false, true, 3, 4}},
+		{ModesNamed | ModeReportThresholds, Modes{true, true, true, false, 3, 4}},
+		{ModesNamed | ModeThresholds, Modes{true, true, true, true, 0, 0}},
+	} {
+		s := &State{Current: was}
+		cmd, err := DecodeCommand((&Command{Action: SetModes, Key: uint64(x.set), Save: true}).Append(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, _ := s.Apply(cmd)
+		if next == nil || next.Current != x.want || next.Saved != x.want {
+			t.Errorf("set %x: %+v, want %+v", uint64(x.set), next, x.want)
+		}
+	}
+}

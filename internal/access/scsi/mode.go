@@ -27,6 +27,7 @@ type modePage struct {
 	put           func(p []byte, g Geometry, m reserve.Modes)
 	get           func(p []byte, m *reserve.Modes)
 	changeable    func(p []byte, g Geometry) // the mask of what get looks at
+	names         reserve.ModeSet            // what get takes
 }
 
 // Bits of the pages.
@@ -46,11 +47,11 @@ var modePages = []modePage{
 	{pageErrorRecovery, 0, 12,
 		func(p []byte, _ Geometry, m reserve.Modes) { p[3] = flag(m.ReportThresholds, modeLBPERE) },
 		func(p []byte, m *reserve.Modes) { m.ReportThresholds = p[3]&modeLBPERE != 0 },
-		func(p []byte, _ Geometry) { p[3] = modeLBPERE }},
+		func(p []byte, _ Geometry) { p[3] = modeLBPERE }, reserve.ModeReportThresholds},
 	{pageCaching, 0, 20,
 		func(p []byte, g Geometry, m reserve.Modes) { p[2] = flag(!m.CacheOff && !g.AlwaysDurable, modeWCE) },
 		func(p []byte, m *reserve.Modes) { m.CacheOff = p[2]&modeWCE == 0 },
-		func(p []byte, g Geometry) { p[2] = flag(!g.AlwaysDurable, modeWCE) }},
+		func(p []byte, g Geometry) { p[2] = flag(!g.AlwaysDurable, modeWCE) }, reserve.ModeCacheOff},
 	{pageControl, 0, 12,
 		func(p []byte, g Geometry, m reserve.Modes) {
 			p[2] = modeGLTSD | flag(m.DescriptorSense, modeDSense) // no log parameters are saved
@@ -61,16 +62,17 @@ var modePages = []modePage{
 		func(p []byte, m *reserve.Modes) {
 			m.DescriptorSense, m.WriteProtect = p[2]&modeDSense != 0, p[4]&modeSWP != 0
 		},
-		func(p []byte, g Geometry) { p[2], p[4] = modeDSense, flag(!g.ReadOnly, modeSWP) }},
+		func(p []byte, g Geometry) { p[2], p[4] = modeDSense, flag(!g.ReadOnly, modeSWP) },
+		reserve.ModeDescriptorSense | reserve.ModeWriteProtect},
 	{pageControl, subpageExtension, 32,
 		func(p []byte, _ Geometry, _ reserve.Modes) {
 			p[4] = 0x01            // IALUAE: states follow the owner by themselves. There is no timestamp (TCMOS, SCSIP)
 			p[5] = initialPriority // MAXIMUM SENSE DATA LENGTH 0: as long as it is
 		},
-		nil, nil},
+		nil, nil, 0},
 	{pageExceptions, 0, 12,
 		func(p []byte, _ Geometry, _ reserve.Modes) { p[2] = 0x08 }, // DEXCPT: failures are reported where they happen
-		nil, nil},
+		nil, nil, 0},
 	{pageExceptions, subpageThresholds, thresholds + 16,
 		func(p []byte, _ Geometry, m reserve.Modes) {
 			const enabled, whenFewer, whenMore = 0x80, 0x01, 0x02 // THRESHOLD ARMING
@@ -95,7 +97,7 @@ var modePages = []modePage{
 				p[at] = 0x80
 				copy(p[at+4:], []byte{0xff, 0xff, 0xff, 0xff})
 			}
-		}},
+		}, reserve.ModeThresholds},
 }
 
 // The resources of logical block provisioning (SBC-3 table 106).
@@ -238,29 +240,29 @@ func (u *Unit) prepareModeSelect(c *Command) {
 }
 
 // modeSelect is MODE SELECT (6) and (10) (SPC-4 6.11, 6.12): all of the list is checked, then all of it takes
-// effect, or nothing does.
+// effect, or nothing does. What the list has no pages for is as the owner has it: others may be changing that.
 func (u *Unit) modeSelect(c *Command) {
-	modes, ok := u.checkModeList(c, c.outBuf)
+	modes, set, ok := u.checkModeList(c, c.outBuf)
 	if !ok {
 		c.finish()
 		return
 	}
-	u.change(c, &reserve.Command{Action: reserve.SetModes, Modes: modes, Save: c.CDB[1]&0x01 != 0})
+	u.change(c, &reserve.Command{Action: reserve.SetModes, Modes: modes, Key: uint64(set), Save: c.CDB[1]&0x01 != 0})
 }
 
 // checkModeList says which parameters a list asks for.
-func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, ok bool) {
-	modes = u.disk.Unit().State.Current
+func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, set reserve.ModeSet, ok bool) {
+	modes, set = u.disk.Unit().State.Current, reserve.ModesNamed
 	header := 4
 	if c.CDB[0] == 0x55 {
 		header = 8
 	}
 	if len(list) == 0 {
-		return modes, true
+		return modes, set, true
 	}
 	if len(list) < header {
 		c.illegal(codeParameterListLength)
-		return modes, false
+		return modes, set, false
 	}
 	descriptor, long := int(list[3]), false
 	if header == 8 {
@@ -272,10 +274,10 @@ func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, ok b
 		switch {
 		case descriptor != len(want):
 			c.badParameter(3)
-			return modes, false
+			return modes, set, false
 		case len(list) < at+descriptor:
 			c.illegal(codeParameterListLength)
-			return modes, false
+			return modes, set, false
 		}
 		// A number of blocks of 0 or all ones means "as it is".
 		got, size := list[at:at+descriptor], 4
@@ -286,7 +288,7 @@ func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, ok b
 		if !bytes.Equal(got[size:], want[size:]) ||
 			!bytes.Equal(got[:size], want[:size]) && !bytes.Equal(got[:size], zero) && !bytes.Equal(got[:size], ones) {
 			c.badParameter(at)
-			return modes, false
+			return modes, set, false
 		}
 		at += descriptor
 	}
@@ -295,7 +297,7 @@ func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, ok b
 		if list[at]&0x40 != 0 {
 			if len(list)-at < 4 {
 				c.illegal(codeParameterListLength)
-				return modes, false
+				return modes, set, false
 			}
 			subpage = list[at+1]
 		}
@@ -307,12 +309,12 @@ func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, ok b
 		}
 		if p == nil {
 			c.badParameter(at)
-			return modes, false
+			return modes, set, false
 		}
 		want, mask := p.append(nil, c.geo, modes), p.appendMask(nil, c.geo)
 		if len(list)-at < len(want) {
 			c.illegal(codeParameterListLength)
-			return modes, false
+			return modes, set, false
 		}
 		head := 2
 		if subpage != 0 {
@@ -323,22 +325,23 @@ func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, ok b
 			changed := got[i] ^ want[i]
 			if i < head && changed != 0 || i >= head && changed&^mask[i] != 0 {
 				c.badParameter(at + i)
-				return modes, false
+				return modes, set, false
 			}
 		}
 		if p.get != nil {
-			before := modes
+			before, names := modes, p.names
 			p.get(got, &modes)
 			if c.geo.AlwaysDurable {
-				modes.CacheOff = before.CacheOff
+				modes.CacheOff, names = before.CacheOff, names&^reserve.ModeCacheOff
 			}
 			if c.geo.ReadOnly {
-				modes.WriteProtect = before.WriteProtect
+				modes.WriteProtect, names = before.WriteProtect, names&^reserve.ModeWriteProtect
 			}
+			set |= names
 		}
 		at += len(want)
 	}
-	return modes, true
+	return modes, set, true
 }
 
 // startStop accepts what changes nothing (SBC-3 5.25): the medium is always there and the unit always

@@ -611,3 +611,45 @@ func TestNothingConflictsToo(t *testing.T) {
 		a.prout(2, kind, 0xa1, 0, 0)
 	}
 }
+
+// TestModeSelectsAtATime: rule R7. What one initiator sets and another one, who has not heard of it yet, has no page for stays set.
+func TestModeSelectsAtATime(t *testing.T) {
+	a, b := pair(t)
+	page := func(r *rig, code byte) []byte {
+		d := data(r.run([]byte{0x5a, 8, code, 0, 0, 0, 0, 0, 255, 0}, 255, nil))
+		d[8] &^= 0x80
+		return d
+	}
+	protect, caching := page(a, 0x0a), page(b, 8)
+	protect[8+4] |= 8  // SWP
+	caching[8+2] &^= 4 // WCE
+	release := a.disk.Hold()
+	var ended []chan string
+	begin := func(r *rig, list []byte) {
+		done := make(chan string, 1)
+		ended = append(ended, done)
+		c := new(scsi.Command)
+		c.Finish = func(c *scsi.Command) { done <- sense(c) }
+		copy(c.CDB[:], []byte{0x55, 0x10, 0, 0, 0, 0, 0, 0, byte(len(list)), 0})
+		c.ExpectOut, c.Request.Initiator = uint32(len(list)), r.nexus.Initiator()
+		r.nexus.Prepare(c)
+		r.nexus.Allocate(c)
+		for _, p := range c.Out {
+			list = list[copy(p, list):]
+		}
+		r.nexus.Execute(c)
+	}
+	begin(a, protect)
+	begin(b, caching)
+	begin(b, nil)
+	release()
+	a.disk.Wait()
+	for i, done := range ended {
+		if got := <-done; got != good {
+			t.Errorf("MODE SELECT %d: %s", i, got)
+		}
+	}
+	if m := a.disk.Unit().State.Current; !m.WriteProtect || !m.CacheOff {
+		t.Errorf("mode parameters: %+v, want both that were set", m)
+	}
+}
