@@ -16,10 +16,19 @@ var (
 	errReset = errors.New("target cold reset")
 )
 
+// awaitLocked has wait count an aborted task that runs and that bars at the owner don't stop: what it has under way takes effect
+// until it ends (rule R9: who is told that a task is aborted must not find it at work).
+func (t *task) awaitLocked(wait *countdown) {
+	if t.phase == phaseRunning && t.Lingers() {
+		wait.add()
+		t.gone = append(t.gone, wait.done)
+	}
+}
+
 // abortOne aborts the session's task with an initiator task tag, on whichever connection.
-func (x *Session) abortOne(itt uint32, lun uint64) (id scsi.RequestID, found bool) {
+func (x *Session) abortOne(itt uint32, lun uint64, wait *countdown) (id scsi.RequestID, found bool) {
 	for _, c := range x.connections() {
-		if id, found = c.abortOne(itt, lun); found {
+		if id, found = c.abortOne(itt, lun, wait); found {
 			break
 		}
 	}
@@ -27,17 +36,31 @@ func (x *Session) abortOne(itt uint32, lun uint64) (id scsi.RequestID, found boo
 }
 
 // abortOne aborts the task with an initiator task tag.
-func (c *conn) abortOne(itt uint32, lun uint64) (id scsi.RequestID, found bool) {
+func (c *conn) abortOne(itt uint32, lun uint64, wait *countdown) (id scsi.RequestID, found bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, t := range c.slots {
 		if t != nil && t.itt == itt && t.LUN == lun && !t.aborted {
 			id, t.barred = t.Request.ID, true
+			t.awaitLocked(wait)
 			c.abortLocked(t)
 			return id, true
 		}
 	}
 	return id, false
+}
+
+// abortOwn aborts all tasks of a session that are meant, by its own initiator's wish; wait counts those that linger.
+func (x *Session) abortOwn(wait *countdown, meant func(*task) bool) {
+	for _, c := range x.connections() {
+		c.abortWhere(func(t *task) bool {
+			if !meant(t) {
+				return false
+			}
+			t.awaitLocked(wait)
+			return true
+		})
+	}
 }
 
 // abortWhere aborts all tasks that are meant, and says how many.
@@ -196,6 +219,13 @@ func newCountdown(n int, then func(error)) *countdown {
 		then(nil)
 	}
 	return d
+}
+
+// add makes it wait for one more; it has not completed yet.
+func (d *countdown) add() {
+	d.mu.Lock()
+	d.left++
+	d.mu.Unlock()
 }
 
 func (d *countdown) done(err error) {

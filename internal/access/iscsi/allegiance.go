@@ -115,7 +115,7 @@ func (c *conn) waitParked() {
 			}
 			// The initiator may do them again from now on.
 			ctx, cancel := context.WithTimeout(c.srv.ctx, logoutTold)
-			if err := x.barTasks(ctx, c.abandon()); err != nil {
+			if err := x.endTasks(ctx, c); err != nil {
 				c.log.Warn("tasks of a lost connection", "err", err)
 			}
 			cancel()
@@ -224,8 +224,7 @@ func (c *conn) reassign(h *header, at scsi.Stamp, sendLocked func(byte)) {
 			continue
 		case t.aborted: // given up, but it still runs
 			id := t.Request.ID
-			o.mu.Unlock()
-			x.target.AbortTask(id, func(err error) {
+			wait := newCountdown(1, func(err error) {
 				if err != nil {
 					c.complain("task reassignment", "err", err)
 					send(tmrRejected)
@@ -233,6 +232,9 @@ func (c *conn) reassign(h *header, at scsi.Stamp, sendLocked func(byte)) {
 				}
 				send(tmrNoTask)
 			})
+			t.awaitLocked(wait)
+			o.mu.Unlock()
+			x.target.AbortTask(id, wait.done)
 			return
 		case o == c || !o.freed:
 			o.mu.Unlock()

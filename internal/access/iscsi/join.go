@@ -123,15 +123,15 @@ func (c *conn) terminate(ctx context.Context, cause error) error {
 		return nil // its login had not been answered
 	}
 	x.leave(c)
-	err := x.barTasks(ctx, c.abandon())
+	err := x.endTasks(ctx, c)
 	c.tellCleared()
 	c.expire()
 	return err
 }
 
-// abandon aborts all tasks of a connection, and gives the IDs of those that run. Once these are barred the initiator is to
-// be told (tellCleared).
-func (c *conn) abandon() (ids []scsi.RequestID) {
+// abandon aborts all tasks of a connection, and gives the IDs of those that run; wait counts those that linger. Once these are
+// barred and those are over the initiator is to be told (tellCleared).
+func (c *conn) abandon(wait *countdown) (ids []scsi.RequestID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.clearedLocked()
@@ -143,6 +143,7 @@ func (c *conn) abandon() (ids []scsi.RequestID) {
 			t.barred = true
 			ids = append(ids, t.Request.ID)
 		}
+		t.awaitLocked(wait)
 		if !t.aborted {
 			c.abortLocked(t)
 		}
@@ -180,16 +181,15 @@ func (c *conn) tellCleared() {
 	c.cleared = nil
 }
 
-// barTasks returns when commands that were aborted here can't take effect elsewhere any more.
-func (x *Session) barTasks(ctx context.Context, ids []scsi.RequestID) error {
-	if len(ids) == 0 {
-		return nil
-	}
+// endTasks aborts all tasks of a connection, and returns when they can't take effect anywhere any more.
+func (x *Session) endTasks(ctx context.Context, c *conn) error {
 	done := make(chan error, 1)
-	wait := newCountdown(len(ids), func(err error) { done <- err })
-	for _, id := range ids {
+	wait := newCountdown(1, func(err error) { done <- err })
+	for _, id := range c.abandon(wait) {
+		wait.add()
 		x.target.AbortTask(id, wait.done)
 	}
+	wait.done(nil)
 	select {
 	case err := <-done:
 		return err

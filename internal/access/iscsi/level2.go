@@ -64,15 +64,14 @@ func (c *conn) manageLevel2(h *header, answer func(byte), inform func(byte, [3]b
 		}
 		inform(tmrSucceeded, info)
 	case tmfNexusReset:
-		for _, o := range x.connections() {
-			o.abortWhere(func(*task) bool { return true })
-		}
 		units := x.target.Units()
-		wait := newCountdown(2*len(units), done)
+		wait := newCountdown(1+2*len(units), done)
+		x.abortOwn(wait, func(*task) bool { return true })
 		for _, u := range units {
 			x.target.AbortTaskSet(x.initiator.Nexus, u.LUN, wait.done)
 			x.nexus.Lose(u.LUN, x.id, wait.done)
 		}
+		wait.done(nil)
 	}
 }
 

@@ -72,7 +72,7 @@ func (c *conn) logoutOne(ctx context.Context, cid uint16) (response byte) {
 			return logoutDone
 		}
 		c.endGather() // answers of commands that have ended go out before
-		if err := x.barTasks(ctx, c.abandon()); err != nil {
+		if err := x.endTasks(ctx, c); err != nil {
 			c.log.Warn("logout", "err", err)
 		}
 		c.tellCleared()

@@ -55,6 +55,8 @@ type task struct {
 
 	snackTag uint32 // of the last R-Data SNACK for it
 
+	gone []func(error) // what waits for its end, after it was aborted
+
 	lost   bool // recovery level 1: some of it has to be asked for again
 	silent int  // pings since the last Data-Out
 
@@ -182,7 +184,7 @@ func (t *task) clear() {
 	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
 	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
 	t.writeCost, t.readCost = 0, 0
-	t.lost, t.silent, t.head, t.snackTag = false, 0, false, 0
+	t.lost, t.silent, t.head, t.snackTag, t.gone = false, 0, false, 0, nil
 	t.cmdSN, t.delivered, t.preparing, t.due, t.uncounted, t.refused, t.barred, t.fenced = 0, false, false, false, false, false, false, false
 }
 
@@ -494,6 +496,9 @@ func (t *task) complete() {
 		return
 	}
 	c.dropLocked(t)
+	for _, f := range t.gone {
+		c.srv.wg.Go(func() { f(nil) }) // it locks connections
+	}
 	switch {
 	case t.aborted:
 	case c.dead:

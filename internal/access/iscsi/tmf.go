@@ -167,10 +167,11 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 	switch function {
 	case tmfAbortTask:
 		// RefTaskTag and RefCmdSN name the task. One that has not come must not run when it does (RFC 7143 11.6.1).
-		id, found := c.sess.abortOne(h.u32(20), h.lun())
+		wait := newCountdown(1, done)
+		id, found := c.sess.abortOne(h.u32(20), h.lun(), wait)
 		switch refSN := h.u32(32); {
 		case found:
-			target.AbortTask(id, done)
+			target.AbortTask(id, wait.done)
 		case c.sess.manages(h.u32(20)):
 			answer(tmrRejected) // 11.5.1: a function is not to be aborted
 		case c.sess.unordered && before(refSN, h.cmdSN()) && c.sess.skip(refSN):
@@ -179,25 +180,30 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 			answer(tmrNoTask)
 		}
 	case tmfAbortTaskSet:
-		for _, o := range c.sess.connections() {
-			o.abortWhere(func(t *task) bool { return t.lun == lun })
-		}
-		target.AbortTaskSet(nexus, lun, done)
+		wait := newCountdown(1, done)
+		c.sess.abortOwn(wait, func(t *task) bool { return t.lun == lun })
+		target.AbortTaskSet(nexus, lun, wait.done)
 	case tmfClearTaskSet:
+		wait := newCountdown(1, done)
+		c.sess.abortOwn(wait, func(t *task) bool { return t.lun == lun })
 		others = c.srv.clear(c.sess, lun, false, reserve.CommandsCleared)
-		target.ClearTaskSet(nexus, lun, done)
+		target.ClearTaskSet(nexus, lun, wait.done)
 	case tmfLUNReset:
+		wait := newCountdown(1, done)
+		c.sess.abortOwn(wait, func(t *task) bool { return t.lun == lun })
 		others = c.srv.clear(c.sess, lun, true, reserve.DeviceReset)
-		target.ResetLUN(nexus, lun, done)
+		target.ResetLUN(nexus, lun, wait.done)
 	case tmfWarmReset, tmfColdReset:
 		units := target.Units()
-		wait := newCountdown(len(units), done)
+		wait := newCountdown(1+len(units), done)
+		c.sess.abortOwn(wait, func(*task) bool { return true })
 		for _, u := range units {
 			others = append(others, c.srv.clear(c.sess, u.LUN, true, reserve.BusReset)...)
 		}
 		for _, u := range units {
 			target.ResetLUN(nexus, u.LUN, wait.done)
 		}
+		wait.done(nil)
 	case tmfReassign:
 		c.reassign(h, at, sendLocked)
 	case tmfQueryTask, tmfQueryTaskSet, tmfQueryEvent, tmfNexusReset:

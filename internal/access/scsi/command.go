@@ -117,6 +117,13 @@ func (c *Command) Reset() {
 // Cancel says, from any goroutine, that the command was aborted. It finishes all the same, as soon as it can.
 func (c *Command) Cancel() { c.cancelled.Store(true) }
 
+// Lingers says of a command that was executed that its calls of Disks have IDs of their own (Disk.NewID). Whoever refuses the command
+// by its ID doesn't meet them: they can take effect until it has finished.
+func (c *Command) Lingers() bool {
+	const thirdPartyCopy = 0x83
+	return c.op != nil && c.op.code == thirdPartyCopy
+}
+
 // conflict ends the command with RESERVATION CONFLICT.
 func (c *Command) conflict() {
 	c.failed = true
