@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"dozo/internal/access/scsi"
+	"dozo/internal/control"
+	"dozo/internal/wire"
 )
 
 // An ABORT TASK is about all parts of its command, and about no other command.
@@ -22,6 +24,32 @@ func TestAnAbortNamesAllPartsOfItsCommand(t *testing.T) {
 			if barred(seq-1, part) || barred(seq+1, part) {
 				t.Errorf("command %d: another one is barred: %x to %x", seq, m.First, m.Last)
 			}
+		}
+	}
+}
+
+// A LUN that is not ready has had no command of the session, so there is nothing to abort; but others use the volume, and a reset or
+// CLEAR TASK SET that its owner has not heard of is not done.
+func TestAResetOfALUNThatIsNotReadyIsTold(t *testing.T) {
+	lun := func(n uint16, is bool) *hostLUN {
+		l := &hostLUN{m: control.Map{LUN: n}, disk: &disk{barred: new(ready)}}
+		if is {
+			l.disk.barred.set()
+		}
+		return l
+	}
+	h := &hostsTarget{luns: []*hostLUN{lun(1, true), lun(2, false)}}
+	for _, x := range []struct {
+		lun  uint16
+		kind wire.BarKind
+		want int
+	}{
+		{1, wire.BarLUNReset, 1}, {1, wire.BarClearTaskSet, 1}, {1, wire.BarPreemptAbort, 1},
+		{2, wire.BarLUNReset, 1}, {2, wire.BarClearTaskSet, 1}, {2, wire.BarPreemptAbort, 0},
+		{3, wire.BarLUNReset, 0},
+	} {
+		if got := h.concerned(x.lun, x.kind); len(got) != x.want || len(got) > 0 && got[0].m.LUN != x.lun {
+			t.Errorf("LUN %d, refusal %d: %d owners are told, want %d", x.lun, x.kind, len(got), x.want)
 		}
 	}
 }

@@ -260,12 +260,29 @@ func (t *hostsTarget) AbortTask(id scsi.RequestID, done func(error)) {
 	if v := t.session.book.volumeOf(id); v != nil {
 		luns = slices.DeleteFunc(luns, func(l *hostLUN) bool { return l.v != v })
 	}
-	t.each(luns, func(l *hostLUN, done func(error)) { t.session.abortTask(l.v, id, done) }, done)
+	t.each(used(luns), func(l *hostLUN, done func(error)) { t.session.abortTask(l.v, id, done) }, done)
+}
+
+// used leaves out what has had no command of the session: LUNs that have not been ready.
+func used(luns []*hostLUN) []*hostLUN {
+	return slices.DeleteFunc(luns, func(l *hostLUN) bool { return !l.disk.barred.is() })
+}
+
+// concerned lists whose owner is told of a refusal at a LUN. A reset and CLEAR TASK SET are about others' commands and
+// reservations too, so they are not done before the owner says so, also where the LUN is not ready.
+func (t *hostsTarget) concerned(lun uint16, kind wire.BarKind) []*hostLUN {
+	l := t.lun(lun)
+	switch {
+	case l == nil:
+		return nil
+	case kind == wire.BarLUNReset || kind == wire.BarClearTaskSet:
+		return []*hostLUN{l}
+	}
+	return used([]*hostLUN{l})
 }
 
 // each does something about several volumes, and is done when all are; the first error counts.
 func (t *hostsTarget) each(luns []*hostLUN, f func(*hostLUN, func(error)), done func(error)) {
-	luns = slices.DeleteFunc(luns, func(l *hostLUN) bool { return !l.disk.barred.is() }) // nothing has gone there
 	var mu sync.Mutex
 	left, first := len(luns), error(nil)
 	if left == 0 {
@@ -288,11 +305,7 @@ func (t *hostsTarget) each(luns []*hostLUN, f func(*hostLUN, func(error)), done 
 }
 
 func (t *hostsTarget) bar(lun uint16, kind wire.BarKind, nexus reserve.NexusID, done func(error)) {
-	var luns []*hostLUN
-	if l := t.lun(lun); l != nil {
-		luns = append(luns, l)
-	}
-	t.each(luns, func(l *hostLUN, done func(error)) { bar(l.v, &wire.Bar{Kind: kind, Nexus: newNexus(nexus)}, done) }, done)
+	t.each(t.concerned(lun, kind), func(l *hostLUN, done func(error)) { bar(l.v, &wire.Bar{Kind: kind, Nexus: newNexus(nexus)}, done) }, done)
 }
 
 // ResetLUN implements iscsi.Target.
