@@ -46,7 +46,7 @@ func (s *Store) dropped(r *replica, m *wire.Drop) error {
 	case m.Made != 0 && m.Made != r.note.Load().Made && !mutant.On(mutant.R13Made):
 		r.mu.Unlock()
 		return nil // what was permitted to go has gone
-	case r.mu.state == stateLost && m.Replace:
+	case r.mu.state == stateLost && r.mu.away && m.Replace:
 		r.mu.Unlock()
 		return nil
 	}
@@ -67,7 +67,7 @@ func (s *Store) dropped(r *replica, m *wire.Drop) error {
 	switch {
 	case m.Replace:
 		to = stateLost
-	case r.mu.state == wire.ReplicaDamaged || r.mu.state == stateAside || s.isDamaged(r):
+	case r.mu.state == wire.ReplicaDamaged || r.mu.state == stateAside || r.mu.state == stateLost && !r.mu.away || s.isDamaged(r):
 		to = stateAside
 	}
 	return s.discardLocked(r, to)
@@ -88,7 +88,7 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 	space := r.note.Load().space()
 	sealed, length, last := r.mu.state == wire.ReplicaSealed, r.note.Load().Length, r.mu.last
 	again := r.mu.state >= stateDropped
-	missing := r.mu.state == stateLost // nothing under its name any more
+	missing := r.mu.state == stateLost && r.mu.away // nothing under its name any more
 	r.mu.state = to
 	r.mu.closing = true
 	batch := s.noteLocked(r, to, 0)
@@ -106,16 +106,7 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 		}
 	}
 	if to == stateLost {
-		r.mu.Lock()
-		unpin := s.emptyLocked(r)
-		s.mu.Lock()
-		delete(s.mu.dirty, r)
-		s.mu.Unlock()
-		r.mu.Unlock()
-		if unpin != nil {
-			s.handles.release(unpin)
-		}
-		s.handles.forget(r)
+		s.emptyLost(r)
 		return nil
 	}
 	r.mu.Lock()
@@ -134,6 +125,36 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 		return ioError("remove "+r.path, err)
 	}
 	s.removeReplica(r)
+	return nil
+}
+
+// emptyLost ends the way of a replica to be made again: the file is set aside.
+func (s *Store) emptyLost(r *replica) {
+	r.mu.Lock()
+	r.mu.away = true
+	unpin := s.emptyLocked(r)
+	s.mu.Lock()
+	delete(s.mu.dirty, r)
+	s.mu.Unlock()
+	r.mu.Unlock()
+	if unpin != nil {
+		s.handles.release(unpin)
+	}
+	s.handles.forget(r)
+}
+
+// setLostAside has a lost replica's file set aside, if that has failed before; r.sealing is held.
+func (s *Store) setLostAside(r *replica) error {
+	r.mu.Lock()
+	away := r.mu.away
+	r.mu.Unlock()
+	if away {
+		return nil
+	}
+	if err := s.setAside(r.path, r.note.Load().Made); err != nil {
+		return ioError("set aside "+r.path, err)
+	}
+	s.emptyLost(r)
 	return nil
 }
 

@@ -40,8 +40,12 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 	}
 	s.mu.Lock()
 	r, o := s.mu.replicas[m.Segment], s.mu.opening[m.Segment]
-	mine, again := false, r != nil && r.note.Load().State == stateLost
-	if (r == nil || again) && o == nil {
+	mine := false
+	var lost *replica // is made again
+	if r != nil && r.note.Load().State == stateLost {
+		lost = r
+	}
+	if (r == nil || lost != nil) && o == nil {
 		o, mine = &opening{done: make(chan struct{})}, true
 		s.mu.opening[m.Segment] = o
 		s.work.Add(1) // Close waits for it
@@ -50,7 +54,12 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 	if mine {
 		go func() {
 			defer s.work.Done()
-			o.err = s.makeReplica(m.Segment, m.Capacity, state, again)
+			if o.err = s.lockLost(lost); o.err == nil {
+				o.err = s.makeReplica(m.Segment, m.Capacity, state, lost != nil)
+				if lost != nil {
+					lost.sealing.Unlock()
+				}
+			}
 			s.mu.Lock()
 			delete(s.mu.opening, m.Segment)
 			s.mu.Unlock()
@@ -75,6 +84,25 @@ func (s *Store) OpenSegment(ctx context.Context, m *wire.OpenSegment) (reply wir
 		return reply, wire.Errorf(wire.CodeConflict, "replica of %s is there in state %d", m.Segment, state)
 	}
 	return wire.OpenReply{Boot: s.opts.Boot}, nil
+}
+
+// lockLost takes the sealing of a replica that is to be made again, once its file is out of the way; nil is none. A Drop that is
+// under way would else set the new file aside.
+func (s *Store) lockLost(lost *replica) error {
+	if lost == nil {
+		return nil
+	}
+	if !lost.sealing.TryLock() {
+		return wire.Errorf(wire.CodeBusy, "replica of %s is being dropped", lost.id)
+	}
+	err := error(wire.Errorf(wire.CodeBusy, "replica of %s was dropped", lost.id))
+	if s.replica(lost.id) == lost && lost.note.Load().State == stateLost {
+		if err = s.setLostAside(lost); err == nil {
+			return nil
+		}
+	}
+	lost.sealing.Unlock()
+	return err
 }
 
 func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.ReplicaState, again bool) error {

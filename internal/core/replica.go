@@ -36,6 +36,7 @@ type replica struct {
 		sync.Mutex
 		state     wire.ReplicaState
 		closing   bool // a seal is under way or done: no appends
+		away      bool // lost, and the file is no longer under the segment's name
 		capacity  uint32
 		taken     uint32 // bytes of the file that space was taken for by this process, at most capacity: space.go
 		before    ident.Position

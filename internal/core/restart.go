@@ -67,7 +67,7 @@ func (s *Store) restart(fresh bool) error {
 		if n.State == stateLost {
 			r := s.newReplica(n)
 			r.end.Store(0)
-			r.mu.stableEnd, r.mu.closing = 0, true
+			r.mu.stableEnd, r.mu.closing, r.mu.away = 0, true, true
 			s.addReplica(r)
 			files[n.Segment] = true // none is missed
 		}
