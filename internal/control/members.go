@@ -94,13 +94,26 @@ func (a *Admin) Voters(ctx context.Context) ([]Voter, error) {
 	return out, nil
 }
 
-// AddVoter announces a new voter, first without a vote, and gives what EmbeddedConfig.Initial wants for it.
+// AddVoter announces a new voter, which has no data, first without a vote, and gives what EmbeddedConfig.Initial wants for it.
 // Asked again after an interruption, it gives the same. One at a time: etcd refuses a second one that has no
-// vote yet.
+// vote yet. One of that name and address that has run before has forgotten what it wrote and whom it voted for: as what it was
+// it could undo what was answered, and etcd would let it. So that one is taken out, and the new one is another.
 func (a *Admin) AddVoter(ctx context.Context, v VoterAddr) ([]VoterAddr, error) {
 	have, err := a.Voters(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if i := slices.IndexFunc(have, func(m Voter) bool { return m.Peer == v.Peer && m.Started }); i >= 0 {
+		if have[i].Name != v.Name {
+			return nil, fmt.Errorf("add voter %s at %s: %w there, %s; remove that one first", v.Name, v.Peer, ErrExists, have[i].Name)
+		}
+		a.log.Warn("voter has lost its data: it is taken out, and joins as a new one", "node", v.Name)
+		if err := a.RemoveVoter(ctx, v.Name); err != nil {
+			return nil, err
+		}
+		if have, err = a.Voters(ctx); err != nil {
+			return nil, err
+		}
 	}
 	known := slices.ContainsFunc(have, func(m Voter) bool { return m.Peer == v.Peer })
 	if i := slices.IndexFunc(have, func(m Voter) bool { return m.Name == v.Name && m.Peer != v.Peer }); i >= 0 {
