@@ -82,7 +82,7 @@ func (c *Client) Backup(ctx context.Context) (*Snapshot, error) {
 func newSnapshot(pairs []pair, rev Rev, now time.Time) (*Snapshot, error) {
 	s := &Snapshot{Rev: rev, Time: now.UTC()}
 	for _, p := range pairs {
-		if !strings.HasPrefix(p.key, dirAlive) {
+		if !leased(p.key) {
 			s.pairs = append(s.pairs, p)
 		}
 	}
@@ -93,6 +93,12 @@ func newSnapshot(pairs []pair, rev Rev, now time.Time) (*Snapshot, error) {
 	}
 	s.Cluster = content.cluster.v
 	return s, nil
+}
+
+// leased says of a key that it is there as long as a node renews it. Written without its lease it would stand for ever.
+func leased(key string) bool {
+	dir, _ := splitDir(key)
+	return dir == dirAlive || dir == dirHolds
 }
 
 // content decodes everything. A snapshot without a cluster is of no control store of ours.

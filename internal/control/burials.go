@@ -29,14 +29,25 @@ func (c *Client) volumeAt(ctx context.Context, id ident.JournalID, cached bool) 
 		c.cache.mu.RLock()
 		e, ok := c.cache.mu.volumes[id]
 		c.cache.mu.RUnlock()
-		if ok {
+		if ok && e.rev != 0 { // what is only remembered of a former control store is not there to be changed
 			return e.v, e.rev, nil
 		}
 	}
 	if v, rev, err = read[VolumeSpec](ctx, c, keyVolume(id)); err != nil {
-		err = fmt.Errorf("volume %s: %w", id, err)
+		err = c.volumeError(id, err)
 	}
 	return v, rev, err
+}
+
+// volumeError is err of reading a volume's key. One that is only remembered is told from one that was never there: people see it, and its
+// owner may serve it, and it is not there to be changed before the control store is settled.
+func (c *Client) volumeError(id ident.JournalID, err error) error {
+	if v, known := c.Volume(id); known && errors.Is(err, ErrNotFound) {
+		if r, ok := c.Restoration(); ok && r.Pending() {
+			return fmt.Errorf("volume %s/%s is only remembered, and can be changed once what the stores hold is known (dozo control status): %w", v.Tenant, v.Name, ErrUnheard)
+		}
+	}
+	return fmt.Errorf("volume %s: %w", id, err)
 }
 
 // tombstone is volumeAt of a volume that should be deleted: if the cache says that it is not, the cache is old.

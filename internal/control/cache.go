@@ -165,6 +165,7 @@ func (c *cache) replace(pairs []pair, rev Rev) (bad []error) {
 			c.mu.keepFrom(old, p.key)
 		}
 	}
+	c.mu.keepOld(old.remembered())
 	c.movedLocked(rev)
 	return bad
 }

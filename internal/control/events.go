@@ -104,7 +104,7 @@ func (c *Client) WatchEvents(ctx context.Context, after Rev, f func(Event) error
 	for {
 		pairs, rev, err := c.eventPairs(ctx)
 		if err != nil {
-			return context.Cause(ctx)
+			return cmp.Or(context.Cause(ctx), err) // never nothing: to the caller that is the end of what there is to show
 		}
 		if rev < after { // another control store: what was shown is told by its time
 			after = 0

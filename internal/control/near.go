@@ -154,6 +154,9 @@ func (n *nearest) avoidLocked(endpoint string) {
 // look asks each voter and orders them.
 func (n *nearest) look(ctx context.Context, endpoints []string, probe func(context.Context, string) (time.Duration, error)) {
 	if len(endpoints) < 2 {
+		n.mu.Lock()
+		n.mu.order = nil // those that were there before are no voters any more
+		n.mu.Unlock()
 		return
 	}
 	took := make([]time.Duration, len(endpoints))

@@ -71,6 +71,18 @@ func TestNearest(t *testing.T) {
 	}
 }
 
+// Where only one voter is left there is nothing to choose, and nobody asks those that have gone.
+func TestNearestIsNoVoterThatHasGone(t *testing.T) {
+	n, _ := fakeNear(nil)
+	defer n.close()
+	probe := func(context.Context, string) (time.Duration, error) { return time.Millisecond, nil }
+	n.look(t.Context(), []string{"a", "b"}, probe)
+	n.look(t.Context(), []string{"b"}, probe)
+	if got := n.picked(); got != "" {
+		t.Errorf("%q is asked, and b is the only voter", got)
+	}
+}
+
 // What fails at the nearest goes to the next one for a while, and may take longer.
 func TestNearestFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

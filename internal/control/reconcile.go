@@ -283,6 +283,10 @@ func (s *settling) run(ctx context.Context) error {
 			return err
 		}
 	}
+	// Names first: what was made since the backup may have the name of what was deleted since.
+	if err := s.bury(ctx); err != nil {
+		return err
+	}
 	var found []ident.JournalID
 	for id := range s.holders {
 		if !known[id] {
@@ -295,7 +299,7 @@ func (s *settling) run(ctx context.Context) error {
 			return fmt.Errorf("journal %s: %w", id, err)
 		}
 	}
-	return s.bury(ctx)
+	return nil
 }
 
 // highest is what all stores together say of a journal.
@@ -508,7 +512,10 @@ func (s *settling) bury(ctx context.Context) error {
 		if _, _, _, deleted := s.highest(v.ID); !deleted {
 			continue
 		}
-		if _, err := s.c.DeleteVolume(ctx, v.ID); err != nil && !errors.Is(err, ErrNotFound) {
+		switch _, err := s.c.DeleteVolume(ctx, v.ID); {
+		case errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnheard): // only a node remembers it
+			continue
+		case err != nil:
 			return err
 		}
 		s.out.Deleted++

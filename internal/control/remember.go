@@ -49,6 +49,11 @@ func (t *content) keepOld(old content) {
 	if t.discovery == nil && old.discovery != nil {
 		t.discovery = &entry[CHAP]{v: old.discovery.v}
 	}
+	for serial, r := range old.revoked { // it does not count again because the control store has forgotten that
+		if _, ok := t.revoked[serial]; !ok {
+			t.revoked[serial] = r
+		}
+	}
 	for id, e := range old.volumes {
 		if _, ok := t.volumes[id]; ok || e.v.Deleted != nil {
 			continue
@@ -63,6 +68,29 @@ func (t *content) keepOld(old content) {
 				state.Unheard = true
 				t.journals[id] = entry[JournalState]{v: state}
 			}
+		}
+	}
+}
+
+// remembered is what of t is of a former control store. Of what is revoked that can not be told, and need not: nobody takes it back.
+func (t *content) remembered() content {
+	old := newContent()
+	old.revoked = t.revoked
+	remember(old.sites, t.sites)
+	remember(old.nodes, t.nodes)
+	remember(old.hosts, t.hosts)
+	remember(old.volumes, t.volumes)
+	remember(old.journals, t.journals)
+	if t.discovery != nil && t.discovery.rev == 0 {
+		old.discovery = t.discovery
+	}
+	return old
+}
+
+func remember[K comparable, V any](to, from map[K]entry[V]) {
+	for k, e := range from {
+		if e.rev == 0 {
+			to[k] = e
 		}
 	}
 }
@@ -152,6 +180,9 @@ func (c *Client) Copy() (*Snapshot, error) {
 	for id, e := range t.journals {
 		add(keyJournal(id), e.v, e.rev)
 	}
+	for serial, r := range t.revoked {
+		add(keyRevoked(serial), r, 0)
+	}
 	slices.SortFunc(s.pairs, func(a, b pair) int { return cmp.Compare(a.key, b.key) })
 	return s, nil
 }
@@ -181,6 +212,9 @@ func (c *Client) OfferRemembered(ctx context.Context) error {
 			}
 		}
 	}
+	if err := c.offerRevoked(ctx); err != nil {
+		return err
+	}
 	if discovery != nil && discovery.rev == 0 {
 		if err := c.setDiscovery(ctx, discovery.v, true); err != nil {
 			return err
@@ -196,6 +230,23 @@ func (c *Client) OfferRemembered(ctx context.Context) error {
 	for chunk := range slices.Chunk(ops, changesPerTxn) {
 		_, err := retry(ctx, c, "offer volumes", func(ctx context.Context) (txnResult, error) { return c.kv.commit(ctx, txn{ops: chunk}) })
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// offerRevoked writes which certificates are revoked, where the control store does not have it.
+func (c *Client) offerRevoked(ctx context.Context) error {
+	there, _, err := c.listing(ctx, dirRevoked)
+	if err != nil {
+		return err
+	}
+	for _, r := range c.Revocations() {
+		if slices.ContainsFunc(there, func(p pair) bool { return p.key == keyRevoked(r.Serial) }) || !r.Expires.IsZero() && r.Expires.Before(c.o.Now()) {
+			continue
+		}
+		if err := c.Revoke(ctx, r); err != nil {
 			return err
 		}
 	}

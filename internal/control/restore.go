@@ -98,8 +98,8 @@ func (s *Snapshot) Anew(lineage uint32, now time.Time) (*Snapshot, error) {
 			}
 			state.Unheard = true
 			p.value = encode(state, change)
-		case p.key == keyRestored || dir == dirAnswers || dir == dirAnswered || dir == dirOffers || dir == dirAlive:
-			continue
+		case p.key == keyRestored || dir == dirAnswers || dir == dirAnswered || dir == dirOffers || leased(p.key):
+			continue // backups of former versions have leases of nodes
 		}
 		out.pairs = append(out.pairs, p)
 	}

@@ -166,7 +166,7 @@ func (c *Client) changeVolume(ctx context.Context, id ident.JournalID, action st
 	return again(ctx, c, func(ctx context.Context) (VolumeSpec, error) {
 		old, rev, err := read[VolumeSpec](ctx, c, keyVolume(id))
 		if err != nil {
-			return VolumeSpec{}, fmt.Errorf("volume %s: %w", id, err)
+			return VolumeSpec{}, c.volumeError(id, err)
 		}
 		v := old
 		v.Labels, v.Hosts, v.Confirmed = maps.Clone(old.Labels), slices.Clone(old.Hosts), slices.Clone(old.Confirmed)
