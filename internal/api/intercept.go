@@ -57,17 +57,15 @@ func (g gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		started := g.s.now()
 		method := conn.Spec().Procedure
-		err := permit(ctx, method)
-		if err == nil {
-			a, _ := ctx.Value(authKey{}).(authenticated)
-			// Server.Close ends streams: they may otherwise last as long as the client likes.
-			sctx, cancel := context.WithCancel(ctx)
-			stop := context.AfterFunc(g.s.life, cancel)
-			err = next(sctx, recheckedConn{conn, a.again})
-			stop()
-			cancel()
-		}
-		g.s.finish(ctx, method, nil, started, err)
+		a, _ := ctx.Value(authKey{}).(authenticated)
+		// Server.Close ends streams: they may otherwise last as long as the client likes.
+		sctx, cancel := context.WithCancel(ctx)
+		stop := context.AfterFunc(g.s.life, cancel)
+		guarded := &guardedConn{StreamingHandlerConn: conn, permit: func() error { return permit(ctx, method) }, again: a.again}
+		err := next(sctx, guarded)
+		stop()
+		cancel()
+		g.s.finish(ctx, method, guarded.request, started, err)
 		if err != nil {
 			return toConnect(err, g.s.node)
 		}
@@ -75,15 +73,31 @@ func (g gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 	}
 }
 
-// recheckedConn asks before every message whether the caller's credentials still count, so that revoking them
-// ends what they see.
-type recheckedConn struct {
+// guardedConn gives the handler the request only if the caller may make it, and keeps it, since the audit log says what was asked for
+// also of who may not. It asks before every message whether the caller's credentials still count, so that revoking them ends
+// what they see.
+type guardedConn struct {
 	connect.StreamingHandlerConn
-	again func() error
+	permit, again func() error
+	request       proto.Message
+}
+
+// Receive implements connect.StreamingHandlerConn.
+func (c *guardedConn) Receive(msg any) error {
+	if err := c.StreamingHandlerConn.Receive(msg); err != nil || c.request != nil {
+		return err
+	}
+	c.request, _ = msg.(proto.Message)
+	return c.permit()
 }
 
 // Send implements connect.StreamingHandlerConn.
-func (c recheckedConn) Send(msg any) error {
+func (c *guardedConn) Send(msg any) error {
+	if c.request == nil { // a handler that says something before it has heard anything
+		if err := c.permit(); err != nil {
+			return err
+		}
+	}
 	if c.again != nil {
 		if err := c.again(); err != nil {
 			return err

@@ -351,6 +351,60 @@ func TestAuditAndLogKnowWhoAndNoSecrets(t *testing.T) {
 	}
 }
 
+// Calls whose answer is a stream are in the audit log like all others: who was refused what, what failed, and that somebody has taken the
+// secrets of the control store along.
+func TestStreamsAreAudited(t *testing.T) {
+	w := newWorld(t)
+	w.b.Backup = []byte("backup")
+	viewer, op, admin := w.token("bob", pki.RoleViewer), w.token("alice", pki.RoleOperator), w.token("root", pki.RoleAdmin)
+	ctx := t.Context()
+	end := func(stream interface {
+		Receive() bool
+		Err() error
+		Close() error
+	}, err error) connect.Code {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stream.Close()
+		for stream.Receive() {
+		}
+		return code(stream.Err())
+	}
+	failover := &dozov1.FailoverSiteRequest{Site: "nowhere", Force: true}
+	for _, c := range []struct {
+		who  *api.Client
+		want connect.Code
+	}{{viewer, connect.CodePermissionDenied}, {op, connect.CodeNotFound}, {w.dial(api.ClientOptions{}), connect.CodeUnauthenticated}} {
+		stream, err := c.who.Sites.Failover(ctx, failover)
+		if got := end(stream, err); got != c.want {
+			t.Errorf("%v, want %v", got, c.want)
+		}
+	}
+	backup, err := admin.Control.Backup(ctx, &dozov1.ControlBackupRequest{})
+	if got := end(backup, err); got != 0 {
+		t.Error(got)
+	}
+	wait, err := viewer.Volumes.Wait(ctx, &dozov1.WaitVolumeRequest{Volume: "nothing"}) // changes nothing
+	if got := end(wait, err); got != connect.CodeNotFound {
+		t.Error(got)
+	}
+	log := w.b.AuditLog()
+	if len(log) != 3 { // a stranger leaves nothing
+		t.Fatalf("%d records: %+v", len(log), log)
+	}
+	if r := log[0]; r.Caller.Actor() != "bob" || r.Action != "site.failover" || r.Object != "site/nowhere" || !errors.Is(r.Err, api.ErrForbidden) {
+		t.Errorf("%+v", r)
+	}
+	if r := log[1]; r.Caller.Actor() != "alice" || r.Action != "site.failover" || r.Object != "site/nowhere" || r.Err == nil {
+		t.Errorf("%+v", r)
+	}
+	if r := log[2]; r.Caller.Actor() != "root" || r.Action != "control.backup" || r.Object != "control" || r.Err != nil {
+		t.Errorf("%+v", r)
+	}
+}
+
 // curl is an HTTPS client that knows nothing of connect.
 func (w *world) curl() *http.Client {
 	pool := x509.NewCertPool()

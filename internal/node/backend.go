@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -82,7 +83,7 @@ func (b *backend) Audit(ctx context.Context, rec api.AuditRecord) {
 	if rec.Caller.For != "" {
 		return // the node that passed the call on records it
 	}
-	if c == nil || rec.Err == nil && specAction(rec.Action) {
+	if _, recorded := errors.AsType[recordedError](rec.Err); c == nil || recorded || rec.Err == nil && specAction(rec.Action) {
 		return
 	}
 	e := control.Event{Time: rec.Time, Actor: rec.Caller.Actor(), Action: rec.Action, Object: rec.Object}
@@ -97,6 +98,11 @@ func (b *backend) Audit(ctx context.Context, rec api.AuditRecord) {
 		}
 	})
 }
+
+// recordedError is of a call that has put its failure among the events itself.
+type recordedError struct{ error }
+
+func (e recordedError) Unwrap() error { return e.error }
 
 // specAction says that the control store records the action itself, in the transaction that does it.
 func specAction(action string) bool {

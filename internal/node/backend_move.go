@@ -109,6 +109,8 @@ func (b *backend) MoveVolume(ctx context.Context, req *dozov1.MoveVolumeRequest,
 	defer cancel()
 	if aerr := b.n.control().AppendEvent(actx, e); aerr != nil {
 		b.n.log.Warn("event not recorded", "action", e.Action, "object", e.Object, "err", aerr)
+	} else if err != nil {
+		err = recordedError{err}
 	}
 	return err
 }
