@@ -516,6 +516,14 @@ func (b *backend) FailbackSite(ctx context.Context, req *dozov1.FailbackSiteRequ
 	return say(true)
 }
 
+// stillThere says that a volume which is waited for was deleted meanwhile.
+func (b *backend) stillThere(v control.VolumeSpec) error {
+	if now, ok := b.n.control().Volume(v.ID); !ok || now.Deleted != nil {
+		return fmt.Errorf("volume %s was deleted meanwhile: %w", v.Name, control.ErrNotFound)
+	}
+	return nil
+}
+
 func lagAt(st wire.JournalStatus, site ident.SiteID) uint64 {
 	for _, s := range st.Sites {
 		if s.Site == site {
@@ -525,9 +533,22 @@ func lagAt(st wire.JournalStatus, site ident.SiteID) uint64 {
 	return 0
 }
 
-// goHome hands one volume over once its home has what it needs.
+// goHome hands one volume over once its home has what it needs, unless it has gone there meanwhile: somebody else has moved it, or it has
+// followed its writes.
 func (b *backend) goHome(ctx context.Context, v control.VolumeSpec, site control.Site, m *dozov1.VolumeFailback, progress func() error) error {
+	c := b.n.control()
 	for last := uint64(1 << 63); ; {
+		if err := b.stillThere(v); err != nil {
+			return err
+		}
+		state, _, _ := c.Journal(v.ID)
+		if owner, ok := c.Node(state.Owner); ok && owner.Site == site.ID {
+			m.State, m.Message, m.LagBytes, m.Owner, m.OwnerSite = "home", "", 0, string(owner.Name), site.Name
+			return progress()
+		}
+		if len(b.n.Core(site.ID)) > 0 && !slices.Contains(state.Sites, site.ID) {
+			break // it has no copy and will get none: the move says so
+		}
 		all, _ := b.ownerStatus(ctx, v.ID)
 		st, ok := all[v.ID]
 		current := false

@@ -157,16 +157,31 @@ func (b *backend) fork(ctx context.Context, ref, tenant, id string) (v control.V
 	if id == "" && len(list) > 1 {
 		return v, nil, nil, fmt.Errorf("volume %s has %d forks, dozo fork list shows them: say which: %w", v.Name, len(list), control.ErrInvalid)
 	}
+	f, err = pickFork(v.Name, list, id)
+	return v, st.Cuts, f, err
+}
+
+// pickFork finds the fork that is meant. The number alone may stand for forks of two lineages: then it names none of them.
+func pickFork(volume string, list []*dozov1.Fork, id string) (found *dozov1.Fork, err error) {
 	for _, f := range list {
 		number, _, _ := cutString(f.Id)
-		if id == "" || f.Id == id || number == id {
-			return v, st.Cuts, f, nil
+		switch {
+		case id == "" || f.Id == id:
+			return f, nil
+		case number != id:
+		case found != nil:
+			return nil, fmt.Errorf("volume %s has forks %s and %s: give the whole name: %w", volume, found.Id, f.Id, control.ErrInvalid)
+		default:
+			found = f
 		}
 	}
-	if id == "" {
-		return v, nil, nil, fmt.Errorf("volume %s has no fork: %w", v.Name, control.ErrNotFound)
+	switch {
+	case found != nil:
+		return found, nil
+	case id == "":
+		return nil, fmt.Errorf("volume %s has no fork: %w", volume, control.ErrNotFound)
 	}
-	return v, nil, nil, fmt.Errorf("volume %s has no fork %s: %w", v.Name, id, control.ErrNotFound)
+	return nil, fmt.Errorf("volume %s has no fork %s: %w", volume, id, control.ErrNotFound)
 }
 
 // cutString takes a fork's ID apart.

@@ -252,7 +252,7 @@ func (b *backend) RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest)
 	}
 	x, ok := c.Node(ident.NodeName(req.Node))
 	if !ok {
-		return fmt.Errorf("node %s: %w", req.Node, control.ErrNotFound)
+		return b.finishTakeOut(ctx, c, ident.NodeName(req.Node), false)
 	}
 	if x.Name == b.n.cfg.Node {
 		return fmt.Errorf("node %s can not remove itself: stop it and ask another node: %w", x.Name, api.ErrRefused)

@@ -3,7 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -348,7 +347,10 @@ func (b *backend) DecommissionNode(ctx context.Context, req *dozov1.Decommission
 	}
 	x, ok := c.Node(ident.NodeName(req.Node))
 	if !ok {
-		return fmt.Errorf("node %s: %w", req.Node, control.ErrNotFound)
+		if err := b.finishTakeOut(ctx, c, ident.NodeName(req.Node), req.DryRun); err != nil {
+			return err
+		}
+		return progress(&dozov1.EmptyProgress{Phase: "removed", Done: true})
 	}
 	if x.Name == b.n.cfg.Node {
 		return fmt.Errorf("node %s can not take itself out of the cluster: ask another node: %w", x.Name, api.ErrRefused)
@@ -407,6 +409,9 @@ func (b *backend) ReplaceStore(ctx context.Context, req *dozov1.ReplaceStoreRequ
 	if err != nil {
 		return err
 	}
+	if err := storeNotLost(c, x, s); err != nil && !req.Lost {
+		return err
+	}
 	e := &emptying{b: b, c: c, node: x, stores: []ident.StoreID{s.ID}}
 	if err := e.plan(); err != nil && !req.Lost {
 		return fmt.Errorf("store %s of node %s: %w", s.Label, x.Name, err)
@@ -450,8 +455,19 @@ func (b *backend) KeepStore(ctx context.Context, req *dozov1.KeepStoreRequest) e
 	if x.Leaving {
 		return fmt.Errorf("node %s as a whole is being emptied; dozo node undrain ends that: %w", x.Name, api.ErrRefused)
 	}
+	if err := storeNotLost(c, x, s); err != nil {
+		return err
+	}
 	_, err = c.SetStoreLeaving(ctx, s.ID, false)
 	return err
+}
+
+// storeNotLost refuses what would have a store that was declared lost used again, or waited for.
+func storeNotLost(c *control.Client, x control.Node, s control.StoreSpec) error {
+	if !c.StoreLost(s.ID) {
+		return nil
+	}
+	return fmt.Errorf("store %s of node %s was %w, for good: stop the node, put an empty directory in its place, and start the node: it makes a new store there", s.Label, x.Name, control.ErrLost)
 }
 
 // ScrubStore implements api.Stores.
@@ -500,24 +516,6 @@ func (b *backend) ScrubStore(ctx context.Context, req *dozov1.ScrubStoreRequest,
 		case <-time.After(waitEvery):
 		}
 	}
-}
-
-// takeOut takes a node out of the cluster: its vote, its entry, its certificates.
-func (b *backend) takeOut(ctx context.Context, c *control.Client, x control.Node) error {
-	serials, err := b.serialsOf(ctx, c, x.Name)
-	if err != nil {
-		return err
-	}
-	if x.Voter && !b.n.cfg.Control.External {
-		if err := b.removeVoter(ctx, x.Name); err != nil {
-			return err
-		}
-	}
-	if err := c.RemoveNode(ctx, x.Name); err != nil && !errors.Is(err, control.ErrNotFound) {
-		return err
-	}
-	// Whoever has the host of a removed node must not come back as it.
-	return b.revoke(ctx, c, serials, "node was removed")
 }
 
 // blocksStatus adds up what the block manager has to do.

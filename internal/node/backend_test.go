@@ -210,6 +210,84 @@ func TestRemoveNode(t *testing.T) {
 	}
 }
 
+// A removal that was interrupted, or whose node died, after the entry was gone and before the certificates were revoked is finished by the
+// same command. A certificate that a node of that name got since is none of its business.
+func TestAnInterruptedRemovalIsFinished(t *testing.T) {
+	b := newBench(t)
+	hour := time.Now().Add(time.Hour)
+	issue := func(serial string) {
+		t.Helper()
+		if err := recordIssue(b.ctx, b.ctl, "n2", issuedCert{serial, hour}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	issue("0abc")
+	if err := b.ctl.RemoveNode(b.ctx, "n2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.DecommissionNode(b.ctx, &dozov1.DecommissionNodeRequest{Node: "n2", DryRun: true}, func(*dozov1.EmptyProgress) error { return nil }); !errors.Is(err, control.ErrNotFound) || b.ctl.Revoked("0abc") {
+		t.Errorf("a dry run: %v", err)
+	}
+	var last *dozov1.EmptyProgress
+	if err := b.DecommissionNode(b.ctx, &dozov1.DecommissionNodeRequest{Node: "n2"}, func(p *dozov1.EmptyProgress) error { last = p; return nil }); err != nil || !last.GetDone() {
+		t.Errorf("the same command again: %v, %v", last, err)
+	}
+	if !b.ctl.Revoked("0abc") {
+		t.Error("the removed node's certificate counts still")
+	}
+	issue("0def") // it joins again
+	if err := b.RemoveNode(b.ctx, &dozov1.RemoveNodeRequest{Node: "n2", Force: true}); !errors.Is(err, control.ErrNotFound) || b.ctl.Revoked("0def") {
+		t.Errorf("a node that has not registered yet: %v", err)
+	}
+	if err := b.RemoveNode(b.ctx, &dozov1.RemoveNodeRequest{Node: "n9"}); !errors.Is(err, control.ErrNotFound) {
+		t.Errorf("a node that never was: %v", err)
+	}
+}
+
+// Whoever gives up waiting once a node is being taken out does not leave it half out.
+func TestTakingOutIsNotInterrupted(t *testing.T) {
+	b := newBench(t)
+	x, _ := b.ctl.Node("n2")
+	if err := recordIssue(b.ctx, b.ctl, "n2", issuedCert{"0abc", time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.ctx)
+	cancel()
+	if err := b.takeOut(ctx, b.ctl, x); err != nil {
+		t.Error(err)
+	}
+	if _, ok := b.ctl.Node("n2"); ok || !b.ctl.Revoked("0abc") {
+		t.Errorf("the node is there: %v, its certificate is revoked: %v", ok, b.ctl.Revoked("0abc"))
+	}
+}
+
+// A store that was declared lost is not used again, whatever is said of it.
+func TestALostStoreIsNotKept(t *testing.T) {
+	b := newBench(t)
+	x, _ := b.ctl.Node("n2")
+	id := x.Stores[0].ID
+	if _, err := b.ctl.LoseStore(b.ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the store is not lost", func() error {
+		if !b.ctl.StoreLost(id) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err := b.KeepStore(b.ctx, &dozov1.KeepStoreRequest{Store: id.String()}); !errors.Is(err, control.ErrLost) {
+		t.Errorf("keeping it: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, time.Second)
+	defer cancel()
+	if err := b.ReplaceStore(ctx, &dozov1.ReplaceStoreRequest{Store: "n2/disk0"}, func(*dozov1.EmptyProgress) error { return nil }); !errors.Is(err, control.ErrLost) {
+		t.Errorf("emptying it: %v", err)
+	}
+	if err := b.ReplaceStore(ctx, &dozov1.ReplaceStoreRequest{Store: "n2/disk0", Lost: true}, func(*dozov1.EmptyProgress) error { return nil }); err != nil {
+		t.Errorf("declaring it lost again: %v", err)
+	}
+}
+
 func TestJoinAndRenew(t *testing.T) {
 	b := newBench(t)
 	token := func(node, role string, ttl time.Duration) string {

@@ -326,6 +326,9 @@ func (b *backend) WaitVolume(ctx context.Context, req *dozov1.WaitVolumeRequest,
 	var last time.Time
 	for {
 		all, _ := b.ownerStatus(ctx, v.ID)
+		if err := b.stillThere(v); err != nil {
+			return err
+		}
 		state, _, _ := b.n.control().Journal(v.ID)
 		if state.Owner == "" && state.Epoch.Number == 0 { // nothing was ever written: all sites have all of it
 			return progress(&dozov1.WaitVolumeResponse{Done: true})

@@ -1,8 +1,14 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"time"
 
+	"dozo/internal/api"
+	"dozo/internal/api/dozov1"
+	"dozo/internal/control"
 	"dozo/internal/ident"
 )
 
@@ -28,5 +34,101 @@ func TestWhatALostSiteTakesAlong(t *testing.T) {
 		if owned, waits := goesWith(lost, c.owner, c.at, c.home, c.known, c.recovering); owned != c.owned || waits != c.waits {
 			t.Errorf("%s: owned %v, waits %v", c.what, owned, waits)
 		}
+	}
+}
+
+// What the failback of a site waits for does not come where a volume is at home already, by somebody else's command or because it has
+// followed its writes, where it was deleted meanwhile, or where the site has no copy. None of these may hold up the volumes behind it.
+func TestAFailbackWaitsForNothingThatNeverComes(t *testing.T) {
+	b := newBench(t)
+	a, _ := b.ctl.SiteByName("a")
+	bare, err := b.ctl.CreateSite(b.ctx, control.Site{Name: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ctl.RegisterNode(b.ctx, control.Node{Name: "n3", Site: bare.ID, HostID: "hn3", Roles: []control.Role{control.RoleCore, control.RoleAccess},
+		Stores: []control.StoreSpec{{ID: ident.NewStoreID(), CapacityBytes: 1 << 30}}}); err != nil {
+		t.Fatal(err)
+	}
+	made := func(name string, home control.Site) control.VolumeSpec {
+		t.Helper()
+		v, err := b.ctl.CreateVolume(b.ctx, control.VolumeSpec{Name: name, SizeBytes: 1 << 20, Sites: 1, AtSite: home.ID}, []ident.SiteID{a.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rev, _ := b.ctl.Journal(v.ID)
+		if _, _, err := b.ctl.TakeJournal(b.ctx, v.ID, rev, "n2"); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, 5*time.Second)
+	defer cancel()
+	goHome := func(v control.VolumeSpec, site control.Site) (*dozov1.VolumeFailback, error) {
+		m := &dozov1.VolumeFailback{Volume: v.Name, State: "planned"}
+		return m, b.goHome(ctx, v, site, m, func() error { return nil })
+	}
+	if m, err := goHome(made("home", a), a); err != nil || m.State != "home" || m.Owner != "n2" || m.OwnerSite != "a" {
+		t.Errorf("a volume that is at home: %v, %v", m, err)
+	}
+	// Its home got core servers only after the volume was made.
+	if m, err := goHome(made("bare", bare), bare); !errors.Is(err, api.ErrRefused) {
+		t.Errorf("a volume of which its home has no copy: %v, %v", m, err)
+	}
+	gone := made("gone", bare)
+	if _, err := b.ctl.DeleteVolume(b.ctx, gone.ID); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := goHome(gone, bare); !errors.Is(err, control.ErrNotFound) {
+		t.Errorf("a volume that was deleted: %v, %v", m, err)
+	}
+}
+
+// A volume that is deleted while somebody waits for its copies has none: the wait does not end as if all sites had everything.
+func TestNobodyWaitsForADeletedVolume(t *testing.T) {
+	b := newBench(t)
+	a, _ := b.ctl.SiteByName("a")
+	v, err := b.ctl.CreateVolume(b.ctx, control.VolumeSpec{Name: "v", SizeBytes: 1 << 20, Sites: 1, AtSite: a.ID}, []ident.SiteID{a.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, rev, _ := b.ctl.Journal(v.ID)
+	if state, _, err = b.ctl.TakeJournal(b.ctx, v.ID, rev, "n2"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
+	defer cancel()
+	ended := make(chan error)
+	go func() {
+		ended <- b.WaitVolume(ctx, &dozov1.WaitVolumeRequest{Volume: "v"}, func(*dozov1.WaitVolumeResponse) error { return nil })
+	}()
+	time.Sleep(waitEvery / 2) // it has looked once
+	if _, err := b.ctl.DeleteVolume(b.ctx, v.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ctl.ForgetVolume(b.ctx, v.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, control.ErrNotFound) {
+		t.Errorf("the wait ends with %v, at epoch %s", err, state.Epoch)
+	}
+}
+
+// A fork is deleted for ever, so a number that stands for two of them names neither.
+func TestAForkIsNamedByItsNumberOnlyWhereThatIsOne(t *testing.T) {
+	list := []*dozov1.Fork{{Id: "7.0000aaaa"}, {Id: "7.0000bbbb"}, {Id: "9.0000bbbb"}}
+	for _, c := range []struct {
+		id, want string
+		is       error
+	}{{"9", "9.0000bbbb", nil}, {"7.0000bbbb", "7.0000bbbb", nil}, {"7", "", control.ErrInvalid}, {"8", "", control.ErrNotFound}} {
+		if f, err := pickFork("v", list, c.id); f.GetId() != c.want || !errors.Is(err, c.is) {
+			t.Errorf("%s: %v, %v", c.id, f, err)
+		}
+	}
+	if f, err := pickFork("v", list[2:], ""); err != nil || f.GetId() != "9.0000bbbb" {
+		t.Errorf("the only one: %v, %v", f, err)
+	}
+	if f, err := pickFork("v", nil, ""); !errors.Is(err, control.ErrNotFound) {
+		t.Errorf("none: %v, %v", f, err)
 	}
 }
