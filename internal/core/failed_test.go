@@ -83,3 +83,27 @@ func TestShortWrites(t *testing.T) {
 		}
 	}
 }
+
+// The note that a replica is open can't be made durable, and is on the disk all the same when the host is back: the file has to be there, or
+// the store counts for nothing in takeovers of a journal that it never had a record of.
+func TestANoteThatFailedMayBeThere(t *testing.T) {
+	for _, recycled := range []bool{false, true} {
+		m := vfs.NewMem(0)
+		faults := vfs.NewFaults(m)
+		opts := spareOptions(faults, boot1)
+		s := openStore(t, opts)
+		a := newOwner(t, segment(jA, 1, 1)).filled(s, 20)
+		if recycled {
+			a.drop(s)
+		}
+		b := a.after()
+		faults.Add(vfs.FailOn(vfs.OpSyncData, "notes.*", syscall.EIO))
+		_, err := s.OpenSegment(bg, &wire.OpenSegment{Epoch: b.epoch, Segment: b.seg, Capacity: testCapacity})
+		wantCode(t, err, wire.CodeIO)
+		opts.FS, opts.Boot = powerCut(m, 100, 1), boot2
+		s = openStore(t, opts)
+		if r, ok := inventory(t, s, jA)[b.seg]; !ok || r.State != wire.ReplicaShort || r.End != 0 {
+			t.Errorf("recycled %v: %v, %+v", recycled, ok, r)
+		}
+	}
+}

@@ -169,16 +169,17 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 			s.fail("fsync "+dir, err)
 		}
 	}
-	if err == nil && !mutant.On(mutant.R4Noted) {
-		err = s.notes.putReplica(r.note.Load()).wait(context.Background())
-		if err != nil {
-			s.fail("note that a replica is open", err)
-		}
-	}
 	if err != nil {
 		_ = f.Close()
 		_ = s.fs.Remove(r.path)
 		return ioError("make "+r.path, err)
+	}
+	if !mutant.On(mutant.R4Noted) {
+		if err := s.notes.putReplica(r.note.Load()).wait(context.Background()); err != nil {
+			s.fail("note that a replica is open", err)
+			_ = f.Close() // the file stays: the note may be on the disk all the same, and a replica without a file is a damaged one
+			return ioError("make "+r.path, err)
+		}
 	}
 	s.handles.release(s.handles.adopt(r, f))
 	s.madeReplica(r, capacity)
