@@ -196,8 +196,7 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 	if f == nil {
 		var err error
 		if f, err = s.handles.acquire(r); err != nil {
-			s.fail("open "+r.path, err)
-			return ioError("open "+r.path, err)
+			return s.failOpen(r.path, err)
 		}
 		r.mu.pinned = f
 		r.mu.dirtySince = s.now()

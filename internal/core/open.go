@@ -165,7 +165,7 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 		}
 	}
 	if err == nil {
-		if err = s.fs.SyncDir(dir); err != nil {
+		if err = s.fs.SyncDir(dir); err != nil && !crowded(err) {
 			s.fail("fsync "+dir, err)
 		}
 	}

@@ -322,6 +322,9 @@ func (s *Store) readError(r *replica, offset uint32, err error) error {
 	if err == errGone {
 		return absent(r.id)
 	}
+	if crowded(err) {
+		return ioError("open "+r.path, err)
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errors.New("the file is too short")
 	}

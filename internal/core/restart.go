@@ -194,6 +194,9 @@ func (s *Store) rescan(r *replica, booted bool) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // restart sees it in the list of files
 	}
+	if crowded(err) {
+		return fmt.Errorf("open %s: %w", r.path, err)
+	}
 	if err != nil {
 		s.damaged(r, err.Error())
 		return nil

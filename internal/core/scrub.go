@@ -314,6 +314,9 @@ func (s *Store) scrubFrom(ctx context.Context, rateBps int64, after ident.Segmen
 
 func (s *Store) scrubOne(r *replica, pace *pacer) (bad bool, err error) {
 	f, err := s.handles.acquire(r)
+	if crowded(err) {
+		return false, fmt.Errorf("scrub of %s: %w", r.id, err)
+	}
 	if err == nil {
 		var x *journal.Index
 		pace.File = f

@@ -264,7 +264,9 @@ func (s *Store) recycle(sp *spare, r *replica, capacity uint32) (f vfs.File, err
 		return nil, err
 	}
 	if err := s.fs.SyncDir(path.Dir(r.path)); err != nil {
-		s.fail("fsync "+path.Dir(r.path), err)
+		if !crowded(err) {
+			s.fail("fsync "+path.Dir(r.path), err)
+		}
 		return nil, err
 	}
 	return s.fs.OpenReadWrite(r.path) // under its name, so that errors have it

@@ -293,8 +293,24 @@ func (s *Store) readMark() {
 	}
 }
 
+// crowded says that an error is of the process or the host, which can have no more files open, and not of the disk.
+func crowded(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
+// failOpen ends the store for a file that can't be opened, unless that says nothing of it.
+func (s *Store) failOpen(path string, err error) error {
+	if !crowded(err) {
+		s.fail("open "+path, err)
+	}
+	return ioError("open "+path, err)
+}
+
 // ioError turns an error of the file system into an answer.
 func ioError(what string, err error) *wire.Error {
+	if crowded(err) {
+		return wire.Errorf(wire.CodeBusy, "%s: %v", what, err)
+	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return wire.Errorf(wire.CodeNoSpace, "%s: %v", what, err)
 	}

@@ -87,8 +87,7 @@ func (s *Store) syncFile(r *replica) error {
 		return err
 	}
 	if err != nil {
-		s.fail("open "+r.path, err)
-		return ioError("open "+r.path, err)
+		return s.failOpen(r.path, err)
 	}
 	defer s.handles.release(f)
 	began := s.now()
