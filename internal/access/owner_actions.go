@@ -557,16 +557,14 @@ func (o *Owner) apply(e *journal.Entry) {
 	}
 }
 
-// noteRequest remembers a request that became a record. Where there are too many the oldest count as confirmed:
-// a forwarder has far fewer under way, and what comes under their numbers is refused, never applied again.
+// noteRequest remembers a request that became a record. Where there are too many of a forwarder the oldest count as confirmed:
+// it has far fewer under way, and what comes under their numbers is refused, never applied again.
 func (o *Owner) noteRequest(id journal.RequestID, part uint8, seq ident.Seq) {
 	r := o.m.Requests()
 	if r.Add(id, part, seq) == nil {
 		return
 	}
-	if id.Number > volume.RequestsMax {
-		r.Confirm(id.Forwarder, id.Number-volume.RequestsMax, nil)
-	}
+	r.MakeRoom(id.Forwarder)
 	if err := r.Add(id, part, seq); err != nil {
 		o.log.Error("a request can't be remembered", "forwarder", id.Forwarder, "err", err)
 	}

@@ -227,26 +227,63 @@ func TestRequests(t *testing.T) {
 	if err := r.Add(id(2), 0, 5); err != nil || r.Len() != 8 {
 		t.Error("a confirmed request came back")
 	}
-	for n := uint64(11); n < 10+RequestsMax; n++ {
-		_ = r.Add(id(n), 0, 1)
-	}
-	if r.Room(5) || !r.Room(6) {
-		t.Error("a forwarder with its bound of open requests has room, or another one has none")
-	}
-	r.Forget(5)
-	if r.Len() != 0 || !r.Room(5) {
-		t.Error("not forgotten")
-	}
+	r.Confirm(5, 10, nil)
 	if err := r.Add(journal.RequestID{}, 0, 1); err != nil || r.Len() != 0 {
 		t.Error("no request is not a request")
 	}
-	for f := range uint64(2 * ForwardersMax) {
-		if err := r.Add(journal.RequestID{Forwarder: f, Number: 1}, 0, 1); err != nil {
-			t.Fatal(err)
+}
+
+// TestRequestsMakeRoom: what is kept of a forwarder is so many parts, however its numbers go on; of forwarders those that were
+// heard of last are kept.
+func TestRequestsMakeRoom(t *testing.T) {
+	r := newRequests()
+	const step = 1 << 12 // numbers of commands that may have as many parts
+	id := func(n int) journal.RequestID { return journal.RequestID{Forwarder: 5, Number: uint64(n) * step} }
+	seq := ident.Seq(0)
+	for n := 1; n <= 2*RequestsMax; n++ {
+		if seq++; r.Add(id(n), 0, seq) != nil {
+			t.Fatalf("no room for request %d", n)
 		}
 	}
-	if err := r.Add(journal.RequestID{Forwarder: 1 << 40, Number: 1}, 0, 1); !errors.Is(err, ErrRequestsFull) || r.Room(1<<40) {
-		t.Errorf("one forwarder too many: %v", err)
+	next := 2*RequestsMax + 1
+	if err := r.Add(id(next), 0, seq); !errors.Is(err, ErrRequestsFull) {
+		t.Fatalf("a part too many: %v", err)
+	}
+	r.MakeRoom(5)
+	if err := r.Add(id(next), 0, seq); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		n                int
+		found, confirmed bool
+	}{{1, false, true}, {RequestsMax, false, true}, {RequestsMax + 1, true, false}, {next - 100, true, false}, {next, true, false}, {next + 1, false, false}} {
+		if _, found, confirmed := r.Find(id(x.n), 0); found != x.found || confirmed != x.confirmed {
+			t.Errorf("request %d: found %t, confirmed %t", x.n, found, confirmed)
+		}
+	}
+
+	r = newRequests()
+	for f := uint64(2 * ForwardersMax); f > 0; f-- { // the last ones have the lowest IDs
+		if seq++; r.Add(journal.RequestID{Forwarder: f, Number: 1}, 0, seq) != nil {
+			t.Fatalf("no room for forwarder %d", f)
+		}
+	}
+	r.Confirm(7, 1, nil) // nothing is open of it
+	one := journal.RequestID{Forwarder: 1 << 40, Number: 1}
+	if err := r.Add(one, 0, seq); !errors.Is(err, ErrRequestsFull) {
+		t.Fatalf("a forwarder too many: %v", err)
+	}
+	r.MakeRoom(one.Forwarder)
+	if err := r.Add(one, 0, seq); err != nil || r.Len() != ForwardersMax+1 {
+		t.Fatalf("%v, %d open", err, r.Len())
+	}
+	for _, x := range []struct {
+		forwarder uint64
+		want      bool
+	}{{1, true}, {7, false}, {ForwardersMax + 1, true}, {ForwardersMax + 2, false}, {2 * ForwardersMax, false}, {one.Forwarder, true}} {
+		if _, found, _ := r.Find(journal.RequestID{Forwarder: x.forwarder, Number: 1}, 0); found != x.want {
+			t.Errorf("forwarder %d: found %t", x.forwarder, found)
+		}
 	}
 }
 

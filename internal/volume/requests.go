@@ -10,14 +10,15 @@ import (
 	"dozo/internal/journal"
 )
 
-// Bounds of Requests. A forwarder confirms many times a second, so even at 100,000 requests a second it has
-// some thousands open; forwarders are access servers, and those that died are forgotten.
+// Bounds of Requests: so much is kept at least, and twice as much at most. A forwarder is one connection of a client, or a process
+// that has calls of its own; it asks again within seconds, or never. What it has under way is some thousands of parts at
+// most.
 const (
-	RequestsMax   = 1 << 16 // of one forwarder
+	RequestsMax   = 1 << 16 // parts of one forwarder
 	ForwardersMax = 1 << 10
 )
 
-// ErrRequestsFull says that a forwarder has not confirmed answers for too long: its next request gets BUSY.
+// ErrRequestsFull says that Add has no room before MakeRoom is called.
 var ErrRequestsFull = errors.New("too many requests without a confirmed answer")
 
 // Requests remembers which client requests became records, until the forwarder has confirmed that it has the
@@ -72,19 +73,8 @@ func (q request) compare(number uint64, part uint8) int {
 // Len is the number of parts remembered.
 func (r *Requests) Len() int { return r.count }
 
-// Room reports whether Add would take another request of the forwarder.
-func (r *Requests) Room(forwarder uint64) bool {
-	i, ok := r.find(forwarder)
-	if !ok {
-		return len(r.by) < ForwardersMax
-	}
-	return len(r.by[i].open) < RequestsMax
-}
-
 // Add notes that a part of the request is the record seq. The zero ID is no request; one that is confirmed
-// already, or known, changes nothing. A committed record is always noted if there is room in memory at all:
-// the bound is enforced by asking Room before the record is made, and ErrRequestsFull comes only at twice
-// the bound.
+// already, or known, changes nothing. ErrRequestsFull comes at twice the bounds.
 func (r *Requests) Add(id journal.RequestID, part uint8, seq ident.Seq) error {
 	if id == (journal.RequestID{}) {
 		return nil
@@ -168,13 +158,40 @@ func (r *Requests) Confirm(forwarder, upTo uint64, others []uint64) {
 	}
 }
 
-// Forget drops everything of a forwarder that is gone for good.
-func (r *Requests) Forget(forwarder uint64) {
-	if i, ok := r.find(forwarder); ok {
-		r.count -= len(r.by[i].open)
-		r.by = slices.Delete(r.by, i, i+1)
-		r.dirty = true
+// MakeRoom forgets what is the least likely to be asked about where Add has no room for a request of a forwarder. Of that one the newest
+// RequestsMax parts stay, by their numbers, whatever these are; the others count as confirmed. If there are too many forwarders, those
+// go whose latest request lies furthest back in the history.
+func (r *Requests) MakeRoom(id uint64) {
+	if i, ok := r.find(id); ok {
+		if open := r.by[i].open; len(open) > RequestsMax {
+			r.Confirm(id, open[len(open)-RequestsMax-1].number, nil)
+		}
+		return
 	}
+	if len(r.by) <= ForwardersMax {
+		return
+	}
+	latest := func(f *forwarder) ident.Seq {
+		if len(f.open) == 0 {
+			return 0
+		}
+		return f.open[len(f.open)-1].seq
+	}
+	seqs := make([]ident.Seq, len(r.by))
+	for i := range r.by {
+		seqs[i] = latest(&r.by[i])
+	}
+	slices.Sort(seqs)
+	kept, last := 0, seqs[len(seqs)-ForwardersMax]
+	r.by = slices.DeleteFunc(r.by, func(f forwarder) bool {
+		if latest(&f) >= last && kept < ForwardersMax {
+			kept++
+			return false
+		}
+		r.count -= len(f.open)
+		return true
+	})
+	r.dirty = true
 }
 
 // Forwarders lists the forwarders and how many parts are open of each.
