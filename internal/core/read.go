@@ -416,7 +416,8 @@ func (s *Store) ReadIndex(ctx context.Context, m *wire.ReadIndex) (reply wire.Re
 		r.mu.Unlock()
 		return wire.ReadReply{Data: b}, nil
 	}
-	end, length := r.end.Load(), r.note.Load().Length
+	was := r.note.Load()
+	end, length := r.end.Load(), was.Length
 	r.mu.Unlock()
 	f, err := s.handles.acquire(r)
 	if err != nil {
@@ -426,15 +427,26 @@ func (s *Store) ReadIndex(ctx context.Context, m *wire.ReadIndex) (reply wire.Re
 	buf := getBuffer(int(length - end))
 	if _, err := f.ReadAt(buf.b, int64(end)); err != nil {
 		buf.release()
+		if r.note.Load() != was {
+			return reply, errCut(r)
+		}
 		return reply, s.readError(r, end, err)
 	}
 	x, err := journal.DecodeIndex(buf.b)
-	if err == nil && (x.Segment != r.id.Original() || x.End != end || x.Last != r.note.Load().Last) {
+	if err == nil && (x.Segment != r.id.Original() || x.End != end || x.Last != was.Last) {
 		err = wire.Errorf(wire.CodeCorrupt, "index of %s from %s to %s ending at %d", x.Segment, x.Before, x.Last, x.End)
 	}
 	if err != nil {
 		buf.release()
+		if r.note.Load() != was {
+			return reply, errCut(r)
+		}
 		return reply, s.foundCorrupt(r, end, err)
 	}
 	return wire.ReadReply{Data: buf.b, Release: buf.release}, nil
+}
+
+// errCut: a sealed replica was cut or let go while its index was read, which then is no whole one. Nothing is rotten.
+func errCut(r *replica) error {
+	return wire.Errorf(wire.CodeBusy, "replica of %s was changed while its index was read", r.id)
 }

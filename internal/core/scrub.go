@@ -196,8 +196,8 @@ func (s *Store) KeepScrubbed(ctx context.Context, period time.Duration) {
 	for ctx.Err() == nil {
 		x.mu.Lock()
 		due := time.Duration(0)
-		if !x.mu.now && x.mu.After == "" && !x.mu.Began.IsZero() && !x.mu.Passed.Before(x.mu.Began) {
-			due = time.Until(x.mu.Began.Add(period)) // this period's is done
+		if !x.mu.now && x.mu.After == "" && !x.mu.Began.IsZero() && !x.mu.Passed.Before(x.mu.Began) && !x.mu.Began.After(time.Now()) {
+			due = time.Until(x.mu.Began.Add(period)) // this period's is done; not if a clock that was wrong says so
 		}
 		x.mu.Unlock()
 		if due > 0 {
@@ -236,7 +236,7 @@ func (s *Store) scrubPass(ctx context.Context, period time.Duration) error {
 	x.mu.total = max(used, x.mu.Done)
 	rate := int64(0)
 	if !now {
-		left := max(period-period/scrubMargin-time.Since(x.mu.Began), period/100, time.Second)
+		left := max(period-period/scrubMargin-max(0, time.Since(x.mu.Began)), period/100, time.Second)
 		rate = max(scrubRateLeast, int64(float64(x.mu.total-x.mu.Done)/left.Seconds()))
 		x.mu.slow = cancel
 	}
@@ -313,6 +313,10 @@ func (s *Store) scrubFrom(ctx context.Context, rateBps int64, after ident.Segmen
 }
 
 func (s *Store) scrubOne(r *replica, pace *pacer) (bad bool, err error) {
+	was := r.note.Load()
+	if was.State != wire.ReplicaSealed {
+		return false, nil
+	}
 	f, err := s.handles.acquire(r)
 	if crowded(err) {
 		return false, fmt.Errorf("scrub of %s: %w", r.id, err)
@@ -322,7 +326,7 @@ func (s *Store) scrubOne(r *replica, pace *pacer) (bad bool, err error) {
 		pace.File = f
 		x, err = verifySealed(pace, r.id)
 		s.handles.release(f)
-		if n := r.note.Load(); err == nil && (x.End != n.End || x.Last != n.Last) {
+		if err == nil && (x.End != was.End || x.Last != was.Last) {
 			err = errors.New("the file is not the one that was sealed")
 		}
 	}
@@ -330,8 +334,8 @@ func (s *Store) scrubOne(r *replica, pace *pacer) (bad bool, err error) {
 		return false, wire.Errorf(wire.CodeShutdown, "scrub of %s stopped", r.id)
 	}
 	s.metrics.scrubbed.Add(float64(r.note.Load().Length))
-	if err == nil || err == errGone || s.replica(r.id) != r {
-		return false, nil // good, or dropped meanwhile
+	if err == nil || err == errGone || s.replica(r.id) != r || r.note.Load() != was {
+		return false, nil // good, or dropped or cut meanwhile: what was read need not be of one file
 	}
 	var offset uint32
 	if w, ok := errors.AsType[*errWalk](err); ok {
