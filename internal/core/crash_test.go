@@ -495,3 +495,46 @@ func TestCopyIsNotStableByAProcessThatStarts(t *testing.T) {
 		t.Fatalf("what was synced is lost: %+v, want %d", r, a.off)
 	}
 }
+
+// A seal cuts what lies behind a record, has no room for the index and gives up; other records come to the same place. An fdatasync that was under
+// way from before says nothing of those.
+func TestSyncFromBeforeACutThatCameToNothing(t *testing.T) {
+	m := vfs.NewMem(0)
+	faults := vfs.NewFaults(m)
+	s := openStore(t, testOptions(faults, boot1))
+	a := newOwner(t, segment(jA, 1, 1))
+	a.open(s)
+	for i := range 3 {
+		a.write(s, 1, byte(i))
+	}
+	begun, release := make(chan struct{}), make(chan struct{})
+	remove := faults.Add(func(c vfs.Call) error {
+		if c.Op == vfs.OpSyncData && strings.Contains(c.Path, segmentsName) {
+			close(begun)
+			<-release
+		}
+		return nil
+	})
+	synced := make(chan wire.SyncReply)
+	go func() {
+		r, _ := s.Sync(bg, &wire.Sync{Epoch: a.epoch, Journal: jA, Segments: a.segs()})
+		synced <- r
+	}()
+	<-begun
+	full := faults.Add(vfs.FailOn(vfs.OpWrite, "*-00000001", syscall.ENOSPC))
+	_, err := s.Seal(bg, a.sealMessage(1))
+	full()
+	a.off, a.at, a.ends, a.pos, a.bytes = a.ends[0], a.pos[0], a.ends[:1], a.pos[:1], a.bytes[:a.ends[0]]
+	for i := range 3 {
+		a.write(s, 1, byte(10+i))
+	}
+	remove()
+	close(release)
+	wantCode(t, err, wire.CodeNoSpace)
+	if r := <-synced; len(r.Synced) != 1 || r.Synced[0].StableEnd > a.ends[0] {
+		t.Errorf("said to be stable: %+v, of which nothing behind %d was synced", r.Synced, a.ends[0])
+	}
+	a.sync(s)
+	s = openStore(t, testOptions(powerCut(m, 0, 1), boot2))
+	a.wantRecords(s, 4)
+}

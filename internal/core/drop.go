@@ -166,7 +166,7 @@ func (s *Store) emptyLocked(r *replica) *handle {
 	r.mu.index = nil
 	if r.mu.state == stateLost {
 		r.end.Store(0)
-		r.mu.stableEnd = 0
+		r.mu.stableEnd, r.mu.syncing = 0, 0
 	}
 	return unpin
 }

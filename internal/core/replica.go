@@ -51,6 +51,7 @@ type replica struct {
 		dirtySince time.Duration // when the first unsynced byte came
 		hinted     uint32        // writeback was hinted up to here
 		running    *syncRun
+		syncing    uint32 // what the one under way finds: up to there, a seal has cut nothing since
 		next       *syncRun
 	}
 }

@@ -86,7 +86,7 @@ func (s *Store) sealAt(r *replica, m *wire.Seal, keep int) (length uint32, err e
 		if cut := min(end, max(r.mu.stableEnd, m.End)); end > cut {
 			r.j.unsynced.Add(-int64(end - cut))
 		}
-		r.mu.stableEnd = min(r.mu.stableEnd, m.End)
+		r.mu.stableEnd, r.mu.syncing = min(r.mu.stableEnd, m.End), min(r.mu.syncing, m.End)
 		r.mu.last = m.Last
 		r.end.Store(m.End)
 		var lowered *noteBatch

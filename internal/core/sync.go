@@ -40,6 +40,7 @@ func (s *Store) runSync(r *replica, run *syncRun) {
 	for run != nil {
 		r.mu.Lock()
 		end, last := r.end.Load(), r.mu.last
+		r.mu.syncing = end
 		began := s.now()
 		r.mu.Unlock()
 		err := s.usable()
@@ -54,10 +55,12 @@ func (s *Store) runSync(r *replica, run *syncRun) {
 		}
 		var unpin *handle
 		r.mu.Lock()
-		if now := r.end.Load(); end > now { // a seal has cut meanwhile
-			end, last = now, r.mu.last
+		other := false // behind the cut of a seal that gave up there are other records by now, of which this one need not know
+		if end > r.mu.syncing {
+			end, last = r.mu.syncing, r.mu.last
+			other = r.end.Load() != end
 		}
-		if err == nil && !gone && end > r.mu.stableEnd {
+		if err == nil && !gone && !other && end > r.mu.stableEnd {
 			s.countStableLocked(r, end)
 			r.mu.stable = last
 			if r.end.Load() == end { // clean
