@@ -382,11 +382,11 @@ func (r *recovery) takeAnswer(itt uint32, remove bool) (k keptStatus, d *sentDat
 			return k, nil, true
 		}
 		r.statuses = slices.Delete(r.statuses, i, i+1)
-		r.statusBytes -= len(k.data)
+		r.count(-len(k.data), 0)
 		for j, x := range r.data {
 			if x.itt == itt && x.statSN == k.h.u32(24) {
 				r.data = slices.Delete(r.data, j, j+1)
-				r.dataBytes -= x.n
+				r.count(0, -x.n)
 				return k, x, true
 			}
 		}

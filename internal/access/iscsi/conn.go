@@ -421,7 +421,7 @@ func (c *conn) answerLogin(req *header, r loginReply, sess *Session) {
 			c.rd.share()
 		}
 		if c.params.ErrorRecoveryLevel > 0 {
-			c.recovery = new(recovery)
+			c.recovery = &recovery{all: &c.srv.kept}
 		}
 		c.keep = false
 	}

@@ -3,6 +3,7 @@ package iscsi
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"dozo/internal/access/iscsi/proof"
@@ -21,6 +22,8 @@ const (
 	keptStatusMax   = proof.RingLen
 	keptStatusBytes = 1 << 20
 	keptDataBytes   = 8 << 20
+	// keptShare is what a connection may keep of both however much others do. A guess: some responses with sense data and small reads.
+	keptShare = 256 << 10
 	// silentTicks is after how many pings' intervals without data a burst is taken for lost.
 	silentTicks = 3
 )
@@ -36,8 +39,16 @@ const (
 	snackResend  = 3 // R-Data: everything anew, cut for the present MaxRecvDataSegmentLength
 )
 
+// kept bounds what all connections keep together, so that many of them which acknowledge nothing don't take the machine's memory:
+// beyond max each has its share only.
+type kept struct {
+	max  int64
+	used atomic.Int64
+}
+
 // recovery is what a connection keeps. It is under conn.mu.
 type recovery struct {
+	all         *kept
 	statuses    []keptStatus // in order of StatSN
 	statusBytes int
 	data        []*sentData // in order of StatSN
@@ -73,26 +84,42 @@ func (d *sentData) release() {
 	d.in, d.reads = nil, nil
 }
 
+// count notes that so much more is kept of responses and of data.
+func (r *recovery) count(status, data int) {
+	r.statusBytes += status
+	r.dataBytes += data
+	r.all.used.Add(int64(status + data))
+}
+
+// crowded says that the connection has more than its share of what is too much for all.
+func (r *recovery) crowded() bool {
+	return r.statusBytes+r.dataBytes > keptShare && r.all.used.Load() > r.all.max
+}
+
 // keepStatus keeps a PDU; the oldest make room.
 func (r *recovery) keepStatus(h *header, data []byte) {
 	r.statuses = append(r.statuses, keptStatus{h: *h, data: append([]byte(nil), data...)})
-	r.statusBytes += len(data)
-	for len(r.statuses) > keptStatusMax || r.statusBytes > keptStatusBytes {
+	r.count(len(data), 0)
+	for len(r.data) > 0 && r.crowded() {
+		r.giveUp(r.data[0].statSN)
+		r.dropData()
+	}
+	for len(r.statuses) > keptStatusMax || r.statusBytes > keptStatusBytes || r.crowded() {
 		r.giveUp(r.statuses[0].h.u32(24))
 		r.dropStatus()
 	}
 }
 
 func (r *recovery) dropStatus() {
-	r.statusBytes -= len(r.statuses[0].data)
+	r.count(-len(r.statuses[0].data), 0)
 	r.statuses[0].data = nil
 	r.statuses = r.statuses[1:]
 }
 
 func (r *recovery) keepData(d *sentData) {
 	r.data = append(r.data, d)
-	r.dataBytes += d.n
-	for r.dataBytes > keptDataBytes {
+	r.count(0, d.n)
+	for r.dataBytes > keptDataBytes || len(r.data) > 0 && r.crowded() {
 		r.giveUp(r.data[0].statSN)
 		r.dropData()
 	}
@@ -117,7 +144,7 @@ func (r *recovery) dropData() {
 	d := r.data[0]
 	r.data[0] = nil
 	r.data = r.data[1:]
-	r.dataBytes -= d.n
+	r.count(0, -d.n)
 	d.release()
 }
 
@@ -135,6 +162,7 @@ func (r *recovery) release() {
 	for len(r.data) > 0 {
 		r.dropData()
 	}
+	r.count(-r.statusBytes, 0)
 	r.statuses = nil
 }
 

@@ -3,6 +3,8 @@ package iscsi_test
 import (
 	"bytes"
 	"testing"
+
+	"dozo/internal/access/iscsi"
 )
 
 // snack sends a SNACK Request.
@@ -196,5 +198,52 @@ func TestKeptDataBounded(t *testing.T) {
 	c.snack(0, c.itt-1, 3, 1)
 	if p := c.must(c.recv()); p.op() != 0x25 || p.u32(36) != 3 {
 		t.Errorf("opcode %#x DataSN %d", p.op(), p.u32(36))
+	}
+}
+
+// TestKeptOfAll: what connections keep for initiators that acknowledge nothing is bounded for all together. Whoever comes late has a share,
+// and room again when the others acknowledge or go.
+func TestKeptOfAll(t *testing.T) {
+	portal, _ := serve(t, func(c *iscsi.Config) { c.MemoryMax = 16 << 20 }, nil) // 4 MiB are kept
+	open := func(isid byte) *client {
+		c := dial(t, portal)
+		c.isid = isid
+		return c.login("ErrorRecoveryLevel=1", "MaxRecvDataSegmentLength=1048576", "MaxBurstLength=1048576").ready()
+	}
+	// again reads n MiB without acknowledging it, and says whether the data are sent again.
+	again := func(c *client, blocks uint16) bool {
+		t.Helper()
+		old := c.expStatSN
+		itt, _ := c.start(rw10(0x28, 0, blocks), int(blocks)*512, nil)
+		c.collect(itt)
+		acked := c.expStatSN
+		c.expStatSN = old
+		defer func() { c.expStatSN = acked }()
+		c.snack(0, itt, 0, 1)
+		p := c.must(c.recv())
+		c.expStatSN = old
+		if p.op() == 0x3f {
+			if p.bhs[2] != 3 {
+				t.Errorf("reason %d, want SNACK Reject", p.bhs[2])
+			}
+			acked = p.u32(24) + 1
+			return false
+		}
+		return p.op() == 0x25
+	}
+	a, b := open(1), open(2)
+	if !again(a, 3<<11) {
+		t.Fatal("the first 3 MiB are not kept")
+	}
+	if again(b, 3<<11) {
+		t.Error("another connection's 3 MiB are kept too: 6 of 4")
+	}
+	if !again(b, 256) {
+		t.Error("128 KiB are not kept: a share")
+	}
+	a.nop(7, 0xffffffff, nil) // acknowledges
+	a.must(a.recv())
+	if !again(b, 3<<11) {
+		t.Error("3 MiB are not kept although those of the other connection are acknowledged")
 	}
 }

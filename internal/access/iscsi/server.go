@@ -99,6 +99,7 @@ type Server struct {
 	wg     sync.WaitGroup
 
 	budget  budget
+	kept    kept    // at recovery level 1, for initiators that ask again
 	sources sources // of logins under way
 	notices notices
 	lines   notices // of all sessions
@@ -118,6 +119,7 @@ func New(cfg Config) *Server {
 	cfg.fill()
 	s := &Server{cfg: cfg}
 	s.budget.max, s.budget.share = int64(cfg.MemoryMax), int64(cfg.MemoryMax/cfg.ConnectionsMax)
+	s.kept.max = int64(cfg.MemoryMax / 4)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.sessions = map[uint16]*Session{}
