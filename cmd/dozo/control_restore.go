@@ -198,13 +198,16 @@ func (o *controlRestore) run(ctx context.Context, a *app, backup string) error {
 			return err
 		}
 		plan.DryRun = false
+		plan.Others = func() error {
+			for _, config := range configs[1:] {
+				if err := node.RejoinControl(ctx, config, plan.Now, a.err); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
 		if r, err = node.RestoreControl(ctx, plan); err != nil {
 			return err
-		}
-		for _, config := range configs[1:] {
-			if err := node.RejoinControl(ctx, config, plan.Now, a.err); err != nil {
-				return err
-			}
 		}
 	}
 	if a.format != view.Table {

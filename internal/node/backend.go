@@ -107,7 +107,7 @@ func (e recordedError) Unwrap() error { return e.error }
 // specAction says that the control store records the action itself, in the transaction that does it.
 func specAction(action string) bool {
 	switch action {
-	case "session.kill", "session.accept", "fork.export", "fork.clone", "fork.delete", "node.token", "node.join", "node.renew", "control.backup":
+	case "session.kill", "session.accept", "reservation.clear", "store.scrub", "fork.export", "fork.clone", "fork.delete", "node.token", "node.join", "node.renew", "control.backup":
 		return false
 	}
 	return true

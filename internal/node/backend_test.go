@@ -261,6 +261,30 @@ func TestTakingOutIsNotInterrupted(t *testing.T) {
 	}
 }
 
+// What is done by no transaction of the control store is put into the log when it was done; everything else is there by its transaction.
+func TestWhatIsDoneElsewhereIsAudited(t *testing.T) {
+	b := newBench(t)
+	for _, action := range []string{"reservation.clear", "store.scrub", "session.kill", "fork.delete", "control.backup", "volume.delete"} {
+		b.Audit(b.ctx, api.AuditRecord{Time: time.Now(), Caller: api.Caller{Name: "root", Role: pki.RoleAdmin}, Action: action, Object: "x"})
+	}
+	b.n.wg.Wait()
+	events, err := b.ctl.Events(b.ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]int{}
+	for _, e := range events {
+		if e.Object == "x" {
+			seen[e.Action]++
+		}
+	}
+	for action, want := range map[string]int{"reservation.clear": 1, "store.scrub": 1, "session.kill": 1, "fork.delete": 1, "control.backup": 1, "volume.delete": 0} {
+		if seen[action] != want {
+			t.Errorf("%s is there %d times, want %d", action, seen[action], want)
+		}
+	}
+}
+
 // A store that was declared lost is not used again, whatever is said of it.
 func TestALostStoreIsNotKept(t *testing.T) {
 	b := newBench(t)

@@ -33,6 +33,9 @@ type ControlRestore struct {
 	Backup string // path of the backup; empty: a rebuild
 	DryRun bool
 	Now    time.Time
+	// Others has the other voters leave what they have (RejoinControl), where that is done at once. It is called when the new control
+	// store is made and not in its place yet: if it fails, nothing has changed here, and the former one does not come up beside the new one.
+	Others func() error
 }
 
 // ControlRestored says what was made, or would be.
@@ -78,13 +81,13 @@ func RestoreControl(ctx context.Context, o ControlRestore) (*ControlRestored, er
 		return out, nil
 	}
 	out.Lineage = fmt.Sprintf("%08x", lineage)
-	if out.Aside, err = replaceControl(ctx, cfg, id, snap, o.Now); err != nil {
+	if out.Aside, err = replaceControl(ctx, cfg, id, snap, o); err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func replaceControl(ctx context.Context, cfg *config.Config, id *pki.Identity, snap *control.Snapshot, now time.Time) (aside string, err error) {
+func replaceControl(ctx context.Context, cfg *config.Config, id *pki.Identity, snap *control.Snapshot, o ControlRestore) (aside string, err error) {
 	dir := filepath.Join(cfg.StateDir, newControlDir)
 	if err := os.RemoveAll(dir); err != nil { // of one that was interrupted
 		return "", err
@@ -97,14 +100,16 @@ func replaceControl(ctx context.Context, cfg *config.Config, id *pki.Identity, s
 	if err := control.SeedVoter(ctx, c, id.NodeClient("", nil), snap); err != nil {
 		return "", fmt.Errorf("make the control store anew (the node must not run): %w", err)
 	}
-	if err := os.Remove(filepath.Join(cfg.StateDir, joinFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+	if o.Others != nil {
+		if err := o.Others(); err != nil {
+			return "", errors.Join(err, os.RemoveAll(dir))
+		}
 	}
 	if err := os.Rename(dir, filepath.Join(cfg.StateDir, readyControlDir)); err != nil {
 		return "", err
 	}
 	// From here on it is restored: a node that starts does the rest, should this process die.
-	return finishRestore(cfg.StateDir, now)
+	return finishRestore(cfg.StateDir, o.Now)
 }
 
 // finishRestore puts a restored control store in its place, if there is one.
@@ -119,6 +124,10 @@ func finishRestore(state string, now time.Time) (aside string, err error) {
 		return "", err
 	}
 	if err := os.Rename(ready, filepath.Join(state, controlDir)); err != nil {
+		return aside, err
+	}
+	// Last: without data and without the mark the voter would start a control store of its own. With data it means nothing.
+	if err := os.Remove(filepath.Join(state, joinFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return aside, err
 	}
 	return aside, syncDir(state)
