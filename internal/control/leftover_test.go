@@ -222,3 +222,54 @@ func TestARevocationOutlivesTheControlStore(t *testing.T) {
 		t.Error("what a node had noted of the former control store lacks what was revoked")
 	}
 }
+
+// A node burned with the voters, and nobody has a backup: other nodes remember it. That it says nothing of what it can read does not keep
+// the control store, which is rebuilt, from being settled, whatever its version was.
+func TestARememberedNodeHindersNoRebuild(t *testing.T) {
+	ctx := t.Context()
+	before := NewMem()
+	was := must(before.Open(ctx, Options{}))(t)
+	t.Cleanup(func() { _ = was.Close() })
+	h := newHistory(t, was)
+	must(was.UpdateVolume(ctx, h.a.ID, func(v *VolumeSpec) error { v.Ownership = OwnershipPin; return nil }))(t)
+	cl := must(was.Cluster())(t)
+	for _, older := range []bool{false, true} {
+		if older {
+			before.Downgrade("n3")
+			eventually(t, was, "one is older", func() bool { return was.Level() == 1 })
+		}
+		noted := must(ReadSnapshot(bytes.NewReader(written(t, must(was.Copy())(t)))))(t)
+		m := NewMem()
+		m.Renew(EmptyAnew(Cluster{ID: cl.ID, Name: cl.Name, Lineage: NewLineage()}, time.Now()))
+		c := must(m.Open(ctx, Options{}))(t)
+		t.Cleanup(func() { _ = c.Close() })
+		if err := c.Remember(noted); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.OfferRemembered(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.ExpectStores(ctx, h.stores); err != nil {
+			t.Fatal(err)
+		}
+		epoch := ident.Epoch{Number: 9, Lineage: 3}
+		for i, id := range h.stores[:3] {
+			must(c.RegisterNode(ctx, testNode("n"+string(rune('0'+i)), h.site.ID, id)))(t)
+			if err := c.PutAnswer(ctx, id, []HeldJournal{{ID: h.a.ID, Fence: epoch, Highest: epoch, Records: true, Site: h.site.ID, SizeBytes: 5 << 20}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(c.DeclareLost(ctx, h.stores[3:]))(t)
+		must(c.DeclareComplete(ctx))(t)
+		if waiting, err := c.Reconcile(ctx); err != nil || len(waiting) != 0 {
+			t.Fatalf("waits for %v, %v", waiting, err)
+		}
+		eventually(t, c, "it is settled", func() bool { r, ok := c.Restoration(); return ok && !r.Pending() })
+		if v, ok := c.VolumeByName("", "a"); !ok || v.Ownership != OwnershipPin {
+			t.Errorf("settled as %+v", v)
+		}
+		if c.Level() != Level {
+			t.Errorf("level %d once it is settled", c.Level())
+		}
+	}
+}

@@ -102,6 +102,11 @@ func (c *Client) level() int {
 	defer c.cache.mu.RUnlock()
 	least := Level
 	for name, n := range c.cache.mu.nodes {
+		if n.rev == 0 {
+			// It is only remembered of a former control store, and may be gone for good: nothing could be written before the
+			// control store is settled, nor could that be. A node that is there registers before its stores say what they hold.
+			continue
+		}
 		l := c.cache.mu.levels[name]
 		if l.Version != n.v.Version || l.Level < 1 {
 			l.Level = 1
@@ -119,8 +124,11 @@ func (c *Client) OldestLevel() (least int, older []ident.NodeName) {
 	}
 	for _, n := range c.Nodes() {
 		c.cache.mu.RLock()
-		l := c.cache.mu.levels[n.Name]
+		l, registered := c.cache.mu.levels[n.Name], c.cache.mu.nodes[n.Name].rev != 0
 		c.cache.mu.RUnlock()
+		if !registered {
+			continue
+		}
 		if l.Version != n.Version || l.Level < Level {
 			older = append(older, n.Name)
 		}
