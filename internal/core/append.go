@@ -82,11 +82,7 @@ func (s *Store) append(m *wire.Append) (reply wire.AppendReply, err error) {
 
 // admitAppendLocked holds the append to the fence and to what the replica has; what it gives is new.
 func (s *Store) admitAppendLocked(r *replica, m *wire.Append, sc *appendScratch) (data pieces, err error) {
-	// Again under the replica's lock: whoever raises the fence reads the replica's end under it afterwards.
-	r.j.mu.Lock()
-	err = checkEpoch(r.j.mu.fence, m.Epoch)
-	r.j.mu.Unlock()
-	if err != nil {
+	if err := r.checkLocked(m.Epoch); err != nil { // again, under the replica's lock
 		return data, err
 	}
 	switch r.mu.state {

@@ -73,9 +73,14 @@ func (s *Store) dropped(r *replica, m *wire.Drop) error {
 	return s.discardLocked(r, to)
 }
 
-// discard deletes a replica; r.sealing is held.
-func (s *Store) discard(r *replica) error {
+// discard deletes a replica that an owner has nothing of any more; r.sealing is held.
+func (s *Store) discard(r *replica, epoch ident.Epoch) error {
 	r.mu.Lock()
+	if err := r.checkLocked(epoch); err != nil {
+		r.mu.closing = false
+		r.mu.Unlock()
+		return err
+	}
 	return s.discardLocked(r, stateDropped)
 }
 

@@ -28,6 +28,14 @@ func checkEpoch(fence, epoch ident.Epoch) error {
 	return nil
 }
 
+// checkLocked is checkEpoch with r.mu held, in the same hold of it as what is done then: whoever raises the fence looks at the replica
+// under the lock afterwards, and a newer owner counts on what it reads.
+func (r *replica) checkLocked(epoch ident.Epoch) error {
+	r.j.mu.Lock()
+	defer r.j.mu.Unlock()
+	return checkEpoch(r.j.mu.fence, epoch)
+}
+
 // admit lets a request of an epoch through: an older one is refused, a newer one raises the fence, durably
 // before anything else (R6). The common case is one atomic load.
 func (s *Store) admit(ctx context.Context, j *journalState, epoch ident.Epoch) error {

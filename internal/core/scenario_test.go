@@ -97,3 +97,36 @@ func TestADeposedOwnersPermitDropsNothing(t *testing.T) {
 		t.Errorf("the replica that the next owner counts on is gone: %+v", inv)
 	}
 }
+
+// A deposed owner gives up what it never got committed, and the store pauses between the look at the fence and the cut. What the next owner has
+// read meanwhile it counts on (R1, R14).
+func TestADeposedOwnersSealCutsNothing(t *testing.T) {
+	for _, records := range []int{0, 1} {
+		s := openStore(t, testOptions(vfs.NewMem(0), boot1))
+		a := newOwner(t, segment(jA, 1, 1))
+		a.open(s)
+		for range 3 {
+			a.write(s, 1, 1)
+		}
+		m := a.sealMessage(records)
+		r := s.replica(a.seg)
+		r.sealing.Lock()
+		keep, _, err := s.admitSeal(r, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f := fence(t, s, jA, 2); len(f.Replicas) != 1 || f.Replicas[0].Last != a.at {
+			t.Fatalf("%+v", f)
+		}
+		_, err = s.sealAt(r, m, keep)
+		r.sealing.Unlock()
+		wantCode(t, err, wire.CodeFenced)
+		if r := inventory(t, s, jA)[a.seg]; r.State != wire.ReplicaOpen || r.Last != a.at {
+			t.Errorf("what the next owner counts on is cut: %+v, it was read up to %s", r, a.at)
+		}
+		a.epoch = epoch(2)
+		a.write(s, 1, 2) // and it may go on
+		a.seal(s)
+		a.wantRecords(s, 4)
+	}
+}

@@ -72,7 +72,7 @@ func (s *Store) sealAt(r *replica, m *wire.Seal, keep int) (length uint32, err e
 		return r.note.Load().Length, nil
 	}
 	if m.End <= journal.SegmentHeaderSize {
-		return 0, s.discard(r)
+		return 0, s.discard(r, m.Epoch)
 	}
 	f, err := s.handles.acquire(r)
 	if err != nil {
@@ -82,6 +82,11 @@ func (s *Store) sealAt(r *replica, m *wire.Seal, keep int) (length uint32, err e
 
 	r.mu.Lock()
 	if end := r.end.Load(); end > m.End {
+		if err := r.checkLocked(m.Epoch); err != nil {
+			r.mu.closing = false
+			r.mu.Unlock()
+			return 0, err
+		}
 		r.mu.index = slices.Clip(r.mu.index[:keep])
 		if cut := min(end, max(r.mu.stableEnd, m.End)); end > cut {
 			r.j.unsynced.Add(-int64(end - cut))
@@ -170,10 +175,7 @@ func (s *Store) sealFailed(r *replica, err *wire.Error) error {
 func (s *Store) admitSeal(r *replica, m *wire.Seal) (keep int, forked bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.j.mu.Lock()
-	err = checkEpoch(r.j.mu.fence, m.Epoch)
-	r.j.mu.Unlock()
-	if err != nil {
+	if err := r.checkLocked(m.Epoch); err != nil {
 		return 0, false, err
 	}
 	end := r.end.Load()
