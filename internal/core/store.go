@@ -43,6 +43,7 @@ type Store struct {
 		opening  map[ident.SegmentID]*opening
 		dirs     map[string]bool       // of segments/: made and stable
 		sorted   []ident.SegmentID     // all replicas in order, nil when it has to be made again
+		changes  uint64                // of the set of replicas
 		dirty    map[*replica]struct{} // with unsynced bytes
 	}
 	spares   spares
@@ -361,6 +362,7 @@ func (s *Store) addReplica(r *replica) {
 	s.mu.replicas[r.id] = r
 	r.j.replicas[r.id] = r
 	s.mu.sorted = nil
+	s.mu.changes++
 	s.mu.Unlock()
 }
 
@@ -370,6 +372,7 @@ func (s *Store) removeReplica(r *replica) {
 		delete(s.mu.replicas, r.id)
 		delete(r.j.replicas, r.id)
 		s.mu.sorted = nil
+		s.mu.changes++
 	}
 	delete(s.mu.dirty, r)
 	s.mu.Unlock()
@@ -389,6 +392,7 @@ func (s *Store) ids(of ident.JournalID) []ident.SegmentID {
 			from = j.replicas
 		}
 	}
+	changes := s.mu.changes
 	list := make([]ident.SegmentID, 0, len(from))
 	for id := range from {
 		list = append(list, id)
@@ -396,11 +400,16 @@ func (s *Store) ids(of ident.JournalID) []ident.SegmentID {
 	s.mu.RUnlock()
 	slices.SortFunc(list, ident.SegmentID.Compare)
 	if of.IsZero() {
-		s.mu.Lock()
-		if len(list) == len(s.mu.replicas) {
-			s.mu.sorted = list
-		}
-		s.mu.Unlock()
+		s.keepSorted(list, changes)
 	}
 	return list
+}
+
+// keepSorted keeps the list of all replicas as it was at so many changes, unless there were others since.
+func (s *Store) keepSorted(list []ident.SegmentID, changes uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if changes == s.mu.changes {
+		s.mu.sorted = list
+	}
 }

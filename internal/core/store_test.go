@@ -269,3 +269,17 @@ func TestScanFindsWhatIsBehindHoles(t *testing.T) {
 		_ = f.Close()
 	}
 }
+
+// While all replicas are being put in order, one goes and another one comes.
+func TestTheListOfReplicasIsNotOld(t *testing.T) {
+	s := openStore(t, testOptions(vfs.NewMem(0), boot1))
+	a, b := newOwner(t, segment(jA, 1, 1)), newOwner(t, segment(jB, 1, 1))
+	a.open(s)
+	list, changes := s.ids(ident.JournalID{}), s.mu.changes
+	a.drop(s)
+	b.open(s)
+	s.keepSorted(list, changes)
+	if inv := inventory(t, s, ident.JournalID{}); len(inv) != 1 || inv[b.seg].State != wire.ReplicaOpen {
+		t.Errorf("%v", inv)
+	}
+}
