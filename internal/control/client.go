@@ -80,6 +80,8 @@ type Client struct {
 		appended  int // events, for trimming now and then
 		announced map[ident.NodeName]bool
 		watching  context.CancelFunc // ends the watch that feeds the cache
+		era       context.Context    // ends when another control store was read
+		endEra    context.CancelFunc
 		holding   map[ident.NodeName]bool
 		connected bool
 		since     time.Time
@@ -95,6 +97,7 @@ func open(ctx context.Context, k kv, o Options) (*Client, error) {
 	c.kv = levelled{k, c}
 	c.life, c.stop = context.WithCancel(context.Background())
 	c.mu.announced, c.mu.holding = make(map[ident.NodeName]bool), make(map[ident.NodeName]bool)
+	c.mu.era, c.mu.endEra = context.WithCancel(c.life)
 	rev, err := retry(ctx, c, "list", func(ctx context.Context) (Rev, error) { return c.refill(ctx, true) })
 	if err != nil {
 		c.stop()
@@ -203,6 +206,11 @@ func (c *Client) relist(ctx context.Context) (Rev, error) {
 		c.o.Log.Error("value in the control store is ignored", "err", err)
 	}
 	c.o.Log.Warn("the control store was started anew: everything was read again", "rev", rev)
+	// Watches that were made at the former one may go on at this one, and hear nothing before its revisions are where that one's were.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.endEra()
+	c.mu.era, c.mu.endEra = context.WithCancel(c.life)
 	return rev, nil
 }
 

@@ -102,12 +102,22 @@ func (c *Client) WatchEvents(ctx context.Context, after Rev, f func(Event) error
 	}
 	var b backoff
 	for {
+		c.mu.Lock()
+		era := c.mu.era
+		c.mu.Unlock()
 		pairs, rev, err := c.eventPairs(ctx)
 		if err != nil {
 			return cmp.Or(context.Cause(ctx), err) // never nothing: to the caller that is the end of what there is to show
 		}
-		if rev < after { // another control store: what was shown is told by its time
+		if rev < after { // another control store: what was shown is told by its time, or by that of the restore
 			after = 0
+			at, err := c.RestoredAt(ctx)
+			if err != nil {
+				return cmp.Or(context.Cause(ctx), err)
+			}
+			if at.After(shown) {
+				shown = at
+			}
 			for _, p := range pairs {
 				if e, ok := c.decodeEvent(p); ok && !e.Time.After(shown) {
 					after = p.mod
@@ -120,7 +130,9 @@ func (c *Client) WatchEvents(ctx context.Context, after Rev, f func(Event) error
 			}
 		}
 		var stop error
-		err = c.kv.watch(ctx, dirEvents, rev, func(changes []change, _ Rev) error {
+		wctx, end := context.WithCancel(ctx)
+		left := context.AfterFunc(era, end)
+		err = c.kv.watch(wctx, dirEvents, rev, func(changes []change, _ Rev) error {
 			b.reset()
 			for _, ch := range changes {
 				if ch.deleted {
@@ -132,6 +144,8 @@ func (c *Client) WatchEvents(ctx context.Context, after Rev, f func(Event) error
 			}
 			return nil
 		})
+		left()
+		end()
 		switch {
 		case stop != nil:
 			return stop
@@ -142,6 +156,16 @@ func (c *Client) WatchEvents(ctx context.Context, after Rev, f func(Event) error
 		c.o.Log.Warn("watch of the audit log was interrupted", "err", err)
 		b.wait(ctx)
 	}
+}
+
+// RestoredAt is when the control store was made anew, as it says itself; zero if it never was. What its log has from before was in the former
+// one's, too, under other revisions.
+func (c *Client) RestoredAt(ctx context.Context) (time.Time, error) {
+	r, _, err := read[Restoration](ctx, c, keyRestored)
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return r.Time, err
 }
 
 // trimSometimes cuts the log to its bound after every trimEvery events of this client, in the background.

@@ -328,14 +328,29 @@ func (b *backend) Events(ctx context.Context, req *dozov1.EventsRequest, send fu
 	if err != nil {
 		return err
 	}
-	wanted := func(e control.Event) bool {
-		return e.Rev > control.Rev(req.AfterRevision) && (req.Since == nil || !e.Time.Before(req.Since.AsTime()))
+	var since time.Time
+	if req.Since != nil {
+		since = req.Since.AsTime()
 	}
-	last := control.Rev(req.AfterRevision)
+	wanted := func(e control.Event) bool { return !e.Time.Before(since) }
+	after, last := control.Rev(req.AfterRevision), control.Rev(0)
 	if n := len(list); n > 0 {
-		last = max(last, list[n-1].Rev)
+		last = list[n-1].Rev
 	}
-	list = slices.DeleteFunc(list, func(e control.Event) bool { return !wanted(e) })
+	if after > last {
+		// It is of a former control store: what has come since it was restored was not seen. Else it is yet to come.
+		at, err := c.RestoredAt(ctx)
+		if err != nil {
+			return err
+		}
+		if after = last; !at.IsZero() {
+			after = 0
+			if at.After(since) {
+				since = at
+			}
+		}
+	}
+	list = slices.DeleteFunc(list, func(e control.Event) bool { return e.Rev <= after || !wanted(e) })
 	if n := int(req.Limit); n > 0 && len(list) > n {
 		list = list[len(list)-n:]
 	}

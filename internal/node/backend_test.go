@@ -32,6 +32,7 @@ type bench struct {
 	ctl *control.Client
 	ca  *pki.CA
 	ctx context.Context
+	mem *control.Mem
 }
 
 func newBench(t *testing.T) *bench {
@@ -58,7 +59,8 @@ func newBench(t *testing.T) *bench {
 	if n.id, err = pki.NewIdentity(ca.CertPEM(), own); err != nil {
 		t.Fatal(err)
 	}
-	ctl, err := control.NewMem().Open(ctx, control.Options{})
+	mem := control.NewMem()
+	ctl, err := mem.Open(ctx, control.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +70,7 @@ func newBench(t *testing.T) *bench {
 			t.Error(err)
 		}
 	})
-	b := &bench{&backend{n}, ctl, ca, ctx}
+	b := &bench{&backend{n}, ctl, ca, ctx, mem}
 	if _, err := b.ListHosts(ctx, &dozov1.ListHostsRequest{}); !errors.Is(err, api.ErrUnavailable) {
 		t.Errorf("before the control store is reached: %v", err)
 	}
@@ -258,6 +260,72 @@ func TestTakingOutIsNotInterrupted(t *testing.T) {
 	}
 	if _, ok := b.ctl.Node("n2"); ok || !b.ctl.Revoked("0abc") {
 		t.Errorf("the node is there: %v, its certificate is revoked: %v", ok, b.ctl.Revoked("0abc"))
+	}
+}
+
+// Who follows the events goes on after a restore of the control store, whose revisions begin anew: with what has happened since. So does one whose stream
+// was interrupted by that and who asks for what comes behind the last revision that it saw.
+func TestEventsGoOnAfterARestore(t *testing.T) {
+	b := newBench(t)
+	say := func(action string) {
+		t.Helper()
+		if err := b.ctl.AppendEvent(b.ctx, control.Event{Action: action}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backup, err := b.ctl.Backup(b.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		say("before")
+	}
+	list, err := b.ctl.Events(b.ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := int64(list[0].Rev)
+	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
+	defer cancel()
+	enough := errors.New("enough")
+	follow := func() <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			var seen []string
+			err := b.Events(ctx, &dozov1.EventsRequest{Follow: true, AfterRevision: last}, func(e *dozov1.Event) error {
+				if seen = append(seen, e.Action); e.Action == "after" {
+					return enough
+				}
+				return nil
+			})
+			if len(seen) != 1 || !errors.Is(err, enough) {
+				err = fmt.Errorf("%v, then %w", seen, err)
+			} else {
+				err = nil
+			}
+			ended <- err
+		}()
+		return ended
+	}
+	running := follow()
+	time.Sleep(100 * time.Millisecond)
+	anew, err := backup.Anew(control.NewLineage(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.mem.Renew(anew)
+	eventually(t, "the restored control store is not read", func() error {
+		if c, err := b.ctl.Cluster(); err != nil || c.Lineage != anew.Cluster.Lineage {
+			return fmt.Errorf("%v, %v", c, err)
+		}
+		return nil
+	})
+	say("after")
+	if err := <-running; err != nil {
+		t.Errorf("a stream that was there: %v", err)
+	}
+	if err := <-follow(); err != nil {
+		t.Errorf("one that begins again: %v", err)
 	}
 }
 
