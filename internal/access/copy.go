@@ -68,7 +68,7 @@ func (o *Owner) copyBlocks(op *Op) {
 		err = wire.Errorf(wire.CodeVersion, "a copy that is not of whole blocks")
 	case o.env.Control.Level() < control.LevelCopies:
 		err = wire.Errorf(wire.CodeVersion, "there are nodes that do not know copies by reference")
-	case call.HasToken && !o.tokens.covers(call.Token, call.From, op.Length):
+	case call.HasToken && !o.tokens.covers(call.Token, call.From, op.Length, o.tick()):
 		err = wire.Errorf(wire.CodeMismatch, "no such token, or not any more")
 	}
 	if err != nil {
@@ -178,13 +178,14 @@ func (o *Owner) fetchSources(tail []*journal.Entry, parts volume.PartReader) err
 }
 
 // covers reports that a token is good and stands for a range among others. That counts as a use.
-func (t *tokens) covers(id [16]byte, off, n int64) bool {
+func (t *tokens) covers(id [16]byte, off, n int64, now uint64) bool {
 	x := t.byID[id]
 	if x == nil {
 		return false
 	}
 	for _, r := range x.ranges {
 		if off >= r.Off && off+n <= r.Off+r.N {
+			x.used = now
 			return true
 		}
 	}

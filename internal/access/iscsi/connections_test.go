@@ -2,6 +2,7 @@ package iscsi_test
 
 import (
 	"log/slog"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -163,6 +164,49 @@ func TestOrderedAcross(t *testing.T) {
 	a.good(a.finish(one, nil))
 	b.good(b.finish(two, nil))
 	a.good(a.finish(three, nil))
+}
+
+// TestHeadOfQueueAcross: SAM-5 8.6.2. A HEAD OF QUEUE task passes what waits for an ORDERED one, and that itself if it has not begun.
+func TestHeadOfQueueAcross(t *testing.T) {
+	portal, d := serve(t, nil, nil)
+	a := dial(t, portal).login("MaxConnections=2").ready()
+	release := d.Hold()
+	ordered, _ := a.start(rw10(0x28, 0, 1), 512, nil, 2)
+	simple, _ := a.start(make([]byte, 6), 0, nil)
+	head, _ := a.start(make([]byte, 6), 0, nil, 3)
+	a.good(a.finish(head, nil)) // while the ORDERED one runs
+	a.quiet("SIMPLE behind an ORDERED task")
+	release()
+	a.good(a.finish(ordered, nil))
+	a.good(a.finish(simple, nil))
+
+	release = d.Hold()
+	first, _ := a.start(rw10(0x28, 0, 1), 512, nil)
+	ordered, _ = a.start(make([]byte, 6), 0, nil, 2)
+	head, _ = a.start(make([]byte, 6), 0, nil, 3)
+	a.good(a.finish(head, nil)) // before the ORDERED one
+	a.quiet("ORDERED behind a running task")
+	release()
+	a.good(a.finish(first, nil))
+	a.good(a.finish(ordered, nil))
+
+	// An ORDERED one that has ended is not in the way while a HEAD OF QUEUE task runs that has passed it.
+	release = d.Hold()
+	ordered, _ = a.start(rw10(0x28, 0, 1), 512, nil, 2)
+	for d.Pending() < 1 {
+		runtime.Gosched()
+	}
+	releaseHead := d.Hold()
+	head, _ = a.start(rw10(0x28, 0, 1), 512, nil, 3)
+	simple, _ = a.start(make([]byte, 6), 0, nil)
+	for d.Pending() < 2 {
+		runtime.Gosched()
+	}
+	release()
+	a.good(a.finish(ordered, nil))
+	a.good(a.finish(simple, nil))
+	releaseHead()
+	a.good(a.finish(head, nil))
 }
 
 // TestManagementAcross: RFC 7143 11.5.1, 11.6.1 and 4.2.3.3.

@@ -106,7 +106,7 @@ func (x *Session) deliverLocked() {
 	}
 	o.delivering = true
 	for {
-		call := o.dueLocked()
+		call := o.dueLocked(x.expCmdSN.Load())
 		if call == nil {
 			break
 		}
@@ -117,8 +117,8 @@ func (x *Session) deliverLocked() {
 	o.delivering = false
 }
 
-// dueLocked takes the next request out, nil if there is none that may be delivered.
-func (o *ordering) dueLocked() func() {
+// dueLocked takes the next request out, nil if there is none that may be delivered. Everything before exp has come.
+func (o *ordering) dueLocked(exp uint32) func() {
 	for {
 		for i, e := range o.barred {
 			if !before(o.next, e.cmdSN) {
@@ -127,8 +127,11 @@ func (o *ordering) dueLocked() func() {
 			}
 		}
 		h, ok := o.held[o.next]
-		if !ok || h.task != nil && (o.fence && !h.task.head || h.task.ordered && o.outstanding > 0) {
+		switch {
+		case !ok:
 			return nil
+		case h.task != nil && (o.fence && !h.task.head || h.task.ordered && o.outstanding > 0):
+			return o.headLocked(exp)
 		}
 		delete(o.held, o.next)
 		o.next++
@@ -141,6 +144,22 @@ func (o *ordering) dueLocked() func() {
 			return h.call
 		}
 	}
+}
+
+// headLocked takes out a HEAD OF QUEUE task that is behind what waits for an ORDERED one (SAM-5 8.6.2), nil if there is none: the number
+// of what it passes has come, so nothing is delivered early. It does not pass a task management function.
+func (o *ordering) headLocked(exp uint32) func() {
+	for sn := o.next; before(sn, exp); sn++ {
+		switch h := o.held[sn]; {
+		case h.call != nil:
+			return nil
+		case h.task != nil && h.task.head:
+			o.held[sn] = held{}
+			o.outstanding++
+			return h.task.deliver
+		}
+	}
+	return nil
 }
 
 // dropHeld takes a task that is aborted out of the order; false if it was delivered already.
@@ -197,7 +216,7 @@ func (x *Session) taskEnded(t *task) {
 	if t.ordered {
 		o.fence = false
 	}
-	if o.outstanding == 0 && len(o.held) > 0 && !o.delivering {
+	if (o.outstanding == 0 || t.ordered) && len(o.held) > 0 && !o.delivering {
 		x.srv.wg.Go(func() {
 			o.mu.Lock()
 			x.deliverLocked()
