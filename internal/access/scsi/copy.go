@@ -49,6 +49,7 @@ type copyOp struct {
 	release   []func()
 	cancelled atomic.Bool
 	parent    *atomic.Bool // the command's, while it runs in the foreground
+	ended     func()       // nil, or called once it has ended; not if it never began
 	finished  func(*copyOp)
 	action    byte // service action that began it
 	immediate bool
@@ -225,6 +226,9 @@ func (o *copyOp) end() {
 	}
 	o.mu.done = true
 	o.mu.Unlock()
+	if o.ended != nil {
+		o.ended()
+	}
 	for _, f := range o.release {
 		f()
 	}

@@ -343,6 +343,37 @@ func TestCopiesUnderWay(t *testing.T) {
 	a.disk.Wait()
 }
 
+// TestATokenOutlastsBusy: SBC-3 5.50, DEL_TKN. A WRITE USING TOKEN that was not begun, and is to be sent again, leaves its token.
+func TestATokenOutlastsBusy(t *testing.T) {
+	a, _ := pair(t)
+	if got := a.thirdParty(0x10, rangeList(16, [2]uint32{0, 10}), 1000); got != good {
+		t.Fatal(got)
+	}
+	d := data(a.run([]byte{0x84, 7, 0, 0, 3, 0xe8, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0}, 1024, nil))
+	use := rangeList(536, [2]uint32{2000, 10})
+	copy(use[16:], d[38:])
+	use[2] = 2 // DEL_TKN
+	zero := rangeList(536, [2]uint32{4000, 1})
+	copy(zero[16:], []byte{0xff, 0xff, 0, 1, 0, 0, 1, 0xf8})
+	zero[2] = 1 // IMMED
+	release := a.disk.Hold()
+	last := ""
+	for list := uint32(1); list < 100 && last != "status 0x8"; list++ {
+		last = a.thirdParty(0x11, zero, list)
+	}
+	if got := a.thirdParty(0x11, use, 1001); last != "status 0x8" || got != "status 0x8" {
+		t.Errorf("one too many: %s, %s; want BUSY", last, got)
+	}
+	release()
+	a.disk.Wait()
+	if got := a.thirdParty(0x11, use, 1001); got != good {
+		t.Errorf("sent again: %s", got)
+	}
+	if got := a.thirdParty(0x11, use, 1002); got != "5/2304" {
+		t.Errorf("once more: %s", got)
+	}
+}
+
 // TestMemoryOfWrites: what a command takes beside its data-out is counted, as far as it is not small.
 func TestMemoryOfWrites(t *testing.T) {
 	r := newRig(t, 512).ready()

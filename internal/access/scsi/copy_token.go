@@ -200,7 +200,7 @@ func (u *Unit) writeUsingToken(c *Command) {
 				return
 			}
 			if end {
-				o.release = append(o.release, func() { src.DropToken(o.on(src), id) })
+				o.ended = func() { src.DropToken(o.on(src), id) }
 			}
 			u.launch(c, o, failed)
 		})
