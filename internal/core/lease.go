@@ -73,24 +73,7 @@ func (l *Leases) Add(s *Store) {
 
 // Handle answers one request of an owner.
 func (l *Leases) Handle(ctx context.Context, m *wire.Lease) (reply wire.LeaseReply, err error) {
-	// A grant of a higher epoch first raises the fence, durably; so before the lock is taken.
-	refused := map[leaseKey]wire.JournalEpoch{}
-	for _, e := range m.Enroll {
-		l.mu.Lock()
-		s := l.mu.stores[e.Store]
-		l.mu.Unlock()
-		if s == nil {
-			refused[leaseKey{e.Store, e.Journal}] = wire.JournalEpoch{Store: e.Store, Journal: e.Journal}
-			continue
-		}
-		if err := s.admitLease(ctx, e.Journal, e.Epoch); err != nil {
-			fence, ok := fenceOf(err)
-			if !ok {
-				return reply, err
-			}
-			refused[leaseKey{e.Store, e.Journal}] = wire.JournalEpoch{Store: e.Store, Journal: e.Journal, Epoch: fence}
-		}
-	}
+	refused := l.admit(ctx, m)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.clock()
@@ -151,6 +134,61 @@ func (l *Leases) Handle(ctx context.Context, m *wire.Lease) (reply wire.LeaseRep
 		}
 	}
 	return reply, nil
+}
+
+// admit has the stores obey the epochs that are to be enrolled, and says which may not be. A grant of a higher epoch first raises the
+// fence, durably; so before the lock is taken. A disk that fails or hangs keeps only what is to be enrolled at its own store from being
+// granted: everything else of the pair waits for the same answer. Whoever is refused without a fence asks again.
+func (l *Leases) admit(ctx context.Context, m *wire.Lease) map[leaseKey]wire.JournalEpoch {
+	refused := map[leaseKey]wire.JournalEpoch{}
+	if len(m.Enroll) == 0 {
+		return refused
+	}
+	within := m.Duration / 2
+	if within <= 0 {
+		within = l.most
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var stores []*Store // in the order of the request, each with what is asked of it
+	asked := map[*Store][]int{}
+	errs := make([]error, len(m.Enroll))
+	for i, e := range m.Enroll {
+		l.mu.Lock()
+		s := l.mu.stores[e.Store]
+		l.mu.Unlock()
+		if s == nil {
+			errs[i] = wire.Errorf(wire.CodeAbsent, "store %s is not on this node", e.Store)
+			continue
+		}
+		if asked[s] == nil {
+			stores = append(stores, s)
+		}
+		asked[s] = append(asked[s], i)
+	}
+	var wg sync.WaitGroup
+	for _, s := range stores {
+		admit := func() {
+			for _, i := range asked[s] {
+				errs[i] = s.admitLease(ctx, m.Enroll[i].Journal, m.Enroll[i].Epoch)
+			}
+		}
+		if len(stores) == 1 {
+			admit()
+		} else {
+			wg.Go(admit)
+		}
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		e := m.Enroll[i]
+		fence, _ := fenceOf(err) // none: that says nothing of the owner
+		refused[leaseKey{e.Store, e.Journal}] = wire.JournalEpoch{Store: e.Store, Journal: e.Journal, Epoch: fence}
+	}
+	return refused
 }
 
 // longer is how long the granting side counts: clocks drift.

@@ -2,10 +2,12 @@ package core
 
 import (
 	"context"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"dozo/internal/ident"
 	"dozo/internal/vfs"
 	"dozo/internal/wire"
 )
@@ -57,4 +59,53 @@ func TestALateLeaseMessageTakesNothingOut(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A node has two disks, of which one fails, or hangs, while an owner that has just begun asks for leases at both stores: the other one's journals are
+// served on.
+func TestADiskThatFailsTakesNoLeasesOfAnother(t *testing.T) {
+	for _, hangs := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			clock := func() time.Duration { return time.Since(began) }
+			leases := NewLeases(clock, time.Second, boot1)
+			faults := vfs.NewFaults(vfs.NewMem(0))
+			var stores []*Store
+			for _, fsys := range []vfs.FS{faults, vfs.NewMem(0)} {
+				opts := testOptions(fsys, boot1)
+				opts.Clock, opts.Leases, opts.LeaseMax = clock, leases, time.Second
+				s, err := Open(opts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				leases.Add(s)
+				stores = append(stores, s)
+			}
+			release := make(chan struct{})
+			if hangs {
+				faults.Add(vfs.HangOn(vfs.OpSyncData, "notes.*", release))
+			} else {
+				faults.Add(vfs.FailOn(vfs.OpSyncData, "notes.*", syscall.EIO))
+			}
+			bad := wire.JournalEpoch{Store: stores[0].ID(), Journal: jA, Epoch: epoch(1)}
+			ask := func(sent uint64) wire.LeaseReply {
+				at := time.Now()
+				r, err := leases.Handle(context.Background(), &wire.Lease{Owner: "o", Instance: 1, Sent: sent, Duration: time.Second,
+					Enroll: []wire.JournalEpoch{bad, {Store: stores[1].ID(), Journal: jB, Epoch: epoch(1)}}})
+				if waited := time.Since(at); err != nil || waited >= time.Second {
+					t.Errorf("asked for leases: %v, after %v", err, waited)
+				}
+				return r
+			}
+			if r := ask(1); len(r.Removed) != 1 || r.Removed[0].Store != bad.Store || r.Removed[0].Journal != jA || r.Removed[0].Epoch != (ident.Epoch{}) {
+				t.Errorf("%+v", r)
+			}
+			close(release)
+			synctest.Wait()
+			if r := ask(2); hangs && len(r.Removed) != 0 {
+				t.Errorf("the disk is back: %+v", r)
+			}
+		})
+	}
 }
