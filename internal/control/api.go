@@ -43,6 +43,8 @@ type Store interface {
 	// stores.
 	RegisterNode(ctx context.Context, n Node) (Node, error)
 	RemoveNode(ctx context.Context, name ident.NodeName) error
+	// RemoveNodeIf is that if may does not refuse, with an error other than ErrConflict, the entry that is removed.
+	RemoveNodeIf(ctx context.Context, name ident.NodeName, may func(Node) error) error
 	// Level is what every registered node knows of the stored form, and of records (LevelRecords).
 	Level() int
 	// SetDraining has a node hand over what it owns and take nothing, or ends that.

@@ -176,10 +176,20 @@ func (c *Client) SetDraining(ctx context.Context, name ident.NodeName, yes bool)
 
 // RemoveNode implements Store.
 func (c *Client) RemoveNode(ctx context.Context, name ident.NodeName) error {
+	return c.RemoveNodeIf(ctx, name, nil)
+}
+
+// RemoveNodeIf implements Store.
+func (c *Client) RemoveNodeIf(ctx context.Context, name ident.NodeName, may func(Node) error) error {
 	_, err := again(ctx, c, func(ctx context.Context) (Node, error) {
 		old, rev, err := read[Node](ctx, c, keyNode(name))
 		if err != nil {
 			return old, fmt.Errorf("node %s: %w", name, err)
+		}
+		if may != nil {
+			if err := may(old); err != nil {
+				return old, err
+			}
 		}
 		t := txn{conds: []cond{{key: keyNode(name), rev: rev}}, ops: []op{{key: keyNode(name), delete: true}}}
 		for _, s := range old.Stores {

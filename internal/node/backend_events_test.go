@@ -56,7 +56,7 @@ func TestTakingOutIsNotInterrupted(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(b.ctx)
 	cancel()
-	if err := b.takeOut(ctx, b.ctl, x); err != nil {
+	if err := b.takeOut(ctx, b.ctl, x, nil); err != nil {
 		t.Error(err)
 	}
 	if _, ok := b.ctl.Node("n2"); ok || !b.ctl.Revoked("0abc") {
@@ -178,5 +178,35 @@ func TestALostStoreIsNotKept(t *testing.T) {
 	}
 	if err := b.ReplaceStore(ctx, &dozov1.ReplaceStoreRequest{Store: "n2/disk0", Lost: true}, func(*dozov1.EmptyProgress) error { return nil }); err != nil {
 		t.Errorf("declaring it lost again: %v", err)
+	}
+}
+
+// A removal is called off by another operator while it waits, for the vote of the node that goes to be with another one: the node stays, as that one was told.
+func TestARemovalThatWasCalledOff(t *testing.T) {
+	b := newBench(t)
+	if err := recordIssue(b.ctx, b.ctl, "n2", issuedCert{"0abc", time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	x, err := b.ctl.SetLeaving(b.ctx, "n2", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.UndrainNode(b.ctx, &dozov1.UndrainNodeRequest{Node: "n2"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.takeOut(b.ctx, b.ctl, x, leaving); !errors.Is(err, api.ErrRefused) {
+		t.Errorf("taken out: %v", err)
+	}
+	if _, ok := b.ctl.Node("n2"); !ok || b.ctl.Revoked("0abc") {
+		t.Errorf("the node is there: %v, its certificate is revoked: %v", ok, b.ctl.Revoked("0abc"))
+	}
+	if _, err := b.ctl.SetLeaving(b.ctx, "n2", true); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.takeOut(b.ctx, b.ctl, x, leaving); err != nil {
+		t.Error(err)
+	}
+	if _, ok := b.ctl.Node("n2"); ok || !b.ctl.Revoked("0abc") {
+		t.Errorf("the node is there: %v, its certificate is revoked: %v", ok, b.ctl.Revoked("0abc"))
 	}
 }

@@ -280,7 +280,7 @@ func (b *backend) RemoveNode(ctx context.Context, req *dozov1.RemoveNodeRequest)
 		}
 	}
 	b.replaceVoter(ctx, c, x) // it joins once the one that is gone is out
-	return b.takeOut(ctx, c, x)
+	return b.takeOut(ctx, c, x, nil)
 }
 
 // neededOf counts the journals of which a node's stores may hold replicas: those that list one of its stores,

@@ -392,7 +392,7 @@ func (b *backend) DecommissionNode(ctx context.Context, req *dozov1.Decommission
 			p.Notes = append(p.Notes, fmt.Sprintf("the vote of %s goes to nobody yet: %v", x.Name, err))
 		}
 	}
-	if err := b.takeOut(ctx, c, x); err != nil {
+	if err := b.takeOut(ctx, c, x, leaving); err != nil {
 		return err
 	}
 	p.Phase, p.Done = "removed", true

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"dozo/internal/api"
 	"dozo/internal/control"
 	"dozo/internal/ident"
 )
@@ -18,10 +19,24 @@ import (
 // takeOutPatience bounds all of it. The members of the control store want to have seen each other for some seconds.
 const takeOutPatience = time.Minute
 
-// takeOut takes a node out of the cluster: its vote, its entry, its certificates.
-func (b *backend) takeOut(ctx context.Context, c *control.Client, x control.Node) error {
+// leaving says that a node which was to be emptied and taken out is not to go any more.
+func leaving(x control.Node) error {
+	if !x.Leaving {
+		return fmt.Errorf("node %s: its removal was called off: %w", x.Name, api.ErrRefused)
+	}
+	return nil
+}
+
+// takeOut takes a node out of the cluster: its vote, its entry, its certificates. may, unless it is nil, looks at the entry as it goes, and
+// refuses with an error.
+func (b *backend) takeOut(ctx context.Context, c *control.Client, x control.Node, may func(control.Node) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeOutPatience)
 	defer cancel()
+	if now, ok := c.Node(x.Name); ok && may != nil { // before the vote goes
+		if err := may(now); err != nil {
+			return err
+		}
+	}
 	serials, err := b.serialsOf(ctx, c, x.Name)
 	if err != nil {
 		return err
@@ -31,7 +46,7 @@ func (b *backend) takeOut(ctx context.Context, c *control.Client, x control.Node
 			return err
 		}
 	}
-	if err := c.RemoveNode(ctx, x.Name); err != nil && !errors.Is(err, control.ErrNotFound) {
+	if err := c.RemoveNodeIf(ctx, x.Name, may); err != nil && !errors.Is(err, control.ErrNotFound) {
 		return err
 	}
 	// Whoever has the host of a removed node must not come back as it.
