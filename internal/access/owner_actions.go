@@ -280,8 +280,12 @@ func (o *Owner) endSegment(seg *segment, last ident.Position, end uint32) {
 	}
 }
 
-// confirm notes a stable, sealed replica; made tells it from others that the store had.
+// confirm notes a stable, sealed replica; made tells it from others that the store had. What says so may be older than the permit for it
+// to go (R13): then nobody counts it.
 func (o *Owner) confirm(s *segment, store ident.StoreID, made uint64) {
+	if o.let(s, store, made) {
+		return
+	}
 	o.strays.moment++
 	if h := s.holder(store); h != nil {
 		h.stable, h.bad, h.fork, h.strange, h.made, h.over, h.moment = true, false, false, false, made, ident.Position{}, o.strays.moment

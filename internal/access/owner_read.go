@@ -26,6 +26,13 @@ type segment struct {
 	writer  *journal.Segment
 	holders []holder
 	lasting bool // it has records of this epoch that are more than the owner's own housekeeping
+	gone    []goneReplica
+}
+
+// goneReplica is a replica that was permitted to go, and whose store has confirmed that it has gone.
+type goneReplica struct {
+	store ident.StoreID
+	made  uint64
 }
 
 // holder is a replica of a segment.

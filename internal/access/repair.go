@@ -205,7 +205,7 @@ func (o *Owner) sendDrops() {
 				o.goBackground(func() { o.askWhatIsThere(p.Store) })
 			}
 			if s := o.segs[p.Segment]; s != nil {
-				s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.store == p.Store && h.made == p.Made })
+				s.hasGone(p.Store, p.Made)
 			}
 			if p.Replace {
 				if o.strays.lost == nil {

@@ -89,3 +89,59 @@ func TestASegmentThatIsBeingSealedElsewhereIsNotCopied(t *testing.T) {
 	im.check(t)
 	o.Close()
 }
+
+// A session asks another site's stores what they have, and compares segments with the answers for as long as it lasts. A replica that
+// was permitted to go meanwhile counts for nothing, and one that has gone is not there: taken for the site's copy it would let the
+// others go.
+func TestWhatHasGoneSinceASiteWasAskedIsNotItsCopy(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	v := c.volume(1<<20, 2, control.Replicated)
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 9))}
+	o := im.o
+	for range 20 {
+		im.change(t)
+	}
+	o.ask(o.w.CloseIdle)
+	var seg *segment
+	var h holder
+	eventually(t, "a segment is sealed at the other site", func() bool {
+		o.ask(func() {
+			for _, s := range o.segs {
+				for _, x := range s.holders {
+					if !s.id.IsCheckpoint() && s.sealed && x.stable && c.Site(x.store) == 2 {
+						seg, h = s, x
+					}
+				}
+			}
+		})
+		return seg != nil
+	})
+	st, _ := c.Store(h.store)
+	answer := []have{{store: st, state: wire.ReplicaSealed, end: seg.end, last: seg.last, made: h.made}}
+	if _, whole := o.wholeAt(seg, answer); !whole {
+		t.Fatal("the site has the segment, and the test means nothing")
+	}
+	k := permitKey{seg.id, h.store}
+	o.ask(func() {
+		o.permits[k] = pendingPermit{Permit: journal.Permit{Segment: seg.id, Store: h.store, Made: h.made}}
+	})
+	if _, whole := o.wholeAt(seg, answer); whole {
+		t.Error("what is permitted to go is the site's copy")
+	}
+	o.ask(func() {
+		p := o.permits[k]
+		p.seq = o.w.Stable().Seq
+		o.permits[k] = p
+		o.sendDrops()
+	})
+	there := func() (yes bool) {
+		o.ask(func() { x := seg.holder(h.store); yes = x != nil && x.made == h.made })
+		return yes
+	}
+	eventually(t, "it has gone", func() bool { return !there() })
+	if _, whole := o.wholeAt(seg, answer); whole || there() {
+		t.Error("what has gone is the site's copy")
+	}
+	o.Close()
+}

@@ -80,6 +80,22 @@ func (x *strayState) gone(k permitKey, made uint64) {
 	x.went[k] = wentAt{made, x.moment}
 }
 
+// let reports that a replica is permitted to go, or has gone: from the permit on no answer, however long it was on its way, has it count (R13).
+func (o *Owner) let(s *segment, store ident.StoreID, made uint64) bool {
+	if p, pending := o.permits[permitKey{s.id, store}]; pending && p.Made == made && !p.Replace {
+		return true
+	}
+	return slices.Contains(s.gone, goneReplica{store, made})
+}
+
+// hasGone takes a replica off the table that was permitted to go.
+func (s *segment) hasGone(store ident.StoreID, made uint64) {
+	s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.store == store && h.made == made })
+	if g := (goneReplica{store, made}); made != 0 && !slices.Contains(s.gone, g) {
+		s.gone = append(s.gone, g)
+	}
+}
+
 // answered gives what a store has said of a segment at the takeover, as long as that is kept.
 func (x *strayState) answered(store ident.StoreID, id ident.SegmentID) *wire.Replica {
 	if a := x.answers[store]; a != nil {
@@ -287,6 +303,8 @@ func (o *Owner) reportedOf(s *segment, store ident.StoreID, r *wire.Replica, ask
 	same := r.State == wire.ReplicaSealed && r.End == s.end && r.Last == s.last
 	enter := func(x holder) {
 		x.store, x.made, x.moment = store, r.Made, o.strays.moment
+		// A store that was asked since has it again: a power cut may have taken the deletion.
+		s.gone = slices.DeleteFunc(s.gone, func(g goneReplica) bool { return g == goneReplica{store, r.Made} })
 		if h != nil {
 			*h = x
 		} else {
