@@ -40,6 +40,10 @@ func withoutCheckpoint(p *Plan, rng *rand.Rand) {
 	p.Limits.SegmentBytes, p.Limits.CheckpointInterval = 32<<10, between(rng, 8*time.Second, 12*time.Second)
 	p.Limits.FollowAfter = -1 // or the volume is where its clients are
 	p.add(Fault{Kind: FaultBurn, At: between(rng, 6*time.Second, 24*time.Second), For: 28 * time.Second, Pick: p.pick(1), Stays: true, Size: rng.IntN(1<<20) | 1})
+	// Checkpoints are shipped as soon as they are there: it takes a slow copy for one not to be there yet.
+	for i := range total(p.Sites) {
+		p.add(Fault{Kind: FaultSlowCopies, At: firstFault, For: 50 * time.Second, Pick: (float64(i) + 0.5) / float64(total(p.Sites)), Size: 600 + rng.IntN(400)})
+	}
 }
 
 // withoutPrefix: a site that lags goes on alone, while the other one was letting go what it needs no more.
