@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,10 +27,11 @@ func join(t *testing.T, portal *iscsitest.Portal, c *client, cid uint16, keys ..
 // TestConnectionFromElsewhere: a connection that names a session, and comes from where its initiator may not use the
 // target from, neither joins the session nor takes the place of one of its connections.
 func TestConnectionFromElsewhere(t *testing.T) {
-	var elsewhere string
+	var elsewhere atomic.Value // of string
+	elsewhere.Store("")
 	portal, _ := serve(t, nil, func(p *iscsitest.Provider) {
 		p.AdmitHook = func(peer iscsi.Peer) error {
-			if peer.Remote.String() == elsewhere {
+			if peer.Remote.String() == elsewhere.Load() {
 				return iscsi.ErrNotAuthorized
 			}
 			return nil
@@ -38,7 +40,7 @@ func TestConnectionFromElsewhere(t *testing.T) {
 	a := dial(t, portal).login("MaxConnections=4")
 	for cid := range uint16(2) { // 0 is that of a
 		b := dial(t, portal)
-		elsewhere = b.nc.LocalAddr().String()
+		elsewhere.Store(b.nc.LocalAddr().String())
 		b.tsih, b.isid, b.cid, b.cmdSN = a.tsih, a.isid, cid, a.cmdSN
 		r, _ := b.loginStep(1, 3, true, "InitiatorName="+hostName, "TargetName="+targetName)
 		if status(r) != 0x0202 {
