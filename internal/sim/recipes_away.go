@@ -28,6 +28,7 @@ func uncovered(p *Plan, rng *rand.Rand) {
 	p.Sites[0], p.ClientsAt = 3, 1
 	p.Limits.SegmentBytes = 32 << 10
 	p.Limits.CheckpointInterval = time.Hour
+	p.Limits.FollowAfter = -1 // a hand-over begins with a checkpoint
 	at := between(rng, 12*time.Second, 30*time.Second)
 	p.add(Fault{Kind: FaultSplit, At: at, Owner: true, Pick: p.pick(1), Stays: true})
 	p.add(Fault{Kind: FaultKill, At: at + between(rng, 0, 2*time.Second), Owner: true, Stays: true})
