@@ -93,12 +93,7 @@ func TestANameThatWasGivenAgainSinceTheBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := must(c.CreateVolume(ctx, testVolume("b"), []ident.SiteID{h.site.ID}))(t)
-	anew := must(backup.Anew(NewLineage(), time.Now()))(t)
-	m.Renew(anew)
-	eventually(t, c, "the new control store is read", func() bool {
-		cl, err := c.Cluster()
-		return err == nil && cl.Lineage == anew.Cluster.Lineage
-	})
+	renewed(t, m, c, backup)
 	if err := c.OfferRemembered(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -145,12 +140,7 @@ func TestWhatIsOnlyRememberedIsNotChanged(t *testing.T) {
 	h := newHistory(t, c)
 	backup := must(c.Backup(ctx))(t)
 	late := must(c.CreateVolume(ctx, testVolume("late"), []ident.SiteID{h.site.ID}))(t)
-	anew := must(backup.Anew(NewLineage(), time.Now()))(t)
-	m.Renew(anew)
-	eventually(t, c, "the new control store is read", func() bool {
-		cl, err := c.Cluster()
-		return err == nil && cl.Lineage == anew.Cluster.Lineage
-	})
+	renewed(t, m, c, backup)
 	if _, err := c.DeleteVolumes(ctx, []ident.JournalID{late.ID}, nil); !errors.Is(err, ErrUnheard) {
 		t.Errorf("deleting it: %v", err)
 	}
@@ -193,12 +183,7 @@ func TestARevocationOutlivesTheControlStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	noted := must(ReadSnapshot(bytes.NewReader(written(t, must(c.Copy())(t)))))(t)
-	anew := must(backup.Anew(NewLineage(), time.Now()))(t)
-	m.Renew(anew)
-	eventually(t, c, "the new control store is read", func() bool {
-		cl, err := c.Cluster()
-		return err == nil && cl.Lineage == anew.Cluster.Lineage
-	})
+	anew := renewed(t, m, c, backup)
 	if !c.Revoked("0abc") {
 		t.Error("a node that runs has forgotten what was revoked")
 	}

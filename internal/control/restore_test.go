@@ -139,6 +139,18 @@ func newHistory(t *testing.T, c *Client) *history {
 	return h
 }
 
+// renewed makes the control store anew from a backup, and returns once the client has read it.
+func renewed(t *testing.T, m *Mem, c *Client, backup *Snapshot) *Snapshot {
+	t.Helper()
+	anew := must(backup.Anew(NewLineage(), time.Now()))(t)
+	m.Renew(anew)
+	eventually(t, c, "the new control store is read", func() bool {
+		cl, err := c.Cluster()
+		return err == nil && cl.Lineage == anew.Cluster.Lineage
+	})
+	return anew
+}
+
 // TestRestoreInPlace: a client that runs sees that another control store answers, reads it, and no change that was
 // decided upon the former one takes effect. The list does not count until all stores have answered.
 func TestRestoreInPlace(t *testing.T) {
@@ -160,12 +172,7 @@ func TestRestoreInPlace(t *testing.T) {
 	late := must(c.CreateVolume(ctx, testVolume("late"), []ident.SiteID{h.site.ID}))(t)
 	_, lateRev, _ := c.Journal(late.ID)
 
-	anew := must(backup.Anew(NewLineage(), time.Now()))(t)
-	m.Renew(anew)
-	eventually(t, c, "the new control store is read", func() bool {
-		cl, err := c.Cluster()
-		return err == nil && cl.Lineage == anew.Cluster.Lineage
-	})
+	anew := renewed(t, m, c, backup)
 	if _, ok := c.Volume(late.ID); !ok {
 		t.Error("a volume that the backup does not know is forgotten before its owner could write it back")
 	}
@@ -456,12 +463,7 @@ func TestLostBeforeTheBackup(t *testing.T) {
 	must(c.LoseStore(ctx, h.stores[1]))(t)
 	must(c.LoseStore(ctx, h.stores[3]))(t)
 	backup := must(c.Backup(ctx))(t)
-	anew := must(backup.Anew(NewLineage(), time.Now()))(t)
-	m.Renew(anew)
-	eventually(t, c, "the new control store is read", func() bool {
-		cl, err := c.Cluster()
-		return err == nil && cl.Lineage == anew.Cluster.Lineage
-	})
+	renewed(t, m, c, backup)
 	if err := c.ExpectStores(ctx, h.stores); err != nil { // as of a note from before
 		t.Fatal(err)
 	}
