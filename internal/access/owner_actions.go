@@ -283,7 +283,7 @@ func (o *Owner) endSegment(seg *segment, last ident.Position, end uint32) {
 // confirm notes a stable, sealed replica; made tells it from others that the store had. What says so may be older than the permit for it
 // to go (R13): then nobody counts it.
 func (o *Owner) confirm(s *segment, store ident.StoreID, made uint64) {
-	if o.let(s, store, made) {
+	if o.uncounted(s, store, made) {
 		return
 	}
 	o.strays.moment++

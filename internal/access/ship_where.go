@@ -92,7 +92,7 @@ func (o *Owner) wholeAt(seg *segment, list []have) (found *have, whole bool) {
 		}
 		o.ask(func() {
 			switch {
-			case !seg.sealed, o.let(seg, h.store.ID(), h.made):
+			case !seg.sealed, o.uncounted(seg, h.store.ID(), h.made):
 			case seg.end == h.end && seg.last == h.last:
 				whole = true
 				o.confirm(seg, h.store.ID(), h.made)

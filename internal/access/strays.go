@@ -80,8 +80,8 @@ func (x *strayState) gone(k permitKey, made uint64) {
 	x.went[k] = wentAt{made, x.moment}
 }
 
-// let reports that a replica is permitted to go, or has gone: from the permit on no answer, however long it was on its way, has it count (R13).
-func (o *Owner) let(s *segment, store ident.StoreID, made uint64) bool {
+// uncounted reports that a replica is permitted to go, or has gone: from the permit on no answer, however long it was on its way, has it count (R13).
+func (o *Owner) uncounted(s *segment, store ident.StoreID, made uint64) bool {
 	if p, pending := o.permits[permitKey{s.id, store}]; pending && p.Made == made && !p.Replace {
 		return true
 	}
