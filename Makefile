@@ -83,8 +83,8 @@ guest-test: build ## booted guests: kernel initiator with multipath, live migrat
 sim: ## SEEDS=n seeds of the simulator from SEED=first, which replay exactly; with TRACE=file one seed and what happened
 	nice $(GO) run ./internal/sim/batch -first $(SEED) -seeds $(SEEDS) $(if $(TRACE),-trace '$(TRACE)') $(SIMFLAGS)
 
-sim-short: ## what make test runs of the simulator: 1,000 seeds of all foci, or as many as begin within 75 s, three of them twice
-	$(GO) run ./internal/sim/batch -spread -first 0 -seeds 1000 -limit 75s -replay 3
+sim-short: ## what make test runs of the simulator: 1,000 seeds of all foci, or as many as begin within 150 s on a slow machine, three of them twice
+	$(GO) run ./internal/sim/batch -spread -first 0 -seeds 1000 -limit 150s -replay 3
 
 mutants: ## every clause of the rules left out, one at a time: its scripted scenarios must fail (MUTANTS=names)
 	MUTANTS='$(MUTANTS)' nice $(GO) test -count=1 -tags mutants -timeout 15m -v -run TestScenariosFail ./internal/mutant
