@@ -51,6 +51,13 @@ func TestASurveyEndsTheHistoryAtAHole(t *testing.T) {
 	if err := n.flush(o); err != nil {
 		t.Fatal(err)
 	}
+	// A notice that is under way would be heard by the takeover, and not yet by the survey.
+	eventually(t, "the stores have been told how far it goes", func() bool {
+		return !slices.ContainsFunc(c.seats, func(s *seat) bool {
+			r, err := s.Inventory(t.Context(), &wire.Inventory{Journal: v.ID})
+			return err != nil || len(r.Replicas) > 0 && (r.Commit != o.View().Commit || r.Stable != r.Commit)
+		})
+	})
 	holders := map[ident.SegmentID][]*seat{}
 	before := map[ident.SegmentID]ident.Seq{}
 	for _, s := range c.seats {
