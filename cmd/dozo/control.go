@@ -97,17 +97,21 @@ func (a *app) printRestoration(r *dozov1.ControlRestoration) error {
 }
 
 func newControlLost(a *app) *cobra.Command {
-	var yes bool
+	var yes, dry bool
 	c := &cobra.Command{
 		Use: "lost STORE|NODE...", Short: "Have a restored control store wait for stores no longer",
 		Long: `Declare that stores, or all stores of nodes, will not come back, so that a control store that was restored or rebuilt
 is settled without them. What only they held is lost. With one store lost, a volume is served again once all other stores that
 may have something of it answer; with more, what is found proves nothing, and initiators get errors until they have been
-accepted (dozo session accept). It can not be taken back.`,
+accepted (dozo session accept). It can not be taken back. With --dry-run it says which volumes would have too few copies then, and what
+is known to be lost; on a terminal it says so before it asks.`,
 		Example: "  dozo control lost s2n1 --yes",
 		Args:    someNames(0, "STORE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.confirm(yes, fmt.Sprintf("What only %s held is lost, which can not be taken back.", strings.Join(args, ", "))); err != nil {
+			if dry {
+				return a.loss(cmd.Context(), args...)
+			}
+			if err := a.confirmLoss(cmd.Context(), yes, fmt.Sprintf("What only %s held is lost, which can not be taken back.", strings.Join(args, ", ")), args...); err != nil {
 				return err
 			}
 			return a.with(func(c *api.Client) error {
@@ -123,6 +127,7 @@ accepted (dozo session accept). It can not be taken back.`,
 		},
 	}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	c.Flags().BoolVar(&dry, "dry-run", false, "only say what that would mean")
 	return c
 }
 

@@ -176,7 +176,8 @@ func newForkClone(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "clone VOLUME [FORK] --name NEW", Short: "Make a new volume with a fork's content",
 		Long: `Make a new volume with the content of the volume as a fork has it, by copying. It has the volume's size, policies, hosts and home.
-Interrupted, the new volume is deleted again.`,
+Until it is complete its state is cloning, and no initiator may use it. Interrupted, the new volume is deleted again; if the node dies
+that makes it, it is left behind in that state, and the same command again makes it anew.`,
 		Args: someNames(2, "VOLUME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Volume, o.req.Fork = args[0], second(args)

@@ -30,7 +30,8 @@ again waits for it and finishes it.
 --cancel ends the emptying, as dozo node undrain does: the node owns volumes and takes replicas again.
 
 --force is for a node that is lost for good, and must not run: its stores are declared lost, what only they held is lost, and
-nobody waits for them any more. That can not be taken back: a disk of it that comes back is not used again.`,
+nobody waits for them any more. That can not be taken back: a disk of it that comes back is not used again. With --dry-run it says
+which volumes would have too few copies then, and what is known to be lost; on a terminal it says so before it asks.`,
 		Args: names("NAME"), ValidArgsFunction: a.completeNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Node = args[0]
@@ -44,8 +45,9 @@ nobody waits for them any more. That can not be taken back: a disk of it that co
 	f.BoolVar(&o.req.DryRun, "dry-run", false, "only say what would be done")
 	f.BoolVar(&o.req.NoWait, "no-wait", false, "begin to empty it, and do not wait")
 	f.DurationVar(&o.timeout, "timeout", 0, "how long to wait, such as 30m (default for ever); it goes on all the same")
-	c.MarkFlagsMutuallyExclusive("force", "cancel", "dry-run")
-	c.MarkFlagsMutuallyExclusive("force", "no-wait")
+	c.MarkFlagsMutuallyExclusive("force", "cancel")
+	c.MarkFlagsMutuallyExclusive("cancel", "dry-run")
+	c.MarkFlagsMutuallyExclusive("force", "cancel", "no-wait")
 	return c
 }
 
@@ -57,17 +59,20 @@ func (o *nodeRemove) run(ctx context.Context, a *app) error {
 			return a.done(err, name+" stays")
 		})
 	}
-	if !o.req.GetDryRun() {
-		question := fmt.Sprintf("Node %s will be emptied and taken out of the cluster.", name)
-		if o.force {
-			question = fmt.Sprintf("Node %s will be out of the cluster, what only its stores hold is lost, and they are never used again.", name)
-		}
-		if err := a.confirm(o.yes, question); err != nil {
-			return err
-		}
-	}
 	ctx, cancel := withTimeout(ctx, o.timeout)
 	defer cancel()
+	var err error
+	switch {
+	case o.force && o.req.GetDryRun():
+		return a.loss(ctx, name)
+	case o.force:
+		err = a.confirmLoss(ctx, o.yes, fmt.Sprintf("Node %s will be out of the cluster, what only its stores hold is lost, and they are never used again.", name), name)
+	case !o.req.GetDryRun():
+		err = a.confirm(o.yes, fmt.Sprintf("Node %s will be emptied and taken out of the cluster.", name))
+	}
+	if err != nil {
+		return err
+	}
 	return a.with(func(c *api.Client) error {
 		if o.force {
 			_, err := c.Nodes.Remove(ctx, &dozov1.RemoveNodeRequest{Node: name, Force: true})

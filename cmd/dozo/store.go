@@ -99,7 +99,9 @@ from the other copies at once. That can not be taken back: the store is never us
 	f.BoolVar(&o.req.NoWait, "no-wait", false, "begin, and do not wait until it is empty")
 	f.BoolVar(&o.cancel, "cancel", false, "end the emptying")
 	f.DurationVar(&o.timeout, "timeout", 0, "how long to wait, such as 30m (default for ever); it goes on all the same")
-	c.MarkFlagsMutuallyExclusive("lost", "cancel", "dry-run")
+	c.MarkFlagsMutuallyExclusive("lost", "cancel")
+	c.MarkFlagsMutuallyExclusive("cancel", "dry-run")
+	c.MarkFlagsMutuallyExclusive("lost", "cancel", "no-wait")
 	return c
 }
 
@@ -110,13 +112,17 @@ func (o *storeReplace) run(ctx context.Context, a *app) error {
 			return a.done(err, o.req.GetStore()+" takes replicas again")
 		})
 	}
+	ctx, cancel := withTimeout(ctx, o.timeout)
+	defer cancel()
+	if o.req.GetLost() && o.req.GetDryRun() {
+		return a.loss(ctx, o.req.GetStore())
+	}
 	if o.req.GetLost() {
-		if err := a.confirm(o.yes, fmt.Sprintf("Store %s is declared lost: what only it holds is lost, and it is never used again.", o.req.GetStore())); err != nil {
+		question := fmt.Sprintf("Store %s is declared lost: what only it holds is lost, and it is never used again.", o.req.GetStore())
+		if err := a.confirmLoss(ctx, o.yes, question, o.req.GetStore()); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := withTimeout(ctx, o.timeout)
-	defer cancel()
 	return a.with(func(c *api.Client) error {
 		stream, err := c.Stores.Replace(ctx, &o.req)
 		if err != nil {

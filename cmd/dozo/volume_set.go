@@ -15,7 +15,7 @@ type volumeSet struct{ req dozov1.SetVolumeRequest }
 func newVolumeSet(a *app) *cobra.Command {
 	var o volumeSet
 	c := &cobra.Command{
-		Use:   "set NAME [--ownership follow|pin] [--partition continue|stop] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner] [--ack local|site:K] [--host NAME | --all-hosts]",
+		Use:   "set NAME [--ownership follow|pin] [--partition continue|stop] [--alua-remote nonoptimized|standby|unavailable] [--redirect off|site|owner] [--ack local|site:K] [--host NAME | --all-hosts] [--cloned]",
 		Short: "Change policies of a volume",
 		Long: `Change policies of a volume, at once and without a pause.
 
@@ -40,7 +40,10 @@ remaining sites do not hold is lost if the owner's site is.
 With --host, given once for each of them, only these hosts may use the volume at its own target, instead of those that might before;
 with --all-hosts every initiator may. Initiators that may no longer use it are asked to log out and dropped a second later, and can not log
 in again. The command returns once their sessions have ended; where access servers can not be asked it says so: they end them as
-soon as they hear of it. Hosts to which the volume is mapped (dozo volume map) are not concerned.`,
+soon as they hear of it. Hosts to which the volume is mapped (dozo volume map) are not concerned.
+
+With --cloned a volume whose state is cloning is complete, and initiators may use it: for one that dozo fork clone had completed after the
+backup was made from which the control store was restored since.`,
 		Example: "  dozo volume set web1 --ownership pin\n  dozo volume set web1 --partition stop\n  dozo volume set web1 --alua-remote standby\n  dozo volume set ledger --ack local\n  dozo volume set web1 --host hv1 --host hv2",
 		Args:    names("NAME"), ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -55,7 +58,8 @@ soon as they hear of it. Hosts to which the volume is mapped (dozo volume map) a
 	c.Flags().StringVar(&o.req.Ack, "ack", "", ackHelp)
 	c.Flags().StringSliceVar(&o.req.Hosts, "host", nil, "`name` of a host that may use it, instead of those before; may be repeated")
 	c.Flags().BoolVar(&o.req.AllHosts, "all-hosts", false, "every initiator may use it")
-	c.MarkFlagsOneRequired("ownership", "partition", "alua-remote", "redirect", "ack", "host", "all-hosts")
+	c.Flags().BoolVar(&o.req.Cloned, "cloned", false, "a volume of state cloning is complete")
+	c.MarkFlagsOneRequired("ownership", "partition", "alua-remote", "redirect", "ack", "host", "all-hosts", "cloned")
 	c.MarkFlagsMutuallyExclusive("host", "all-hosts")
 	a.completeFlag(c, "host", hostNames(c))
 	_ = c.RegisterFlagCompletionFunc("partition", cobra.FixedCompletions([]string{"continue", "stop"}, cobra.ShellCompDirectiveNoFileComp))

@@ -64,6 +64,10 @@ func (a *app) volumeFacts(v *dozov1.Volume, p *dozov1.Placement) error {
 	if p.GetSegmentsDegraded() > 0 {
 		degraded = fmt.Sprintf("%d segments, %s, have fewer copies than asked for", p.GetSegmentsDegraded(), size.Format(p.GetDegradedBytes()))
 	}
+	reason := "Waits"
+	if v.GetState() == "cloning" {
+		reason = "Incomplete"
+	}
 	return view.Facts(a.out,
 		"Name", v.GetName(), "Tenant", v.GetTenant(), "ID", v.GetId(),
 		"Size", fmt.Sprintf("%s (%d bytes), blocks of %d", size.Format(v.GetSizeBytes()), v.GetSizeBytes(), v.GetBlockSize()),
@@ -72,7 +76,7 @@ func (a *app) volumeFacts(v *dozov1.Volume, p *dozov1.Placement) error {
 		"Acknowledged", ackFact(v),
 		"Paths", fmt.Sprintf("%s at other sites, redirect %s", v.GetAluaRemote(), v.GetRedirect()),
 		"Hosts", strings.Join(v.GetHosts(), ", "), "Labels", strings.Join(labels, ", "), "Created", when(v.GetCreated()), "IQN", v.GetIqn(),
-		"State", v.GetState(), "Waits", strings.TrimPrefix(v.GetStateReason(), "waiting for "), "Protection", v.GetProtection(), "Degraded", degraded, "Owner", owner,
+		"State", v.GetState(), reason, strings.TrimPrefix(v.GetStateReason(), "waiting for "), "Protection", v.GetProtection(), "Degraded", degraded, "Owner", owner,
 		"Committed", position(p.GetCommit()), "Stable", position(p.GetStable()), "Checkpoint", position(p.GetCheckpoint()),
 		"Segments", fmt.Sprintf("%d open, %d sealed", p.GetSegmentsOpen(), p.GetSegmentsSealed()),
 		"Not heard", strings.Join(p.GetUnheard(), ", "))

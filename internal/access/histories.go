@@ -43,7 +43,7 @@ func (s *Server) Past(ctx context.Context, id ident.JournalID, cuts []wire.Cut, 
 	if err != nil {
 		return nil, err
 	}
-	all := o.askAll(ctx)
+	all := o.askAll(ctx, nil)
 	names := map[ident.StoreID]map[ident.SegmentID]ident.SegmentID{}
 	answers := fenceAnswers{}
 	var rest []spare

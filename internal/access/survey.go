@@ -34,6 +34,32 @@ type Survey struct {
 	// how many have to be so that a takeover without the others leaves nothing acknowledged behind; 0: the key does not say it.
 	Whole []ident.SiteID
 	Need  int
+
+	Held map[ident.SegmentID]SegmentHeld // of all segments of which a store has something that counts
+}
+
+// SegmentHeld is in how many stores a segment is, and how long it is there.
+type SegmentHeld struct {
+	Stores int
+	Bytes  uint64
+}
+
+func heldIn(answers fenceAnswers) map[ident.SegmentID]SegmentHeld {
+	out := map[ident.SegmentID]SegmentHeld{}
+	for _, a := range answers {
+		for i := range a.Replicas {
+			if r := &a.Replicas[i]; CountsAsCopy(r) {
+				c := out[r.Segment]
+				out[r.Segment] = SegmentHeld{c.Stores + 1, max(c.Bytes, uint64(r.End))}
+			}
+		}
+	}
+	return out
+}
+
+// CountsAsCopy reports that a replica has records of the history, as far as it can tell.
+func CountsAsCopy(r *wire.Replica) bool {
+	return r.State != wire.ReplicaDamaged && r.State != wire.ReplicaFork && r.End > journal.SegmentHeaderSize
 }
 
 // Kept reports that a takeover leaves nothing behind that was acknowledged, by the policy --ack=site:K.
@@ -57,8 +83,8 @@ type SiteReach struct {
 // surveyTimeout bounds the question to one store.
 const surveyTimeout = 3 * time.Second
 
-// Survey asks all stores what they have of a volume's journal.
-func (s *Server) Survey(ctx context.Context, id ident.JournalID) (*Survey, error) {
+// Survey asks all stores what they have of a volume's journal, but for those in without: what if they were not there?
+func (s *Server) Survey(ctx context.Context, id ident.JournalID, without ...ident.StoreID) (*Survey, error) {
 	state, rev, err := s.env.Control.JournalNow(ctx, id)
 	if err != nil {
 		return nil, err
@@ -69,7 +95,8 @@ func (s *Server) Survey(ctx context.Context, id ident.JournalID) (*Survey, error
 	}
 	defer o.cancel()
 	x := &Survey{State: state, Rev: rev}
-	answers := o.askAll(ctx)
+	answers := o.askAll(ctx, without)
+	x.Held = heldIn(answers)
 	rec := journal.Recover(o.ensembles(), answers)
 	x.Missing, x.Enough = rec.Missing, rec.Enough && rec.EndKnown
 	if state.Forced != nil && !x.Enough {
@@ -155,7 +182,7 @@ func (s *Server) viewer(ctx context.Context, id ident.JournalID, state control.J
 }
 
 // askAll lists what every store has that may have something.
-func (o *Owner) askAll(ctx context.Context) fenceAnswers {
+func (o *Owner) askAll(ctx context.Context, without []ident.StoreID) fenceAnswers {
 	ids := o.asked(nil)
 	for _, e := range o.state.Ensembles {
 		for _, id := range e.Stores {
@@ -169,7 +196,7 @@ func (o *Owner) askAll(ctx context.Context) fenceAnswers {
 	var wg sync.WaitGroup
 	for _, id := range ids {
 		st, ok := o.env.Stores.Store(id)
-		if !ok || !o.env.Stores.Up(id) {
+		if !ok || !o.env.Stores.Up(id) || slices.Contains(without, id) {
 			continue
 		}
 		wg.Go(func() {

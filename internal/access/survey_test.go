@@ -14,9 +14,9 @@ import (
 )
 
 // survey is what a dry run of a recovery says.
-func (c *cluster) survey(t *testing.T, v control.VolumeSpec) *Survey {
+func (c *cluster) survey(t *testing.T, v control.VolumeSpec, without ...ident.StoreID) *Survey {
 	t.Helper()
-	x, err := (&Server{env: c.env()}).Survey(t.Context(), v.ID)
+	x, err := (&Server{env: c.env()}).Survey(t.Context(), v.ID, without...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,8 +94,11 @@ func TestASurveyEndsTheHistoryAtAHole(t *testing.T) {
 	o.Close()
 	var lost []ident.StoreID
 	for _, s := range holders {
-		c.kill(s)
 		lost = append(lost, s.id)
+	}
+	all, asked := c.survey(t, v), c.survey(t, v, lost...)
+	for _, s := range holders {
+		c.kill(s)
 	}
 	for _, s := range c.seats {
 		if s.live.Load() != nil {
@@ -103,6 +106,21 @@ func TestASurveyEndsTheHistoryAtAHole(t *testing.T) {
 		}
 	}
 	said := c.survey(t, v)
+	// What was said before of their loss is what is there after it, and somewhere there is only one copy left, or none.
+	if asked.Last != said.Last || asked.Records != said.Records || asked.Enough != said.Enough || asked.Stable != said.Stable || !maps.Equal(asked.Held, said.Held) {
+		t.Errorf("before the stores were lost the survey said %+v, now it says %+v", asked, said)
+	}
+	single := 0
+	for id, h := range all.Held {
+		if left, ok := asked.Held[id]; h.Stores < 2 && !ok || left.Stores > h.Stores {
+			t.Errorf("segment %s: %+v with the stores, %+v without", id, h, left)
+		} else if left.Stores < 2 {
+			single++
+		}
+	}
+	if len(all.Held) <= len(asked.Held) || single == 0 || all.Records != 0 || asked.Records == 0 {
+		t.Errorf("with the stores %+v, without %+v", all, asked)
+	}
 	_, rev, err := c.ctl.JournalNow(t.Context(), v.ID)
 	if err != nil {
 		t.Fatal(err)

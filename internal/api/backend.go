@@ -122,6 +122,8 @@ type Stores interface {
 	// ReplaceStore and ScrubStore call progress when something changed, and a last time with Done set unless NoWait is.
 	ReplaceStore(ctx context.Context, req *dozov1.ReplaceStoreRequest, progress func(*dozov1.EmptyProgress) error) error
 	KeepStore(ctx context.Context, req *dozov1.KeepStoreRequest) error
+	// StoreLoss says what it would mean to declare stores lost, and changes nothing.
+	StoreLoss(ctx context.Context, req *dozov1.StoreLossRequest) (*dozov1.StoreLossResponse, error)
 	ScrubStore(ctx context.Context, req *dozov1.ScrubStoreRequest, progress func(*dozov1.ScrubProgress) error) error
 }
 

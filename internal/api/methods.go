@@ -72,6 +72,7 @@ var methods = map[string]permission{
 	dozov1connect.StoreServiceListProcedure:    {need: pki.RoleViewer},
 	dozov1connect.StoreServiceReplaceProcedure: {need: pki.RoleAdmin, action: "store.replace"},
 	dozov1connect.StoreServiceKeepProcedure:    {need: pki.RoleAdmin, action: "store.keep"},
+	dozov1connect.StoreServiceLossProcedure:    {need: pki.RoleViewer},
 	dozov1connect.StoreServiceScrubProcedure:   {need: pki.RoleOperator, action: "store.scrub"},
 
 	dozov1connect.SiteServiceListProcedure:     {need: pki.RoleViewer},

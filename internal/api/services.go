@@ -171,6 +171,10 @@ func (s storeService) Keep(ctx context.Context, req *dozov1.KeepStoreRequest) (*
 	return &dozov1.KeepStoreResponse{}, s.b.KeepStore(ctx, req)
 }
 
+func (s storeService) Loss(ctx context.Context, req *dozov1.StoreLossRequest) (*dozov1.StoreLossResponse, error) {
+	return s.b.StoreLoss(ctx, req)
+}
+
 type siteService struct{ b Backend }
 
 func (s siteService) List(ctx context.Context, req *dozov1.ListSitesRequest) (*dozov1.ListSitesResponse, error) {

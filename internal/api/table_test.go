@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -133,6 +134,33 @@ func TestValidation(t *testing.T) {
 	m := &dozov1.CreateVolumeRequest{Name: "a", SizeBytes: 4096}
 	if err := validate(m); err != nil || m.GetTenant() != "default" || m.GetDurability() != "replicated" || m.GetBlockSize() != 512 || m.GetPartition() != "continue" {
 		t.Errorf("defaults: %v, %v", m, err)
+	}
+}
+
+// A program that is newer than the node may ask for what the node does not know, such as a dry run of something that had none: in no
+// request may that pass for one without it. JSON is refused by its codec.
+func TestAFieldThatIsNotKnownIsRefused(t *testing.T) {
+	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 1999, protowire.VarintType), 1)
+	eachMethod(func(procedure string, m protoreflect.MethodDescriptor) {
+		mt, err := protoregistry.GlobalTypes.FindMessageByName(m.Input().FullName())
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := mt.New().Interface()
+		if err := proto.Unmarshal(unknown, req); err != nil {
+			t.Fatal(err)
+		}
+		if err := validate(req); err == nil || toConnect(err, "").Code() != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "1999") {
+			t.Errorf("%s: %v", procedure, err)
+		}
+	})
+	within := &dozov1.CreateVolumesRequest{Names: []string{"a"}, Like: &dozov1.CreateVolumeRequest{SizeBytes: 4096}}
+	if err := validate(within); err != nil {
+		t.Fatal(err)
+	}
+	within.Like.ProtoReflect().SetUnknown(unknown)
+	if err := validate(within); err == nil || !strings.Contains(err.Error(), "1999") {
+		t.Errorf("within another message: %v", err)
 	}
 }
 

@@ -51,6 +51,9 @@ func invalid(format string, args ...any) error {
 // validate checks a request and fills in its defaults. Only what can be decided without the cluster's state
 // is decided here.
 func validate(msg proto.Message) error {
+	if err := known(msg); err != nil {
+		return err
+	}
 	switch m := msg.(type) {
 	case *dozov1.CreateVolumeRequest:
 		return validateCreate(m)
@@ -125,6 +128,8 @@ func validate(msg proto.Message) error {
 		return checkName("node", m.GetNode())
 	case *dozov1.ListStoresRequest:
 		return checkOptional("node", m.GetNode())
+	case *dozov1.StoreLossRequest:
+		return validateLoss(m)
 	case *dozov1.ReplaceStoreRequest:
 		return checkText("store", m.GetStore())
 	case *dozov1.KeepStoreRequest:
@@ -594,19 +599,6 @@ func checkOptionalText(field, text string) error {
 func checkISID(text string) error {
 	if b, err := hex.DecodeString(text); text != "" && (err != nil || len(b) != 6) {
 		return invalid("isid %q: want 12 hexadecimal digits", text)
-	}
-	return nil
-}
-
-// checkStores takes a list of stores or nodes.
-func checkStores(list []string) error {
-	if len(list) == 0 {
-		return invalid("stores: name at least one store or node")
-	}
-	for _, s := range list {
-		if err := checkName("stores", s); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -113,6 +113,8 @@ type Store interface {
 	// DeleteVolumes is that for up to DeletionsPerTxn volumes, in one transaction: all of them or none. may, unless it is nil,
 	// looks at each as it is deleted, those that have changed meanwhile again, and refuses with an error.
 	DeleteVolumes(ctx context.Context, ids []ident.JournalID, may func(VolumeSpec) error) ([]VolumeSpec, error)
+	// FinishClone says that a clone has all that it is to have: initiators may use it.
+	FinishClone(ctx context.Context, id ident.JournalID) (VolumeSpec, error)
 	// ConfirmDeleted notes that the stores hold nothing of the tombstone any more.
 	ConfirmDeleted(ctx context.Context, id ident.JournalID, stores ...ident.StoreID) (VolumeSpec, error)
 	// ConfirmBurials is ConfirmDeleted of up to BurialsPerTxn volumes in one transaction. Those that have been forgotten are

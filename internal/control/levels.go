@@ -32,7 +32,8 @@ import (
 //	9  journals that were taken over by force say from where: see LevelBegun
 //	10  records that a port is refused, and ports that were let go on: see LevelPortBars
 //	11  an operator has agreed to the loss of what was stable: see LevelLoss
-const Level = 11
+//	12  volumes say that they are clones of which only a part is there: an older node would let initiators use them
+const Level = 12
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -81,7 +82,7 @@ type nodeLevel struct {
 // laterFields are the fields of values below a directory that came after level 1, with the level and the value that means
 // the same as leaving it out.
 var laterFields = map[string]map[string]laterField{
-	dirVolumes: {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}, "ack": {7, `0`}},
+	dirVolumes: {"ownership": {2, `"follow"`}, "alua_remote": {3, `"nonoptimized"`}, "redirect": {3, `"off"`}, "maps": {3, `[]`}, "ack": {7, `0`}, "cloning": {12, `null`}},
 	dirNodes:   {"leaving": {2, `false`}, "voting": {5, `false`}},
 	dirJournals: {"unheard": {2, `false`}, "wide": {2, `false`}, "unproven": {2, `false`}, "forced": {2, `null`}, "stops": {5, `false`},
 		"ack": {7, `0`}, "ack_since": {7, `0`}, "hear": {7, `0`}, "from": {7, `0`}, "silent": {7, `false`}, "handed": {8, `false`},

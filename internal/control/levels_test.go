@@ -74,6 +74,11 @@ func TestOlderNodes(t *testing.T) {
 		if _, _, err := c.ForceJournal(ctx, s.ID, rev, "old", nil, "", 0, true); !errors.Is(err, ErrOlderNodes) {
 			t.Errorf("an operator's word about a loss: %v", err)
 		}
+		clone := testVolume("clone")
+		clone.Cloning = &CloneOf{Volume: v.ID, Fork: "7"}
+		if _, err := c.CreateVolume(ctx, clone, []ident.SiteID{site.ID}); !errors.Is(err, ErrOlderNodes) {
+			t.Errorf("a clone that the older node would let initiators use: %v", err)
+		}
 		// It is upgraded.
 		old.Version = "test"
 		must(c.RegisterNode(ctx, old))(t)

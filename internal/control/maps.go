@@ -38,6 +38,9 @@ func (c *Client) MapVolume(ctx context.Context, id ident.JournalID, host string,
 		if err := notDeleted(v); err != nil {
 			return false, err
 		}
+		if v.Cloning != nil {
+			return false, unfinished(v)
+		}
 		if old, ok := v.MapTo(host); ok {
 			return false, fmt.Errorf("volume %s is mapped to host %s at LUN %d: %w", v.Name, host, old.LUN, ErrExists)
 		}

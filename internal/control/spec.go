@@ -197,10 +197,18 @@ type VolumeSpec struct {
 	Hosts      []string          `json:"hosts,omitempty"` // names of the tenant's hosts that may use it; empty: all
 	Maps       []Map             `json:"maps,omitempty"`  // LUNs of the hosts' target
 	Created    time.Time         `json:"created"`
+	// Cloning marks a volume that has only a part of what it is to be a clone of: no initiator may use it (FinishClone).
+	Cloning *CloneOf `json:"cloning,omitempty"`
 	// Deleted marks a tombstone (R13): the name is free, the ID stays until every store that may hold replicas
 	// has confirmed that they are gone. Confirmed lists the stores that have.
 	Deleted   *time.Time      `json:"deleted,omitempty"`
 	Confirmed []ident.StoreID `json:"confirmed,omitempty"`
+}
+
+// CloneOf says of what a volume is to be a clone: of a volume as one of its forks has it.
+type CloneOf struct {
+	Volume ident.JournalID `json:"volume"`
+	Fork   string          `json:"fork"`
 }
 
 // The sizes of an ensemble (R3).

@@ -191,6 +191,11 @@ func notDeleted(v *VolumeSpec) error {
 	return nil
 }
 
+// unfinished says why something is not done with a clone yet.
+func unfinished(v *VolumeSpec) error {
+	return fmt.Errorf("volume %s is a clone that is not complete; if nobody makes it any more, repeat dozo fork clone, or delete it: %w", v.Name, ErrInUse)
+}
+
 // updated names a change of policies, or of the size, as the API does in the audit log when it refuses one.
 func updated(old, v *VolumeSpec) string {
 	if old.SizeBytes != v.SizeBytes {
@@ -211,8 +216,11 @@ func (c *Client) UpdateVolume(ctx context.Context, id ident.JournalID, f func(*V
 			return false, err // nothing is written, and nothing said in the audit log, where nothing changes
 		}
 		if v.ID != was.ID || v.Tenant != was.Tenant || v.Name != was.Name || v.BlockSize != was.BlockSize ||
-			!v.Created.Equal(was.Created) || v.Deleted != nil || len(v.Confirmed) != 0 {
-			return false, invalidf("volume %s: ID, tenant, name, block size, creation and deletion are not changed by an update", was.Name)
+			!v.Created.Equal(was.Created) || v.Deleted != nil || len(v.Confirmed) != 0 || v.Cloning != was.Cloning {
+			return false, invalidf("volume %s: ID, tenant, name, block size, creation, cloning and deletion are not changed by an update", was.Name)
+		}
+		if v.Cloning != nil && v.SizeBytes != was.SizeBytes {
+			return false, unfinished(v)
 		}
 		if v.AtSite != was.AtSite {
 			if err := c.mustExist(ctx, t, fmt.Sprintf("site %d", v.AtSite), keySite(v.AtSite)); err != nil {
@@ -258,6 +266,18 @@ func (c *Client) DeleteVolume(ctx context.Context, id ident.JournalID) (VolumeSp
 		v.Deleted = &now
 		t.ops = append(t.ops, op{key: keyVolumeName(v.Tenant, v.Name), delete: true})
 		return true, nil
+	})
+}
+
+// FinishClone implements Store.
+func (c *Client) FinishClone(ctx context.Context, id ident.JournalID) (VolumeSpec, error) {
+	return c.changeVolume(ctx, id, "volume.cloned", func(_ context.Context, v *VolumeSpec, _ *txn) (bool, error) {
+		if err := notDeleted(v); err != nil {
+			return false, err
+		}
+		was := v.Cloning != nil
+		v.Cloning = nil
+		return was, nil
 	})
 }
 

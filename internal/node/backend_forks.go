@@ -416,7 +416,8 @@ func (b *backend) ExportFork(ctx context.Context, req *dozov1.ExportForkRequest,
 	return send(&dozov1.ExportForkResponse{Done: true, SizeBytes: uint64(v.SizeBytes), Offset: uint64(v.SizeBytes)})
 }
 
-// CloneFork implements api.Forks.
+// CloneFork implements api.Forks. Until all of it is there the new volume says what it is to be, and no initiator may use it: whoever
+// makes it may die.
 func (b *backend) CloneFork(ctx context.Context, req *dozov1.CloneForkRequest, send func(*dozov1.CloneForkResponse) error) error {
 	v, cuts, f, err := b.fork(ctx, req.Volume, req.Tenant, req.Fork)
 	if err != nil {
@@ -427,25 +428,69 @@ func (b *backend) CloneFork(ctx context.Context, req *dozov1.CloneForkRequest, s
 		return err
 	}
 	defer p.Close()
-	c := b.n.control()
-	state, _, _ := c.Journal(v.ID)
-	clone, err := c.CreateVolume(ctx, control.VolumeSpec{Name: req.Name, Tenant: v.Tenant, SizeBytes: v.SizeBytes, BlockSize: v.BlockSize, Sites: v.Sites, AtSite: v.AtSite,
-		Durability: v.Durability, Partition: v.Partition, Ack: v.Ack, Labels: v.Labels, Hosts: v.Hosts}, state.Sites)
+	clone, err := b.beginClone(ctx, v, f, req.Name)
 	if err != nil {
 		return err
 	}
 	r := &dozov1.CloneForkResponse{SizeBytes: uint64(v.SizeBytes), Id: clone.ID.String(), Name: clone.Name}
 	if err = b.copyInto(ctx, clone, p, r, send); err == nil {
-		r.Done, r.CopiedBytes = true, r.SizeBytes
-		err = send(r)
+		_, err = b.n.control().FinishClone(ctx, clone.ID)
 	}
 	if err != nil {
 		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		if _, derr := c.DeleteVolume(dctx, clone.ID); derr != nil {
+		if derr := b.dropClone(dctx, clone); derr != nil {
 			return fmt.Errorf("%w; volume %s, which has a part of it, could not be deleted: %w", err, clone.Name, derr)
 		}
+		return err
 	}
+	r.Done, r.CopiedBytes = true, r.SizeBytes
+	return send(r)
+}
+
+// beginClone makes the volume that is to become a clone. One that is in its place, and that somebody has begun to make of the same
+// fork, goes: should he be at it still, he hears of that with his next write.
+func (b *backend) beginClone(ctx context.Context, v control.VolumeSpec, f *dozov1.Fork, name string) (control.VolumeSpec, error) {
+	c := b.n.control()
+	of := control.CloneOf{Volume: v.ID, Fork: f.Id}
+	if old, ok := c.VolumeByName(v.Tenant, name); ok && old.Cloning != nil && *old.Cloning == of {
+		if b.maybeCloned(old) {
+			return old, fmt.Errorf("volume %s: %s: %w", old.Name, b.cloneReason(old), api.ErrRefused)
+		}
+		if err := b.dropClone(ctx, old); err != nil {
+			return old, err
+		}
+	}
+	state, _, _ := c.Journal(v.ID)
+	return c.CreateVolume(ctx, control.VolumeSpec{Name: name, Tenant: v.Tenant, SizeBytes: v.SizeBytes, BlockSize: v.BlockSize, Sites: v.Sites, AtSite: v.AtSite,
+		Durability: v.Durability, Partition: v.Partition, Ownership: v.Ownership, ALUARemote: v.ALUARemote, Redirect: v.Redirect, Ack: v.Ack,
+		Labels: v.Labels, Hosts: v.Hosts, Cloning: &of}, state.Sites)
+}
+
+// maybeCloned reports that a clone which is not complete by what the control store says may have been completed all the same, and used
+// since: the control store was restored from a backup.
+func (b *backend) maybeCloned(v control.VolumeSpec) bool {
+	r, ok := b.n.control().Restoration()
+	return ok && v.Created.Before(r.Time)
+}
+
+// cloneReason says what there is to know of a clone that is not complete.
+func (b *backend) cloneReason(v control.VolumeSpec) string {
+	of := fmt.Sprintf("volume %s as its fork %s has it", b.volumeName(v.Cloning.Volume), v.Cloning.Fork)
+	if b.maybeCloned(v) {
+		return fmt.Sprintf("it was becoming %s when the backup was made from which the control store was restored, and nobody knows whether it was completed after that; if it was, say dozo volume set %s --cloned, else delete it", of, v.Name)
+	}
+	return fmt.Sprintf("it has a part of %s; if nobody makes it any more, repeat dozo fork clone, or delete it", of)
+}
+
+// dropClone deletes a clone, unless it is complete.
+func (b *backend) dropClone(ctx context.Context, clone control.VolumeSpec) error {
+	_, err := b.n.control().DeleteVolumes(ctx, []ident.JournalID{clone.ID}, func(v control.VolumeSpec) error {
+		if v.Cloning == nil {
+			return fmt.Errorf("volume %s is complete: %w", v.Name, control.ErrExists)
+		}
+		return nil
+	})
 	return err
 }
 

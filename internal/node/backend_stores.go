@@ -185,9 +185,7 @@ func listing(c *control.Client, stores []ident.StoreID) (n uint32) {
 	for _, id := range c.Journals() {
 		state, _, _ := c.Journal(id)
 		v, ok := c.Volume(id)
-		if ok && v.Deleted == nil && slices.ContainsFunc(state.Ensembles, func(e control.Ensemble) bool {
-			return slices.ContainsFunc(e.Stores, func(s ident.StoreID) bool { return slices.Contains(stores, s) })
-		}) {
+		if ok && v.Deleted == nil && lists(state, stores) {
 			n++
 		}
 	}

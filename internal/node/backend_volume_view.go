@@ -41,6 +41,9 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 	switch {
 	case v.Deleted != nil:
 		out.State = "deleting"
+	case v.Cloning != nil:
+		out.State = "cloning"
+		out.StateReason = b.cloneReason(v)
 	case state.Owner == "":
 		out.State = "new"
 	case st != nil:
@@ -55,6 +58,14 @@ func (b *backend) describe(v control.VolumeSpec, st *wire.JournalStatus) *dozov1
 		}
 	}
 	return out
+}
+
+// volumeName is a volume's name, or its ID if nobody knows it any more.
+func (b *backend) volumeName(id ident.JournalID) string {
+	if v, ok := b.n.control().Volume(id); ok {
+		return v.Name
+	}
+	return id.String()
 }
 
 // stateWord is the API's word for what an owner says of itself.

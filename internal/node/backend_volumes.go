@@ -140,6 +140,11 @@ func (b *backend) SetVolume(ctx context.Context, req *dozov1.SetVolumeRequest) (
 			return nil, fmt.Errorf("when writes are acknowledged can be changed once all nodes are upgraded, and %v are not: %w", older, control.ErrOlderNodes)
 		}
 	}
+	if req.Cloned {
+		if v, err = c.FinishClone(ctx, v.ID); err != nil {
+			return nil, err
+		}
+	}
 	shut := false
 	v, err = c.UpdateVolume(ctx, v.ID, func(v *control.VolumeSpec) error {
 		if shut = shutsOut(v.Hosts, req); req.AllHosts || len(req.Hosts) > 0 {

@@ -298,6 +298,25 @@ func TestCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkPlacement(t, ctx, c1)
+	// With n2's store gone there would be one copy of everything, and a takeover could be sure of it; the witness can not tell.
+	var id string
+	for _, x := range nodes.Nodes {
+		if x.Name == "n2" {
+			id = x.Stores[0].Id
+		}
+	}
+	for _, name := range []string{"n2", "n2/disk0", id} {
+		if r, err := c1.Stores.Loss(ctx, &dozov1.StoreLossRequest{Stores: []string{name}}); err != nil || len(r.Stores) != 1 || r.Stores[0].Node != "n2" || r.Volumes != 1 || len(r.Hit) != 1 ||
+			r.Hit[0].Volume != "web1" || r.Hit[0].SingleSegments == 0 || r.Hit[0].LostSegments != 0 || r.Hit[0].LostRecords != 0 || r.Hit[0].Unproven || len(r.Unheard) != 0 || len(r.Notes) != 1 {
+			t.Errorf("what the loss of %s means: %v, %v", name, r, err)
+		}
+	}
+	if r, err := c2.Stores.Loss(ctx, &dozov1.StoreLossRequest{Stores: []string{"n1", "n2"}}); err != nil || len(r.Hit) != 1 || r.Hit[0].LostSegments == 0 || r.Hit[0].SingleSegments != 0 || !r.Hit[0].Unproven {
+		t.Errorf("what the loss of everything means: %v, %v", r, err)
+	}
+	if _, err := c1.Stores.Loss(ctx, &dozov1.StoreLossRequest{Stores: []string{"n9"}}); api.Reason(err) != "NOT_FOUND" {
+		t.Errorf("the loss of a store that is not there: %v", err)
+	}
 	if _, err := c1.Sessions.List(ctx, &dozov1.ListSessionsRequest{Host: "nobody"}); api.Reason(err) != "NOT_FOUND" {
 		t.Errorf("sessions of a host that is not there: %v", err)
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,5 +131,54 @@ func TestAForkIsNamedByItsNumberOnlyWhereThatIsOne(t *testing.T) {
 	}
 	if f, err := pickFork("v", nil, ""); !errors.Is(err, control.ErrNotFound) {
 		t.Errorf("none: %v, %v", f, err)
+	}
+}
+
+// Whoever makes a clone may die. What is left says so, and the same command puts a new one in its place; nothing else does, least of all what
+// is or may be complete.
+func TestACloneThatWasInterruptedIsMadeAgain(t *testing.T) {
+	b := newBench(t)
+	a, _ := b.ctl.SiteByName("a")
+	v, err := b.ctl.CreateVolume(b.ctx, control.VolumeSpec{Name: "v", SizeBytes: 1 << 20, Sites: 1, AtSite: a.ID, Ownership: control.OwnershipPin,
+		ALUARemote: control.RemoteStandby, Redirect: control.RedirectSite}, []ident.SiteID{a.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fork := &dozov1.Fork{Id: "7.0000aaaa"}
+	first, err := b.beginClone(b.ctx, v, fork, "w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Ownership != v.Ownership || first.ALUARemote != v.ALUARemote || first.Redirect != v.Redirect {
+		t.Errorf("the clone's policies: %+v", first)
+	}
+	if x := b.describe(first, nil); x.State != "cloning" || !strings.Contains(x.StateReason, "volume v as its fork 7.0000aaaa") {
+		t.Errorf("shown as %s: %s", x.State, x.StateReason)
+	}
+	if _, err := b.beginClone(b.ctx, v, &dozov1.Fork{Id: "9.0000bbbb"}, "w"); !errors.Is(err, control.ErrExists) {
+		t.Errorf("a clone of another fork in its place: %v", err)
+	}
+	second, err := b.beginClone(b.ctx, v, fork, "w")
+	if err != nil || second.ID == first.ID {
+		t.Fatalf("again: %v, %v", second.ID, err)
+	}
+	// Who made the first one is alive, and gives up.
+	if err := b.dropClone(b.ctx, first); err != nil {
+		t.Error(err)
+	}
+	if now, ok := b.ctl.VolumeByName("default", "w"); !ok || now.ID != second.ID {
+		t.Errorf("in its place: %v", now.ID)
+	}
+	if _, err := b.SetVolume(b.ctx, &dozov1.SetVolumeRequest{Volume: "w", Cloned: true}); err != nil {
+		t.Error(err)
+	}
+	if now, _ := b.ctl.Volume(second.ID); b.describe(now, nil).State != "new" {
+		t.Errorf("complete, and shown as %s", b.describe(now, nil).State)
+	}
+	if _, err := b.beginClone(b.ctx, v, fork, "w"); !errors.Is(err, control.ErrExists) {
+		t.Errorf("a complete one is in the way: %v", err)
+	}
+	if err := b.dropClone(b.ctx, second); !errors.Is(err, control.ErrExists) {
+		t.Errorf("a complete one is given up: %v", err)
 	}
 }

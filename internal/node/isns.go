@@ -34,7 +34,7 @@ func (n *Node) registerISNS(ctx context.Context) error {
 // isnsTargets lists the targets of all volumes.
 func (n *Node) isnsTargets() (list []isns.Target) {
 	for _, v := range n.control().Volumes() {
-		if v.Deleted == nil {
+		if v.Deleted == nil && v.Cloning == nil {
 			list = append(list, isns.Target{Name: export.IQN(v.ID), Alias: v.Name})
 		}
 	}

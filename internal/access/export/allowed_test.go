@@ -87,6 +87,29 @@ func TestAllowed(t *testing.T) {
 			}
 		}
 	}
+	// A clone that is not complete is nobody's, at either target.
+	part, err := ctl.CreateVolume(ctx, control.VolumeSpec{Name: "part", SizeBytes: 1 << 20, BlockSize: 512, Sites: 1, AtSite: site.ID, Cloning: &control.CloneOf{Volume: volumes["all"], Fork: "7"}},
+		[]ident.SiteID{site.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := iscsi.Peer{Initiator: "iqn.2026-11.test:named", Remote: netip.MustParseAddrPort("10.9.0.1:4000")}
+	told := func() bool {
+		list, err := e.Targets(ctx, named)
+		return err == nil && slices.ContainsFunc(list, func(x iscsi.TargetInfo) bool { return x.Name == IQN(part.ID) })
+	}
+	if _, err := e.Login(ctx, named, IQN(part.ID), [6]byte{}); !errors.Is(err, iscsi.ErrNotAuthorized) || told() {
+		t.Errorf("login at a clone that is not complete: %v, told of it: %v", err, told())
+	}
+	if _, err := ctl.MapVolume(ctx, part.ID, "named", -1, false); !errors.Is(err, control.ErrInUse) {
+		t.Errorf("a clone that is not complete is mapped: %v", err)
+	}
+	if _, err := ctl.UpdateVolume(ctx, part.ID, func(v *control.VolumeSpec) error { v.SizeBytes *= 2; return nil }); !errors.Is(err, control.ErrInUse) {
+		t.Errorf("a clone that is not complete is resized: %v", err)
+	}
+	if _, err := ctl.FinishClone(ctx, part.ID); err != nil || !told() {
+		t.Errorf("complete: %v, told of it: %v", err, told())
+	}
 	// At the hosts' target a session is one host's, from wherever that may come.
 	both, _ := ctl.Host(control.DefaultTenant, "both")
 	hosts := &hostsTarget{session: &session{exp: e}, host: both}

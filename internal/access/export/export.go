@@ -86,11 +86,14 @@ func New(srv *access.Server, ctl control.Store, node ident.NodeName) *Exports {
 
 // allowed says whether an initiator may use a volume by its own target: a volume that is mapped to its host it has at the
 // hosts' target; otherwise a volume that names hosts is theirs alone; one that names
-// none is everybody's, but an initiator that is known as a host has to come from that host's addresses.
+// none is everybody's (but a clone that is not complete is nobody's), though an initiator that is known as a host has to come from that host's addresses.
 func (e *Exports) allowed(p iscsi.Peer, v control.VolumeSpec) bool { return Allowed(e.ctl, p, v) }
 
 // Allowed is the same for whoever knows the control store.
 func Allowed(ctl control.Store, p iscsi.Peer, v control.VolumeSpec) bool {
+	if v.Cloning != nil {
+		return false // it has only a part of what it is to have
+	}
 	if _, mapped := mapOf(ctl, p, &v); mapped {
 		return false // at the hosts' target
 	}

@@ -87,7 +87,7 @@ type mapped struct {
 // restoration of the control store, the older volume has it.
 func mapsOf(all []control.VolumeSpec, h control.Host) (list []mapped) {
 	for _, v := range all {
-		if m, ok := v.MapTo(h.Name); ok && v.Tenant == h.Tenant {
+		if m, ok := v.MapTo(h.Name); ok && v.Tenant == h.Tenant && v.Cloning == nil {
 			list = append(list, mapped{v, m})
 		}
 	}

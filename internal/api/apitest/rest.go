@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -281,6 +282,20 @@ func (b *Backend) ListStores(_ context.Context, req *dozov1.ListStoresRequest) (
 		return nil, err
 	}
 	return slices.DeleteFunc(b.stores(), func(s *dozov1.Store) bool { return req.GetNode() != "" && s.GetNode() != req.GetNode() }), nil
+}
+
+// StoreLoss implements api.Stores: there is a volume web1 of which one segment has one copy elsewhere.
+func (b *Backend) StoreLoss(_ context.Context, req *dozov1.StoreLossRequest) (*dozov1.StoreLossResponse, error) {
+	r := &dozov1.StoreLossResponse{Volumes: 2}
+	for _, name := range req.GetStores() {
+		s, err := b.store("StoreLoss", name)
+		if err != nil {
+			return nil, err
+		}
+		r.Stores = append(r.Stores, s)
+	}
+	r.Hit = []*dozov1.VolumeLoss{{Id: strings.Repeat("1", 32), Tenant: "default", Volume: "web1", SingleSegments: 1, SingleBytes: 32 << 20, LastSeq: 7}}
+	return r, nil
 }
 
 // ReplaceStore implements api.Stores.

@@ -527,6 +527,255 @@ func (x *EmptyProgress) GetNotes() []string {
 	return nil
 }
 
+type StoreLossRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IDs or NODE/LABEL, or names of nodes whose stores are all meant.
+	Stores        []string `protobuf:"bytes,1,rep,name=stores,proto3" json:"stores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreLossRequest) Reset() {
+	*x = StoreLossRequest{}
+	mi := &file_dozo_v1_store_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreLossRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreLossRequest) ProtoMessage() {}
+
+func (x *StoreLossRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_store_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreLossRequest.ProtoReflect.Descriptor instead.
+func (*StoreLossRequest) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_store_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StoreLossRequest) GetStores() []string {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+// StoreLossResponse is what the loss of stores means, as far as those tell that answer.
+type StoreLossResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Stores []*Store               `protobuf:"bytes,1,rep,name=stores,proto3" json:"stores,omitempty"`
+	// Volumes that may have something at them.
+	Volumes uint32 `protobuf:"varint,2,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	// Of those the ones that would have too few copies, or not everything any more, by tenant and name.
+	Hit []*VolumeLoss `protobuf:"bytes,3,rep,name=hit,proto3" json:"hit,omitempty"`
+	// Other stores that do not answer, as NODE/LABEL: what they have does not count here.
+	Unheard []string `protobuf:"bytes,4,rep,name=unheard,proto3" json:"unheard,omitempty"`
+	// What else to know.
+	Notes         []string `protobuf:"bytes,5,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreLossResponse) Reset() {
+	*x = StoreLossResponse{}
+	mi := &file_dozo_v1_store_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreLossResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreLossResponse) ProtoMessage() {}
+
+func (x *StoreLossResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_store_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreLossResponse.ProtoReflect.Descriptor instead.
+func (*StoreLossResponse) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_store_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StoreLossResponse) GetStores() []*Store {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+func (x *StoreLossResponse) GetVolumes() uint32 {
+	if x != nil {
+		return x.Volumes
+	}
+	return 0
+}
+
+func (x *StoreLossResponse) GetHit() []*VolumeLoss {
+	if x != nil {
+		return x.Hit
+	}
+	return nil
+}
+
+func (x *StoreLossResponse) GetUnheard() []string {
+	if x != nil {
+		return x.Unheard
+	}
+	return nil
+}
+
+func (x *StoreLossResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+// VolumeLoss is what the loss of stores means for a volume.
+type VolumeLoss struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Volume string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Segments with one replica left at other stores, and the bytes of these: they are copied again, and until then one more loss takes
+	// them.
+	SingleSegments uint64 `protobuf:"varint,4,opt,name=single_segments,json=singleSegments,proto3" json:"single_segments,omitempty"`
+	SingleBytes    uint64 `protobuf:"varint,5,opt,name=single_bytes,json=singleBytes,proto3" json:"single_bytes,omitempty"`
+	// Segments with none left, as far as is known: the stores themselves, where they answer, and the volume's owner are asked.
+	LostSegments uint64 `protobuf:"varint,6,opt,name=lost_segments,json=lostSegments,proto3" json:"lost_segments,omitempty"`
+	// The last record of the history that is left, and acknowledged records beyond it that the other stores know of.
+	LastSeq     uint64 `protobuf:"varint,7,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	LostRecords uint64 `protobuf:"varint,8,opt,name=lost_records,json=lostRecords,proto3" json:"lost_records,omitempty"`
+	// A takeover would not be proven: initiators get errors after it, and what may be missing is not known.
+	Unproven bool `protobuf:"varint,9,opt,name=unproven,proto3" json:"unproven,omitempty"`
+	// Why it could not be looked at.
+	Message       string `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeLoss) Reset() {
+	*x = VolumeLoss{}
+	mi := &file_dozo_v1_store_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeLoss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeLoss) ProtoMessage() {}
+
+func (x *VolumeLoss) ProtoReflect() protoreflect.Message {
+	mi := &file_dozo_v1_store_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeLoss.ProtoReflect.Descriptor instead.
+func (*VolumeLoss) Descriptor() ([]byte, []int) {
+	return file_dozo_v1_store_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *VolumeLoss) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *VolumeLoss) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VolumeLoss) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeLoss) GetSingleSegments() uint64 {
+	if x != nil {
+		return x.SingleSegments
+	}
+	return 0
+}
+
+func (x *VolumeLoss) GetSingleBytes() uint64 {
+	if x != nil {
+		return x.SingleBytes
+	}
+	return 0
+}
+
+func (x *VolumeLoss) GetLostSegments() uint64 {
+	if x != nil {
+		return x.LostSegments
+	}
+	return 0
+}
+
+func (x *VolumeLoss) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
+func (x *VolumeLoss) GetLostRecords() uint64 {
+	if x != nil {
+		return x.LostRecords
+	}
+	return 0
+}
+
+func (x *VolumeLoss) GetUnproven() bool {
+	if x != nil {
+		return x.Unproven
+	}
+	return false
+}
+
+func (x *VolumeLoss) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type KeepStoreRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Store         string                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
@@ -536,7 +785,7 @@ type KeepStoreRequest struct {
 
 func (x *KeepStoreRequest) Reset() {
 	*x = KeepStoreRequest{}
-	mi := &file_dozo_v1_store_proto_msgTypes[5]
+	mi := &file_dozo_v1_store_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +797,7 @@ func (x *KeepStoreRequest) String() string {
 func (*KeepStoreRequest) ProtoMessage() {}
 
 func (x *KeepStoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_store_proto_msgTypes[5]
+	mi := &file_dozo_v1_store_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +810,7 @@ func (x *KeepStoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepStoreRequest.ProtoReflect.Descriptor instead.
 func (*KeepStoreRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_store_proto_rawDescGZIP(), []int{5}
+	return file_dozo_v1_store_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *KeepStoreRequest) GetStore() string {
@@ -579,7 +828,7 @@ type KeepStoreResponse struct {
 
 func (x *KeepStoreResponse) Reset() {
 	*x = KeepStoreResponse{}
-	mi := &file_dozo_v1_store_proto_msgTypes[6]
+	mi := &file_dozo_v1_store_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +840,7 @@ func (x *KeepStoreResponse) String() string {
 func (*KeepStoreResponse) ProtoMessage() {}
 
 func (x *KeepStoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_store_proto_msgTypes[6]
+	mi := &file_dozo_v1_store_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +853,7 @@ func (x *KeepStoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepStoreResponse.ProtoReflect.Descriptor instead.
 func (*KeepStoreResponse) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_store_proto_rawDescGZIP(), []int{6}
+	return file_dozo_v1_store_proto_rawDescGZIP(), []int{9}
 }
 
 type ScrubStoreRequest struct {
@@ -617,7 +866,7 @@ type ScrubStoreRequest struct {
 
 func (x *ScrubStoreRequest) Reset() {
 	*x = ScrubStoreRequest{}
-	mi := &file_dozo_v1_store_proto_msgTypes[7]
+	mi := &file_dozo_v1_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +878,7 @@ func (x *ScrubStoreRequest) String() string {
 func (*ScrubStoreRequest) ProtoMessage() {}
 
 func (x *ScrubStoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_store_proto_msgTypes[7]
+	mi := &file_dozo_v1_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +891,7 @@ func (x *ScrubStoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStoreRequest.ProtoReflect.Descriptor instead.
 func (*ScrubStoreRequest) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_store_proto_rawDescGZIP(), []int{7}
+	return file_dozo_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ScrubStoreRequest) GetStore() string {
@@ -671,7 +920,7 @@ type ScrubProgress struct {
 
 func (x *ScrubProgress) Reset() {
 	*x = ScrubProgress{}
-	mi := &file_dozo_v1_store_proto_msgTypes[8]
+	mi := &file_dozo_v1_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +932,7 @@ func (x *ScrubProgress) String() string {
 func (*ScrubProgress) ProtoMessage() {}
 
 func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_dozo_v1_store_proto_msgTypes[8]
+	mi := &file_dozo_v1_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +945,7 @@ func (x *ScrubProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubProgress.ProtoReflect.Descriptor instead.
 func (*ScrubProgress) Descriptor() ([]byte, []int) {
-	return file_dozo_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_dozo_v1_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ScrubProgress) GetStore() *Store {
@@ -773,7 +1022,28 @@ const file_dozo_v1_store_proto_rawDesc = "" +
 	"\brate_bps\x18\x06 \x01(\x04R\arateBps\x12+\n" +
 	"\x03eta\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03eta\x12\x12\n" +
 	"\x04done\x18\b \x01(\bR\x04done\x12\x14\n" +
-	"\x05notes\x18\t \x03(\tR\x05notes\"(\n" +
+	"\x05notes\x18\t \x03(\tR\x05notes\"*\n" +
+	"\x10StoreLossRequest\x12\x16\n" +
+	"\x06stores\x18\x01 \x03(\tR\x06stores\"\xac\x01\n" +
+	"\x11StoreLossResponse\x12&\n" +
+	"\x06stores\x18\x01 \x03(\v2\x0e.dozo.v1.StoreR\x06stores\x12\x18\n" +
+	"\avolumes\x18\x02 \x01(\rR\avolumes\x12%\n" +
+	"\x03hit\x18\x03 \x03(\v2\x13.dozo.v1.VolumeLossR\x03hit\x12\x18\n" +
+	"\aunheard\x18\x04 \x03(\tR\aunheard\x12\x14\n" +
+	"\x05notes\x18\x05 \x03(\tR\x05notes\"\xb1\x02\n" +
+	"\n" +
+	"VolumeLoss\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12'\n" +
+	"\x0fsingle_segments\x18\x04 \x01(\x04R\x0esingleSegments\x12!\n" +
+	"\fsingle_bytes\x18\x05 \x01(\x04R\vsingleBytes\x12#\n" +
+	"\rlost_segments\x18\x06 \x01(\x04R\flostSegments\x12\x19\n" +
+	"\blast_seq\x18\a \x01(\x04R\alastSeq\x12!\n" +
+	"\flost_records\x18\b \x01(\x04R\vlostRecords\x12\x1a\n" +
+	"\bunproven\x18\t \x01(\bR\bunproven\x12\x18\n" +
+	"\amessage\x18\n" +
+	" \x01(\tR\amessage\"(\n" +
 	"\x10KeepStoreRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\"\x13\n" +
 	"\x11KeepStoreResponse\"B\n" +
@@ -783,11 +1053,12 @@ const file_dozo_v1_store_proto_rawDesc = "" +
 	"\rScrubProgress\x12$\n" +
 	"\x05store\x18\x01 \x01(\v2\x0e.dozo.v1.StoreR\x05store\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\bR\x04done\x12+\n" +
-	"\x03eta\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03eta2\x9b\x02\n" +
+	"\x03eta\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03eta2\xdf\x02\n" +
 	"\fStoreService\x12D\n" +
 	"\x04List\x12\x1a.dozo.v1.ListStoresRequest\x1a\x1b.dozo.v1.ListStoresResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\aReplace\x12\x1c.dozo.v1.ReplaceStoreRequest\x1a\x16.dozo.v1.EmptyProgress\"\x000\x01\x12?\n" +
-	"\x04Keep\x12\x19.dozo.v1.KeepStoreRequest\x1a\x1a.dozo.v1.KeepStoreResponse\"\x00\x12?\n" +
+	"\x04Keep\x12\x19.dozo.v1.KeepStoreRequest\x1a\x1a.dozo.v1.KeepStoreResponse\"\x00\x12B\n" +
+	"\x04Loss\x12\x19.dozo.v1.StoreLossRequest\x1a\x1a.dozo.v1.StoreLossResponse\"\x03\x90\x02\x01\x12?\n" +
 	"\x05Scrub\x12\x1a.dozo.v1.ScrubStoreRequest\x1a\x16.dozo.v1.ScrubProgress\"\x000\x01B!Z\x1fdozo/internal/api/dozov1;dozov1b\x06proto3"
 
 var (
@@ -802,41 +1073,48 @@ func file_dozo_v1_store_proto_rawDescGZIP() []byte {
 	return file_dozo_v1_store_proto_rawDescData
 }
 
-var file_dozo_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_dozo_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_dozo_v1_store_proto_goTypes = []any{
 	(*Store)(nil),                 // 0: dozo.v1.Store
 	(*ListStoresRequest)(nil),     // 1: dozo.v1.ListStoresRequest
 	(*ListStoresResponse)(nil),    // 2: dozo.v1.ListStoresResponse
 	(*ReplaceStoreRequest)(nil),   // 3: dozo.v1.ReplaceStoreRequest
 	(*EmptyProgress)(nil),         // 4: dozo.v1.EmptyProgress
-	(*KeepStoreRequest)(nil),      // 5: dozo.v1.KeepStoreRequest
-	(*KeepStoreResponse)(nil),     // 6: dozo.v1.KeepStoreResponse
-	(*ScrubStoreRequest)(nil),     // 7: dozo.v1.ScrubStoreRequest
-	(*ScrubProgress)(nil),         // 8: dozo.v1.ScrubProgress
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
+	(*StoreLossRequest)(nil),      // 5: dozo.v1.StoreLossRequest
+	(*StoreLossResponse)(nil),     // 6: dozo.v1.StoreLossResponse
+	(*VolumeLoss)(nil),            // 7: dozo.v1.VolumeLoss
+	(*KeepStoreRequest)(nil),      // 8: dozo.v1.KeepStoreRequest
+	(*KeepStoreResponse)(nil),     // 9: dozo.v1.KeepStoreResponse
+	(*ScrubStoreRequest)(nil),     // 10: dozo.v1.ScrubStoreRequest
+	(*ScrubProgress)(nil),         // 11: dozo.v1.ScrubProgress
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_dozo_v1_store_proto_depIdxs = []int32{
-	9,  // 0: dozo.v1.Store.scrub_passed:type_name -> google.protobuf.Timestamp
-	9,  // 1: dozo.v1.Store.scrub_began:type_name -> google.protobuf.Timestamp
-	9,  // 2: dozo.v1.Store.lost:type_name -> google.protobuf.Timestamp
+	12, // 0: dozo.v1.Store.scrub_passed:type_name -> google.protobuf.Timestamp
+	12, // 1: dozo.v1.Store.scrub_began:type_name -> google.protobuf.Timestamp
+	12, // 2: dozo.v1.Store.lost:type_name -> google.protobuf.Timestamp
 	0,  // 3: dozo.v1.ListStoresResponse.stores:type_name -> dozo.v1.Store
-	10, // 4: dozo.v1.EmptyProgress.eta:type_name -> google.protobuf.Duration
-	0,  // 5: dozo.v1.ScrubProgress.store:type_name -> dozo.v1.Store
-	10, // 6: dozo.v1.ScrubProgress.eta:type_name -> google.protobuf.Duration
-	1,  // 7: dozo.v1.StoreService.List:input_type -> dozo.v1.ListStoresRequest
-	3,  // 8: dozo.v1.StoreService.Replace:input_type -> dozo.v1.ReplaceStoreRequest
-	5,  // 9: dozo.v1.StoreService.Keep:input_type -> dozo.v1.KeepStoreRequest
-	7,  // 10: dozo.v1.StoreService.Scrub:input_type -> dozo.v1.ScrubStoreRequest
-	2,  // 11: dozo.v1.StoreService.List:output_type -> dozo.v1.ListStoresResponse
-	4,  // 12: dozo.v1.StoreService.Replace:output_type -> dozo.v1.EmptyProgress
-	6,  // 13: dozo.v1.StoreService.Keep:output_type -> dozo.v1.KeepStoreResponse
-	8,  // 14: dozo.v1.StoreService.Scrub:output_type -> dozo.v1.ScrubProgress
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	13, // 4: dozo.v1.EmptyProgress.eta:type_name -> google.protobuf.Duration
+	0,  // 5: dozo.v1.StoreLossResponse.stores:type_name -> dozo.v1.Store
+	7,  // 6: dozo.v1.StoreLossResponse.hit:type_name -> dozo.v1.VolumeLoss
+	0,  // 7: dozo.v1.ScrubProgress.store:type_name -> dozo.v1.Store
+	13, // 8: dozo.v1.ScrubProgress.eta:type_name -> google.protobuf.Duration
+	1,  // 9: dozo.v1.StoreService.List:input_type -> dozo.v1.ListStoresRequest
+	3,  // 10: dozo.v1.StoreService.Replace:input_type -> dozo.v1.ReplaceStoreRequest
+	8,  // 11: dozo.v1.StoreService.Keep:input_type -> dozo.v1.KeepStoreRequest
+	5,  // 12: dozo.v1.StoreService.Loss:input_type -> dozo.v1.StoreLossRequest
+	10, // 13: dozo.v1.StoreService.Scrub:input_type -> dozo.v1.ScrubStoreRequest
+	2,  // 14: dozo.v1.StoreService.List:output_type -> dozo.v1.ListStoresResponse
+	4,  // 15: dozo.v1.StoreService.Replace:output_type -> dozo.v1.EmptyProgress
+	9,  // 16: dozo.v1.StoreService.Keep:output_type -> dozo.v1.KeepStoreResponse
+	6,  // 17: dozo.v1.StoreService.Loss:output_type -> dozo.v1.StoreLossResponse
+	11, // 18: dozo.v1.StoreService.Scrub:output_type -> dozo.v1.ScrubProgress
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_dozo_v1_store_proto_init() }
@@ -850,7 +1128,7 @@ func file_dozo_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dozo_v1_store_proto_rawDesc), len(file_dozo_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -49,7 +49,7 @@ type Volume struct {
 	// iSCSI name of the volume's target, the same at every access server.
 	Iqn string `protobuf:"bytes,13,opt,name=iqn,proto3" json:"iqn,omitempty"`
 	// new (no owner yet), serving, recovering (a new owner reads the journal), waiting (not enough core servers),
-	// failed, deleting (the name is free, replicas are being removed), unknown (the owner can not be asked).
+	// failed, cloning (of what it is to have only a part is there, and no initiator may use it), deleting (the name is free, replicas are being removed), unknown (the owner can not be asked).
 	State string `protobuf:"bytes,14,opt,name=state,proto3" json:"state,omitempty"`
 	// Node that owns the journal; empty while nobody does.
 	Owner string `protobuf:"bytes,15,opt,name=owner,proto3" json:"owner,omitempty"`
@@ -74,7 +74,7 @@ type Volume struct {
 	AckInEffect string `protobuf:"bytes,23,opt,name=ack_in_effect,json=ackInEffect,proto3" json:"ack_in_effect,omitempty"`
 	// The record from which on that was so; 0 for local, and for a volume that was made with it.
 	AckSince uint64 `protobuf:"varint,24,opt,name=ack_since,json=ackSince,proto3" json:"ack_since,omitempty"`
-	// With state waiting: for what.
+	// With state waiting: for what. With state cloning: of what.
 	StateReason   string `protobuf:"bytes,25,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1503,7 +1503,9 @@ type SetVolumeRequest struct {
 	// own target of others end: they are asked to log out, and dropped a second later. The answer comes once they have ended.
 	Hosts []string `protobuf:"bytes,8,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	// Every initiator may use it; not with hosts.
-	AllHosts      bool `protobuf:"varint,9,opt,name=all_hosts,json=allHosts,proto3" json:"all_hosts,omitempty"`
+	AllHosts bool `protobuf:"varint,9,opt,name=all_hosts,json=allHosts,proto3" json:"all_hosts,omitempty"`
+	// A volume of state cloning is complete: after a restore of the control store from a backup that was made while it was not.
+	Cloned        bool `protobuf:"varint,10,opt,name=cloned,proto3" json:"cloned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1597,6 +1599,13 @@ func (x *SetVolumeRequest) GetHosts() []string {
 func (x *SetVolumeRequest) GetAllHosts() bool {
 	if x != nil {
 		return x.AllHosts
+	}
+	return false
+}
+
+func (x *SetVolumeRequest) GetCloned() bool {
+	if x != nil {
+		return x.Cloned
 	}
 	return false
 }
@@ -3209,7 +3218,7 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x19\n" +
 	"\bnew_name\x18\x03 \x01(\tR\anewName\"?\n" +
 	"\x14RenameVolumeResponse\x12'\n" +
-	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\x80\x02\n" +
+	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\x98\x02\n" +
 	"\x10SetVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1c\n" +
@@ -3220,7 +3229,9 @@ const file_dozo_v1_volume_proto_rawDesc = "" +
 	"\tpartition\x18\x06 \x01(\tR\tpartition\x12\x10\n" +
 	"\x03ack\x18\a \x01(\tR\x03ack\x12\x14\n" +
 	"\x05hosts\x18\b \x03(\tR\x05hosts\x12\x1b\n" +
-	"\tall_hosts\x18\t \x01(\bR\ballHosts\"<\n" +
+	"\tall_hosts\x18\t \x01(\bR\ballHosts\x12\x16\n" +
+	"\x06cloned\x18\n" +
+	" \x01(\bR\x06cloned\"<\n" +
 	"\x11SetVolumeResponse\x12'\n" +
 	"\x06volume\x18\x01 \x01(\v2\x0f.dozo.v1.VolumeR\x06volume\"\xad\x01\n" +
 	"\tVolumeMap\x12\x16\n" +

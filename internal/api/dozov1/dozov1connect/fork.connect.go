@@ -59,7 +59,9 @@ type ForkServiceClient interface {
 	// Export gives the content of the volume as the fork has it: what is not sent reads as zeroes. The last message has done
 	// set. Needs role operator.
 	Export(context.Context, *dozov1.ExportForkRequest) (*connect.ServerStreamForClient[dozov1.ExportForkResponse], error)
-	// Clone makes a new volume with the fork's content, by copying. It is deleted again if that fails or the caller goes away.
+	// Clone makes a new volume with the fork's content, by copying. Until it is complete its state is cloning, and no initiator may
+	// use it. It is deleted again if that fails or the caller goes away; if the node dies that makes it, it stays as it is, and
+	// another Clone of the same fork under the same name takes its place.
 	// Needs role operator.
 	Clone(context.Context, *dozov1.CloneForkRequest) (*connect.ServerStreamForClient[dozov1.CloneForkResponse], error)
 	// Delete gives a fork up: its records go for ever, and the volume's history before it is no longer kept for it. Needs role
@@ -183,7 +185,9 @@ type ForkServiceHandler interface {
 	// Export gives the content of the volume as the fork has it: what is not sent reads as zeroes. The last message has done
 	// set. Needs role operator.
 	Export(context.Context, *dozov1.ExportForkRequest, *connect.ServerStream[dozov1.ExportForkResponse]) error
-	// Clone makes a new volume with the fork's content, by copying. It is deleted again if that fails or the caller goes away.
+	// Clone makes a new volume with the fork's content, by copying. Until it is complete its state is cloning, and no initiator may
+	// use it. It is deleted again if that fails or the caller goes away; if the node dies that makes it, it stays as it is, and
+	// another Clone of the same fork under the same name takes its place.
 	// Needs role operator.
 	Clone(context.Context, *dozov1.CloneForkRequest, *connect.ServerStream[dozov1.CloneForkResponse]) error
 	// Delete gives a fork up: its records go for ever, and the volume's history before it is no longer kept for it. Needs role

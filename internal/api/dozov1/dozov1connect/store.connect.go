@@ -39,6 +39,8 @@ const (
 	StoreServiceReplaceProcedure = "/dozo.v1.StoreService/Replace"
 	// StoreServiceKeepProcedure is the fully-qualified name of the StoreService's Keep RPC.
 	StoreServiceKeepProcedure = "/dozo.v1.StoreService/Keep"
+	// StoreServiceLossProcedure is the fully-qualified name of the StoreService's Loss RPC.
+	StoreServiceLossProcedure = "/dozo.v1.StoreService/Loss"
 	// StoreServiceScrubProcedure is the fully-qualified name of the StoreService's Scrub RPC.
 	StoreServiceScrubProcedure = "/dozo.v1.StoreService/Scrub"
 )
@@ -52,6 +54,9 @@ type StoreServiceClient interface {
 	Replace(context.Context, *dozov1.ReplaceStoreRequest) (*connect.ServerStreamForClient[dozov1.EmptyProgress], error)
 	// Keep ends that a store is emptied: it takes replicas again. Needs role admin.
 	Keep(context.Context, *dozov1.KeepStoreRequest) (*dozov1.KeepStoreResponse, error)
+	// Loss says what it would mean to declare stores lost, by Replace, by Remove of NodeService or by DeclareLost of ControlService, and
+	// changes nothing. Needs role viewer.
+	Loss(context.Context, *dozov1.StoreLossRequest) (*dozov1.StoreLossResponse, error)
 	// Scrub has a store read and verified whole, now, and reports how far it is; with no_wait only the first time. Needs
 	// role operator.
 	Scrub(context.Context, *dozov1.ScrubStoreRequest) (*connect.ServerStreamForClient[dozov1.ScrubProgress], error)
@@ -87,6 +92,13 @@ func NewStoreServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(storeServiceMethods.ByName("Keep")),
 			connect.WithClientOptions(opts...),
 		),
+		loss: connect.NewClient[dozov1.StoreLossRequest, dozov1.StoreLossResponse](
+			httpClient,
+			baseURL+StoreServiceLossProcedure,
+			connect.WithSchema(storeServiceMethods.ByName("Loss")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		scrub: connect.NewClient[dozov1.ScrubStoreRequest, dozov1.ScrubProgress](
 			httpClient,
 			baseURL+StoreServiceScrubProcedure,
@@ -101,6 +113,7 @@ type storeServiceClient struct {
 	list    *connect.Client[dozov1.ListStoresRequest, dozov1.ListStoresResponse]
 	replace *connect.Client[dozov1.ReplaceStoreRequest, dozov1.EmptyProgress]
 	keep    *connect.Client[dozov1.KeepStoreRequest, dozov1.KeepStoreResponse]
+	loss    *connect.Client[dozov1.StoreLossRequest, dozov1.StoreLossResponse]
 	scrub   *connect.Client[dozov1.ScrubStoreRequest, dozov1.ScrubProgress]
 }
 
@@ -127,6 +140,15 @@ func (c *storeServiceClient) Keep(ctx context.Context, req *dozov1.KeepStoreRequ
 	return nil, err
 }
 
+// Loss calls dozo.v1.StoreService.Loss.
+func (c *storeServiceClient) Loss(ctx context.Context, req *dozov1.StoreLossRequest) (*dozov1.StoreLossResponse, error) {
+	response, err := c.loss.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Scrub calls dozo.v1.StoreService.Scrub.
 func (c *storeServiceClient) Scrub(ctx context.Context, req *dozov1.ScrubStoreRequest) (*connect.ServerStreamForClient[dozov1.ScrubProgress], error) {
 	return c.scrub.CallServerStream(ctx, connect.NewRequest(req))
@@ -141,6 +163,9 @@ type StoreServiceHandler interface {
 	Replace(context.Context, *dozov1.ReplaceStoreRequest, *connect.ServerStream[dozov1.EmptyProgress]) error
 	// Keep ends that a store is emptied: it takes replicas again. Needs role admin.
 	Keep(context.Context, *dozov1.KeepStoreRequest) (*dozov1.KeepStoreResponse, error)
+	// Loss says what it would mean to declare stores lost, by Replace, by Remove of NodeService or by DeclareLost of ControlService, and
+	// changes nothing. Needs role viewer.
+	Loss(context.Context, *dozov1.StoreLossRequest) (*dozov1.StoreLossResponse, error)
 	// Scrub has a store read and verified whole, now, and reports how far it is; with no_wait only the first time. Needs
 	// role operator.
 	Scrub(context.Context, *dozov1.ScrubStoreRequest, *connect.ServerStream[dozov1.ScrubProgress]) error
@@ -172,6 +197,13 @@ func NewStoreServiceHandler(svc StoreServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(storeServiceMethods.ByName("Keep")),
 		connect.WithHandlerOptions(opts...),
 	)
+	storeServiceLossHandler := connect.NewUnaryHandlerSimple(
+		StoreServiceLossProcedure,
+		svc.Loss,
+		connect.WithSchema(storeServiceMethods.ByName("Loss")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	storeServiceScrubHandler := connect.NewServerStreamHandlerSimple(
 		StoreServiceScrubProcedure,
 		svc.Scrub,
@@ -186,6 +218,8 @@ func NewStoreServiceHandler(svc StoreServiceHandler, opts ...connect.HandlerOpti
 			storeServiceReplaceHandler.ServeHTTP(w, r)
 		case StoreServiceKeepProcedure:
 			storeServiceKeepHandler.ServeHTTP(w, r)
+		case StoreServiceLossProcedure:
+			storeServiceLossHandler.ServeHTTP(w, r)
 		case StoreServiceScrubProcedure:
 			storeServiceScrubHandler.ServeHTTP(w, r)
 		default:
@@ -207,6 +241,10 @@ func (UnimplementedStoreServiceHandler) Replace(context.Context, *dozov1.Replace
 
 func (UnimplementedStoreServiceHandler) Keep(context.Context, *dozov1.KeepStoreRequest) (*dozov1.KeepStoreResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.StoreService.Keep is not implemented"))
+}
+
+func (UnimplementedStoreServiceHandler) Loss(context.Context, *dozov1.StoreLossRequest) (*dozov1.StoreLossResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dozo.v1.StoreService.Loss is not implemented"))
 }
 
 func (UnimplementedStoreServiceHandler) Scrub(context.Context, *dozov1.ScrubStoreRequest, *connect.ServerStream[dozov1.ScrubProgress]) error {
