@@ -131,7 +131,7 @@ func (o *Owner) wholeSites(answers fenceAnswers) (list []ident.SiteID) {
 }
 
 func wholeAnswer(a *wire.FenceReply) bool {
-	return a != nil && !slices.ContainsFunc(a.Replicas, func(r wire.Replica) bool {
+	return a != nil && !slices.ContainsFunc(a.Again, func(id ident.SegmentID) bool { return !id.IsCheckpoint() }) && !slices.ContainsFunc(a.Replicas, func(r wire.Replica) bool {
 		return r.State == wire.ReplicaDamaged || !r.Segment.IsCheckpoint() && (r.Unsure || r.State == wire.ReplicaShort)
 	})
 }

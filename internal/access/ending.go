@@ -2,6 +2,7 @@ package access
 
 import (
 	"fmt"
+	"slices"
 
 	"dozo/internal/ident"
 	"dozo/internal/journal"
@@ -52,6 +53,9 @@ func (rd *rebuilder) ending(rec *journal.Recovery, answers fenceAnswers) (tail [
 		if !hole {
 			return tail, point, nil
 		}
+		if id, store, found := madeAgain(rec, answers, point.At); found && !o.forced {
+			return nil, point, wire.Errorf(wire.CodeBusy, "journal %s: what follows seq %d is not there, and store %s was making a replica of segment %s again: the store that has another one is waited for; dozo volume recover goes on without", o.journalID, end, store, id)
+		}
 		if o.viewing && !o.forced || o.state.Forced != nil && !o.forced {
 			return nil, point, wire.Errorf(wire.CodeBusy, "journal %s: no store that can be reached has what follows seq %d: dozo volume recover --force goes on without", o.journalID, end)
 		}
@@ -70,6 +74,23 @@ func (rd *rebuilder) ending(rec *journal.Recovery, answers fenceAnswers) (tail [
 			rd.at = point.At
 		}
 	}
+}
+
+// madeAgain finds a segment that a store is making again and that the checkpoint at covered need not have. Its store counted as one that answered,
+// and the only other replica may be at a store that did not (R4): a hole in the history may be that segment.
+func madeAgain(rec *journal.Recovery, answers fenceAnswers, covered ident.Position) (id ident.SegmentID, store ident.StoreID, found bool) {
+	for store, a := range answers {
+		for _, id := range a.Again {
+			// Of the checkpoint's own epoch is what was written to in front of a segment that the checkpoint has reached.
+			before := func(r journal.Range) bool {
+				return r.Segment.Epoch == id.Epoch && id.Number < r.Segment.Number && r.From <= covered.Seq+1
+			}
+			if !id.IsCheckpoint() && !id.Epoch.Less(covered.Epoch) && !slices.ContainsFunc(rec.Past, before) {
+				return id, store, true
+			}
+		}
+	}
+	return id, store, false
 }
 
 // announced is what the newest checkpoint covers that the records announce.

@@ -277,7 +277,7 @@ func (h *handing) fence(ctx context.Context, m *wire.HandOver) {
 			h.s.wg.Add(1)
 			go func() {
 				defer h.s.wg.Done()
-				r, err := st.Fence(ctx, &wire.Fence{Journal: h.v.id, Epoch: m.Next, Taker: h.to.Name})
+				r, err := st.Fence(ctx, &wire.Fence{Journal: h.v.id, Epoch: m.Next, Taker: h.to.Name, Taking: true})
 				got <- answer{id, r, err}
 			}()
 		}

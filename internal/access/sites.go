@@ -93,7 +93,7 @@ func (o *Owner) fetchFromSites(ctx context.Context, members, far fenceAnswers) (
 		}
 		for _, f := range todo {
 			st, _ := o.env.Stores.Store(f.dest)
-			reply, err := st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+			reply, err := st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node, Taking: true})
 			if err != nil {
 				return nil, nil, fmt.Errorf("fence %s again: %w", f.dest, err)
 			}
@@ -120,6 +120,9 @@ func (o *Owner) wanting(r *journal.Range, members fenceAnswers) (list []fetch) {
 	have, want := 0, 1
 	var places []place
 	for store, a := range members {
+		if slices.Contains(a.Again, r.Segment) {
+			continue // what is there is neither whole nor a place for more
+		}
 		p := place{fetch: fetch{r: *r, dest: store}, away: o.env.Stores.Site(store) != o.env.Site}
 		i := slices.IndexFunc(a.Replicas, func(x wire.Replica) bool { return x.Segment == r.Segment })
 		if i >= 0 {

@@ -194,6 +194,62 @@ func TestAStoreThatLacksAReplicaCountsForNothing(t *testing.T) {
 	o.Close()
 }
 
+// lostAnswer is a store whose answer to the first fence is lost.
+type lostAnswer struct {
+	journal.Store
+	lost *atomic.Bool
+}
+
+func (l lostAnswer) Fence(ctx context.Context, m *wire.Fence) (wire.FenceReply, error) {
+	r, err := l.Store.Fence(ctx, m)
+	if err == nil && l.lost.CompareAndSwap(true, false) {
+		return wire.FenceReply{}, wire.ErrUnreached
+	}
+	return r, err
+}
+
+// A replica is being made again when its owner dies, and another store is away: the takeover counts the store that lacks the replica, also
+// where its first answer is lost.
+func TestAnAnswerIsLostWhileAReplicaIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 3)
+	v := c.volume(1<<20, 1, control.Replicated)
+	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(5, 8))}
+	for range 10 {
+		im.change(t)
+	}
+	im.o.ask(im.o.w.CloseIdle)
+	var seg SegmentView
+	eventually(t, "it is sealed", func() bool {
+		seg = im.o.Segments()[0]
+		return seg.Sealed && len(seg.Holders) == 2 && seg.Holders[0].Stable && seg.Holders[1].Stable
+	})
+	victim := c.seat(seg.Holders[1].Store)
+	im.o.Close()
+	if _, err := victim.Drop(context.Background(), &wire.Drop{Epoch: im.o.epoch, Segment: seg.ID, Replace: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range c.seats {
+		if s.id != seg.Holders[0].Store && s != victim {
+			c.kill(s)
+		}
+	}
+	var lost atomic.Bool
+	lost.Store(true)
+	c.wrap = func(s journal.Store) journal.Store {
+		if s.ID() == victim.id {
+			return lostAnswer{s, &lost}
+		}
+		return s
+	}
+	im.o = c.own(v)
+	if lost.Load() {
+		t.Error("no answer was lost")
+	}
+	im.check(t)
+	im.o.Close()
+}
+
 // A permit that is read again by a later owner doesn't take what a repair has made at the same store since.
 func TestAPermitMeansOneReplica(t *testing.T) {
 	t.Parallel()

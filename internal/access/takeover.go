@@ -227,7 +227,7 @@ func (o *Owner) fence(ctx context.Context) (map[ident.StoreID]*wire.FenceReply, 
 				err := error(wire.Errorf(wire.CodeAbsent, "store %s is not registered", id))
 				var r wire.FenceReply
 				if st, ok := o.env.Stores.Store(id); ok {
-					r, err = st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+					r, err = st.Fence(ctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node, Taking: true})
 				}
 				select {
 				case got <- answer{id, r, err}:

@@ -84,7 +84,7 @@ func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply
 	}
 	j := s.journal(m.Journal)
 	j.mu.Lock()
-	taker := j.mu.fence.Less(m.Epoch)
+	taker := m.Taking || j.mu.fence.Less(m.Epoch)
 	j.mu.Unlock()
 	if err := s.raise(ctx, j, m.Epoch); err != nil {
 		return reply, err
@@ -98,9 +98,12 @@ func (s *Store) Fence(ctx context.Context, m *wire.Fence) (reply wire.FenceReply
 	for _, id := range s.ids(m.Journal) {
 		if r := s.replica(id); r != nil {
 			// A replica that is being made again is one that a committed record has let go: no epoch counts it, there or not
-			// (R13), and two other members have the segment, or a checkpoint covers it. A taker has no use for the
-			// news; were the store damaged in its eyes, it could wait for ever for what only an owner can mend.
+			// (R13). Were the store damaged in a taker's eyes, it could wait for ever for what only an owner can mend. So it only
+			// names the replica: the taker waits where the history has a hole that this one would fill.
 			if taker && r.beingMadeAgain() {
+				if m.Taking {
+					reply.Again = append(reply.Again, id)
+				}
 				continue
 			}
 			if d := s.describe(r); d.State != stateDropped {

@@ -102,3 +102,25 @@ func TestAReplicaIsMadeAgainWhileTheOldOneGoes(t *testing.T) {
 	}
 	a.again(m, s, testOptions(killed(m, s), boot1))
 }
+
+// A taker whose first answer was lost asks again, and is told as little of what is being made again as the first time; the owner that it
+// becomes is told, and so is a taker of an older version that asks again.
+func TestATakerAsksAgainWhileAReplicaIsMadeAgain(t *testing.T) {
+	s := openStore(t, testOptions(vfs.NewMem(0), boot1))
+	a := newOwner(t, segment(jA, 1, 1))
+	a.open(s)
+	a.write(s, 2, 1)
+	a.seal(s)
+	if _, err := s.Drop(bg, a.replaceMessage(s)); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct{ taking, told bool }{{true, false}, {true, false}, {false, true}, {true, false}} {
+		r, err := s.Fence(bg, &wire.Fence{Journal: jA, Epoch: epoch(2), Taker: "taker", Taking: c.taking})
+		if named := len(r.Again) == 1 && r.Again[0] == a.seg; named != c.taking {
+			t.Errorf("answer %d names %v", i, r.Again)
+		}
+		if err != nil || (len(r.Replicas) == 1 && r.Replicas[0].State == wire.ReplicaDamaged) != c.told || len(r.Replicas) > 1 {
+			t.Errorf("answer %d: %+v, %v", i, r.Replicas, err)
+		}
+	}
+}

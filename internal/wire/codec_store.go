@@ -116,6 +116,11 @@ func (m *Fence) walk(c *coder) {
 	c.journal(&m.Journal)
 	c.epoch(&m.Epoch)
 	c.node(&m.Taker)
+	if c.since(version5) {
+		c.boolean(&m.Taking)
+	} else if !c.enc {
+		m.Taking = false
+	}
 }
 
 func (m *FenceReply) walk(c *coder) {
@@ -125,6 +130,11 @@ func (m *FenceReply) walk(c *coder) {
 	c.position(&m.Stable)
 	list(c, &m.Replicas, replicaSize, (*coder).replica)
 	c.told(&m.Told)
+	if c.since(version5) {
+		list(c, &m.Again, segmentSize, (*coder).segment)
+	} else if !c.enc {
+		m.Again = nil
+	}
 }
 
 // fenceReplySize is that of one without replicas: the least.

@@ -16,12 +16,13 @@ const (
 	version2   = 2
 	version3   = 3
 	version4   = 4
+	version5   = 5
 )
 
 // Versions of the protocol that this build speaks. Each has a line of history in docs/wire.md.
 const (
 	VersionMin = version1
-	VersionMax = version4
+	VersionMax = version5
 )
 
 // Limits that we chose. A receiver refuses what exceeds them before it allocates anything.

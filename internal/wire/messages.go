@@ -126,6 +126,10 @@ type Fence struct {
 	Journal ident.JournalID
 	Epoch   ident.Epoch
 	Taker   ident.NodeName
+	// Taking is set while the epoch is being taken, however often the taker, or a former owner in its name, asks: a replica that was
+	// let go to be made again does not count as damaged then, and is named in FenceReply.Again. A taker of an older version hears nothing of
+	// it the first time that the store hears of the epoch.
+	Taking bool `since:"5"`
 }
 
 // FenceReply is what a taker learns from one store: all it needs for R1, R2 and R4.
@@ -136,6 +140,8 @@ type FenceReply struct {
 	Stable   ident.Position // the highest points that the store has been told of
 	Replicas []Replica      // of the history and of checkpoints, ordered by ident.SegmentID.Compare
 	Told     Told           `since:"2"`
+	// Again names, to whoever is taking, segments of which the store's replica was let go to be made again and is not whole yet.
+	Again []ident.SegmentID `since:"5"`
 }
 
 // ReplicaState says how much a store knows of its replica.
