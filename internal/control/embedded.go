@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,9 @@ type EmbeddedConfig struct {
 	// takes one to two times that long. The first election is quicker, since a voter that starts counts as having
 	// waited.
 	Heartbeat, Election time.Duration
+
+	quota     int64         // bytes of its database; 0: embeddedQuota
+	tendEvery time.Duration // how often it is looked after; 0: tendEvery
 }
 
 // embeddedFormat is the number in a data directory's VERSION file.
@@ -82,6 +86,9 @@ type Embedded struct {
 	ended     atomic.Bool
 	gone      chan goneNode // see NodeGone
 	stood     atomic.Uint32 // for election, since a leader was gone
+	dir       string
+	quota     int64
+	tendEvery time.Duration
 }
 
 // goneMax bounds how many nodes may be said to be gone before the first of them is looked at.
@@ -126,9 +133,10 @@ func StartEmbedded(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
 	}
 	etcd := s.etcd
 	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: failed, done: make(chan struct{}),
-		gone: make(chan goneNode, goneMax)}
+		gone: make(chan goneNode, goneMax), dir: c.Dir, quota: cfg.QuotaBackendBytes, tendEvery: cmp.Or(c.tendEvery, tendEvery)}
 	e.wg.Go(func() { e.attend(c.Name) })
 	e.wg.Go(func() { e.succeed(c.Log) })
+	e.wg.Go(func() { e.tend(c.Log) })
 	select {
 	case <-etcd.Server.ReadyNotify():
 		return e, nil
@@ -191,7 +199,7 @@ func (c EmbeddedConfig) etcd() (*embed.Config, error) {
 	cfg.InitialElectionTickAdvance = true
 	cfg.SnapshotCount = embeddedSnapshot
 	cfg.SnapshotCatchUpEntries = embeddedCatchUp
-	cfg.QuotaBackendBytes = embeddedQuota
+	cfg.QuotaBackendBytes = cmp.Or(c.quota, embeddedQuota)
 	cfg.AutoCompactionMode = embed.CompactorModeRevision
 	cfg.AutoCompactionRetention = embeddedRetention
 	cfg.EnableGRPCGateway = false

@@ -432,7 +432,7 @@ func (k *etcdKV) close() error {
 // classify marks errors that surely had no effect and that no repetition cures. Of all others, a deadline or a
 // lost connection included, nobody knows whether a transaction took effect.
 func classify(err error) error {
-	if errors.Is(err, rpctypes.ErrTooManyRequests) {
+	if errors.Is(err, rpctypes.ErrTooManyRequests) || errors.Is(err, rpctypes.ErrNoSpace) { // of both the voters see that they pass
 		return err
 	}
 	code := status.Code(err)

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -272,8 +274,25 @@ func (a *Admin) askVoter(ctx context.Context, v *VoterStatus, at string) {
 	}
 	v.Up, v.Leader, v.Learner = true, s.Leader == v.ID, s.IsLearner
 	v.Term, v.Applied, v.DatabaseBytes, v.Revision = s.RaftTerm, s.RaftAppliedIndex, s.DbSize, s.Header.GetRevision()
-	v.Problems = append(v.Problems, s.Errors...)
+	v.Problems = append(v.Problems, voterErrors(v.ID, s)...)
 	if s.Leader == 0 {
 		v.Problems = append(v.Problems, "sees no leader: fewer than half of the voters are in its reach")
 	}
+}
+
+// spaceAlarm is how a voter names the alarm of a full database, and whose it is.
+var spaceAlarm = regexp.MustCompile(`memberID:(\d+)\s+alarm:NOSPACE`)
+
+// voterErrors is what a voter complains of. Each voter names the alarms of all of them.
+func voterErrors(id uint64, s *clientv3.StatusResponse) (list []string) {
+	for _, text := range s.Errors {
+		if m := spaceAlarm.FindStringSubmatch(text); m != nil {
+			if m[1] != strconv.FormatUint(id, 10) {
+				continue
+			}
+			text = fullText(s.DbSize, s.DbSizeInUse, cmp.Or(s.DbSizeQuota, embeddedQuota))
+		}
+		list = append(list, text)
+	}
+	return list
 }

@@ -192,7 +192,7 @@ func addNodes(out *dozov1.StatusResponse, nodes []*dozov1.Node, room *spaces) (f
 			add(severityWarning, problemNodeDown, nodeObject(x.Name), "the node does not answer")
 		}
 		if x.VoterProblem != "" {
-			add(severityWarning, problemVoterDown, nodeObject(x.Name), "the voter of the control store on node %s does not run: %s", x.Name, x.VoterProblem)
+			add(severityWarning, problemVoterDown, nodeObject(x.Name), "the voter of the control store on node %s: %s", x.Name, x.VoterProblem)
 		}
 		for _, s := range x.Stores {
 			out.CapacityBytes += room.add(s.Id, s.CapacityBytes)

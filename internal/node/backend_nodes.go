@@ -91,9 +91,7 @@ func (b *backend) ownNode(ctx context.Context, c *control.Client) (*dozov1.Node,
 		out.StrayReplicas, out.StrayBytes = uint64(strays), bytes
 	}
 	out.UnknownJournals = b.n.strangers.Load()
-	if p := b.n.voterProblem.Load(); p != nil {
-		out.VoterProblem = *p
-	}
+	out.VoterProblem = b.n.voterTrouble()
 	for _, s := range out.Stores {
 		id, err := ident.ParseStoreID(s.Id)
 		if err != nil {

@@ -138,6 +138,17 @@ func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- er
 	return nil
 }
 
+// voterTrouble says what is wrong with the voter that is to run here, empty if that is nothing.
+func (n *Node) voterTrouble() string {
+	if p := n.voterProblem.Load(); p != nil && *p != "" {
+		return *p
+	}
+	if e := n.voter.Load(); e != nil {
+		return e.Full()
+	}
+	return ""
+}
+
 // sayOfVoter notes how the voter that runs here is, for the log, the events and the node's state.
 func (n *Node) sayOfVoter(action, problem string, err error) {
 	n.voterProblem.Store(&problem)

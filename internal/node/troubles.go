@@ -123,7 +123,7 @@ func (n *Node) seeTroubles(ctx context.Context) {
 	if n.strangers.Load() > 0 {
 		see(problemUnknownJournal, string(n.cfg.Node))
 	}
-	if p := n.voterProblem.Load(); p != nil && *p != "" {
+	if n.voterTrouble() != "" {
 		see(problemVoterDown, string(n.cfg.Node))
 	}
 	damaged := false
