@@ -296,6 +296,18 @@ func decodeBatch(b []byte, store ident.StoreID, generation uint64) (number uint6
 	return le.Uint64(b[16:]), b[batchHeadSize : batchHeadSize+length], int(padded), true
 }
 
+// lastGeneration is the highest of which there is a valid batch in a notes file, 0 if there is none.
+func lastGeneration(b []byte, store ident.StoreID) (last uint64) {
+	for p := notesHeaderSize; p+batchHeadSize <= len(b); p += 8 {
+		if g := binary.LittleEndian.Uint64(b[p+8:]); g > last {
+			if _, _, _, ok := decodeBatch(b[p:], store, g); ok {
+				last = g
+			}
+		}
+	}
+	return last
+}
+
 // notesHeader is the first page of a notes file.
 type notesHeader struct {
 	Store      ident.StoreID

@@ -247,3 +247,100 @@ func FuzzNotes(f *testing.F) {
 		}
 	})
 }
+
+// A compaction that a power cut has interrupted is made again at the next start, and may be much shorter then: what had been put and was not
+// answered is not there. What the longer one has left behind is taken neither for damage nor for notes.
+func TestNotesCompactionIsMadeAgainAndShorter(t *testing.T) {
+	const many = 8000 // journals in one batch: several of a snapshot
+	first := vfs.NewMem(0)
+	first.MkdirAll("/n")
+	first.SyncDir("/")
+	if err := createNotes(first, "/n", testStore, 64<<10); err != nil {
+		t.Fatal(err)
+	}
+	// running calls at before each write and sync of what do has noted, and at its end.
+	running := func(m *vfs.Mem, do func(*notesLog), at func(step uint64)) {
+		t.Helper()
+		faults := vfs.NewFaults(m)
+		step := uint64(0)
+		faults.Add(func(c vfs.Call) error {
+			if c.Op == vfs.OpWrite || c.Op == vfs.OpSyncData {
+				step++
+				at(step)
+			}
+			return nil
+		})
+		l, err := openNotes(faults, "/n", testStore)
+		if err == nil {
+			err = l.start()
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		do(l)
+		l.close()
+		at(step + 1)
+	}
+	note := func(l *notesLog, e uint64) {
+		if err := l.putJournal(&journalNote{Journal: jA, Fence: epoch(e)}).wait(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
+	id := func(i int) ident.JournalID { return ident.JournalID{0xff, byte(i >> 8), byte(i)} }
+	answered, long, repeated := uint64(0), false, 0
+	running(first, func(l *notesLog) {
+		note(l, 1)
+		answered, long = 1, true
+		err := l.put(func(b []byte) []byte {
+			for i := range many {
+				b = (&journalNote{Journal: id(i), Fence: epoch(1)}).append(b)
+			}
+			return b
+		}, func(m *noteImage) {
+			for i := range many {
+				m.journals[id(i)] = &journalNote{Journal: id(i), Fence: epoch(1)}
+			}
+		}).wait(context.Background())
+		if err != nil {
+			t.Error(err)
+		}
+		long = false
+	}, func(step uint64) {
+		if !long {
+			return
+		}
+		for _, percent := range []int{0, 50, 100} {
+			m := powerCut(first, percent, step)
+			noted, all := answered, true
+			running(m, func(l *notesLog) {
+				l.mu.Lock()
+				all = len(l.mu.image.journals) > many
+				l.mu.Unlock()
+				if !all {
+					repeated++
+				}
+				for e := uint64(2); e < 6; e++ {
+					note(l, e)
+					noted = e
+				}
+			}, func(again uint64) {
+				for _, percent := range []int{0, 50, 100} {
+					after, err := openNotes(powerCut(m, percent, again), "/n", testStore)
+					if err != nil {
+						t.Errorf("cut at step %d, and at %d of the next start: %v", step, again, err)
+						continue
+					}
+					n := after.mu.image.journals[jA]
+					if n == nil || n.Fence.Number < noted || n.Fence.Number > noted+1 || !all && len(after.mu.image.journals) != 1 {
+						t.Errorf("cut at step %d, and at %d of the next start: %+v and %d journals with %d answered", step, again, n, len(after.mu.image.journals), noted)
+					}
+					after.closeFiles()
+				}
+			})
+		}
+	})
+	if repeated < 3 {
+		t.Errorf("only %d of the compactions were made again", repeated)
+	}
+}

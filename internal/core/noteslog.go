@@ -40,6 +40,7 @@ type notesLog struct {
 	files      [2]vfs.File
 	sizes      [2]int64
 	generation uint64
+	next       uint64 // the next one is no lower; of its parity
 	number     uint64 // of the last batch
 	at         int64
 	frame      []byte
@@ -115,12 +116,13 @@ func openNotes(fsys vfs.FS, dir string, store ident.StoreID) (*notesLog, error) 
 	l := &notesLog{fs: fsys, dir: dir, store: store, kick: make(chan struct{}, 1), done: make(chan struct{})}
 	var best *noteImage
 	var bestErr error
+	var content [2][]byte
 	for i := range 2 {
 		b, err := readWhole(fsys, notesName(dir, i), 1<<32)
 		if err != nil {
 			return nil, err
 		}
-		l.sizes[i] = int64(len(b))
+		l.sizes[i], content[i] = int64(len(b)), b
 		h, m, err := decodeNotes(b)
 		if errors.Is(err, errNoNotes) || err == nil && h.Store != store {
 			continue // being written when the power failed, or not ours
@@ -149,6 +151,12 @@ func openNotes(fsys vfs.FS, dir string, store ident.StoreID) (*notesLog, error) 
 			return nil, err
 		}
 		l.files[i] = f
+	}
+	// A compaction that a crash has interrupted is not made again under its number: what it has written may be longer, and would be
+	// found behind the end of the shorter one.
+	l.next = l.generation + 1
+	if left := lastGeneration(content[l.next%2], store); left >= l.next {
+		l.next = left + 2 - (left-l.next)%2
 	}
 	l.mu.image = best
 	l.mu.image.superseded = 0
@@ -300,7 +308,7 @@ func (l *notesLog) write(payload []byte) error {
 // that makes it valid, and at last the word in the old file that a newer one exists. A crash in between
 // leaves the old generation valid and complete.
 func (l *notesLog) compact() error {
-	next := l.generation + 1
+	next := max(l.generation+1, l.next)
 	f := l.files[next%2]
 	var err error
 	if l.sizes[next%2], err = f.Size(); err != nil { // OpenSegment may have made it larger
