@@ -444,13 +444,21 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 	}
 	var o *Owner
 	var err error
+	var held []*turns // whose turn it has
+	giveTurns := func() {
+		for _, t := range held {
+			t.give()
+		}
+		held = nil
+	}
+	defer giveTurns()
 	if hand != nil { // clients wait for nothing else: it waits for no other takeover
 		o, err = takeAt(s.ctx, env, *v.spec.Load(), hand)
 	} else {
 		if !s.claim.take(s.ctx, v.urgency) {
 			return
 		}
-		defer s.claim.give()
+		held = append(held, s.claim)
 		if still != nil && !still(v) { // its turn was long in coming
 			return
 		}
@@ -459,7 +467,7 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 			if !s.slots.take(s.ctx, v.urgency) {
 				return
 			}
-			defer s.slots.give()
+			held = append(held, s.slots)
 			env.Patience = func() func() {
 				s.slots.give()
 				s.claim.give()
@@ -488,10 +496,6 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 			if hand != nil {
 				return // who asked wants to know; the next attempt is a takeover like any other
 			}
-			select {
-			case <-time.After(takeoverRetry):
-			case <-s.ctx.Done():
-			}
 		}
 		return
 	}
@@ -505,6 +509,14 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 	if closed {
 		o.Close()
 		return
+	}
+	// That may be long in coming, as where a site has one of its two core servers and the volume no others: no other takeover waits for it (R4).
+	select {
+	case <-o.Serving():
+	case <-o.Stopped():
+	case <-s.ctx.Done():
+	case <-time.After(storesPatience):
+		giveTurns()
 	}
 	select {
 	case <-o.Serving():
