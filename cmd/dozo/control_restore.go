@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -106,8 +107,8 @@ func (a *app) print(v any) error {
 }
 
 type controlRestore struct {
-	config      string
-	yes, dryRun bool
+	config                string
+	yes, dryRun, noTokens bool
 }
 
 func (o *controlRestore) flags(c *cobra.Command) *cobra.Command {
@@ -130,12 +131,17 @@ func newControlRestore(a *app) *cobra.Command {
 	var o controlRestore
 	c := &cobra.Command{
 		Use: "restore FILE (--config FILE | --dir DIR)", Short: "Make the control store anew from a backup",
-		Long:    "Make the control store anew from a backup, after a majority of its voters was lost for good.\n" + restoreHelp,
+		Long: `Make the control store anew from a backup, after a majority of its voters was lost for good.
+
+Tokens with which nodes may join do not count any more: make new ones. API tokens of the backup count, also those that were revoked since: it
+names them before it asks. With --revoke-api-tokens none of them does. Revoked certificates stay revoked.
+` + restoreHelp,
 		Example: "  dozo control restore control.backup --config /etc/dozo/dozo.yaml --dry-run",
 		Args:    names("FILE"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args[0]) },
 	}
 	c.Flags().BoolVar(&o.dryRun, "dry-run", false, "only verify the backup and say what would be restored")
+	c.Flags().BoolVar(&o.noTokens, "revoke-api-tokens", false, "no API token of the backup counts any more (clients need new ones; the socket of a node needs none)")
 	return o.flags(c)
 }
 
@@ -181,7 +187,7 @@ func (o *controlRestore) run(ctx context.Context, a *app, backup string) error {
 			return err
 		}
 	}
-	plan := node.ControlRestore{Config: configs[0], Backup: backup, DryRun: true, Now: time.Now()}
+	plan := node.ControlRestore{Config: configs[0], Backup: backup, DryRun: true, Now: time.Now(), NoAPITokens: o.noTokens}
 	r, err := node.RestoreControl(ctx, plan)
 	if err != nil {
 		return err
@@ -192,6 +198,9 @@ func (o *controlRestore) run(ctx context.Context, a *app, backup string) error {
 		} else {
 			fmt.Fprintln(a.out, "without a backup: journals from the stores, names and sizes where nodes have noted them, else placeholders")
 		}
+	}
+	if len(r.Tokens) > 0 {
+		fmt.Fprintf(a.err, "these API tokens count then, also if they were revoked since the backup: %s (--revoke-api-tokens: none of them)\n", strings.Join(r.Tokens, ", "))
 	}
 	if !o.dryRun {
 		if err := a.confirm(o.yes, fmt.Sprintf("Node %s gets a new control store (%s), which all other voters must join. What it had is set aside.", r.Node, r.Kind)); err != nil {

@@ -58,7 +58,7 @@ func (r Restoration) Pending() bool { return r.Done == nil }
 const counterGap = 256
 
 // Anew makes of a snapshot what a restored control store starts with: another lineage, no journal's list counting,
-// counters above what was given out. The snapshot stays as it is.
+// counters above what was given out. Tokens to join count no more: they are used once, and may have been since. The snapshot stays as it is.
 func (s *Snapshot) Anew(lineage uint32, now time.Time) (*Snapshot, error) {
 	t, err := s.content()
 	if err != nil {
@@ -98,6 +98,8 @@ func (s *Snapshot) Anew(lineage uint32, now time.Time) (*Snapshot, error) {
 			}
 			state.Unheard = true
 			p.value = encode(state, change)
+		case dir == dirJoin:
+			continue
 		case p.key == keyRestored || dir == dirAnswers || dir == dirAnswered || dir == dirOffers || leased(p.key):
 			continue // backups of former versions have leases of nodes
 		}
@@ -105,6 +107,32 @@ func (s *Snapshot) Anew(lineage uint32, now time.Time) (*Snapshot, error) {
 	}
 	slices.SortFunc(out.pairs, func(a, b pair) int { return cmp.Compare(a.key, b.key) })
 	return out, nil
+}
+
+// WithoutAPITokens is a snapshot without the tokens for the API.
+func (s *Snapshot) WithoutAPITokens() *Snapshot {
+	out := *s
+	out.pairs = slices.DeleteFunc(slices.Clone(s.pairs), func(p pair) bool {
+		dir, _ := splitDir(p.key)
+		return dir == dirAPI
+	})
+	return &out
+}
+
+// APITokens names the tokens for the API that have not expired by now.
+func (s *Snapshot) APITokens(now time.Time) ([]string, error) {
+	t, err := s.content()
+	if err != nil {
+		return nil, err
+	}
+	names := []string{}
+	for name, x := range t.tokens {
+		if x.Valid(now) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // EmptyAnew is what a control store starts with that is rebuilt from what the core servers hold.

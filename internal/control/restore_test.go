@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"dozo/internal/ident"
+	"dozo/internal/pki"
 )
 
 var updateBackup = flag.Bool("update-backup", false, "write testdata/backup.v1 anew")
@@ -556,5 +557,46 @@ func TestSeedVoter(t *testing.T) {
 			t.Fatalf("%+v, %v", voters, err)
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// A token to join is used once: one that was made before a backup does not count after its restore, whether or not it was used since. API tokens
+// do, unless they are left out.
+func TestTokensOfABackup(t *testing.T) {
+	ctx := t.Context()
+	m := NewMem()
+	c := must(m.Open(ctx, Options{}))(t)
+	t.Cleanup(func() { _ = c.Close() })
+	newHistory(t, c)
+	now := time.Now()
+	if err := c.PutJoinToken(ctx, pki.JoinTokenRecord{Hash: "cafe", Role: pki.RoleNode, Created: now, Expires: now.Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	for name, end := range map[string]time.Time{"ann": {}, "bob": now.Add(time.Hour), "old": now.Add(-time.Hour)} {
+		if err := c.CreateAPIToken(ctx, pki.APITokenRecord{Name: name, Hash: "hash-" + name, Role: pki.RoleAdmin, Created: now, Expires: end}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backup := must(c.Backup(ctx))(t)
+	if len(c.JoinTokens()) != 1 {
+		t.Fatal("there is no token to join")
+	}
+	if _, err := c.UseJoinToken(ctx, "cafe", now); err != nil {
+		t.Fatal(err)
+	}
+	if got := must(backup.APITokens(now))(t); !slices.Equal(got, []string{"ann", "bob"}) {
+		t.Errorf("API tokens that count: %v", got)
+	}
+	renewed(t, m, c, backup)
+	if _, err := c.UseJoinToken(ctx, "cafe", now); !errors.Is(err, ErrNotFound) || len(c.JoinTokens()) != 0 {
+		t.Errorf("a token to join that was used counts again: %v", err)
+	}
+	if len(c.APITokens()) != 3 {
+		t.Errorf("API tokens: %v", c.APITokens())
+	}
+	without := backup.WithoutAPITokens()
+	renewed(t, m, c, without)
+	if got := must(without.APITokens(now))(t); len(got) != 0 || len(c.APITokens()) != 0 || len(c.Volumes()) != 2 {
+		t.Errorf("without: %v, %v", got, c.APITokens())
 	}
 }

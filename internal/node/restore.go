@@ -33,6 +33,8 @@ type ControlRestore struct {
 	Backup string // path of the backup; empty: a rebuild
 	DryRun bool
 	Now    time.Time
+	// NoAPITokens leaves out the backup's tokens for the API, of which some may have been revoked since.
+	NoAPITokens bool
 	// Others has the other voters leave what they have (RejoinControl), where that is done at once. It is called when the new control
 	// store is made and not in its place yet: if it fails, nothing has changed here, and the former one does not come up beside the new one.
 	Others func() error
@@ -47,7 +49,8 @@ type ControlRestored struct {
 	Taken    time.Time        `json:"backup_time,omitzero"`
 	Revision int64            `json:"backup_revision,omitempty"`
 	Content  *control.Summary `json:"content,omitempty"`
-	Aside    string           `json:"aside,omitempty"` // where the former data are
+	Tokens   []string         `json:"api_tokens,omitempty"` // that count (again)
+	Aside    string           `json:"aside,omitempty"`      // where the former data are
 	DryRun   bool             `json:"dry_run"`
 }
 
@@ -67,6 +70,12 @@ func RestoreControl(ctx context.Context, o ControlRestore) (*ControlRestored, er
 		}
 		if backup.Cluster.ID != id.ClusterID() {
 			return nil, fmt.Errorf("%s is of cluster %s (%s), this node of %s: %w", o.Backup, backup.Cluster.Name, backup.Cluster.ID, id.ClusterID(), control.ErrInvalid)
+		}
+		if o.NoAPITokens {
+			backup = backup.WithoutAPITokens()
+		}
+		if out.Tokens, err = backup.APITokens(o.Now); err != nil {
+			return nil, err
 		}
 		sum, err := backup.Summary()
 		if err != nil {
