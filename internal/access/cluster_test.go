@@ -171,7 +171,10 @@ func newClusterOf(t testing.TB, sites, nodes int, with func(*seat)) *cluster {
 		level = slog.LevelDebug
 	}
 	c := &cluster{t: t, site: 1, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
-	c.limit = Limits{FollowAfter: -1, SegmentBytes: 256 << 10, CheckpointInterval: time.Hour, RepairGrace: 300 * time.Millisecond}
+	// That a store hangs is not to be believed because the machine that runs the tests pauses for a second.
+	const patience = 5 * time.Second
+	c.limit = Limits{FollowAfter: -1, SegmentBytes: 256 << 10, CheckpointInterval: time.Hour, RepairGrace: 300 * time.Millisecond,
+		AppendTimeout: patience, ReadTimeout: patience, SyncPatience: patience}
 	for i := range sites {
 		for j := range nodes {
 			s := &seat{site: ident.SiteID(i + 1), host: fmt.Sprint(i, "/", j), mem: vfs.NewMem(1 << 30), boot: 1}

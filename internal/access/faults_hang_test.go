@@ -127,6 +127,7 @@ func TestAHungOpenIsPassedOver(t *testing.T) {
 func TestATakeoverPassesOverAHungDisk(t *testing.T) {
 	t.Parallel()
 	c := newFaultyCluster(t, 1, 3)
+	c.limit.AppendTimeout, c.limit.ReadTimeout, c.limit.SyncPatience = time.Second, time.Second, time.Second
 	v := c.volume(1<<20, 1, control.Replicated)
 	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(5, 4))}
 	for range 50 {
