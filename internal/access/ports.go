@@ -306,8 +306,8 @@ func (p *ports) makeRoom(l *late) (changes []journal.PortChange) {
 		if count < portsMax && size < portBytesMax {
 			break
 		}
-		if l.sessions[a.Port.Name] != nil {
-			continue // heard of lately
+		if l.heardOf(a) {
+			continue
 		}
 		for _, x := range a.Paths {
 			changes = append(changes, journal.PortChange{Op: journal.PortDetach, Port: a.Port, Group: x.Group, Session: x.Session})
@@ -315,6 +315,13 @@ func (p *ports) makeRoom(l *late) (changes []journal.PortChange) {
 		count, size = count-1, size-a.Size()
 	}
 	return changes
+}
+
+// heardOf reports that a session of a port has sent commands lately. Others of the same initiator say nothing of it: one that takes another ISID
+// for each session has thousands of ports that are gone.
+func (l *late) heardOf(a *journal.Attachment) bool {
+	i := l.sessions[a.Port.Name]
+	return i != nil && slices.ContainsFunc(a.Paths, func(x journal.PortPath) bool { _, lately := i.sessions[x.Session]; return lately })
 }
 
 // waitPorts does the part of a bar that is about attachments.
