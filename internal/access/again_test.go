@@ -40,9 +40,16 @@ func (r noPlace) OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.Ope
 }
 
 // Of two stores one has a replica that no flush has been promised of and that rots; it lets go of it, to make it again from the other one's, which
-// dies with the owner. What was written is on that one's disk: a takeover does not go on without it.
+// dies with the owner. What was written is on that one's disk: a takeover does not go on without it, unless an operator says so.
 func TestNobodyGoesOnWithoutWhatIsBeingMadeAgain(t *testing.T) {
 	t.Parallel()
+	for _, force := range []bool{false, true} {
+		goesOnWithout(t, force)
+	}
+}
+
+func goesOnWithout(t *testing.T, force bool) {
+	t.Helper()
 	c := newCluster(t, 1, 2)
 	v := c.volume(1<<20, 1, control.Replicated)
 	var bad atomic.Pointer[ident.SegmentID]
@@ -96,6 +103,25 @@ func TestNobodyGoesOnWithoutWhatIsBeingMadeAgain(t *testing.T) {
 		o.Close()
 	} else if !errors.Is(err, wire.ErrBusy) {
 		t.Error(err)
+	}
+	if force {
+		said := c.survey(t, v)
+		_, rev, err := c.ctl.JournalNow(t.Context(), v.ID)
+		if err == nil {
+			_, _, err = c.ctl.ForceJournal(t.Context(), v.ID, rev, "n1", said.Missing, "", 0, said.ShortOfRecords())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		o, err := TakeOver(ctx, c.env(), v)
+		if err != nil {
+			t.Fatal("an operator has agreed to go on without: ", err)
+		}
+		said.is(t, o)
+		o.Close()
+		return
 	}
 	c.start(c.seats[0])
 	o = c.own(v)

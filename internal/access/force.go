@@ -77,7 +77,10 @@ func (o *Owner) forcedEnough(state control.JournalState, members, far fenceAnswe
 		o.fenced = slices.DeleteFunc(state.Clone().Ensembles, state.GivenUp)
 	}
 	rec := journal.Recover(o.ensembles(), heard)
-	o.forced = !settled && (!rec.Enough || state.Forced.Loss)
+	o.forced = !settled && (!rec.Enough || state.Forced.Loss || slices.ContainsFunc(state.Ensembles, func(e control.Ensemble) bool {
+		// Given up for what it is making again, it counts as one that answers: what is agreed to is to go on without that.
+		return slices.ContainsFunc(e.Stores, func(s ident.StoreID) bool { return state.Lost(e, s) && heard[s] != nil && len(heard[s].Again) > 0 })
+	}))
 	if o.forced && state.Forced.Hear > 0 && len(o.wholeSites(heard)) < min(state.Forced.Hear, journal.HeardSites(len(state.Sites), state.Ack)) {
 		return nil, nil // R11: what was acknowledged might be left behind
 	}
