@@ -53,7 +53,7 @@ func (o *volumeWait) run(ctx context.Context, a *app) error {
 	return a.with(func(c *api.Client) error {
 		stream, err := c.Volumes.Wait(ctx, &o.req)
 		if err != nil {
-			return err
+			return o.late(err, nil)
 		}
 		defer stream.Close()
 		p := progress{a: a, show: isTerminal(a.err)}
@@ -64,10 +64,7 @@ func (o *volumeWait) run(ctx context.Context, a *app) error {
 		}
 		p.end()
 		if err := stream.Err(); err != nil {
-			if connect.CodeOf(err) == connect.CodeDeadlineExceeded && last != nil {
-				return connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("not replicated after %v: %s", o.timeout, waitLine(last)))
-			}
-			return err
+			return o.late(err, last)
 		}
 		if !last.GetDone() {
 			return errors.New("the node ended the wait early; try again")
@@ -78,6 +75,18 @@ func (o *volumeWait) run(ctx context.Context, a *app) error {
 		_, err = fmt.Fprintf(a.out, "replicated: every site has record %d and all before it\n", last.GetTargetSeq())
 		return err
 	})
+}
+
+// late says how far it was where the time was over.
+func (o *volumeWait) late(err error, last *dozov1.WaitVolumeResponse) error {
+	if connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+		return err
+	}
+	far := "no node has said yet how far it is"
+	if last != nil {
+		far = waitLine(last)
+	}
+	return connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("not replicated after %v: %s", o.timeout, far))
 }
 
 func waitLine(w *dozov1.WaitVolumeResponse) string {
