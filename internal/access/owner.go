@@ -316,7 +316,7 @@ func (o *Owner) Bar(m *wire.Bar) (wire.BarReply, error) {
 		// effect before the answer, not after it.
 		var last ident.Seq
 		for _, op := range o.waiting {
-			op.barred = op.child || op.Nexus == nil
+			op.barred = op.Nexus == nil
 		}
 		for _, op := range o.uncommitted {
 			if barConcerns(m, op) {

@@ -183,7 +183,7 @@ func (o *Owner) unitCommitted(op *Op, now uint64) {
 		o.late.bar(&wire.Bar{Kind: wire.BarPreemptAbort, Nexus: x}, now)
 		for _, w := range o.waiting {
 			if w.Nexus != nil && w.Nexus.Digest == x.Digest {
-				w.barred = w.child
+				w.barred = false
 			}
 		}
 	}

@@ -37,7 +37,7 @@ func (o *Owner) admit(op *Op) {
 			o.dropBuf(op)
 			return
 		}
-		if op.Forward && recorded(op.Kind) && !mutant.On(mutant.R9Request) && o.answered(op) {
+		if op.Forward && !op.child && recorded(op.Kind) && !mutant.On(mutant.R9Request) && o.answered(op) {
 			o.dropBuf(op)
 			return
 		}
@@ -440,6 +440,7 @@ func (o *Owner) zeroParts(op *Op) {
 		z.Kind, z.Offset, z.Length, z.FUA, z.barred = op.Kind, off, n, op.FUA, true
 		z.first, z.count = uint64(off)/journal.BlockSize, uint64(off+n+journal.BlockSize-1)/journal.BlockSize-uint64(off)/journal.BlockSize
 		z.child, z.part, z.Forward, z.Request, z.Nexus, z.Session = true, part, op.Forward, op.Request, op.Nexus, op.Session
+		z.Stamp, z.Since = op.Stamp, op.Since // refusals that come while it waits are about it, too
 		if there() {
 			o.dropPart(z, done)
 			return
