@@ -63,6 +63,25 @@ func (x *Session) abortOwn(wait *countdown, meant func(*task) bool) {
 	}
 }
 
+// endCopies ends the session's third-party copies, also those in the background; wait counts what they have under way.
+func (x *Session) endCopies(wait *countdown) {
+	for _, c := range x.connections() {
+		c.mu.Lock()
+		for _, t := range c.slots {
+			if t == nil || t.phase != phaseRunning || !t.Lingers() {
+				continue
+			}
+			t.awaitLocked(wait)
+			if !t.aborted {
+				c.abortLocked(t)
+			}
+		}
+		c.mu.Unlock()
+	}
+	wait.add()
+	x.nexus.Close(func() { wait.done(nil) })
+}
+
 // abortWhere aborts all tasks that are meant, and says how many.
 func (c *conn) abortWhere(meant func(*task) bool) (n int) {
 	c.mu.Lock()
@@ -78,8 +97,8 @@ func (c *conn) abortWhere(meant func(*task) bool) (n int) {
 
 // clear aborts the tasks of all nexuses on this server at one logical unit of a target, and establishes the
 // unit attention: for the nexuses that lost something to another's CLEAR TASK SET, for all after a reset. It gives
-// the connections of others that lost something.
-func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) (others []*conn) {
+// the connections of others that lost something; wait counts the copies in the background that end.
+func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention, wait *countdown) (others []*conn) {
 	for _, x := range s.sessionsLike(by) {
 		n := 0
 		for _, c := range x.connections() {
@@ -89,7 +108,8 @@ func (s *Server) clear(by *Session, lun uint16, all bool, a reserve.Attention) (
 				others = append(others, c)
 			}
 		}
-		x.nexus.CancelCopies(lun)
+		wait.add()
+		x.nexus.CancelCopies(lun, func() { wait.done(nil) })
 		if all || n > 0 && x != by {
 			x.Post(lun, a)
 		}
@@ -119,7 +139,7 @@ func (x *Session) Clear(lun uint16, a reserve.Attention, ifAborted bool) {
 			c.tellAborted(lun)
 		}
 	}
-	x.nexus.CancelCopies(lun)
+	x.nexus.CancelCopies(lun, func() {})
 	if n > 0 || !ifAborted {
 		x.Post(lun, a)
 	}

@@ -53,7 +53,9 @@ func (c *conn) lead(ctx context.Context, l *login, cmdSN uint32) (*Session, erro
 		}
 	}
 	fail := func(err error) (*Session, error) {
+		c.srv.unregister(x)
 		if x.target != nil {
+			c.srv.ended(x)
 			x.target.Close()
 		}
 		return nil, err
@@ -62,9 +64,11 @@ func (c *conn) lead(ctx context.Context, l *login, cmdSN uint32) (*Session, erro
 	if err := c.srv.register(x); err != nil {
 		return fail(err)
 	}
+	if err := c.srv.endCopiesBefore(ctx, x); err != nil {
+		return fail(err)
+	}
 	if x.target != nil {
 		if err := x.target.Bar(ctx, x.initiator.Nexus, c.id); err != nil {
-			c.srv.unregister(x)
 			return fail(err)
 		}
 	}
@@ -265,7 +269,7 @@ func (x *Session) detach(c *conn) {
 		return
 	}
 	if x.target != nil {
-		x.nexus.Close()
+		x.srv.ended(x)
 		x.target.Close()
 	}
 	x.srv.cfg.Provider.Closed(x)

@@ -122,9 +122,21 @@ func (c *conn) logoutForRecovery(ctx context.Context, cid uint16) (response byte
 	return response
 }
 
-// farewell tells what is behind the target that the session ends by the initiator's wish.
+// farewell tells what is behind the target that the session ends by the initiator's wish, and ends its third-party copies: those to other
+// volumes are nothing that who is told refuses.
 func (c *conn) farewell(ctx context.Context) {
-	if x := c.sess; x.target != nil {
-		x.target.Logout(ctx, x.initiator.Nexus, x.id)
+	x := c.sess
+	if x.target == nil {
+		return
+	}
+	over := make(chan error, 1)
+	wait := newCountdown(1, func(err error) { over <- err })
+	x.endCopies(wait)
+	wait.done(nil)
+	x.target.Logout(ctx, x.initiator.Nexus, x.id)
+	select {
+	case <-over:
+	case <-ctx.Done():
+		c.log.Warn("logout", "err", ctx.Err())
 	}
 }

@@ -111,6 +111,8 @@ type Server struct {
 		conns     map[*conn]struct{}
 		sessions  map[uint16]*Session // by TSIH
 		nextTSIH  uint16
+		// mayCopy are the sessions with a target, those too that have ended while third-party copies of theirs have something under way.
+		mayCopy map[*Session]struct{}
 	}
 }
 
@@ -123,6 +125,7 @@ func New(cfg Config) *Server {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.sessions = map[uint16]*Session{}
+	s.mu.mayCopy = map[*Session]struct{}{}
 	if cfg.PingEvery > 0 {
 		s.wg.Go(s.pinger)
 	}
@@ -287,6 +290,9 @@ func (s *Server) register(x *Session) error {
 	}
 	x.tsih = s.mu.nextTSIH
 	s.mu.sessions[x.tsih] = x
+	if x.target != nil {
+		s.mu.mayCopy[x] = struct{}{}
+	}
 	s.mu.Unlock()
 	for _, o := range old {
 		o.kill(errReplaced)
@@ -300,6 +306,40 @@ func (s *Server) unregister(x *Session) {
 	defer s.mu.Unlock()
 	if s.mu.sessions[x.tsih] == x {
 		delete(s.mu.sessions, x.tsih)
+	}
+}
+
+// ended forgets a session of which nothing runs any more, once its copies have nothing under way.
+func (s *Server) ended(x *Session) {
+	x.nexus.Close(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.mu.mayCopy, x)
+	})
+}
+
+// endCopiesBefore returns when no third-party copy of an older session of the same initiator port, target and group has anything
+// under way. What copies do to other volumes is not refused by those that the new session is for (rule R9).
+func (s *Server) endCopiesBefore(ctx context.Context, x *Session) error {
+	var older []*Session
+	s.mu.Lock()
+	for o := range s.mu.mayCopy {
+		if o != x && o.targetName == x.targetName && o.initiator.Nexus == x.initiator.Nexus {
+			older = append(older, o)
+		}
+	}
+	s.mu.Unlock()
+	over := make(chan error, 1)
+	wait := newCountdown(1, func(err error) { over <- err })
+	for _, o := range older {
+		o.endCopies(wait)
+	}
+	wait.done(nil)
+	select {
+	case err := <-over:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -186,19 +186,19 @@ func (c *conn) manageTasks(h *header, at scsi.Stamp) {
 	case tmfClearTaskSet:
 		wait := newCountdown(1, done)
 		c.sess.abortOwn(wait, func(t *task) bool { return t.lun == lun })
-		others = c.srv.clear(c.sess, lun, false, reserve.CommandsCleared)
+		others = c.srv.clear(c.sess, lun, false, reserve.CommandsCleared, wait)
 		target.ClearTaskSet(nexus, lun, wait.done)
 	case tmfLUNReset:
 		wait := newCountdown(1, done)
 		c.sess.abortOwn(wait, func(t *task) bool { return t.lun == lun })
-		others = c.srv.clear(c.sess, lun, true, reserve.DeviceReset)
+		others = c.srv.clear(c.sess, lun, true, reserve.DeviceReset, wait)
 		target.ResetLUN(nexus, lun, wait.done)
 	case tmfWarmReset, tmfColdReset:
 		units := target.Units()
 		wait := newCountdown(1+len(units), done)
 		c.sess.abortOwn(wait, func(*task) bool { return true })
 		for _, u := range units {
-			others = append(others, c.srv.clear(c.sess, u.LUN, true, reserve.BusReset)...)
+			others = append(others, c.srv.clear(c.sess, u.LUN, true, reserve.BusReset, wait)...)
 		}
 		for _, u := range units {
 			target.ResetLUN(nexus, u.LUN, wait.done)

@@ -2,6 +2,8 @@ package scsi
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,6 +75,7 @@ type copyOp struct {
 		sense   senseData
 		stepped time.Time // when something last went on
 		began   map[Disk]Stamp
+		waits   []func() // called once it is over
 	}
 }
 
@@ -152,15 +155,30 @@ func (x *copies) left(o *copyOp) {
 	delete(x.unnamed, o)
 }
 
-// cancelAll ends all operations: the nexus is gone.
-func (x *copies) cancelAll() {
+// cancelAll ends all operations. over is called, possibly at once, when none of them has anything under way any more.
+func (x *copies) cancelAll(over func()) {
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, o := range x.byID {
-		o.cancelled.Store(true)
+	active := slices.Collect(maps.Values(x.byID))
+	active = slices.AppendSeq(active, maps.Keys(x.unnamed))
+	x.mu.Unlock()
+	ended := afterAll(len(active), over)
+	for _, o := range active {
+		o.cancel(ended)
 	}
-	for o := range x.unnamed {
-		o.cancelled.Store(true)
+}
+
+// cancel ends the operation. over is called, possibly at once, when it has nothing under way any more: its calls of Disks have IDs that
+// no refusal names, and take effect until they have ended (rule R9).
+func (o *copyOp) cancel(over func()) {
+	o.cancelled.Store(true)
+	o.mu.Lock()
+	done := o.mu.done
+	if !done {
+		o.mu.waits = append(o.mu.waits, over)
+	}
+	o.mu.Unlock()
+	if done {
+		over()
 	}
 }
 
@@ -225,6 +243,8 @@ func (o *copyOp) end() {
 		o.mu.sense = copySense(o.mu.err)
 	}
 	o.mu.done = true
+	waits := o.mu.waits
+	o.mu.waits = nil
 	o.mu.Unlock()
 	if o.ended != nil {
 		o.ended()
@@ -233,6 +253,9 @@ func (o *copyOp) end() {
 		f()
 	}
 	o.finished(o)
+	for _, f := range waits {
+		f()
+	}
 }
 
 // overlapping copies of one disk onto itself go record by record, from the end that is not overwritten first.

@@ -299,11 +299,10 @@ func (r refused) Read(_ Request, _ int64, _ int, done func(ReadResult, error)) {
 
 // copyAbort is COPY OPERATION ABORT (SPC-4 6.3).
 func (u *Unit) copyAbort(c *Command) {
-	o := u.copies.find(c.u32(2))
-	if o == nil {
-		c.badField(2, 7)
-	} else {
-		o.cancelled.Store(true)
+	if o := u.copies.find(c.u32(2)); o != nil {
+		o.cancel(c.finish)
+		return
 	}
+	c.badField(2, 7)
 	c.finish()
 }

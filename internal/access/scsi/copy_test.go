@@ -255,10 +255,22 @@ func TestTokens(t *testing.T) {
 	if got := status(9); got != 0x12 {
 		t.Errorf("status of a copy in the background: %02x", got)
 	}
-	if got := sense(a.run([]byte{0x83, 0x1c, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, nil)); got != good {
-		t.Errorf("COPY OPERATION ABORT: %s", got)
+	abort := &scsi.Command{CDB: [scsi.CDBMax]byte{0x83, 0x1c, 0, 0, 0, 9}}
+	ended := make(chan struct{})
+	abort.Finish = func(*scsi.Command) { close(ended) }
+	abort.Request.Initiator = a.nexus.Initiator()
+	a.nexus.Prepare(abort)
+	a.nexus.Execute(abort)
+	select {
+	case <-ended:
+		t.Error("COPY OPERATION ABORT is answered while the copy has something under way")
+	default:
 	}
 	release()
+	<-ended
+	if got := sense(abort); got != good {
+		t.Errorf("COPY OPERATION ABORT: %s", got)
+	}
 	a.disk.Wait()
 	if got := status(9); got != 0x60 {
 		t.Errorf("status of a copy that was ended: %02x", got)

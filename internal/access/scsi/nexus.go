@@ -3,6 +3,7 @@ package scsi
 import (
 	"encoding/binary"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"dozo/internal/access/reserve"
@@ -22,6 +23,10 @@ type Nexus struct {
 	units     atomic.Pointer[[]*Unit] // ascending by LUN; replaced, never modified
 	absent    Unit                    // answers for LUNs that aren't there
 	queries   bool                    // the transport has the task management functions of query.go
+	left      struct {                // units that are gone, while copies of theirs have something under way
+		sync.Mutex
+		units []*Unit
+	}
 }
 
 // Unit is the device server of one logical unit for one nexus (the I_T_L nexus).
@@ -79,7 +84,7 @@ func (n *Nexus) SetUnits(units ...UnitConfig) {
 		if slices.Contains(list, u) {
 			u.attentions.Post(reserve.LUNsChanged) // SPC-4 6.33: at every unit of the target device
 		} else {
-			u.copies.cancelAll()
+			n.leave(u)
 		}
 	}
 }
@@ -101,17 +106,54 @@ func (n *Nexus) PostAll(a reserve.Attention) {
 	}
 }
 
-// Close ends what commands of the nexus have left running: copies in the background.
-func (n *Nexus) Close() {
-	for _, u := range n.list() {
-		u.copies.cancelAll()
+// leave ends the copies at a logical unit that is gone. Whoever ends those of the nexus waits for them, too.
+func (n *Nexus) leave(u *Unit) {
+	n.left.Lock()
+	n.left.units = append(n.left.units, u)
+	n.left.Unlock()
+	u.copies.cancelAll(func() {
+		n.left.Lock()
+		defer n.left.Unlock()
+		n.left.units = slices.DeleteFunc(n.left.units, func(x *Unit) bool { return x == u })
+	})
+}
+
+// Close ends the copies of the nexus, in the background too. over is called, possibly at once, when they have nothing under way any more.
+func (n *Nexus) Close(over func()) {
+	n.left.Lock()
+	units := slices.Concat(n.list(), n.left.units)
+	n.left.Unlock()
+	cancelCopies(over, units...)
+}
+
+// CancelCopies ends the copies at one logical unit: it was reset. over is called, possibly at once, when they have nothing under way any
+// more.
+func (n *Nexus) CancelCopies(lun uint16, over func()) {
+	if u := n.unitAt(lun); u != nil {
+		cancelCopies(over, u)
+		return
+	}
+	over()
+}
+
+func cancelCopies(over func(), units ...*Unit) {
+	ended := afterAll(len(units), over)
+	for _, u := range units {
+		u.copies.cancelAll(ended)
 	}
 }
 
-// CancelCopies ends the copies at one logical unit: it was reset.
-func (n *Nexus) CancelCopies(lun uint16) {
-	if u := n.unitAt(lun); u != nil {
-		u.copies.cancelAll()
+// afterAll gives what is to be called n times; the last call calls then. With none to wait for, then is called at once.
+func afterAll(n int, then func()) func() {
+	if n == 0 {
+		then()
+	}
+	var left atomic.Int64
+	left.Store(int64(n))
+	return func() {
+		if left.Add(-1) == 0 {
+			then()
+		}
 	}
 }
 

@@ -36,14 +36,19 @@ func (n *Nexus) Lose(lun uint16, session uint64, done func(error)) {
 		done(nil)
 		return
 	}
-	n.CancelCopies(lun)
+	var failed error
+	ended := afterAll(2, func() { done(failed) })
+	n.CancelCopies(lun, ended)
 	n.Post(lun, reserve.NexusLoss)
 	l := u.disk.Unit().State.Legacy
 	if l == nil || l.Nexus != n.initiator.Nexus || l.Session != session {
-		done(nil)
+		ended()
 		return
 	}
 	r := Request{Initiator: n.initiator, ID: u.disk.NewID(), Stamp: u.disk.Stamp(), Session: session}
 	u.disk.ChangeUnit(r, &reserve.Command{Action: reserve.NexusLost, Nexus: l.Nexus, Session: session},
-		func(_ reserve.Outcome, err error) { done(err) })
+		func(_ reserve.Outcome, err error) {
+			failed = err
+			ended()
+		})
 }
