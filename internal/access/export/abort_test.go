@@ -53,3 +53,16 @@ func TestAResetOfALUNThatIsNotReadyIsTold(t *testing.T) {
 		}
 	}
 }
+
+// A LUN that leaves the hosts' target twice within a session ends there twice: an owner that gets the same request again answers it, and
+// does nothing.
+func TestALUNThatGoesTwiceEndsTwice(t *testing.T) {
+	s := &session{id: 7, exp: &Exports{copier: 3}}
+	first, second := s.last(scsi.Stamp{}), s.last(scsi.Stamp{})
+	if requestID(first.ID) == requestID(second.ID) {
+		t.Errorf("both are request %s", first.ID)
+	}
+	if first.SessionID() != 7 || second.SessionID() != 7 {
+		t.Errorf("of sessions %d and %d", first.SessionID(), second.SessionID())
+	}
+}

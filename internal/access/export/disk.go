@@ -203,8 +203,9 @@ func (d *disk) Stamp() scsi.Stamp {
 	return scsi.Stamp{Epoch: s.Epoch, Tick: s.Tick}
 }
 
-func (d *disk) NewID() scsi.RequestID {
-	e := d.session.exp
+func (d *disk) NewID() scsi.RequestID { return d.session.exp.newID() }
+
+func (e *Exports) newID() scsi.RequestID {
 	return scsi.RequestID{Conn: e.copier, Seq: e.copies.Add(1)}
 }
 

@@ -394,8 +394,7 @@ func (s *session) end(v *access.Volume) {
 		return
 	}
 	d := s.disk(v)
-	req := scsi.Request{ID: scsi.RequestID{Conn: s.id, Seq: lastRequest}, Stamp: d.Stamp()}
-	d.ChangeUnit(req, &reserve.Command{Action: reserve.NexusLost, Nexus: l.Nexus}, func(_ reserve.Outcome, err error) {
+	d.ChangeUnit(s.last(d.Stamp()), &reserve.Command{Action: reserve.NexusLost, Nexus: l.Nexus}, func(_ reserve.Outcome, err error) {
 		if err != nil {
 			s.exp.srv.Log().Warn("RESERVE of a session that ended is still there", "volume", v.Spec().Name, "err", err)
 		}
@@ -403,8 +402,11 @@ func (s *session) end(v *access.Volume) {
 	})
 }
 
-// lastRequest is the number of the request that ends a session, higher than any of its commands.
-const lastRequest = 1<<(64-partBits) - 1
+// last is the request that ends a session at a unit. Its ID was never used before: a unit of the hosts' target may come back to the
+// session and go again, and an owner does nothing by an ID that it has seen.
+func (s *session) last(at scsi.Stamp) scsi.Request {
+	return scsi.Request{ID: s.exp.newID(), Session: s.id, Stamp: at}
+}
 
 // unitChanged tells the sessions of this node what happened to their unit, and aborts what is to be aborted.
 func (e *Exports) unitChanged(v *access.Volume, _ *reserve.Snapshot, events []reserve.Event, all bool) {
