@@ -125,8 +125,12 @@ func message(err error) string {
 	if errors.Is(err, api.ErrUnreachable) {
 		return err.Error()
 	}
+	text := err.Error()
 	if ce, ok := errors.AsType[*connect.Error](err); ok && ce.Message() != "" {
-		return ce.Message()
+		text = ce.Message()
 	}
-	return err.Error()
+	if text == context.DeadlineExceeded.Error() { // nobody has said what was waited for
+		return "it did not happen in time; what was begun may go on: see dozo status"
+	}
+	return text
 }

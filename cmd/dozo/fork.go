@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,6 +52,9 @@ func forkList(ctx context.Context, a *app, c *api.Client, req *dozov1.ListForksR
 	resp, err := c.Forks.List(ctx, req)
 	if err != nil {
 		return err
+	}
+	if u := resp.GetUnheard(); len(u) > 0 {
+		fmt.Fprintf(a.err, "dozo: not served now, so nobody can tell whether they have forks: %s\n", strings.Join(u, ", "))
 	}
 	if a.format != view.Table {
 		return view.List(a.format, a.out, resp.GetForks())

@@ -85,13 +85,22 @@ func checkUsage(c *cobra.Command) {
 		}
 		c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	}
-	if check := c.Args; check != nil {
-		c.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
-				return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
-			}
-			return nil
+	check := c.Args
+	c.Args = func(c *cobra.Command, args []string) (err error) {
+		if check != nil {
+			err = check(c, args)
 		}
+		// What flags want of each other cobra asks later, and its errors are like those of a command that has failed.
+		if err == nil {
+			err = c.ValidateRequiredFlags()
+		}
+		if err == nil {
+			err = c.ValidateFlagGroups()
+		}
+		if err != nil {
+			return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
+		}
+		return nil
 	}
 	for _, sub := range c.Commands() {
 		checkUsage(sub)

@@ -140,7 +140,8 @@ type Sites interface {
 // Forks is behind ForkService. Fork in a request is the ID of one of the volume's, or its number alone, or empty where there
 // is only one.
 type Forks interface {
-	ListForks(ctx context.Context, req *dozov1.ListForksRequest) ([]*dozov1.Fork, error)
+	// ListForks names the volumes, too, of which it can not be told now.
+	ListForks(ctx context.Context, req *dozov1.ListForksRequest) (forks []*dozov1.Fork, unheard []string, err error)
 	GetFork(ctx context.Context, req *dozov1.GetForkRequest) (*dozov1.Fork, error)
 	// The streams end with a message that has Done set, or with the error of send.
 	DiffFork(ctx context.Context, req *dozov1.DiffForkRequest, send func(*dozov1.DiffForkResponse) error) error

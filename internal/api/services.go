@@ -190,8 +190,8 @@ func (s siteService) Create(ctx context.Context, req *dozov1.CreateSiteRequest) 
 type forkService struct{ b Backend }
 
 func (s forkService) List(ctx context.Context, req *dozov1.ListForksRequest) (*dozov1.ListForksResponse, error) {
-	l, err := s.b.ListForks(ctx, req)
-	return &dozov1.ListForksResponse{Forks: l}, err
+	l, unheard, err := s.b.ListForks(ctx, req)
+	return &dozov1.ListForksResponse{Forks: l, Unheard: unheard}, err
 }
 
 func (s forkService) Get(ctx context.Context, req *dozov1.GetForkRequest) (*dozov1.GetForkResponse, error) {

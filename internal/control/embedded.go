@@ -20,6 +20,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 
 	"dozo/internal/ident"
 	"dozo/internal/pki"
@@ -218,6 +219,7 @@ func (c EmbeddedConfig) etcd() (*embed.Config, error) {
 	if c.Revoked != nil {
 		cfg.GRPCAdditionalServerOptions = revokedGuard{c.Revoked}.options()
 	}
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop()) // what it says of its own accord is nothing to anybody
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("embedded control store %s: %w", c.Name, err)
 	}

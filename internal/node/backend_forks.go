@@ -195,41 +195,47 @@ func cutString(id string) (number, lineage string, ok bool) {
 }
 
 // ListForks implements api.Forks.
-func (b *backend) ListForks(ctx context.Context, req *dozov1.ListForksRequest) ([]*dozov1.Fork, error) {
+func (b *backend) ListForks(ctx context.Context, req *dozov1.ListForksRequest) (out []*dozov1.Fork, unheard []string, _ error) {
 	c, err := b.ctl()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var specs []control.VolumeSpec
-	if req.Volume != "" {
-		v, err := b.volume(req.Volume, req.Tenant)
-		if err != nil {
-			return nil, err
-		}
-		specs = append(specs, v)
-	} else {
-		specs = c.Volumes()
-	}
-	var out []*dozov1.Fork
-	for _, v := range specs {
-		if req.Tenant != "" && v.Tenant != req.Tenant {
-			continue
-		}
-		st, err := b.cutsOf(ctx, v)
-		if err != nil && req.Volume != "" {
-			return nil, err
-		}
-		if err != nil || len(st.Cuts) == 0 {
-			continue
-		}
-		for _, f := range b.forksOf(ctx, v, st.Cuts) {
-			if err := b.count(ctx, v, st.Cuts, f); err != nil {
+	list := func(v control.VolumeSpec, cuts []wire.Cut) {
+		for _, f := range b.forksOf(ctx, v, cuts) {
+			if err := b.count(ctx, v, cuts, f); err != nil {
 				b.n.log.Warn("what is in a fork can not be counted", "volume", v.Name, "fork", f.Id, "err", err)
 			}
 			out = append(out, f)
 		}
 	}
-	return out, nil
+	if req.Volume != "" {
+		v, err := b.volume(req.Volume, req.Tenant)
+		if err != nil {
+			return nil, nil, err
+		}
+		st, err := b.cutsOf(ctx, v)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(st.Cuts) > 0 {
+			list(v, st.Cuts)
+		}
+		return out, nil, nil
+	}
+	all, _ := b.ownerStatus(ctx)
+	for _, v := range c.Volumes() {
+		if req.Tenant != "" && v.Tenant != req.Tenant {
+			continue
+		}
+		st, ok := all[v.ID]
+		switch state, _, known := c.Journal(v.ID); {
+		case ok && st.Recovering == 0 && len(st.Cuts) > 0:
+			list(v, st.Cuts)
+		case (!ok || st.Recovering > 0) && known && state.Epoch.Number > 0: // what nobody has ever owned has none
+			unheard = append(unheard, v.Tenant+"/"+v.Name)
+		}
+	}
+	return out, unheard, nil
 }
 
 // GetFork implements api.Forks.

@@ -84,7 +84,7 @@ func (b *backend) reservationsOf(ctx context.Context, v control.VolumeSpec) (*do
 	defer cancel()
 	snap, err := vol.AskUnit(actx)
 	if err != nil {
-		return nil, fmt.Errorf("the owner of volume %s does not answer: %w", v.Name, errors.Join(api.ErrUnavailable, err))
+		return nil, fmt.Errorf("the owner of volume %s does not answer: %w (%w)", v.Name, api.ErrUnavailable, err)
 	}
 	in, unheard, err := b.portsLoggedIn(ctx)
 	if err != nil {

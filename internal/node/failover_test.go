@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -180,5 +181,28 @@ func TestACloneThatWasInterruptedIsMadeAgain(t *testing.T) {
 	}
 	if err := b.dropClone(b.ctx, second); !errors.Is(err, control.ErrExists) {
 		t.Errorf("a complete one is given up: %v", err)
+	}
+}
+
+// A list of forks without those of a volume that is not served would say that it has none.
+func TestForksThatNobodyCanTell(t *testing.T) {
+	b := newBench(t)
+	a, _ := b.ctl.SiteByName("a")
+	for _, name := range []string{"new", "owned"} {
+		if _, err := b.ctl.CreateVolume(b.ctx, control.VolumeSpec{Name: name, SizeBytes: 1 << 20, Sites: 1, AtSite: a.ID}, []ident.SiteID{a.ID}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v, _ := b.ctl.VolumeByName("default", "owned")
+	_, rev, _ := b.ctl.Journal(v.ID)
+	if _, _, err := b.ctl.TakeJournal(b.ctx, v.ID, rev, "n2"); err != nil { // which does not run
+		t.Fatal(err)
+	}
+	list, unheard, err := b.ListForks(b.ctx, &dozov1.ListForksRequest{})
+	if err != nil || len(list) != 0 || !slices.Equal(unheard, []string{"default/owned"}) {
+		t.Errorf("%v, not told of %v, %v", list, unheard, err)
+	}
+	if _, _, err := b.ListForks(b.ctx, &dozov1.ListForksRequest{Volume: "owned"}); !errors.Is(err, api.ErrUnavailable) {
+		t.Errorf("of that one: %v", err)
 	}
 }

@@ -161,9 +161,9 @@ func (b *Backend) fork(method, volume, fork string) (*dozov1.Fork, error) {
 }
 
 // ListForks implements api.Forks.
-func (b *Backend) ListForks(_ context.Context, req *dozov1.ListForksRequest) (out []*dozov1.Fork, err error) {
+func (b *Backend) ListForks(_ context.Context, req *dozov1.ListForksRequest) (out []*dozov1.Fork, unheard []string, err error) {
 	if err := b.enter("ListForks"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -172,7 +172,7 @@ func (b *Backend) ListForks(_ context.Context, req *dozov1.ListForksRequest) (ou
 			out = append(out, proto.CloneOf(f))
 		}
 	}
-	return out, nil
+	return out, nil, nil
 }
 
 // GetFork implements api.Forks.

@@ -310,8 +310,10 @@ func (x *ListForksRequest) GetTenant() string {
 }
 
 type ListForksResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Forks         []*Fork                `protobuf:"bytes,1,rep,name=forks,proto3" json:"forks,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Forks []*Fork                `protobuf:"bytes,1,rep,name=forks,proto3" json:"forks,omitempty"`
+	// Volumes that are not served now, as TENANT/NAME, of which nobody can tell whether they have forks.
+	Unheard       []string `protobuf:"bytes,2,rep,name=unheard,proto3" json:"unheard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -349,6 +351,13 @@ func (*ListForksResponse) Descriptor() ([]byte, []int) {
 func (x *ListForksResponse) GetForks() []*Fork {
 	if x != nil {
 		return x.Forks
+	}
+	return nil
+}
+
+func (x *ListForksResponse) GetUnheard() []string {
+	if x != nil {
+		return x.Unheard
 	}
 	return nil
 }
@@ -1070,9 +1079,10 @@ const file_dozo_v1_fork_proto_rawDesc = "" +
 	"size_bytes\x18\x06 \x01(\x04R\tsizeBytes\"B\n" +
 	"\x10ListForksRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
-	"\x06tenant\x18\x02 \x01(\tR\x06tenant\"8\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\"R\n" +
 	"\x11ListForksResponse\x12#\n" +
-	"\x05forks\x18\x01 \x03(\v2\r.dozo.v1.ForkR\x05forks\"T\n" +
+	"\x05forks\x18\x01 \x03(\v2\r.dozo.v1.ForkR\x05forks\x12\x18\n" +
+	"\aunheard\x18\x02 \x03(\tR\aunheard\"T\n" +
 	"\x0eGetForkRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
