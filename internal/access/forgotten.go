@@ -37,6 +37,17 @@ func (o *Owner) barForgotten(port journal.Port, op *Op) {
 	o.queueOwn(journal.KindAttach, journal.AppendPortChanges(nil, changes), func(ident.Seq) {})
 }
 
+// wasLeftBehind reports that a login is of a port which was attached before an epoch-start that was not proven, by the word of the access server
+// where it logs in again, and that is not known here by that path: the last login is among what was left behind. a is what is known of
+// the port. It runs in the loop.
+func (o *Owner) wasLeftBehind(m *wire.Bar, a *journal.Attachment) bool {
+	if !o.ports.strict || m.First == 0 || a != nil && (a.Barred || a.Accepted || hasPath(a, m.Nexus.TPGT)) || o.env.Control.Level() < control.LevelPortBars {
+		return false
+	}
+	last := ident.Epoch{Number: m.First, Lineage: uint32(m.Last)}
+	return slices.ContainsFunc(o.forks.cuts, func(c wire.EpochStart) bool { return last.Less(c.At.Epoch) })
+}
+
 // acceptForgotten lists those that an operator lets go on while the record that refuses them is under way.
 func (p *ports) acceptForgotten(m *wire.Bar) (changes []journal.PortChange) {
 	for port := range p.barring {

@@ -175,6 +175,7 @@ func (v *Volume) later(op *Op, until time.Time, err error) {
 // Bar has the owner record a refusal (R9), wherever it is, and waits for it.
 func (v *Volume) Bar(ctx context.Context, m *wire.Bar) error {
 	m.Journal = v.id
+	v.logins.tell(m)
 	for {
 		changed := v.changed()
 		var r wire.BarReply
@@ -190,6 +191,7 @@ func (v *Volume) Bar(ctx context.Context, m *wire.Bar) error {
 		}
 		if err == nil {
 			v.note(r.Epoch, r.Tick)
+			v.logins.answered(m, r.Epoch)
 			return nil
 		}
 		if m.Kind == wire.BarAccept && errors.Is(err, wire.ErrConflict) {

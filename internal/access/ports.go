@@ -231,7 +231,12 @@ func (o *Owner) portBar(m *wire.Bar, then func(error)) {
 				return
 			}
 		}
-		changes := append(p.makeRoom(&o.late), portAttach(&m.Nexus, m.Session))
+		change := portAttach(&m.Nexus, m.Session)
+		if o.wasLeftBehind(m, a) {
+			o.log.Warn("a port logs in again whose last login a takeover that was not proven has left behind", "initiator", port.Name, "group", m.Nexus.TPGT)
+			change.Op = journal.PortBar
+		}
+		changes := append(p.makeRoom(&o.late), change)
 		if known { // only the session is another; a logout must know it, a takeover need not
 			o.queueOwn(journal.KindAttach, journal.AppendPortChanges(nil, changes), func(ident.Seq) {})
 			then(nil)

@@ -20,6 +20,7 @@ type Volume struct {
 	stamp  atomic.Pointer[wire.Stamp]
 	heard  atomic.Pointer[servedBy] // who serves it, by that node's own word
 	unit   volumeUnit
+	logins logins
 	users  atomic.Int32 // sessions: their stamps are kept fresh
 	held   atomic.Int32 // commands that wait for an owner
 	sought atomic.Int64 // when another node asked for it and it was not served here; 0: never

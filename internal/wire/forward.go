@@ -112,7 +112,7 @@ type Bar struct {
 	Nexus     Nexus
 	Forwarder uint64
 	Session   uint64
-	First     uint64 // BarAbortTask: RequestID.Number, inclusive
+	First     uint64 // BarAbortTask: RequestID.Number, inclusive; BarLogin, BarAccept, BarForget: an epoch, and in Last its lineage
 	Last      uint64
 }
 
