@@ -23,6 +23,7 @@ func (g gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if req.Spec().IsClient {
 			return next(ctx, req)
 		}
+		arrived(ctx)
 		started := g.s.now()
 		method := req.Spec().Procedure
 		msg, _ := req.Any().(proto.Message)
@@ -61,7 +62,7 @@ func (g gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 		// Server.Close ends streams: they may otherwise last as long as the client likes.
 		sctx, cancel := context.WithCancel(ctx)
 		stop := context.AfterFunc(g.s.life, cancel)
-		guarded := &guardedConn{StreamingHandlerConn: conn, permit: func() error { return permit(ctx, method) }, again: a.again}
+		guarded := &guardedConn{StreamingHandlerConn: conn, permit: func() error { return permit(ctx, method) }, again: a.again, arrived: func() { arrived(ctx) }}
 		err := next(sctx, guarded)
 		stop()
 		cancel()
@@ -79,6 +80,7 @@ func (g gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 type guardedConn struct {
 	connect.StreamingHandlerConn
 	permit, again func() error
+	arrived       func()
 	request       proto.Message
 }
 
@@ -88,6 +90,7 @@ func (c *guardedConn) Receive(msg any) error {
 		return err
 	}
 	c.request, _ = msg.(proto.Message)
+	c.arrived()
 	return c.permit()
 }
 

@@ -116,7 +116,7 @@ func NewServer(o Options) *Server {
 	mux.Handle("GET /debug/pprof/", s.guard(http.HandlerFunc(pprof.Index), pki.RoleAdmin))
 	mux.Handle("GET /debug/pprof/profile", s.guard(http.HandlerFunc(pprof.Profile), pki.RoleAdmin))
 	mux.Handle("GET /debug/pprof/trace", s.guard(http.HandlerFunc(pprof.Trace), pki.RoleAdmin))
-	s.handler = s.authenticate(mux)
+	s.handler = hasten(s.authenticate(mux))
 	return s
 }
 
