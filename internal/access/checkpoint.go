@@ -356,11 +356,18 @@ func (w *partWriter) add(cp *volume.Checkpoint, parts []volume.Part) error {
 func (w *partWriter) open() error {
 	o := w.o
 	w.stores = w.stores[:0]
+	var list []journal.Store // those that have failed lately come last: one whose disk takes nothing any more answers all the same
 	o.ask(func() {
-		for _, home := range []bool{true, false} {
-			for i, m := range o.members {
-				if len(w.stores) < 2 && m.Home == home && o.env.Stores.Up(m.Store) {
-					w.stores = append(w.stores, o.stores[i])
+		var fit []bool
+		for _, m := range o.members {
+			fit = append(fit, o.fit(m.Store))
+		}
+		for _, wanted := range []bool{true, false} {
+			for _, home := range []bool{true, false} {
+				for i, m := range o.members {
+					if fit[i] == wanted && m.Home == home && o.env.Stores.Up(m.Store) {
+						list = append(list, o.stores[i])
+					}
 				}
 			}
 		}
@@ -368,19 +375,29 @@ func (w *partWriter) open() error {
 		w.seg = &segment{id: ident.SegmentID{Site: o.env.Site, Journal: o.journalID, Epoch: o.epoch, Number: ident.CheckpointBit | o.cp.number}}
 	})
 	w.at, w.end, w.count = ident.Position{}, 0, 0
-	if len(w.stores) < 2 {
+	if len(list) < 2 {
 		w.seg = nil
 		return wire.Errorf(wire.CodeBusy, "fewer than two stores are up")
 	}
-	ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
-	defer cancel()
-	for _, st := range w.stores {
-		asked := o.env.Clock()
-		if _, err := st.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: w.seg.id, Capacity: o.env.Limits.SegmentBytes}); err != nil {
-			o.env.Chores.felt(time.Duration(o.env.Clock() - asked))
-			return fmt.Errorf("open checkpoint segment at %s: %w", st.ID(), err)
+	var first error
+	for _, st := range list {
+		if len(w.stores) == 2 {
+			break
 		}
+		asked := o.env.Clock()
+		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
+		_, err := st.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: w.seg.id, Capacity: o.env.Limits.SegmentBytes})
+		o.heard(st.ID(), ctx.Err(), err)
+		cancel()
 		o.env.Chores.felt(time.Duration(o.env.Clock() - asked))
+		if err == nil {
+			w.stores = append(w.stores, st)
+		} else if first == nil {
+			first = fmt.Errorf("open checkpoint segment at %s: %w", st.ID(), err)
+		}
+	}
+	if len(w.stores) < 2 {
+		return first
 	}
 	o.ask(func() {
 		if o.stopErr == nil {
@@ -393,7 +410,10 @@ func (w *partWriter) open() error {
 func (w *partWriter) append(offset uint32, data []byte) error {
 	errs := make(chan error, 2)
 	for _, st := range w.stores {
-		st.Append(&wire.Append{Epoch: w.o.epoch, Segment: w.seg.id, Offset: offset, Data: [][]byte{data}}, func(_ wire.AppendReply, err error) { errs <- err })
+		st.Append(&wire.Append{Epoch: w.o.epoch, Segment: w.seg.id, Offset: offset, Data: [][]byte{data}}, func(_ wire.AppendReply, err error) {
+			w.o.heard(st.ID(), nil, err)
+			errs <- err
+		})
 	}
 	for range w.stores {
 		select {
@@ -428,6 +448,7 @@ func (w *partWriter) seal() error {
 	for _, st := range w.stores {
 		go func() {
 			r, err := st.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end, Last: at})
+			o.heard(st.ID(), ctx.Err(), err)
 			results <- result{st.ID(), r.Made, err}
 		}()
 	}
