@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -50,7 +51,7 @@ func (o *sessionAccept) run(ctx context.Context, a *app) error {
 			list, epoch, err := o.refused(ctx, c)
 			if err == nil {
 				o.req.Epoch = epoch
-				err = a.ports(list)
+				err = portTable(a.err, list) // what is printed as a result is what was done
 			}
 			return err
 		})
@@ -107,9 +108,13 @@ func (a *app) ports(list []*dozov1.Port) error {
 	if a.format != view.Table {
 		return view.List(a.format, a.out, list)
 	}
+	return portTable(a.out, list)
+}
+
+func portTable(w io.Writer, list []*dozov1.Port) error {
 	g := view.NewGrid("INITIATOR", "ISID")
 	for _, p := range list {
 		g.Row(p.GetInitiatorName(), p.GetIsid())
 	}
-	return g.Write(a.out)
+	return g.Write(w)
 }

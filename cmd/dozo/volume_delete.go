@@ -56,12 +56,12 @@ interrupted, it says which were deleted; what was under way, 200 volumes at most
 
 func (o *volumeDelete) run(ctx context.Context, a *app, many []string, numbered bool) error {
 	if len(many) > 1 || numbered || o.ifExists {
-		if err := a.confirm(o.yes, fmt.Sprintf("The data of %s will be gone at all sites.", manyNames(many))); err != nil {
+		if err := a.confirm(o.yes, fmt.Sprintf("The data of %s will be gone at all sites%s.", manyNames(many), o.ends())); err != nil {
 			return err
 		}
 		return o.deleteMany(ctx, a, many)
 	}
-	if err := a.confirm(o.yes, fmt.Sprintf("Volume %s and its data at all sites will be gone.", o.req.GetVolume())); err != nil {
+	if err := a.confirm(o.yes, fmt.Sprintf("Volume %s and its data at all sites will be gone%s.", o.req.GetVolume(), o.ends())); err != nil {
 		return err
 	}
 	return a.with(func(c *api.Client) error {
@@ -71,4 +71,12 @@ func (o *volumeDelete) run(ctx context.Context, a *app, many []string, numbered 
 		}
 		return a.printVolume(resp.GetVolume(), "deleted")
 	})
+}
+
+// ends says what force does besides.
+func (o *volumeDelete) ends() string {
+	if o.req.GetForce() {
+		return ", and hosts that use it now lose it in the middle of what they do"
+	}
+	return ""
 }

@@ -22,6 +22,7 @@ import (
 	"dozo/internal/api"
 	"dozo/internal/api/dozov1"
 	"dozo/internal/config"
+	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/initiator"
 	"dozo/internal/pki"
@@ -505,6 +506,17 @@ func TestJoin(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var out bytes.Buffer
+	// Of one that was interrupted there is the key, and not what comes last.
+	key := first.cfg.TLS.CAKeyFile
+	if err := pki.WriteFileAtomic(key, []byte("of another attempt\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := ClusterInit(ctx, InitOptions{Config: first.path}, &out); !errors.Is(err, control.ErrExists) || !strings.Contains(err.Error(), "interrupted dozo cluster init") {
+		t.Errorf("with a key and no CA: %v", err)
+	}
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
 	if err := ClusterInit(ctx, InitOptions{Config: first.path}, &out); err != nil {
 		t.Fatal(err)
 	}

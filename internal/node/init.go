@@ -55,10 +55,8 @@ func ClusterInit(_ context.Context, o InitOptions, out io.Writer) error {
 	case cfg.TLS.CAKeyFile == "":
 		return fmt.Errorf("%s: tls.ca_key_file says where the CA's key will be, without which no node could join: set it, such as to %s", o.Config, pki.CAKeyFile)
 	}
-	for _, path := range []string{cfg.TLS.CAFile, cfg.TLS.CAKeyFile, cfg.TLS.NodeFile} {
-		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s is there already, so this host belongs to a cluster: %w", path, control.ErrExists)
-		}
+	if err := noCluster(cfg); err != nil {
+		return err
 	}
 	id := cfg.Cluster.ID
 	if id == "" {
@@ -118,6 +116,24 @@ Next:
 `, cfg.Cluster.Name, id, cfg.Node, cfg.TLS.CAFile, cfg.TLS.CAKeyFile, adminPath, now.Add(pki.UserLifetime).Format(time.DateOnly),
 		command(cfg), o.Config, cfg.ManagementAddr)
 	return err
+}
+
+// noCluster refuses to make a cluster where there is one, or a part of one. The CA's certificate is what is written last.
+func noCluster(cfg *config.Config) error {
+	there := func(path string) bool {
+		_, err := os.Lstat(path)
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	if there(cfg.TLS.CAFile) {
+		return fmt.Errorf("%s is there already, so this host belongs to a cluster: %w", cfg.TLS.CAFile, control.ErrExists)
+	}
+	for _, path := range []string{cfg.TLS.CAKeyFile, cfg.TLS.NodeFile} {
+		if there(path) {
+			return fmt.Errorf("%s is there already and %s is not: the key of a cluster whose CA certificate was lost, or what an interrupted dozo cluster init has left; only in that case remove it, and run this again: %w",
+				path, cfg.TLS.CAFile, control.ErrExists)
+		}
+	}
+	return nil
 }
 
 // command is the one that runs a node of the configuration.
