@@ -119,6 +119,13 @@ func (v *Volume) forward(op *Op, until time.Time) {
 			v.answer(op, &wire.Error{Code: r.Status, Epoch: r.Epoch})
 			return
 		}
+		if op.Kind == wire.OpRead && int64(len(r.Data)) != op.Length {
+			if r.Release != nil {
+				r.Release()
+			}
+			v.answer(op, wire.Errorf(wire.CodeIO, "node %s answers a read of %d bytes with %d", name, op.Length, len(r.Data)))
+			return
+		}
 		if op.Kind == wire.OpRead || op.Kind == wire.OpUnit || op.Kind == wire.OpUnitState || op.Kind == wire.OpToken {
 			op.replies = append(op.replies, wire.ReadReply{Data: r.Data, Release: r.Release})
 			op.Data = append(op.Data[:0], r.Data)

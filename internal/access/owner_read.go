@@ -176,6 +176,10 @@ func (t *readTry) answered(r wire.ReadReply, err error) {
 		return
 	}
 	o, op := t.o, t.op
+	if err == nil && int64(len(r.Data)) != op.read.ReadBytes() {
+		err = badLength(t.store, len(r.Data), op.read.ReadBytes())
+		release(r)
+	}
 	if err != nil {
 		o.call(func() { o.readAgain(op, err) })
 		return
@@ -188,6 +192,11 @@ func (t *readTry) answered(r wire.ReadReply, err error) {
 	}
 	op.Epoch, op.Tick = o.epoch, o.tick()
 	op.Done(op, nil)
+}
+
+// badLength is what an answer with another number of bytes than were asked for is taken for: none.
+func badLength(store ident.StoreID, got int, want int64) error {
+	return wire.Errorf(wire.CodeIO, "store %s answers a read of %d bytes with %d", store, want, got)
 }
 
 // giveUpReads asks others for what a store doesn't answer in time. When the owner stops it gives up all.
@@ -493,14 +502,20 @@ func (o *Owner) readPiece(st journal.Store, p wire.ReadPiece) (wire.ReadReply, e
 	})
 	timer := time.NewTimer(o.env.Limits.ReadTimeout)
 	defer timer.Stop()
+	answered := func(x answer) (wire.ReadReply, error) {
+		if want := int64(p.Blocks) * journal.BlockSize; x.err == nil && int64(len(x.r.Data)) != want {
+			release(x.r)
+			return wire.ReadReply{}, badLength(st.ID(), len(x.r.Data), want)
+		}
+		return x.r, x.err
+	}
 	select {
 	case x := <-c:
-		return x.r, x.err
+		return answered(x)
 	case <-timer.C:
 	}
 	if given.Swap(true) {
-		x := <-c
-		return x.r, x.err
+		return answered(<-c)
 	}
 	err := wire.Errorf(wire.CodeUnreached, "no answer to a read within %v", o.env.Limits.ReadTimeout)
 	o.call(func() { o.letDown(st.ID(), err) })

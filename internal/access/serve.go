@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dozo/internal/ident"
+	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
 
@@ -29,7 +30,8 @@ func (s *Server) Forward(from ident.NodeName, m *wire.Forward, done func(wire.Fo
 	nexus := m.Nexus
 	op.Nexus, op.Session, op.Request, op.Stamp, op.Since, op.Forward = &nexus, m.Session, m.Request, m.Stamp, m.Since, true
 	op.Copier = m.Copier
-	if op.Offset < 0 || op.Length < 0 || op.Kind == wire.OpRead && op.Length > wireReadMax {
+	const most = journal.BlocksMax * journal.BlockSize // of a volume
+	if op.Offset < 0 || op.Offset > most || op.Length < 0 || op.Length > most || op.Kind == wire.OpRead && op.Length > wireReadMax {
 		done(wire.ForwardReply{}, wire.Errorf(wire.CodeBadRequest, "%d bytes at %d", m.Length, m.Offset))
 		return
 	}
@@ -47,6 +49,10 @@ func (s *Server) Forward(from ident.NodeName, m *wire.Forward, done func(wire.Fo
 		n := 0
 		for _, d := range data {
 			n += len(d)
+		}
+		if op.Kind == wire.OpCompareAndWrite && len(op.Compare) != n {
+			done(wire.ForwardReply{}, wire.Errorf(wire.CodeBadRequest, "%d bytes to compare with, %d to write", len(op.Compare), n))
+			return
 		}
 		if n == 0 || n > wireReadMax || int64(n) != op.Length {
 			done(wire.ForwardReply{}, wire.Errorf(wire.CodeBadRequest, "write of %d bytes with %d of data", op.Length, n))
