@@ -36,6 +36,9 @@ func (c *conn) lead(ctx context.Context, l *login, cmdSN uint32) (*Session, erro
 		Nexus:  reserve.NexusID{Initiator: c.peer.Initiator, ISID: l.isid, Port: c.peer.Group},
 		Remote: c.peer.Remote.String(),
 	}
+	if !x.discovery {
+		x.initiator.Proved = x.proved
+	}
 	x.expCmdSN.Store(cmdSN)
 	x.maxCmdSN.Store(cmdSN + uint32(c.srv.cfg.QueueDepth) - 1)
 	x.unordered = !x.discovery && (x.params.MaxConnections > 1 || x.params.ErrorRecoveryLevel > 0)

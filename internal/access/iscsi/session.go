@@ -181,6 +181,18 @@ func (x *Session) closeLocked() {
 	}
 }
 
+// proved is the newest moment that the byte streams of the session's connections have proved.
+func (x *Session) proved() (newest scsi.Stamp) {
+	for _, c := range x.connections() {
+		c.mu.Lock()
+		if at := c.stamps.Proved(); at.Newer(newest) {
+			newest = at
+		}
+		c.mu.Unlock()
+	}
+	return newest
+}
+
 func (x *Session) connections() []*conn {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -75,7 +75,8 @@ type copyOp struct {
 		sense   senseData
 		stepped time.Time // when something last went on
 		began   map[Disk]Stamp
-		waits   []func() // called once it is over
+		waits   []func()              // called once it is over
+		others  map[Disk][]otherStamp // the first is the one that calls go by now
 	}
 }
 
@@ -362,9 +363,17 @@ func (o *copyOp) on(d Disk) Request {
 	r := o.request
 	r.ID = d.NewID()
 	r.Session = o.request.SessionID()
-	r.Stamp = d.Stamp()
+	own, other := o.request.fresh(o.unit.disk), d.Stamp()
+	now := own
+	if d != o.unit.disk {
+		now = o.unit.disk.Stamp()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	r.Stamp = own
+	if d != o.unit.disk {
+		r.Stamp = o.freshLocked(d, other, now, own)
+	}
 	if time.Since(o.mu.stepped) > longGap && o.mu.err == nil {
 		o.mu.err = ErrBusy
 	}
@@ -382,6 +391,39 @@ func (o *copyOp) on(d Disk) Request {
 	r.Began = began
 	return r
 }
+
+// otherStamp is a stamp of another unit than the copy manager's, and the moment of its own unit at which it was the present one.
+type otherStamp struct{ stamp, at Stamp }
+
+// freshLocked is Request.fresh of another unit, whose stamps the initiator proves nothing about: the newest one that was not newer than what
+// it has proved of the copy manager's own. stamp is the other unit's, and now its own one's, at this moment.
+func (o *copyOp) freshLocked(d Disk, stamp, now, proved Stamp) Stamp {
+	if o.request.Initiator == nil || o.request.Initiator.Proved == nil {
+		return stamp
+	}
+	if o.mu.others == nil {
+		o.mu.others = map[Disk][]otherStamp{}
+	}
+	list := o.mu.others[d]
+	switch n := len(list); {
+	case n == 0: // the first call: the command has just proved that it is not late
+		list = append(list, otherStamp{stamp: stamp})
+	case n == otherStampsMost: // nothing was proved for long
+		list = slices.Delete(list, 1, n/2)
+	}
+	if now.Newer(list[len(list)-1].at) {
+		list = append(list, otherStamp{stamp, now})
+	}
+	i := len(list) - 1
+	for i > 0 && list[i].at.Newer(proved) {
+		i--
+	}
+	o.mu.others[d] = slices.Delete(list, 0, i)
+	return o.mu.others[d][0].stamp
+}
+
+// otherStampsMost is how many are kept of a unit: what is proved lags by a second or two.
+const otherStampsMost = 256
 
 // move copies n bytes of a piece.
 func (o *copyOp) move(p *copyPiece, from, n int64) {

@@ -44,6 +44,8 @@ func (id RequestID) String() string {
 type Initiator struct {
 	Nexus  reserve.NexusID
 	Remote string // address of the connection, for logs and listings
+	// Proved is the newest moment that the byte streams of the session have proved so far; nil where the transport has no proof.
+	Proved func() Stamp
 }
 
 // longGap is the longest pause between the calls of one command. An access server that was stopped in the middle
@@ -71,6 +73,18 @@ type Request struct {
 func (r *Request) began() Stamp {
 	if r.Began != (Stamp{}) {
 		return r.Began
+	}
+	return r.Stamp
+}
+
+// fresh is the stamp of a call that a long command makes now: what the initiator has proved since, and nothing newer (R9). A path that it
+// has given up, because nothing comes by it any more, proves nothing, though this end of it does not know yet.
+func (r *Request) fresh(d Disk) Stamp {
+	if r.Initiator == nil || r.Initiator.Proved == nil {
+		return d.Stamp()
+	}
+	if at := r.Initiator.Proved(); at.Newer(r.Stamp) {
+		return at
 	}
 	return r.Stamp
 }

@@ -266,7 +266,7 @@ func (u *Unit) writeSameRecord(c *Command, at int64) {
 	}
 	req := c.part(int(at / RecordMax))
 	if at > 0 {
-		req.Began, req.Stamp = req.began(), u.disk.Stamp()
+		req.Began, req.Stamp = req.began(), c.Request.fresh(u.disk)
 		if time.Since(c.stepped) > longGap {
 			w.Release()
 			c.fail(ErrBusy)

@@ -84,6 +84,9 @@ func (s *Stream) Expects(expStatSN uint32) scsi.Stamp {
 // Acked is the highest ExpStatSN that was inside what was told.
 func (s *Stream) Acked() uint32 { return s.acked }
 
+// Proved is the newest moment that was proved so far.
+func (s *Stream) Proved() scsi.Stamp { return s.proved }
+
 func (s *Stream) prove(at scsi.Stamp) {
 	if at.Newer(s.proved) {
 		s.proved = at
