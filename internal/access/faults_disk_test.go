@@ -128,6 +128,37 @@ func TestFullDisks(t *testing.T) {
 		if err := simple(im.o, wire.OpFlush, 0, 0); err != nil {
 			t.Errorf("flush on a full disk: %v", err)
 		}
+		// Nor is one that has its place in front of a write which is refused; what waits for that write waits no more.
+		answers, bar := make(chan error, 2), make(chan bool, 1)
+		im.o.ask(func() {
+			im.o.full = false
+			im.o.queuePorts([]journal.PortChange{{Op: journal.PortAttach, Port: journal.Port{Protocol: journal.PortISCSI, Name: "iqn.y"}, Group: 1, Session: 1}}, func(ident.Seq, error) {})
+			for _, kind := range []wire.ForwardOp{wire.OpWrite, wire.OpFlush} {
+				op := NewOp()
+				op.Kind, op.Done = kind, func(_ *Op, err error) { answers <- err }
+				if kind == wire.OpWrite {
+					op.Length, op.count, op.Buf = 4096, 1, NewWriteBuf(0, 4096)
+				}
+				im.o.admit(op)
+				im.o.barWait = append(im.o.barWait[:0], barWait{op.seq, bar}) // as Bar does
+			}
+			im.o.full = true
+		})
+		for _, want := range []error{wire.ErrNoSpace, nil} {
+			select {
+			case err := <-answers:
+				if !errors.Is(err, want) {
+					t.Errorf("answered with %v, not %v", err, want)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("a write that finds no room, or a flush behind it, is not answered")
+			}
+		}
+		select {
+		case <-bar:
+		case <-time.After(20 * time.Second):
+			t.Error("a refusal waits for a write that found no room")
+		}
 		cp := make(chan error, 1)
 		go func() { cp <- im.o.Checkpoint() }()
 		for _, s := range c.seats {

@@ -142,10 +142,6 @@ func (o *Owner) refuseForSpace() {
 		}
 		o.refused = append(o.refused, op)
 	}
-	at := o.w.At().Seq
-	for _, op := range o.stableWait {
-		op.seq = min(op.seq, at) // a flush that covered what is refused now
-	}
 	for _, op := range o.refused {
 		if op.Kind == wire.OpUnit {
 			o.unit.revert()
@@ -155,6 +151,21 @@ func (o *Owner) refuseForSpace() {
 		o.finish(op, wire.Errorf(wire.CodeNoSpace, "no two core servers have room for another segment"))
 	}
 	o.refused = o.refused[:0]
+	// Whoever waits for what is refused now waits for what is left of it; the owner's own records among that wait for room.
+	at, last := o.w.At().Seq, o.w.Commit().Seq
+	for _, op := range o.uncommitted {
+		last = max(last, op.seq)
+	}
+	for _, op := range o.stableWait {
+		if op.home {
+			op.seq = min(op.seq, at)
+		} else {
+			op.seq = min(op.seq, last)
+		}
+	}
+	for i := range o.barWait {
+		o.barWait[i].seq = min(o.barWait[i].seq, last)
+	}
 	o.retryWaiting()
 }
 
