@@ -66,11 +66,17 @@ func printLoss(w io.Writer, r *dozov1.StoreLossResponse) error {
 			if v.GetUnproven() {
 				takeover = "not proven"
 			}
+			none := number(v.GetLostSegments()) + " segments"
+			if len(r.GetSilent()) > 0 {
+				if none = "not known"; v.GetLostSegments() > 0 {
+					none = fmt.Sprintf("at least %d segments", v.GetLostSegments())
+				}
+			}
 			name := v.GetVolume()
 			if v.GetTenant() != "default" {
 				name = v.GetTenant() + "/" + name
 			}
-			g.Row(name, number(v.GetSingleSegments())+" segments", size.Format(v.GetSingleBytes()), number(v.GetLostSegments())+" segments", number(v.GetLastSeq()), lost, takeover)
+			g.Row(name, number(v.GetSingleSegments())+" segments", size.Format(v.GetSingleBytes()), none, number(v.GetLastSeq()), lost, takeover)
 		}
 		if err := g.Write(w); err != nil {
 			return err
@@ -84,6 +90,9 @@ func printLoss(w io.Writer, r *dozov1.StoreLossResponse) error {
 	fmt.Fprintf(w, "%d volumes may have something there, and %d of them would have too few copies, or not everything any more\n", r.GetVolumes(), len(r.GetHit()))
 	for _, n := range r.GetNotes() {
 		fmt.Fprintf(w, "note: %s\n", n)
+	}
+	if u := r.GetSilent(); len(u) > 0 {
+		fmt.Fprintf(w, "note: %s can not be asked: what is there and nowhere else is not known, but for records at the end of a volume's history\n", strings.Join(u, ", "))
 	}
 	if u := r.GetUnheard(); len(u) > 0 {
 		fmt.Fprintf(w, "note: %s can not be asked: what is there does not count here\n", strings.Join(u, ", "))

@@ -11,16 +11,13 @@ import (
 	"dozo/internal/api/dozov1"
 	"dozo/internal/control"
 	"dozo/internal/ident"
-	"dozo/internal/wire"
 )
 
 // losing is what it would mean if stores were declared lost.
 type losing struct {
-	b        *backend
-	c        *control.Client
-	stores   []ident.StoreID
-	silent   bool // one of them does not answer
-	replicas map[ident.JournalID]wire.JournalBlocks
+	b      *backend
+	c      *control.Client
+	stores []ident.StoreID
 }
 
 // StoreLoss implements api.Stores. Nothing is changed, and nobody is kept from anything.
@@ -33,7 +30,7 @@ func (b *backend) StoreLoss(ctx context.Context, req *dozov1.StoreLossRequest) (
 	if err != nil {
 		return nil, err
 	}
-	l := &losing{b: b, c: c, replicas: map[ident.JournalID]wire.JournalBlocks{}}
+	l := &losing{b: b, c: c}
 	var sites []ident.SiteID
 	for _, name := range req.Stores {
 		list, err := b.storesNamed(c, name)
@@ -57,17 +54,13 @@ func (b *backend) StoreLoss(ctx context.Context, req *dozov1.StoreLossRequest) (
 		switch {
 		case err == nil && slices.Contains(l.stores, id):
 			out.Stores = append(out.Stores, s)
-			if l.silent = l.silent || !up; up {
+			if !up {
+				out.Silent = append(out.Silent, s.Node+"/"+s.Label)
+			} else {
 				out.Notes = append(out.Notes, fmt.Sprintf("store %s/%s answers: dozo node remove and dozo store replace without force would lose nothing", s.Node, s.Label))
 			}
 		case s.State != storeLost && !up:
 			out.Unheard = append(out.Unheard, s.Node+"/"+s.Label)
-		}
-	}
-	replies, _ := b.heardBlocks(ctx, true)
-	for _, r := range replies {
-		for _, j := range r.Journals {
-			l.replicas[j.Journal] = j
 		}
 	}
 	var mu sync.Mutex
@@ -136,9 +129,7 @@ func (l *losing) of(ctx context.Context, srv *access.Server, v control.VolumeSpe
 			}
 		}
 	}
-	if m.LostSegments = uint64(len(only)); l.silent {
-		m.LostSegments += uint64(l.replicas[v.ID].Stuck) // its owner remembers what they had
-	}
+	m.LostSegments = uint64(len(only))
 	return m
 }
 

@@ -583,7 +583,9 @@ type StoreLossResponse struct {
 	// Other stores that do not answer, as NODE/LABEL: what they have does not count here.
 	Unheard []string `protobuf:"bytes,4,rep,name=unheard,proto3" json:"unheard,omitempty"`
 	// What else to know.
-	Notes         []string `protobuf:"bytes,5,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,5,rep,name=notes,proto3" json:"notes,omitempty"`
+	// Those of the stores that do not answer, as NODE/LABEL: what only they have nobody can tell, but for lost_records.
+	Silent        []string `protobuf:"bytes,6,rep,name=silent,proto3" json:"silent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -653,6 +655,13 @@ func (x *StoreLossResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *StoreLossResponse) GetSilent() []string {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
 // VolumeLoss is what the loss of stores means for a volume.
 type VolumeLoss struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -663,7 +672,7 @@ type VolumeLoss struct {
 	// them.
 	SingleSegments uint64 `protobuf:"varint,4,opt,name=single_segments,json=singleSegments,proto3" json:"single_segments,omitempty"`
 	SingleBytes    uint64 `protobuf:"varint,5,opt,name=single_bytes,json=singleBytes,proto3" json:"single_bytes,omitempty"`
-	// Segments with none left, as far as is known: the stores themselves, where they answer, and the volume's owner are asked.
+	// Segments with none left, by the word of the stores themselves.
 	LostSegments uint64 `protobuf:"varint,6,opt,name=lost_segments,json=lostSegments,proto3" json:"lost_segments,omitempty"`
 	// The last record of the history that is left, and acknowledged records beyond it that the other stores know of.
 	LastSeq     uint64 `protobuf:"varint,7,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
@@ -1024,13 +1033,14 @@ const file_dozo_v1_store_proto_rawDesc = "" +
 	"\x04done\x18\b \x01(\bR\x04done\x12\x14\n" +
 	"\x05notes\x18\t \x03(\tR\x05notes\"*\n" +
 	"\x10StoreLossRequest\x12\x16\n" +
-	"\x06stores\x18\x01 \x03(\tR\x06stores\"\xac\x01\n" +
+	"\x06stores\x18\x01 \x03(\tR\x06stores\"\xc4\x01\n" +
 	"\x11StoreLossResponse\x12&\n" +
 	"\x06stores\x18\x01 \x03(\v2\x0e.dozo.v1.StoreR\x06stores\x12\x18\n" +
 	"\avolumes\x18\x02 \x01(\rR\avolumes\x12%\n" +
 	"\x03hit\x18\x03 \x03(\v2\x13.dozo.v1.VolumeLossR\x03hit\x12\x18\n" +
 	"\aunheard\x18\x04 \x03(\tR\aunheard\x12\x14\n" +
-	"\x05notes\x18\x05 \x03(\tR\x05notes\"\xb1\x02\n" +
+	"\x05notes\x18\x05 \x03(\tR\x05notes\x12\x16\n" +
+	"\x06silent\x18\x06 \x03(\tR\x06silent\"\xb1\x02\n" +
 	"\n" +
 	"VolumeLoss\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
