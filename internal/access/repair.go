@@ -191,7 +191,7 @@ func (o *Owner) sendDrops() {
 	stable, own := o.w.Stable().Seq, o.w.OwnStable().Seq
 	for k, p := range o.permits {
 		switch {
-		case p.seq == 0 || !o.env.Stores.Up(p.Store):
+		case p.seq == 0 || !o.fit(p.Store):
 			continue
 		case p.Replace && p.seq > own || !p.Replace && p.seq > stable && !mutant.On(mutant.R13Stable):
 			continue // what is bad counts for nothing anyhow, and what is unstable may wait for it to be made again
@@ -231,6 +231,7 @@ func (o *Owner) drop(store ident.StoreID, m *wire.Drop, then func()) {
 		ctx, cancel := context.WithTimeout(o.ctx, o.env.Limits.SyncTimeout)
 		defer cancel()
 		_, err := st.Drop(ctx, m)
+		o.heard(store, ctx.Err(), err)
 		if err != nil {
 			if o.ctx.Err() == nil && !errors.Is(err, wire.ErrUnreached) {
 				o.log.Warn("replica not dropped", "segment", m.Segment, "store", store, "err", err)
@@ -309,7 +310,7 @@ func (o *Owner) dropRetired() {
 			s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return h.fork }) // kept: it has more than what is retired
 			for _, h := range s.holders {
 				site := o.env.Stores.Site(h.store)
-				if site != o.env.Site && !o.siteHas(site, r.seq) || !o.env.Stores.Up(h.store) {
+				if site != o.env.Site && !o.siteHas(site, r.seq) || !o.fit(h.store) {
 					continue
 				}
 				o.drop(h.store, &wire.Drop{Segment: id, Permit: r.seq}, func() {
