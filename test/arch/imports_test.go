@@ -40,7 +40,7 @@ var allowed = []struct {
 	{"trouble", []string{"ident"}},
 	{"core", []string{"ident", "journal", "mutant", "vfs", "wire"}},
 	{"peer", []string{"ident", "journal", "nowait", "wire"}},
-	{"control", []string{"ident", "mutant", "pki"}},
+	{"control", []string{"ident", "mutant", "pki", "vfs"}},
 	// Protocols: reserve knows no protocol, scsi no network and no iSCSI, iscsi nothing of what is behind a target.
 	{"access/reserve", []string{"ident"}},
 	{"access/scsi", []string{"access/reserve", "ident"}},
