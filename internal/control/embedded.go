@@ -51,6 +51,8 @@ type EmbeddedConfig struct {
 	// Revoked, if not nil, ends what clients with a revoked certificate have under way; TLS.CRLFile is for new ones.
 	Revoked pki.Revoked
 	Log     *slog.Logger // default: nothing is logged
+	// Free, if not nil, says how many bytes are free on the voter's disk.
+	Free func() (uint64, error)
 
 	// Heartbeat and Election are the leader's rhythm and the silence after which a new one is elected. Defaults:
 	// 200 ms and 2 s, one and ten round trips of 200 ms, which suits distant sites; where all voters are on this
@@ -87,7 +89,7 @@ type Embedded struct {
 	ended     atomic.Bool
 	gone      chan goneNode // see NodeGone
 	stood     atomic.Uint32 // for election, since a leader was gone
-	dir       string
+	free      func() (uint64, error)
 	quota     int64
 	tendEvery time.Duration
 }
@@ -134,7 +136,7 @@ func StartEmbedded(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
 	}
 	etcd := s.etcd
 	e := &Embedded{etcd: etcd, clientURL: ClientURL(c.ListenClient), failed: failed, done: make(chan struct{}),
-		gone: make(chan goneNode, goneMax), dir: c.Dir, quota: cfg.QuotaBackendBytes, tendEvery: cmp.Or(c.tendEvery, tendEvery)}
+		gone: make(chan goneNode, goneMax), free: c.Free, quota: cfg.QuotaBackendBytes, tendEvery: cmp.Or(c.tendEvery, tendEvery)}
 	e.wg.Go(func() { e.attend(c.Name) })
 	e.wg.Go(func() { e.succeed(c.Log) })
 	e.wg.Go(func() { e.tend(c.Log) })

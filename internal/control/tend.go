@@ -10,8 +10,6 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
-
-	"dozo/internal/vfs"
 )
 
 // A voter whose database has reached its quota has the whole control store refuse what would make it grow, leases too, until somebody takes
@@ -87,9 +85,10 @@ func (e *Embedded) tendOnce(ctx context.Context, log *slog.Logger) error {
 		worth = e.quota / 4 * 3
 	}
 	if size > e.quota/4*3 && used < worth {
-		u, err := vfs.Default.Usage(e.dir)
-		if err == nil && u.Free < uint64(used)+tendSpare {
-			return fmt.Errorf("its database has %d bytes, most of them free, and there is no room to write the rest anew: %d bytes are free on its disk", size, u.Free)
+		if e.free != nil {
+			if free, err := e.free(); err == nil && free < uint64(used)+tendSpare {
+				return fmt.Errorf("its database has %d bytes, most of them free, and there is no room to write the rest anew: %d bytes are free on its disk", size, free)
+			}
 		}
 		if err := be.Defrag(); err != nil {
 			return fmt.Errorf("write the database anew: %w", err)

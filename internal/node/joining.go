@@ -94,6 +94,10 @@ func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- er
 	case c.Join: // it may have been stopped before it got its vote
 		n.wg.Go(func() { n.takeVote(ctx) })
 	}
+	voter.Free = func() (uint64, error) {
+		u, err := vfs.Default.Usage(voter.Dir)
+		return u.Free, err
+	}
 	keeper := voterKeeper{
 		start: func(ctx context.Context) (runningVoter, error) {
 			e, err := control.StartEmbedded(ctx, voter)
@@ -103,10 +107,7 @@ func (n *Node) startVoter(ctx context.Context, c config.Control, fatal chan<- er
 			n.voter.Store(e)
 			return e, nil
 		},
-		free: func() (uint64, error) {
-			u, err := vfs.Default.Usage(voter.Dir)
-			return u.Free, err
-		},
+		free: voter.Free,
 		// What it is for needs a majority of the voters, not this one; the node's volumes and stores do not need it at all.
 		lives: n.cfg.Has(config.RoleCore) || n.cfg.Has(config.RoleAccess),
 		say:   n.sayOfVoter,
