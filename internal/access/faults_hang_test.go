@@ -336,3 +336,31 @@ func TestNoSecondStore(t *testing.T) {
 		t.Errorf("the write ended with %v", err)
 	}
 }
+
+// A read was given up, and had to be looked up again behind a leaf of the map that was not in memory: the list of pieces is still the
+// store's that hangs.
+func TestAReadThatIsAskedForAgainLeavesTheStoresListAlone(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 2)
+	v := c.volume(1<<20, 1, control.Replicated)
+	o := c.own(v)
+	want := bytes.Repeat([]byte{7}, 8192)
+	if err := writeAt(o, 4096, want, false); err != nil {
+		t.Fatal(err)
+	}
+	asked := wire.ReadPiece{First: 3, Blocks: 5}
+	op := NewOp()
+	op.Kind, op.Offset, op.Length = wire.OpRead, 4096, 8192
+	op.read.Pieces, op.lent = []wire.ReadPiece{asked}, true
+	if err := do(o, op); err != nil {
+		t.Fatal(err)
+	}
+	if got := bytes.Join(op.Data, nil); !bytes.Equal(got, want) {
+		t.Errorf("%d bytes that are not what was written", len(got))
+	}
+	if len(op.read.Pieces) != 1 || op.read.Pieces[0] != asked {
+		t.Errorf("the list that the store has is %v now", op.read.Pieces)
+	}
+	op.Release()
+	o.Close()
+}

@@ -66,6 +66,10 @@ func (o *Owner) read(op *Op) {
 	}
 	op.pieces = pieces
 	o.sees(op)
+	if op.lent { // what was asked for belongs to the store that has not answered
+		o.readSlow(op)
+		return
+	}
 	op.read.Journal = o.journalID
 	op.read.Pieces = op.read.Pieces[:0]
 	o.far.noteRead(op.first)
