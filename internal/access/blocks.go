@@ -164,7 +164,7 @@ func (o *Owner) repairSome(now time.Duration) {
 		}
 	}
 	for _, s := range o.segs {
-		if s.slot == 0 || o.retiring(s) {
+		if s.slot == 0 || o.retiring(s) || o.needless(s) {
 			continue
 		}
 		if !s.sealed || pending[s.id] || o.unsettled[s.id] != nil {

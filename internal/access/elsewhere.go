@@ -244,7 +244,7 @@ func segmentOf(slot volume.Slot, seg volume.Segment) *segment {
 func (o *Owner) awaited() {
 	n, unknown := 0, false
 	for _, s := range o.segs {
-		if !s.sealed || s.slot == 0 || slices.ContainsFunc(s.holders, func(h holder) bool { return !h.going && o.env.Stores.Up(h.store) }) || o.retiring(s) {
+		if !s.sealed || s.slot == 0 || slices.ContainsFunc(s.holders, func(h holder) bool { return !h.going && o.env.Stores.Up(h.store) }) || o.retiring(s) || o.needless(s) {
 			continue
 		}
 		n++

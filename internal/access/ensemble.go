@@ -168,7 +168,7 @@ func (o *Owner) allHeard() bool {
 // names it.
 func (o *Owner) onNewest() bool {
 	for _, s := range o.segs {
-		if s.slot == 0 || o.retiring(s) {
+		if s.slot == 0 || o.retiring(s) || o.needless(s) {
 			continue
 		}
 		if !s.sealed {

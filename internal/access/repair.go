@@ -256,18 +256,8 @@ func (o *Owner) retireSome() {
 		}
 		s.mu.Unlock()
 	}
-	for id, s := range o.segs {
-		if !id.IsCheckpoint() || s.slot == 0 {
-			continue
-		}
-		if seg, ok := o.m.Segment(s.slot); !ok || seg.Live == 0 {
-			continue
-		}
-		for _, site := range remote {
-			if !slices.ContainsFunc(s.holders, func(h holder) bool { return h.stable && !h.bad && !h.going && o.env.Stores.Site(h.store) == site }) {
-				complete = false
-			}
-		}
+	for _, site := range remote {
+		complete = complete && o.recoversAt(site)
 	}
 	if (complete || mutant.On(mutant.R12Complete)) && len(o.ships) == len(remote) {
 		for _, d := range o.m.DeadSegments() {
@@ -289,6 +279,29 @@ func (o *Owner) retireSome() {
 		})
 	}
 	o.dropRetired()
+}
+
+// recoversAt reports that a site holds all that the last finished checkpoint needs of checkpoints' segments.
+func (o *Owner) recoversAt(site ident.SiteID) bool {
+	for id, s := range o.segs {
+		if !id.IsCheckpoint() || s.slot == 0 || o.goodAt(s, site) > 0 {
+			continue
+		}
+		if seg, ok := o.m.Segment(s.slot); ok && seg.Live > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// needless reports that no replica of a segment is known, and that neither the last committed checkpoint nor the replay from it needs it.
+// It was retired by a record that was left behind: the sites had obeyed it, and a takeover by force did not find it any more.
+func (o *Owner) needless(s *segment) bool {
+	if s.id.IsCheckpoint() || slices.ContainsFunc(s.holders, func(h holder) bool { return !h.bad && !h.going }) {
+		return false
+	}
+	at, dead := o.m.DeadAt(s.slot)
+	return dead && at.Seq <= o.cp.lastSeq
 }
 
 // dropRetired has the replicas of retired segments dropped: at home at once, at another site when the

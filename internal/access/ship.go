@@ -188,7 +188,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	var after ident.Seq
 	opened := map[ident.SegmentID]bool{}
 	for {
-		seg, before := o.segmentAfter(after)
+		seg, before := o.segmentAfter(after, s.site)
 		if seg == nil {
 			s.setInStep()
 			if err := o.shipWait(ctx, s, failed); err != nil {

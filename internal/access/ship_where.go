@@ -143,7 +143,7 @@ func (o *Owner) shipFork(ctx context.Context, s *siteShip, seg *segment, h *have
 
 // segmentAfter finds the segment of the history that holds the record after seq, nil if there is none yet, and
 // the seq where the one before it ends.
-func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
+func (o *Owner) segmentAfter(seq ident.Seq, site ident.SiteID) (found *segment, before ident.Seq) {
 	o.ask(func() {
 		i, _ := slices.BinarySearchFunc(o.order, seq, func(s *segment, seq ident.Seq) int {
 			if s.last.Seq <= seq && s.last.Seq != 0 {
@@ -153,14 +153,17 @@ func (o *Owner) segmentAfter(seq ident.Seq) (found *segment, before ident.Seq) {
 		})
 		// Retired and, but for a part that was left somewhere, gone: that part goes too, once the sites have the record of
 		// it. They would wait for ever for a whole one.
-		gone := func(s *segment) bool { return o.retiring(s) && len(s.good()) == 0 }
+		// Likewise what nobody has and no checkpoint needs, once the site has the checkpoint.
+		gone := func(s *segment) bool {
+			return o.retiring(s) && len(s.good()) == 0 || o.needless(s) && o.recoversAt(site)
+		}
 		for i < len(o.order) && gone(o.order[i]) {
 			i++
 		}
 		if i == len(o.order) {
 			return
 		}
-		// What is missing in front of it has been retired: nothing needs it.
+		// What is missing in front of it has been retired, or is needless.
 		found = o.order[i]
 		for i--; i >= 0; i-- {
 			if !gone(o.order[i]) {

@@ -304,6 +304,12 @@ func (m *Map) DeadSegments() []Dead {
 	return dead
 }
 
+// DeadAt says since which finished checkpoint a segment is one of DeadSegments, and false if it is none.
+func (m *Map) DeadAt(s Slot) (at ident.Position, dead bool) {
+	at, dead = m.table.dead[s]
+	return at, dead
+}
+
 // DyingBytes is how much the segments of the history take that only the last finished checkpoint or the replay from it
 // needs: DeadSegments will list them once there is another one.
 func (m *Map) DyingBytes() (sum uint64) {
