@@ -624,6 +624,11 @@ func TestWhatNobodyHasAndNothingNeedsIsNotWaitedFor(t *testing.T) {
 		}
 	}
 	first := o.Segments()[0].ID
+	// Of what is sealed only while a checkpoint is being made the checkpoint does not say that it has ended.
+	eventually(t, "all segments but the last are sealed", func() bool {
+		list := slices.DeleteFunc(o.Segments(), func(s SegmentView) bool { return s.ID.IsCheckpoint() })
+		return !slices.ContainsFunc(list[:len(list)-1], func(s SegmentView) bool { return !s.Sealed })
+	})
 	var dead bool
 	eventually(t, "nothing needs the first segment", func() bool {
 		if err := o.Checkpoint(); err != nil {
