@@ -58,6 +58,17 @@ var errMute = wire.Errorf(wire.CodeUnreached, "no answer")
 // the middle of that one. It ends nothing, and all that was flushed is there.
 func TestAStoreIsBackWithASegmentThatWasGivenUp(t *testing.T) {
 	t.Parallel()
+	for range 5 {
+		if aStoreIsBack(t) {
+			return
+		}
+	}
+	t.Fatal("what the test is about was not met: two records behind the commit point, in two segments")
+}
+
+// aStoreIsBack is that test. Where a pause of the machine has the writes come in another way it gives false, and means nothing.
+func aStoreIsBack(t *testing.T) bool {
+	t.Helper()
 	const size = 16 << 10 // three such records fill a segment, and the next one is opened behind the second
 	c := newCluster(t, 1, 3)
 	c.limit.SegmentBytes = 64 << 10
@@ -113,7 +124,9 @@ func TestAStoreIsBackWithASegmentThatWasGivenUp(t *testing.T) {
 	write(2)
 	has := c.replicas(store, v.ID)
 	if has[last].Last.Seq != commit+1 || has[next].Last.Seq != commit+2 || has[next].Before.Seq != commit+1 {
-		t.Fatalf("not what the test is about: the store has %+v and %+v behind %d", has[last], has[next], commit)
+		t.Logf("not what the test is about: the store has %+v and %+v behind %d", has[last], has[next], commit)
+		o.Close()
+		return false
 	}
 	if err := simple(o, wire.OpFlush, 0, 0); err != nil {
 		t.Fatal(err)
@@ -136,4 +149,5 @@ func TestAStoreIsBackWithASegmentThatWasGivenUp(t *testing.T) {
 		}
 	}
 	o.Close()
+	return true
 }
