@@ -24,18 +24,18 @@ func terminal(t *testing.T) (keys, screen *os.File) {
 	t.Helper()
 	keys, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skip("no pseudo terminal can be had here: ", err)
+		t.Fatal("no pseudo terminal can be had here: ", err)
 	}
 	t.Cleanup(func() { _ = keys.Close() })
 	if err := unix.IoctlSetPointerInt(int(keys.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Skip("no pseudo terminal can be had here: ", err)
+		t.Fatal("no pseudo terminal can be had here: ", err)
 	}
 	n, err := unix.IoctlGetInt(int(keys.Fd()), unix.TIOCGPTN)
 	if err != nil {
-		t.Skip("no pseudo terminal can be had here: ", err)
+		t.Fatal("no pseudo terminal can be had here: ", err)
 	}
 	if screen, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
-		t.Skip("no pseudo terminal can be had here: ", err)
+		t.Fatal("no pseudo terminal can be had here: ", err)
 	}
 	t.Cleanup(func() { _ = screen.Close() })
 	return keys, screen

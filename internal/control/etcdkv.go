@@ -220,7 +220,18 @@ func (k *etcdKV) watch(ctx context.Context, dir string, after Rev, f func([]chan
 	// Requiring a leader ends the watch at a voter that is cut off from the others, instead of hearing nothing
 	// from it for ever; the next attempt goes to another one.
 	ch := cli.Watch(clientv3.WithRequireLeader(wctx), k.prefix+dir, clientv3.WithPrefix(), clientv3.WithRev(int64(after)+1), clientv3.WithProgressNotify())
-	for res := range ch {
+	for {
+		var res clientv3.WatchResponse
+		open := false
+		// The client library closes the channel when wctx ends, but not while it sends by a connection that waits for
+		// a voter to come back: it learns of the end only after that.
+		select {
+		case res, open = <-ch:
+		case <-wctx.Done():
+		}
+		if !open {
+			break
+		}
 		if err := res.Err(); err != nil {
 			if cause := context.Cause(wctx); cause != nil && ctx.Err() == nil {
 				return cause

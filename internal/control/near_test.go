@@ -207,3 +207,42 @@ func TestAVoterThatIsGoneIsLeft(t *testing.T) {
 		t.Errorf("then %q is asked", got)
 	}
 }
+
+// stuckWatcher is a client library whose stream stands in a send to a voter that has gone: it ends no watch.
+type stuckWatcher struct{ clientv3.Watcher }
+
+func (stuckWatcher) Watch(context.Context, string, ...clientv3.OpOption) clientv3.WatchChan {
+	return make(chan clientv3.WatchResponse)
+}
+
+// A watch ends with its context and when its voter is given up, whatever the client library is waiting for.
+func TestAWatchEndsWhileItsStreamIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, _ := fakeNear(nil)
+		defer n.close()
+		k := &etcdKV{cli: &clientv3.Client{Watcher: stuckWatcher{}}, near: n}
+		ended := make(chan error)
+		watch := func(ctx context.Context) {
+			go func() { ended <- k.watch(ctx, "", 1, func([]change, Rev) error { return nil }) }()
+			synctest.Wait()
+		}
+		ends := func(why error) {
+			t.Helper()
+			select {
+			case err := <-ended:
+				if !errors.Is(err, why) {
+					t.Errorf("it ended with %v, want %v", err, why)
+				}
+			case <-time.After(time.Hour):
+				t.Fatal("it does not end")
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		watch(ctx)
+		cancel()
+		ends(context.Canceled)
+		watch(t.Context())
+		n.choose([]string{"a"}, []time.Duration{time.Millisecond})
+		ends(errMoved)
+	})
+}
