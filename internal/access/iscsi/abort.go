@@ -175,7 +175,7 @@ func (x *Session) drop(cause error) {
 		c.mu.Lock()
 		if !c.dead && c.fullFeature {
 			_ = c.nc.SetWriteDeadline(time.Now().Add(lastWords))
-			c.asyncLocked(dropsAll, 0, 0, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))
+			c.asyncLocked(dropsAll, 0, 0, uint16(x.params.DefaultTime2Wait), 0) // nothing is kept of it
 		}
 		c.mu.Unlock()
 		c.flushWait()
@@ -189,7 +189,7 @@ func (x *Session) announceDrop(gone *conn) {
 	for _, c := range x.connections() {
 		c.mu.Lock()
 		if c != gone && !c.dead && c.fullFeature {
-			c.asyncLocked(drops, 0, gone.cid, uint16(x.params.DefaultTime2Wait), uint16(x.params.DefaultTime2Retain))
+			c.asyncLocked(drops, 0, gone.cid, uint16(x.params.DefaultTime2Wait), x.retains())
 		}
 		c.mu.Unlock()
 	}

@@ -29,6 +29,15 @@ func (x *Session) keepsTasks() bool {
 
 func (c *conn) keepsTasks() bool { return c.sess != nil && c.sess.keepsTasks() }
 
+// retains is DefaultTime2Retain as far as it means anything: an initiator that does not ask for 0 at a lower recovery level has agreed to
+// the default, and nothing is kept for it.
+func (x *Session) retains() uint16 {
+	if !x.keepsTasks() {
+		return 0
+	}
+	return uint16(x.params.DefaultTime2Retain)
+}
+
 // kept is for how long.
 func (x *Session) kept() time.Duration {
 	return time.Duration(x.params.DefaultTime2Wait+x.params.DefaultTime2Retain) * time.Second
@@ -291,6 +300,8 @@ func (c *conn) adopt(o *conn, t *task, itt, exp uint32, at scsi.Stamp, sendLocke
 	o.unseatLocked(t)
 	o.unqueueLocked(t)
 	t.home.Store(c)
+	o.stashMem -= t.stashCost
+	c.stashMem += t.stashCost
 	o.room.Broadcast()
 	o.mu.Unlock()
 	c.seatLocked(t)

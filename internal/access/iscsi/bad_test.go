@@ -170,7 +170,7 @@ func TestCrowd(t *testing.T) {
 			late.nc.Close()
 		}
 	}
-	log.wait(t, "has not logged in yet")
+	log.wait(t, "has not logged in to a target yet")
 	for _, c := range mute[:20] {
 		if _, err := io.Copy(io.Discard, c.nc); err != nil && strings.Contains(err.Error(), "timeout") {
 			t.Fatal("an old connection that said nothing is still there")

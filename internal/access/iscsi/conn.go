@@ -30,7 +30,7 @@ type conn struct {
 	id   uint64 // RequestID.Conn
 	rd   reader
 	came time.Time
-	in   atomic.Bool // through its login
+	in   atomic.Bool // through its login to a target
 	// gaveWay to a newer one; under Server.mu.
 	gaveWay bool
 
@@ -78,7 +78,10 @@ type conn struct {
 	filling   *task   // the reader is writing into this task's memory
 	writeMem  int
 	readMem   int
-	pool      []*task
+	stashMem  int // of tasks that have no memory yet
+	// outgoing is the memory of what is being written; outCounted is what Server.outs has of it and of out.
+	outgoing, outCounted int
+	pool                 []*task
 
 	left        bool      // under Session.mu: it doesn't count as one of the session's connections any more
 	parked      bool      // lost, but its tasks are kept for reassignment
@@ -155,10 +158,16 @@ func (c *conn) run() {
 	var wg sync.WaitGroup
 	wg.Go(c.writer)
 	err := c.login()
-	c.srv.sources.leave(c.peer.Remote.Addr())
-	if err == nil {
-		c.in.Store(true)
+	if err == nil && c.sess.discovery {
+		// Anybody may have one: it counts as a login that is under way until it ends.
 		err = c.serve()
+		c.srv.sources.leave(c.peer.Remote.Addr())
+	} else {
+		c.srv.sources.leave(c.peer.Remote.Addr())
+		if err == nil {
+			c.in.Store(true)
+			err = c.serve()
+		}
 	}
 	c.kill(err)
 	parked := c.park()
@@ -221,6 +230,7 @@ func (c *conn) end() {
 		c.room.Wait()
 	}
 	c.out.release()
+	c.countOutLocked()
 	if c.recovery != nil {
 		c.recovery.release()
 	}
@@ -269,6 +279,9 @@ func (c *conn) readAHS(h *header) ([]byte, error) {
 	return b[:n], nil
 }
 
+// scratchKeep is how much memory a connection keeps for what it reads next: pings and text are short, mostly.
+const scratchKeep = 64 << 10
+
 // readData reads a PDU's whole data segment into memory of the connection, valid until the next call. It is
 // for PDUs whose data don't go to a task.
 func (c *conn) readData(h *header) ([]byte, error) {
@@ -276,7 +289,7 @@ func (c *conn) readData(h *header) ([]byte, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	if cap(c.scratch) < n || cap(c.scratch) > 64<<10 && n <= 64<<10 {
+	if cap(c.scratch) < n {
 		c.scratch = make([]byte, n)
 	}
 	b := c.scratch[:n]
@@ -457,6 +470,9 @@ func (c *conn) serve() error {
 			return err
 		}
 		err = c.handle(&h, ahs)
+		if cap(c.scratch) > scratchKeep {
+			c.scratch = nil
+		}
 		if err == errDataDigest && c.sess.params.ErrorRecoveryLevel > 0 {
 			err = nil // the PDU was rejected and is forgotten; whoever missed something asks again
 		}
@@ -478,10 +494,10 @@ func (c *conn) serve() error {
 func (c *conn) waitRoom() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.out.size > outMax {
+	if c.countOutLocked(); c.outFullLocked() {
 		c.gathering = false
 		c.flushLocked()
-		for c.out.size > outMax && !c.dead {
+		for !c.dead && c.outFullLocked() {
 			c.room.Wait()
 		}
 		c.gathering = true
@@ -522,7 +538,7 @@ func (c *conn) handle(h *header, ahs []byte) error {
 	}
 	// The rest is refused without ending the connection: a SNACK has no place in a discovery session, a Login
 	// Request none in full feature phase, and other opcodes don't exist.
-	if _, err := c.readData(h); err != nil {
+	if err := c.skipData(h); err != nil {
 		return err
 	}
 	switch h.opcode() {

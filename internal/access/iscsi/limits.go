@@ -22,6 +22,10 @@ const (
 	// linesMax are logged in noticesEvery of all sessions together: more than begin and end when a portal comes back that hundreds
 	// of hosts use, and far less than initiators that log in again and again would have written.
 	linesMax = 1000
+	// discoverySegment is what a discovery session takes in one PDU, the default of RFC 7143 13.12, and discoveryOut how many bytes of
+	// answers may wait for one that does not read.
+	discoverySegment = 8 << 10
+	discoveryOut     = 64 << 10
 	// defaultDiscoveryIdle ends discovery sessions that ask for nothing more.
 	defaultDiscoveryIdle = time.Minute
 )
@@ -29,14 +33,21 @@ const (
 // crowdedMax is how many connections that gave way to newer ones may still be ending.
 const crowdedMax = 64
 
-// errCrowded ends a connection that has not logged in when there are as many as there may be and a newer one comes: who
-// means it is through within a moment, so that connections which say nothing do not keep others out.
-var errCrowded = errors.New("too many connections, and it has not logged in yet")
+// errCrowded ends a connection that has not logged in, or only for discovery, when there are as many as there may be and a newer one
+// comes: who means it is through within a moment, so that connections which say nothing, or ask for what everybody may know, do not
+// keep others out.
+var errCrowded = errors.New("too many connections, and it has not logged in to a target yet")
 
-// oldestLoginLocked finds the connection that has not been through its login for the longest time, nil if all have.
-func (s *Server) oldestLoginLocked() (oldest *conn) {
+// perSource is how many connections one address may have: a host that opens sessions without end leaves room for others.
+func (c *Config) perSource() int { return c.ConnectionsMax - c.ConnectionsMax/4 }
+
+// oldestLoginLocked finds the connection that has gone without a session with a target for the longest time, of those of an address if
+// it is a valid one; nil if all have one.
+func (s *Server) oldestLoginLocked(of netip.Addr) (oldest *conn) {
 	for c := range s.mu.conns {
-		if !c.in.Load() && !c.gaveWay && (oldest == nil || c.came.Before(oldest.came)) {
+		switch {
+		case c.in.Load() || c.gaveWay, of.IsValid() && c.peer.Remote.Addr() != of:
+		case oldest == nil || c.came.Before(oldest.came):
 			oldest = c
 		}
 	}
@@ -46,7 +57,7 @@ func (s *Server) oldestLoginLocked() (oldest *conn) {
 	return oldest
 }
 
-// sources counts logins under way by address.
+// sources counts connections by address.
 type sources struct {
 	mu    sync.Mutex
 	count map[netip.Addr]int
@@ -64,6 +75,12 @@ func (s *sources) enter(a netip.Addr, max int) bool {
 	}
 	s.count[a]++
 	return true
+}
+
+func (s *sources) of(a netip.Addr) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count[a]
 }
 
 func (s *sources) leave(a netip.Addr) {

@@ -39,6 +39,7 @@ type login struct {
 	required  bool
 	proved    bool
 	text      []byte // of requests with the C bit
+	received  int    // bytes of text altogether
 	reply     []byte // what is left of an answer that didn't fit one response
 	ops       *negotiator
 }
@@ -93,7 +94,8 @@ func (l *login) step(ctx context.Context, h *header, data []byte) loginReply {
 	} else if csg != l.stage || h.itt() != l.itt || [6]byte(h[8:14]) != l.isid || l.cid != uint16(h[20])<<8|uint16(h[21]) {
 		return refuse(statusInitiatorError, "login request in stage %d (tag %#x) during stage %d (tag %#x)", csg, h.itt(), l.stage, l.itt)
 	}
-	if len(l.text)+len(data) > textLenMax {
+	// All of it, since what was sent is remembered until the login is over.
+	if l.received += len(data); l.received > textLenMax {
 		return refuse(statusInitiatorError, "login text longer than %d bytes", textLenMax)
 	}
 	l.text = append(l.text, data...)

@@ -53,7 +53,7 @@ func (c *conn) logout(h *header) error {
 	}
 	r.put32(16, h.itt())
 	binary.BigEndian.PutUint16(r[40:], uint16(c.params.DefaultTime2Wait))
-	binary.BigEndian.PutUint16(r[42:], uint16(c.params.DefaultTime2Retain))
+	binary.BigEndian.PutUint16(r[42:], c.sess.retains())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended(h.immediate())

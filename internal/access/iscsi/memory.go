@@ -81,6 +81,81 @@ func (b *budget) pump() {
 	}
 }
 
+// shared bounds memory of one kind that connections have beside the budget: beyond max, which is for all of them together, each has a
+// small share only, so that many of them which take and don't give back don't have the machine's memory.
+type shared struct {
+	max  int64
+	used atomic.Int64
+}
+
+// holds reports that a connection which has own bytes may have need more.
+func (s *shared) holds(own, need, share int) bool {
+	return own+need <= share || s.used.Load()+int64(need) <= s.max
+}
+
+// What a connection may have of what is shared however much others have. Guesses: the unsolicited data of one command with our own
+// FirstBurstLength; some hundreds of answers.
+const (
+	stashShare = 256 << 10
+	outShare   = 64 << 10
+)
+
+// mayStash reports that n bytes more of a task's data may be held before the task has its memory, and counts them.
+func (c *conn) mayStash(t *task, n int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.srv.stashes.holds(c.stashMem, n, stashShare) {
+		return false
+	}
+	if t.stashBox == nil {
+		t.stashBox = stashMemories.Get().(*[]byte)
+		t.stash = (*t.stashBox)[:0]
+	}
+	t.stashCost += n
+	c.stashMem += n
+	c.srv.stashes.used.Add(int64(n))
+	return true
+}
+
+// unstashLocked gives back what was held for a task.
+func (c *conn) unstashLocked(t *task) {
+	c.stashMem -= t.stashCost
+	c.srv.stashes.used.Add(int64(-t.stashCost))
+	if b := t.stashBox; b != nil && cap(t.stash) <= stashKeep {
+		*b = t.stash[:0]
+		stashMemories.Put(b)
+	}
+	t.stash, t.stashBox, t.stashCost = nil, nil, 0
+}
+
+// Memory for data that come early is lent, so that idle connections have none.
+var stashMemories = sync.Pool{New: func() any { return new([]byte) }}
+
+const stashKeep = 256 << 10
+
+// countOutLocked notes how much memory the answers have that wait for the socket; what is within the share counts for nothing.
+func (c *conn) countOutLocked() {
+	n := c.outMemLocked()
+	if n <= outShare {
+		n = 0
+	}
+	if n != c.outCounted {
+		c.srv.outs.used.Add(int64(n - c.outCounted))
+		c.outCounted = n
+	}
+}
+
+func (c *conn) outMemLocked() int { return c.out.answers() + c.outgoing }
+
+// outFullLocked reports that too many answers wait for a client that doesn't read.
+func (c *conn) outFullLocked() bool {
+	limit, n := outMax, c.outMemLocked()
+	if c.sess.discovery {
+		limit = discoveryOut
+	}
+	return c.out.size > limit || n > limit || n > outShare && c.srv.outs.used.Load() > c.srv.outs.max
+}
+
 func (c *conn) letIn() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -46,6 +46,9 @@ type outMemory struct{ b []byte }
 
 var outMemories = sync.Pool{New: func() any { return &outMemory{make([]byte, 0, outMemoryMin)} }}
 
+// answers is the memory of what is no read data: that is in the budget.
+func (b *batch) answers() int { return max(0, len(b.mem)-b.cost) }
+
 // own appends bytes by copying them.
 func (b *batch) own(p []byte) {
 	if b.lent == nil {
@@ -190,7 +193,7 @@ func (c *conn) writeLocked(wait bool) {
 	for !c.out.empty() && !c.dead {
 		b := c.out
 		c.out = c.spare
-		c.spare = nil
+		c.spare, c.outgoing = nil, b.answers()
 		c.mu.Unlock()
 		size := b.size
 		rest, err := c.tryWrite(b.pieces())
@@ -213,7 +216,8 @@ func (c *conn) finishBatch(b *batch, size int, err error) {
 	cost := b.cost
 	b.release()
 	c.mu.Lock()
-	c.spare = b
+	c.spare, c.outgoing = b, 0
+	c.countOutLocked()
 	c.written += uint64(size)
 	c.readMem -= cost
 	c.giveLocked(cost)

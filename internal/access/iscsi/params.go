@@ -245,7 +245,10 @@ func (n *negotiator) declare(b []byte) []byte {
 	}
 	n.declared = true
 	n.params.MaxRecvDataSegment = n.offers.MaxRecvDataSegment
-	return appendPair(b, "MaxRecvDataSegmentLength", strconv.FormatUint(uint64(n.offers.MaxRecvDataSegment), 10))
+	if n.discovery { // whoever it is may open it: nothing that it has to say is long
+		n.params.MaxRecvDataSegment = min(n.params.MaxRecvDataSegment, discoverySegment)
+	}
+	return appendPair(b, "MaxRecvDataSegmentLength", strconv.FormatUint(uint64(n.params.MaxRecvDataSegment), 10))
 }
 
 // result checks the whole once the login is over.

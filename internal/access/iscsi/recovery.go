@@ -3,7 +3,6 @@ package iscsi
 import (
 	"errors"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"dozo/internal/access/iscsi/proof"
@@ -39,16 +38,9 @@ const (
 	snackResend  = 3 // R-Data: everything anew, cut for the present MaxRecvDataSegmentLength
 )
 
-// kept bounds what all connections keep together, so that many of them which acknowledge nothing don't take the machine's memory:
-// beyond max each has its share only.
-type kept struct {
-	max  int64
-	used atomic.Int64
-}
-
 // recovery is what a connection keeps. It is under conn.mu.
 type recovery struct {
-	all         *kept
+	all         *shared
 	statuses    []keptStatus // in order of StatSN
 	statusBytes int
 	data        []*sentData // in order of StatSN
@@ -435,7 +427,7 @@ func (c *conn) recoverData(t *task, h *header, n int, ttt uint32) error {
 		*dataSN++
 		got, segment, segmentOff, stash := t.got, t.segment, t.segmentOff, len(t.stash)
 		if err = c.receive(t, h, n); err != nil { // damaged, or the connection was lost in the middle
-			t.got, t.segment, t.segmentOff, t.stash, t.lost = got, segment, segmentOff, t.stash[:stash], true
+			t.got, t.segment, t.segmentOff, t.stash, t.lost = got, segment, segmentOff, t.stash[:min(stash, len(t.stash))], true
 		}
 	}
 	if err != nil && err != errDataDigest {

@@ -170,10 +170,11 @@ func (c *conn) asyncLocked(event byte, lun uint64, p1, p2, p3 uint16) {
 
 // textTransfer is a text exchange that spans several PDUs, in either direction.
 type textTransfer struct {
-	request []byte          // so far, of requests with the C bit
-	reply   []byte          // what is left to send
-	ttt     uint32          // of the exchange under way, 0 if none
-	seen    map[string]bool // the keys that have come
+	request  []byte          // so far, of requests with the C bit
+	received int             // bytes of the exchange altogether
+	reply    []byte          // what is left to send
+	ttt      uint32          // of the exchange under way, 0 if none
+	seen     map[string]bool // the keys that have come
 	// maxSend is the MaxRecvDataSegmentLength that the initiator has declared, or 0. It holds once the exchange is complete.
 	maxSend uint32
 }
@@ -203,7 +204,8 @@ func (c *conn) textRequest(h *header) error {
 		c.mu.Unlock()
 		return nil
 	}
-	if len(x.request)+len(data) > textLenMax {
+	// All of it, since the keys that have come are remembered until the exchange is over.
+	if x.received += len(data); x.received > textLenMax {
 		return badPDU(h, "text longer than %d bytes", textLenMax)
 	}
 	if len(x.reply) == 0 {

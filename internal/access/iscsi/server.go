@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -99,8 +100,11 @@ type Server struct {
 	wg     sync.WaitGroup
 
 	budget  budget
-	kept    kept    // at recovery level 1, for initiators that ask again
-	sources sources // of logins under way
+	kept    shared  // at recovery level 1, for initiators that ask again
+	stashes shared  // data that came unasked, before there was memory for their commands
+	outs    shared  // answers that wait for the socket
+	sources sources // of logins under way and of discovery sessions
+	origins sources // of all connections
 	notices notices
 	lines   notices // of all sessions
 
@@ -121,7 +125,7 @@ func New(cfg Config) *Server {
 	cfg.fill()
 	s := &Server{cfg: cfg}
 	s.budget.max, s.budget.share = int64(cfg.MemoryMax), int64(cfg.MemoryMax/cfg.ConnectionsMax)
-	s.kept.max = int64(cfg.MemoryMax / 4)
+	s.kept.max, s.stashes.max, s.outs.max = int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.sessions = map[uint16]*Session{}
@@ -174,27 +178,36 @@ func (s *Server) start(nc net.Conn) {
 	c := newConn(s, nc)
 	s.mu.Lock()
 	var crowded *conn // gives way
+	from, max := c.peer.Remote.Addr(), s.cfg.ConnectionsMax
 	full := len(s.mu.conns) >= s.cfg.ConnectionsMax
+	var of netip.Addr // who has to give way
+	if s.origins.of(from) >= s.cfg.perSource() {
+		full, of, max = true, from, s.cfg.perSource()
+	}
 	if full && !s.mu.closed && len(s.mu.conns) < s.cfg.ConnectionsMax+crowdedMax {
-		if crowded = s.oldestLoginLocked(); crowded != nil {
+		if crowded = s.oldestLoginLocked(of); crowded != nil {
 			full = false
 		}
 	}
 	if s.mu.closed || full {
 		s.mu.Unlock()
-		if full {
-			s.notice("connection refused: too many", "peer", nc.RemoteAddr(), "max", s.cfg.ConnectionsMax)
+		switch {
+		case full && of.IsValid():
+			s.notice("connection refused: too many from its address", "peer", nc.RemoteAddr(), "max", max)
+		case full:
+			s.notice("connection refused: too many", "peer", nc.RemoteAddr(), "max", max)
 		}
 		_ = nc.Close()
 		return
 	}
-	if !s.sources.enter(c.peer.Remote.Addr(), s.cfg.LoginsPerSource) {
+	if !s.sources.enter(from, s.cfg.LoginsPerSource) {
 		s.mu.Unlock()
 		s.notice("connection refused: too many logins from its address", "peer", nc.RemoteAddr(), "max", s.cfg.LoginsPerSource)
 		_ = nc.Close()
 		return
 	}
 	s.mu.conns[c] = struct{}{}
+	s.origins.enter(from, math.MaxInt)
 	s.wg.Add(1)
 	s.mu.Unlock()
 	if crowded != nil {
@@ -206,6 +219,7 @@ func (s *Server) start(nc net.Conn) {
 		s.mu.Lock()
 		delete(s.mu.conns, c)
 		s.mu.Unlock()
+		s.origins.leave(from)
 	}()
 }
 

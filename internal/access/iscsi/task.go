@@ -49,8 +49,11 @@ type task struct {
 	r2tSN       uint32
 	r2ts        []r2t  // outstanding, in order
 	stash       []byte // data that came before there was memory
-	segment     int    // the place in Out where the next byte goes
+	stashBox    *[]byte
+	stashCost   int
+	segment     int // the place in Out where the next byte goes
 	segmentOff  int
+	shed        bool // there was no room for the data that came unasked: ends with TASK SET FULL
 	spoiled     bool // a Data-Out was out of sequence: ends with CHECK CONDITION, nothing is written
 
 	snackTag uint32 // of the last R-Data SNACK for it
@@ -170,9 +173,7 @@ func (c *conn) unqueueLocked(t *task) {
 // recycleLocked gives a task's memory back and the task to the pool.
 func (c *conn) recycleLocked(t *task) {
 	t.Command.Reset()
-	if cap(t.stash) > 64<<10 {
-		t.stash = nil
-	}
+	c.unstashLocked(t)
 	c.pool = append(c.pool, t)
 	t.clear()
 }
@@ -182,7 +183,7 @@ func (t *task) clear() {
 	t.itt, t.expected = 0, 0
 	t.isRead, t.isWrite, t.immediate, t.ordered, t.aborted, t.spoiled, t.unsolicited = false, false, false, false, false, false, false
 	t.phase, t.lun, t.want, t.got, t.unsolSN, t.asked, t.r2tSN = phaseWaiting, 0, 0, 0, 0, 0, 0
-	t.r2ts, t.stash, t.segment, t.segmentOff = t.r2ts[:0], t.stash[:0], 0, 0
+	t.r2ts, t.segment, t.segmentOff, t.shed = t.r2ts[:0], 0, 0, false
 	t.writeCost, t.readCost = 0, 0
 	t.lost, t.silent, t.head, t.snackTag, t.gone = false, 0, false, 0, nil
 	t.cmdSN, t.delivered, t.preparing, t.due, t.uncounted, t.refused, t.barred, t.fenced = 0, false, false, false, false, false, false, false
@@ -290,8 +291,11 @@ func (c *conn) prepare(t *task) {
 	if !t.Failed() && (t.refused || t.contradicts()) {
 		x.nexus.RejectTransfer(&t.Command)
 	}
-	if t.spoiled {
+	switch {
+	case t.spoiled:
 		x.nexus.Fail(&t.Command, scsi.ErrTransfer)
+	case t.shed:
+		x.nexus.Fail(&t.Command, scsi.ErrQueueFull)
 	}
 	t.want = t.FetchOut
 	c.count(t)
@@ -433,6 +437,7 @@ func (c *conn) admitLocked() {
 			data = data[n:]
 		}
 		c.mu.Lock()
+		c.unstashLocked(t)
 		t.phase = phaseReceiving
 		c.room.Broadcast()
 		if t.aborted {

@@ -1,11 +1,16 @@
 package iscsi
 
+import "dozo/internal/access/scsi"
+
 // A task's place among those that run, and the data of a write, read into its buffer.
 
 // skipData reads and forgets a PDU's data segment.
 func (c *conn) skipData(h *header) error {
-	_, err := c.readData(h)
-	return err
+	crc, n := uint32(0), h.dataLen()
+	if err := c.dropData(n, &crc); err != nil {
+		return err
+	}
+	return c.endData(h, n, crc)
 }
 
 // place admits a new task, or puts it behind those that wait.
@@ -37,7 +42,16 @@ func (c *conn) receive(t *task, h *header, n int) error {
 	keep := max(0, min(n, t.want-t.got))
 	rest := n - keep
 	t.got += n
-	if t.phase <= phaseWaiting {
+	switch {
+	case t.shed:
+		keep, rest = 0, n
+	case t.phase <= phaseWaiting && keep > 0 && !c.mayStash(t, keep):
+		// The initiator may send what it likes without being asked: where nobody has room for it any more the command ends instead.
+		c.srv.notice("buffers for data that come unasked are used up: commands end with TASK SET FULL", "peer", c.peer.Remote, "initiator", c.peer.Initiator,
+			"bytes", c.srv.stashes.used.Load(), "max", c.srv.stashes.max)
+		c.shed(t)
+		keep, rest = 0, n
+	case t.phase <= phaseWaiting && keep > 0:
 		at := len(t.stash)
 		t.stash = append(t.stash, make([]byte, keep)...)
 		if err := c.fill(t.stash[at:], &crc); err != nil {
@@ -60,6 +74,18 @@ func (c *conn) receive(t *task, h *header, n int) error {
 		}
 	}
 	return c.endData(h, n, crc)
+}
+
+// shed ends a task whose data there is no room for; the rest of them is dropped as it comes.
+func (c *conn) shed(t *task) {
+	c.mu.Lock()
+	c.unstashLocked(t)
+	c.mu.Unlock()
+	t.shed = true
+	if t.phase != phaseHeld { // else it fails when it is prepared
+		c.sess.nexus.Fail(&t.Command, scsi.ErrQueueFull)
+		t.want = 0
+	}
 }
 
 func (t *task) advanceSegment(n int) {
