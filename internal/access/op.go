@@ -50,13 +50,14 @@ type Op struct {
 	merging  bool // its blocks are being read: overlapping writes wait
 	barred   bool // passed the checks of R9 once; they are not repeated while it waits
 	zeroHead *WriteBuf
-	parts    int   // records still to be committed
-	part     uint8 // of its request: of the first of its records
-	over     bool  // its answer is decided
-	fresh    bool  // with ErrNotOwner: nothing has been done about it, and its buffer is whole
-	child    bool  // made by the owner for a part of another
-	home     bool  // it waits for the owner's site alone (R11)
-	early    bool  // a read that shows nobody what other sites may not hold yet
+	parts    int       // records still to be committed
+	part     uint8     // of its request: of the first of its records
+	over     bool      // its answer is decided
+	fresh    bool      // with ErrNotOwner: nothing has been done about it, and its buffer is whole
+	child    bool      // made by the owner for a part of another
+	behind   ident.Seq // OpToken: it is answered once what overlaps it up to here is committed
+	home     bool      // it waits for the owner's site alone (R11)
+	early    bool      // a read that shows nobody what other sites may not hold yet
 	pieces   []volume.Piece
 	read     wire.Read
 	replies  []wire.ReadReply

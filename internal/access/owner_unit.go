@@ -355,14 +355,16 @@ func pairs(free []uint64) uint64 {
 	return min(sum/2, sum-most)
 }
 
-// checkThresholds raises the unit attention of a threshold once when it is crossed (SBC-3 4.7.3.7.3).
+// checkThresholds raises the unit attention of a threshold once when it is crossed (SBC-3 4.7.3.7.4, 4.7.3.7.5), and again only after
+// its range, half a threshold set to either side, was left: who writes and trims around it is told once.
 func (o *Owner) checkThresholds() {
 	s, r := o.unit.state, &o.unit.resources
 	size := max(uint64(o.spec.Load().BlockSize), 512) << reserve.ThresholdExponent
 	free, used := r.free, o.m.Mapped()*journal.BlockSize
+	least, most := uint64(s.Current.ThresholdAvailable)*size, uint64(s.Current.ThresholdUsed)*size
 	crossed := [2]bool{
-		s.Current.ThresholdAvailable != 0 && free <= uint64(s.Current.ThresholdAvailable)*size,
-		s.Current.ThresholdUsed != 0 && used >= uint64(s.Current.ThresholdUsed)*size,
+		least != 0 && (free <= least || r.told[0] && free <= least+size/2),
+		most != 0 && (used >= most || r.told[1] && used+size/2 >= most),
 	}
 	if s.Current.ReportThresholds && (crossed[0] && !r.told[0] || crossed[1] && !r.told[1]) {
 		o.ownChange(&reserve.Command{Action: reserve.ThresholdCrossed})
@@ -387,7 +389,7 @@ const (
 // sanitize starts the operation that the committed state asks for, if it isn't running.
 func (o *Owner) sanitize() {
 	z := o.unit.committed.Sanitize
-	if o.unit.working || z.Kind != reserve.SanitizeBlockErase && z.Kind != reserve.SanitizeOverwrite || o.stopErr != nil {
+	if o.unit.working || !z.UnderWay() || o.stopErr != nil {
 		return
 	}
 	o.unit.working = true
@@ -456,7 +458,8 @@ func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
 	defer pace.Stop()
 	var failed error
 	for pass := range passes {
-		if pass > 0 && z.Invert {
+		// SBC-3 5.24.2.2: of an even number of passes the first one writes the complement, so that the last one writes the pattern.
+		if z.Invert && (pass > 0 || passes%2 == 0) {
 			for i := range block {
 				block[i] = ^block[i]
 			}

@@ -3,6 +3,7 @@ package access
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"dozo/internal/ident"
@@ -12,7 +13,8 @@ import (
 
 // Tokens stand for what ranges of a volume hold now (POPULATE TOKEN). They live in the owner's memory: a write
 // to their ranges ends them, and so does another owner, so whoever reads by a token and then finds it valid has
-// read what it stands for.
+// read what it stands for. Writes that have their place in the history before a token are part of what it stands for, and
+// it is told to nobody before they are committed: until then they are not read.
 
 // TokenWhat is what a TokenCall asks for.
 type TokenWhat uint8
@@ -87,12 +89,17 @@ type tokenOf struct {
 	used   uint64 // tick
 }
 
+// overlapped reports that the range has some of these blocks.
+func (r TokenRange) overlapped(first, count uint64) bool {
+	from, to := uint64(r.Off)/journal.BlockSize, uint64(r.Off+r.N+journal.BlockSize-1)/journal.BlockSize
+	return from < first+count && first < to
+}
+
 // touched ends the tokens that stand for blocks which are about to change.
 func (t *tokens) touched(first, count uint64) {
 	for id, x := range t.byID {
 		for _, r := range x.ranges {
-			from, to := uint64(r.Off)/journal.BlockSize, uint64(r.Off+r.N+journal.BlockSize-1)/journal.BlockSize
-			if from < first+count && first < to {
+			if r.overlapped(first, count) {
 				delete(t.byID, id)
 				break
 			}
@@ -108,16 +115,32 @@ func (o *Owner) token(op *Op) {
 	case !o.mayRead():
 		o.awaitLease(op, func() { o.token(op) })
 		return
-	default:
-		call, err = o.tokens.serve(call, o.tick())
+	case op.behind == 0:
+		if call, err = o.tokens.serve(call, o.tick()); err == nil {
+			op.Data = append(op.Data[:0], call.Append(nil))
+			op.behind = o.w.At().Seq
+		}
+	}
+	if err == nil && call.What == TokenCreate && o.writesInFlight(op.behind, call.Ranges) {
+		o.waiting = append(o.waiting, op)
+		return
 	}
 	if err == nil {
-		op.Data = append(op.Data[:0], call.Append(nil))
 		op.seq = o.lastShown()
 		o.answer(op)
 		return
 	}
 	o.finish(op, err)
+}
+
+// writesInFlight reports that writes to the ranges, up to a place in the history, are not committed yet.
+func (o *Owner) writesInFlight(upTo ident.Seq, ranges []TokenRange) bool {
+	for _, u := range o.uncommitted {
+		if u.seq <= upTo && u.parts > 0 && slices.ContainsFunc(ranges, func(r TokenRange) bool { return r.overlapped(u.first, u.count) }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *tokens) serve(call TokenCall, now uint64) (TokenCall, error) {

@@ -38,10 +38,18 @@ func (s *Server) ObserveUnits(f UnitObserver) { s.observer.Store(&f) }
 // Unit is the state as last heard of; it is for what needs no decision by the owner. It is never nil and
 // never modified.
 func (v *Volume) Unit() *reserve.Snapshot {
-	if s := v.unit.now.Load(); s != nil {
-		return s
+	s := v.unit.now.Load()
+	if s == nil {
+		return &reserve.Snapshot{State: &reserve.State{}}
 	}
-	return &reserve.Snapshot{State: &reserve.State{}}
+	if s.State.Sanitize.UnderWay() { // it is announced at its beginning and at its end only
+		if o := v.owner.Load(); o != nil {
+			now := *s
+			now.Progress = uint16(o.unit.progress.Load())
+			return &now
+		}
+	}
+	return s
 }
 
 // HasUnit reports that the state has been heard of.
@@ -73,7 +81,7 @@ func (v *Volume) unitSeen(epoch ident.Epoch, version uint64) {
 	u := &v.unit
 	u.mu.Lock()
 	s := u.now.Load()
-	ask := !u.mu.asking && (s == nil || s.State.Version != version || u.mu.epoch != epoch)
+	ask := !u.mu.asking && (s == nil || s.State.Version != version || u.mu.epoch != epoch || s.State.Sanitize.UnderWay()) // how far it is
 	u.mu.asking = u.mu.asking || ask
 	u.mu.Unlock()
 	if !ask || !v.srv.goWork(func() {

@@ -11,6 +11,7 @@ import (
 	"dozo/internal/access/reserve"
 	"dozo/internal/control"
 	"dozo/internal/ident"
+	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
 
@@ -427,6 +428,57 @@ func TestSanitizeIsFinishedByTheNextOwner(t *testing.T) {
 	}
 }
 
+// TestSanitizeInverts: SBC-3 5.24.2.2: with INVERT passes alternate, and the last one writes the pattern, of however many.
+func TestSanitizeInverts(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	o := c.own(c.volume(256<<10, 1, control.Replicated))
+	for passes := byte(1); passes <= 3; passes++ {
+		cmd := reserve.Command{Action: reserve.SanitizeBegin,
+			Sanitize: reserve.Sanitize{Kind: reserve.SanitizeOverwrite, Passes: passes, Invert: true, Pattern: []byte{0xa0 + passes}}}
+		op := NewOp()
+		op.Kind, op.Unit = wire.OpUnit, cmd.Append(nil)
+		if err := do(o, op); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the end of SANITIZE", func() (over bool) {
+			o.ask(func() { over = o.unit.committed.Sanitize.Kind == reserve.SanitizeNone })
+			return over
+		})
+		if got, err := readAt(o, 4096, 4096); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{0xa0 + passes}, 4096)) {
+			t.Errorf("after %d passes: %x, %v", passes, got[:min(4, len(got))], err)
+		}
+	}
+}
+
+// TestSanitizeProgress: SBC-3 4.11.3: how far it is, every access server tells.
+func TestSanitizeProgress(t *testing.T) {
+	n := newNodes(t, 2, 2, 300*time.Millisecond)
+	v := n.volume(2<<20, 1, control.Replicated)
+	for _, x := range n.list {
+		x.serve()
+	}
+	owner := n.awaitOwner(v.ID, nil)
+	var clients []*unitClient
+	for _, x := range n.list {
+		clients = append(clients, x.client(t, v.ID, "iqn."+string(x.name)))
+	}
+	begin := reserve.Sanitize{Kind: reserve.SanitizeOverwrite, Passes: 31, Pattern: []byte{1}} // some seconds
+	if o := owner.client(t, v.ID, "iqn.a").change(reserve.Command{Action: reserve.SanitizeBegin, Sanitize: begin}); o != reserve.Good {
+		t.Fatal(o)
+	}
+	for _, c := range clients {
+		told := false
+		eventually(t, "progress, or its end", func() bool {
+			u := c.volume().Unit()
+			told = u.Progress > 0 && u.State.Sanitize.UnderWay()
+			return told || !u.State.Sanitize.UnderWay()
+		})
+		if !told {
+			t.Errorf("%s knew of no progress", c.x.name)
+		}
+	}
+}
+
 // TestThresholds: SBC-3 4.7.3.7: crossing one is told once, if LBPERE asks for it, and again after it was left.
 func TestThresholds(t *testing.T) {
 	c := newCluster(t, 1, 2)
@@ -476,6 +528,37 @@ func TestThresholds(t *testing.T) {
 	if last.What != reserve.ThresholdReached || last.Scope != reserve.ToAll || events() != before {
 		t.Errorf("last event %+v; %d events, then %d", last, before, events())
 	}
+	// SBC-3 4.7.3.7.5: told again after its range was left, which is half a threshold set to either side.
+	trim := func(n int64) {
+		t.Helper()
+		op := NewOp()
+		op.Kind, op.Length = wire.OpTrim, n
+		if err := do(o, op); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rise := func() {
+		for i := range 8 {
+			if err := writeAt(o, int64(i)*(128<<10), bytes.Repeat([]byte{1}, 128<<10), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before = events()
+	trim(512 << 10) // of 1,280 KiB
+	if events(); events() != before {
+		t.Errorf("%d events, then %d below it", before, events())
+	}
+	rise()
+	if got := events(); got != before {
+		t.Errorf("%d events, then %d: told again within its range", before, got)
+	}
+	trim(1 << 20)
+	events()
+	rise()
+	if got := events(); got != before+1 {
+		t.Errorf("%d events, then %d: its range was left", before, got)
+	}
 	if got := pairs([]uint64{10, 4, 3}); got != 7 {
 		t.Errorf("on two of 10, 4, 3 fit %d", got)
 	}
@@ -524,6 +607,62 @@ func TestTokensEndWithTheirData(t *testing.T) {
 	old.Close()
 	if _, err := call(TokenCall{What: TokenUse, ID: x.ID}); !errors.Is(err, wire.ErrMismatch) {
 		t.Errorf("use at the next owner: %v", err)
+	}
+}
+
+// TestATokenWaitsForWritesInFlight: a token stands for one state of its ranges, so it is told once the writes before it are
+// committed, and can be read. It does not wait for those behind it: they end it.
+func TestATokenWaitsForWritesInFlight(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	o := c.own(c.volume(1<<20, 1, control.Replicated))
+	for i, again := range []bool{false, true} {
+		var list []chan error
+		var mu sync.Mutex
+		var order []int // of the answers
+		submit := func(op *Op) {
+			done := make(chan error, 1)
+			n := len(list)
+			list = append(list, done)
+			op.Done = func(_ *Op, err error) {
+				mu.Lock()
+				order = append(order, n)
+				mu.Unlock()
+				done <- err
+			}
+			op.first, op.count = uint64(op.Offset)/journal.BlockSize, uint64(op.Length)/journal.BlockSize
+			o.admit(op)
+		}
+		write := func(fill byte) {
+			op := NewOp()
+			op.Kind, op.Offset, op.Length, op.Buf = wire.OpWrite, 8192, 4096, NewWriteBuf(8192, 4096)
+			copy(op.Buf.Bytes(), filled(fill))
+			op.Buf.sum()
+			submit(op)
+		}
+		token := NewOp()
+		token.Kind, token.Unit = wire.OpToken, (&TokenCall{What: TokenCreate, Seconds: 60, Ranges: []TokenRange{{0, 512}, {8704, 512}}}).Append(nil)
+		o.ask(func() { // nothing is committed within a turn of the loop
+			write(byte(2*i + 1))
+			submit(token)
+			if again {
+				write(byte(2*i + 2))
+			}
+		})
+		for _, done := range list {
+			answered(t, "write or token", done)
+		}
+		if order[0] != 0 {
+			t.Errorf("answers in the order %v: the token is told before what it stands for is committed", order)
+		}
+		made, err := DecodeTokenCall(token.Data[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		use := NewOp()
+		use.Kind, use.Unit = wire.OpToken, (&TokenCall{What: TokenUse, ID: made.ID}).Append(nil)
+		if err := do(o, use); again != errors.Is(err, wire.ErrMismatch) || !again && err != nil {
+			t.Errorf("written again %v: use of the token: %v", again, err)
+		}
 	}
 }
 

@@ -216,7 +216,7 @@ func (c *change) setModes(old *State, cmd *Command) bool {
 func (c *change) sanitize(cmd *Command) bool {
 	switch cmd.Action {
 	case SanitizeEnd:
-		if c.Sanitize.Kind != SanitizeBlockErase && c.Sanitize.Kind != SanitizeOverwrite {
+		if !c.Sanitize.UnderWay() {
 			return false
 		}
 		if cmd.Failed {
@@ -243,8 +243,11 @@ func (c *change) sanitize(cmd *Command) bool {
 	case !c.Allows(cmd.Nexus, AccessWrite):
 		c.Outcome = Conflict
 		return false
-	case c.Sanitize.Kind == SanitizeBlockErase || c.Sanitize.Kind == SanitizeOverwrite:
+	case c.Sanitize.UnderWay():
 		c.Outcome = Sanitizing
+		return false
+	case c.Sanitize.Kind == SanitizeFailed && !c.Sanitize.AUSE && cmd.Sanitize.AUSE:
+		c.Outcome = InvalidCDB // SBC-3 5.24.1: after a restricted one that failed, only another restricted one leads out
 		return false
 	}
 	c.Sanitize = cmd.Sanitize

@@ -127,6 +127,11 @@ type Sanitize struct {
 	Pattern []byte
 }
 
+// UnderWay says that an operation goes on: it has neither ended nor failed.
+func (z *Sanitize) UnderWay() bool {
+	return z.Kind == SanitizeBlockErase || z.Kind == SanitizeOverwrite
+}
+
 // State is what all initiators of a logical unit share beside its data: registrations, reservations, mode
 // parameters, a sanitize operation. It is a value: Apply makes a new one. The zero State is a new unit's.
 type State struct {

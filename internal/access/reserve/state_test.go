@@ -328,6 +328,13 @@ func TestSanitizeStates(t *testing.T) {
 		t.Errorf("failed without AUSE: %+v, exit %d", s.Sanitize, r.Outcome)
 	}
 	begin.Sanitize.AUSE = true
+	if next, r := s.Apply(begin); next != nil || r.Outcome != InvalidCDB {
+		t.Errorf("failed without AUSE, and then one with it: %v, %d", next, r.Outcome)
+	}
+	begin.Sanitize.AUSE = false
+	s, _ = s.Apply(begin)
+	s, _ = s.Apply(&Command{Action: SanitizeEnd})
+	begin.Sanitize.AUSE = true
 	s, _ = s.Apply(begin)
 	s, _ = s.Apply(&Command{Action: SanitizeEnd, Failed: true})
 	if s, _ = s.Apply(&Command{Action: SanitizeExit, Nexus: nexuses["a"]}); s.Sanitize.Kind != SanitizeNone {
