@@ -57,19 +57,23 @@ type copyOp struct {
 	immediate bool
 	tokenData []byte      // POPULATE TOKEN: the token
 	discard   bool        // its results are not to be kept
+	short     bool        // WRITE USING TOKEN: the token has less than was to be written
 	unnamed   bool        // nobody can ask for it: its list identifier is none (LIST ID USAGE 11b)
 	byData    atomic.Bool // a disk has said that it can't copy by reference
 
 	mu struct {
 		sync.Mutex
 		piece   int
-		at      int64 // of the piece, given out
-		active  int   // records under way
-		pumping bool  // somebody is in pump
+		at      int64    // of the piece, given out
+		given   []*given // of the piece, in order, but for those at its beginning that are done
+		front   int64    // bytes of the piece that are done and have none before them that isn't
+		wrote   bool     // something of the piece is done
+		active  int      // records under way
+		pumping bool     // somebody is in pump
 		again   bool
 		err     error
 		done    bool
-		bytes   uint64
+		bytes   uint64 // done, in the order that was asked for
 		count   uint16 // pieces done
 		updates uint16
 		sense   senseData
@@ -78,6 +82,12 @@ type copyOp struct {
 		waits   []func()              // called once it is over
 		others  map[Disk][]otherStamp // the first is the one that calls go by now
 	}
+}
+
+// given is a part of a piece that was given out to be copied.
+type given struct {
+	n    int64
+	done bool
 }
 
 // copies are the operations of a nexus, by list identifier.
@@ -205,7 +215,7 @@ func (o *copyOp) start() {
 		if err == nil {
 			r.Release()
 		}
-		o.step(0, err)
+		o.step(nil, err)
 	})
 }
 
@@ -221,9 +231,9 @@ func (o *copyOp) pump() {
 	o.mu.pumping = true
 	for {
 		o.mu.again = false
-		if p, from, n := o.takeLocked(); p != nil {
+		if p, from, g := o.takeLocked(); p != nil {
 			o.mu.Unlock()
-			o.move(p, from, n)
+			o.move(p, from, g)
 			o.mu.Lock()
 		} else if !o.mu.again {
 			break
@@ -242,6 +252,9 @@ func (o *copyOp) end() {
 	o.mu.Lock()
 	if o.mu.err != nil {
 		o.mu.sense = copySense(o.mu.err)
+		if o.segments {
+			o.whereLocked(&o.mu.sense)
+		}
 	}
 	o.mu.done = true
 	waits := o.mu.waits
@@ -257,6 +270,30 @@ func (o *copyOp) end() {
 	for _, f := range waits {
 		f()
 	}
+}
+
+// whereLocked says in a sense which segment could not be copied, and how much of it is left to be (SPC-4 5.17.7.4).
+func (o *copyOp) whereLocked(s *senseData) {
+	s.command, s.commandValid = uint32(uint16(o.mu.piece)), true
+	if o.mu.wrote {
+		p := &o.pieces[o.mu.piece]
+		left := p.n - o.mu.front
+		if p.backwards() {
+			left = p.n
+		}
+		s.info, s.infoValid = uint64(left)/uint64(max(1, p.dst.Geometry().BlockSize)), true
+	}
+}
+
+// processedLocked is how many segments were begun; what is no list of segments has none.
+func (o *copyOp) processedLocked() uint16 {
+	if o.segments && o.mu.at > 0 {
+		return o.mu.count + 1
+	}
+	if o.segments {
+		return o.mu.count
+	}
+	return 0
 }
 
 // overlapping copies of one disk onto itself go record by record, from the end that is not overwritten first.
@@ -309,7 +346,7 @@ func (o *copyOp) chunk(p *copyPiece, at int64) int64 {
 }
 
 // takeLocked gives the next record; nil if there is none now.
-func (o *copyOp) takeLocked() (p *copyPiece, from, n int64) {
+func (o *copyOp) takeLocked() (p *copyPiece, from int64, g *given) {
 	if o.mu.err == nil && o.stopped() {
 		o.mu.err = ErrAborted
 	}
@@ -321,34 +358,37 @@ func (o *copyOp) takeLocked() (p *copyPiece, from, n int64) {
 		}
 		switch {
 		case o.mu.active >= window:
-			return nil, 0, 0
+			return nil, 0, nil
 		case o.mu.at == p.n:
 			if o.mu.active > 0 {
-				return nil, 0, 0 // pieces are done in order
+				return nil, 0, nil // pieces are done in order
 			}
-			o.mu.piece, o.mu.at = o.mu.piece+1, 0
+			o.mu.piece, o.mu.at, o.mu.front, o.mu.wrote = o.mu.piece+1, 0, 0, false
 			o.mu.count++
 			continue
 		}
-		n = o.chunk(p, o.mu.at)
+		n := o.chunk(p, o.mu.at)
+		g = &given{n: n}
+		o.mu.given = append(o.mu.given, g)
 		from = o.mu.at
 		if p.backwards() {
 			from = p.n - o.mu.at - n
 		}
 		o.mu.at += n
 		o.mu.active++
-		return p, from, n
+		return p, from, g
 	}
-	return nil, 0, 0
+	return nil, 0, nil
 }
 
-// step ends the copying of n bytes and goes on with what is next.
-func (o *copyOp) step(n int64, err error) {
+// step ends the copying of a part and goes on with what is next.
+func (o *copyOp) step(g *given, err error) {
 	o.mu.Lock()
 	switch {
-	case err == nil:
-		o.mu.bytes += uint64(n)
-	case o.mu.err == nil:
+	case err == nil && g != nil:
+		g.done, o.mu.wrote = true, true
+		o.countLocked()
+	case err != nil && o.mu.err == nil:
 		o.mu.err = err
 	}
 	o.mu.active--
@@ -356,6 +396,23 @@ func (o *copyOp) step(n int64, err error) {
 	o.mu.updates++
 	o.mu.Unlock()
 	o.pump()
+}
+
+// countLocked counts what is done in the order that was asked for (SPC-4 6.24, TRANSFER COUNT): a piece that is copied from its end
+// once it is there as a whole.
+func (o *copyOp) countLocked() {
+	p := &o.pieces[o.mu.piece]
+	before := o.mu.front
+	for len(o.mu.given) > 0 && o.mu.given[0].done {
+		o.mu.front += o.mu.given[0].n
+		o.mu.given = o.mu.given[1:]
+	}
+	switch {
+	case !p.backwards():
+		o.mu.bytes += uint64(o.mu.front - before)
+	case o.mu.front == p.n:
+		o.mu.bytes += uint64(p.n)
+	}
 }
 
 // on makes the request of one call of a Disk.
@@ -425,29 +482,30 @@ func (o *copyOp) freshLocked(d Disk, stamp, now, proved Stamp) Stamp {
 // otherStampsMost is how many are kept of a unit: what is proved lags by a second or two.
 const otherStampsMost = 256
 
-// move copies n bytes of a piece.
-func (o *copyOp) move(p *copyPiece, from, n int64) {
+// move copies a part of a piece, from on.
+func (o *copyOp) move(p *copyPiece, from int64, g *given) {
+	n := g.n
 	if p.src == nil {
-		p.dst.Zero(o.on(p.dst), p.dstOff+from, n, true, func(err error) { o.step(n, err) })
+		p.dst.Zero(o.on(p.dst), p.dstOff+from, n, true, func(err error) { o.step(g, err) })
 		return
 	}
 	if block := o.blockOf(p); block == 0 || n%block != 0 || (p.dstOff+from)%block != 0 {
-		o.moveAll(p, from, n, n)
+		o.moveAll(p, from, n, g)
 		return
 	}
 	p.dst.Copy(o.on(p.dst), p.srcOff+from, p.dstOff+from, n, p.token, func(err error) {
 		if !errors.Is(err, ErrNotSupported) {
-			o.step(n, err)
+			o.step(g, err)
 			return
 		}
 		o.byData.Store(true)
-		o.moveAll(p, from, n, n)
+		o.moveAll(p, from, n, g)
 	})
 }
 
-// moveAll copies as data what is left of the n bytes of a piece that were given out at once, by the record: more than one
-// if a disk was to copy them by reference, and can't.
-func (o *copyOp) moveAll(p *copyPiece, from, left, n int64) {
+// moveAll copies as data what is left of a part of a piece, by the record: more than one if a disk was to copy it by
+// reference, and can't.
+func (o *copyOp) moveAll(p *copyPiece, from, left int64, g *given) {
 	m := min(copyChunk, left)
 	at := from
 	if p.backwards() {
@@ -457,13 +515,13 @@ func (o *copyOp) moveAll(p *copyPiece, from, left, n int64) {
 	}
 	o.moveData(p, at, m, func(err error) {
 		if err != nil || m == left {
-			o.step(n, err)
+			o.step(g, err)
 			return
 		}
 		o.mu.Lock()
 		o.mu.stepped = time.Now()
 		o.mu.Unlock()
-		o.moveAll(p, from, left-m, n)
+		o.moveAll(p, from, left-m, g)
 	})
 }
 
@@ -550,6 +608,9 @@ func (c *Command) notEntered(err error) {
 
 // copySense is what an error of a Disk means to who asked for the copy (SPC-4 5.17.7.4).
 func copySense(err error) senseData {
+	if e, ok := errors.AsType[*unreachableError](err); ok {
+		return senseData{key: CopyAborted, code: codeCopyUnreachable, field: e.field, fieldValid: e.field != 0}
+	}
 	switch x := outcomeOf(err); x.code {
 	case codeTokenUnknown, codeTokenCancelled, codeTokenExpired:
 		return senseData{key: IllegalRequest, code: x.code}

@@ -190,14 +190,7 @@ func (u *Unit) extendedCopy(c *Command) {
 	o := &copyOp{list: h.list, action: c.CDB[1] & 0x1f, immediate: h.immediate, segments: true, discard: h.usage != 0, unnamed: h.usage == 3}
 	find := &targetFinder{unit: u, names: targets, disks: make([]Disk, len(targets)), then: func(disks []Disk, release []func()) {
 		o.release = release
-		if !o.place(u, disks, segments) {
-			for _, f := range release {
-				f()
-			}
-			c.check(senseData{key: CopyAborted, code: codeCopyUnreachable})
-			c.finish()
-			return
-		}
+		o.place(u, disks, segments, h.size)
 		u.launch(c, o, func(c *Command, o *copyOp) { c.check(o.mu.sense) })
 	}}
 	find.next()
@@ -238,9 +231,14 @@ func (f *targetFinder) next() {
 	f.then(f.disks, f.release)
 }
 
-// place turns segments into pieces; false says that one refers to a unit that isn't there. One whose range isn't
-// there is kept: it fails when its turn comes, after the segments before it were copied.
-func (o *copyOp) place(u *Unit, disks []Disk, segments []copySegment) bool {
+// unreachableError is a segment of a unit that isn't there, or that the initiator may not use.
+type unreachableError struct{ field uint16 } // of the list, where it names the unit; 0: nowhere
+
+func (e *unreachableError) Error() string { return "copy target is not reachable" }
+
+// place turns segments into pieces. One whose range or unit isn't there is kept: it fails when its turn comes, after the
+// segments before it were copied (SPC-4 5.17.7.4). The descriptors of the units begin at byte head of the list.
+func (o *copyOp) place(u *Unit, disks []Disk, segments []copySegment, head int) {
 	get := func(id uint16) Disk {
 		switch {
 		case id == cscdSelf:
@@ -253,7 +251,16 @@ func (o *copyOp) place(u *Unit, disks []Disk, segments []copySegment) bool {
 	for _, s := range segments {
 		src, dst := get(s.src), get(s.dst)
 		if src == nil || dst == nil {
-			return false
+			id := s.dst
+			if src == nil {
+				id = s.src
+			}
+			e := &unreachableError{}
+			if int(id) < len(disks) {
+				e.field = uint16(head + int(id)*cscdLength)
+			}
+			o.pieces = append(o.pieces, copyPiece{src: refused{u.disk, e}, dst: u.disk, n: 1})
+			continue
 		}
 		gs, gd := src.Geometry(), dst.Geometry()
 		bs, bd := uint64(gs.BlockSize), uint64(gd.BlockSize)
@@ -285,7 +292,6 @@ func (o *copyOp) place(u *Unit, disks []Disk, segments []copySegment) bool {
 		}
 		o.pieces = append(o.pieces, p)
 	}
-	return true
 }
 
 // refused is a disk of which a segment asked for what can't be done.

@@ -34,7 +34,7 @@ func (u *Unit) receiveCopy(c *Command) {
 		return
 	}
 	o.mu.Lock()
-	done, failed, count, moved, updates, sense := o.mu.done, o.mu.err != nil, o.mu.count, o.mu.bytes, o.mu.updates, o.mu.sense
+	done, failed, count, moved, updates, sense := o.mu.done, o.mu.err != nil, o.processedLocked(), o.mu.bytes, o.mu.updates, o.mu.sense
 	aborted := errors.Is(o.mu.err, ErrAborted)
 	o.mu.Unlock()
 	const inProgress, completed, withErrors = 0, 1, 2
@@ -68,23 +68,30 @@ func (u *Unit) receiveCopy(c *Command) {
 		u.copies.drop(list)
 	default:
 		// COPY OPERATION STATUS (SPC-4 6.24) has other codes for what is not over, and one for what was ended.
-		const foreground, background, terminated = 0x11, 0x12, 0x60
+		const partial, foreground, background, terminated = 0x03, 0x11, 0x12, 0x60
+		const statusDelay, noDelay = 100, 0xfffffffe // ESTIMATED STATUS UPDATE DELAY, in ms; there will be no other status
+		delay := uint32(noDelay)
 		switch {
 		case !done && o.immediate:
-			state = background
+			state, delay = background, statusDelay
 		case !done:
-			state = foreground
+			state, delay = foreground, statusDelay
 		case aborted:
 			state = terminated
+		case !failed && o.short:
+			state = partial
 		}
 		b = append(b, make([]byte, 32)...)
 		b[4], b[5] = o.action, state
 		be.PutUint16(b[6:], updates)
-		be.PutUint32(b[8:], 100) // ESTIMATED STATUS UPDATE DELAY, in ms
-		if failed {
-			b[12] = byte(StatusCheckCondition)
-			b = sense.appendFixed(b)
-			b[13], b[14] = fixedSense, fixedSense
+		be.PutUint32(b[8:], delay)
+		switch {
+		case state == terminated:
+			b[12] = byte(StatusTaskAborted)
+		case done && failed:
+			const padded = (fixedSense + 3) / 4 * 4
+			b[12], b[13], b[14] = byte(StatusCheckCondition), padded, fixedSense
+			b = append(sense.appendFixed(b), make([]byte, padded-fixedSense)...)
 		}
 		if o.action >= 0x10 {
 			const blocks = 0xf1 // transfer count in logical blocks
@@ -138,16 +145,13 @@ func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
 		b = be.AppendUint16(b, uint16(len(body)))
 		b = append(b, body...)
 	}
+	size := max(1, u.disk.Geometry().BlockSize)
 	limits := make([]byte, 32) // block device ROD token limits (SBC-3 6.6.6.3)
 	be.PutUint16(limits[6:], copyRangesMax)
 	be.PutUint32(limits[8:], tokenSecondsMax)
 	be.PutUint32(limits[12:], tokenDefaultSeconds)
-	be.PutUint64(limits[16:], copyTokenMax>>9)
-	be.PutUint64(limits[24:], copyTokenMax>>9)
-	if size := u.disk.Geometry().BlockSize; size > 0 {
-		be.PutUint64(limits[16:], copyTokenMax/uint64(size))
-		be.PutUint64(limits[24:], copyTokenMax/uint64(size))
-	}
+	be.PutUint64(limits[16:], copyTokenMax/uint64(size))
+	be.PutUint64(limits[24:], copyTokenMax/uint64(size))
 	descriptor(0x0000, limits)
 	var commands []byte
 	for _, code := range []byte{0x83, 0x84} {
@@ -166,6 +170,28 @@ func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
 	descriptor(0x0004, parameters)
 	descriptor(0x0008, []byte{3, segmentBlocks, segmentBlockOffsets, cscdIdentification})
 	descriptor(0x000c, []byte{0, 2, 0xff, 0xff})
+	features := make([]byte, 44+48) // ROD token features, with those of block devices
+	const anyTarget, unlimited = 0x04, 0xffffffff
+	features[0] = anyTarget
+	be.PutUint32(features[16:], unlimited) // MAXIMUM TOKEN LIFETIME: a token ends when it isn't used
+	be.PutUint32(features[20:], tokenSecondsMax)
+	be.PutUint16(features[42:], 48)
+	block := features[44:]
+	be.PutUint16(block[2:], 44)
+	be.PutUint16(block[6:], uint16(u.disk.Geometry().granularity()))
+	be.PutUint64(block[8:], copyTokenMax)
+	be.PutUint64(block[16:], copyTokenMax)
+	be.PutUint64(block[24:], ^uint64(0)) // no limit on what is optimal for one range, to the token or from it
+	be.PutUint64(block[32:], ^uint64(0))
+	descriptor(0x0106, features)
+	types := make([]byte, 4+2*64) // ROD types
+	const tokenIn, tokenOut = 0x02, 0x01
+	be.PutUint16(types[2:], 2*64)
+	be.PutUint32(types[4:], rodPointInTimeVulnerable)
+	types[4+4] = tokenIn | tokenOut
+	be.PutUint32(types[4+64:], rodZero)
+	types[4+64+4] = tokenIn
+	descriptor(0x0108, types)
 	general := make([]byte, 32)
 	be.PutUint32(general, copiesMax)
 	be.PutUint32(general[4:], copiesMax)

@@ -94,6 +94,7 @@ func TestExtendedCopy(t *testing.T) {
 		{"too many targets", copyList(1, bytes.Repeat(targets, 9), nil), "5/2606"},
 		{"too many segments", copyList(1, targets, many), "5/2608"},
 		{"target index", copyList(1, targets, segment(0, 7, 1, 0, 0)), "a/0804"},
+		{"a unit that isn't there", copyList(1, append(target(a.disk), target(iscsitest.NewDisk("away", 1<<20, 512))...), segment(0, 1, 1, 0, 0)), "a/0804 field 48"},
 		{"past the end", copyList(1, targets, segment(0, 1, 8, 0, 5000)), "a/0000"},
 		{"segment of another length", copyList(1, targets, append([]byte{2, 0, 0, 20}, segment(0, 0, 1, 0, 0)[4:24]...)), "5/2600 field 82"},
 		{"nothing", nil, good},
@@ -102,6 +103,24 @@ func TestExtendedCopy(t *testing.T) {
 			t.Errorf("%s: %s, want %s", x.what, got, x.want)
 		}
 	}
+	// SPC-4 5.17.7.4: the sense says which segment failed, and how much of it was left if some of it was copied.
+	a.disk.SetFault(func(op iscsitest.Op, _ scsi.Request, off int64, _ int) error {
+		if op == iscsitest.OpRead && off >= 3<<20 {
+			return scsi.ErrMedium
+		}
+		return nil
+	})
+	failing := append(segment(0, 1, 8, 0, 0), segment(0, 1, 4096, 4096, 0)...) // 1 MiB can be read, the next can't
+	c := a.run([]byte{0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(16 + len(targets) + len(failing)), 0, 0}, 0, copyList(1, targets, failing))
+	if got := sense(c); got != "a/1100" || c.Sense[0] != 0xf0 || binary.BigEndian.Uint32(c.Sense[3:]) != 256 || binary.BigEndian.Uint32(c.Sense[8:]) != 1 {
+		t.Errorf("a segment that failed in the middle: %s, %x", got, c.Sense)
+	}
+	details := data(a.run([]byte{0x84, 5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
+	if len(details) != 52 || details[5] != 2 || binary.BigEndian.Uint32(details[8:]) != 0xfffffffe || details[13] != 20 || details[14] != 18 ||
+		binary.BigEndian.Uint64(details[16:]) != 4096+1<<20 || details[25] != 2 || !bytes.Equal(details[32:50], c.Sense[:18]) {
+		t.Errorf("RECEIVE COPY STATUS (LID4) of it: %x", details)
+	}
+	a.disk.SetFault(nil)
 	// LID4, SPC-4 6.4.2.
 	wide := make([]byte, 48)
 	wide[0], wide[3], wide[16], wide[23] = 1, 0x20, 0xff, 9
@@ -215,12 +234,31 @@ func TestTokens(t *testing.T) {
 	if d := data(a.run([]byte{0x28, 0, 0, 0, 7, 208, 0, 0, 4, 0}, 2048, nil)); !bytes.Equal(d, pattern[12*512:16*512]) {
 		t.Errorf("written by token: %q", d[:8])
 	}
+	// SBC-3 5.50.2: what the token has is written; RECEIVE ROD TOKEN INFORMATION says that it was not all.
+	if got := use(a, tok, 12, [2]uint32{3000, 2}, [2]uint32{3010, 6}); got != good {
+		t.Errorf("more than the token has: %s", got)
+	}
+	if d := data(a.run([]byte{0x84, 7, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0}, 1024, nil)); d[5] != 3 || binary.BigEndian.Uint64(d[16:]) != 4 ||
+		binary.BigEndian.Uint16(d[24:]) != 0 || binary.BigEndian.Uint32(d[8:]) != 0xfffffffe {
+		t.Errorf("RECEIVE ROD TOKEN INFORMATION of it: %x", d)
+	}
+	list := func(change func(p []byte)) []byte {
+		p := rangeList(16, [2]uint32{0, 2}, [2]uint32{10, 2})
+		change(p)
+		return p
+	}
 	for _, x := range []struct{ what, got, want string }{
-		{"more than the token has", use(a, tok, 8, [2]uint32{3000, 9}), "5/2600"},
-		{"no ranges", use(a, tok, 0), "5/2600 field 534"},
+		{"a list that is too short by its own word", a.thirdParty(0x10, list(func(p []byte) { p[1] = 29 }), 7), "5/2600 field 0"},
+		{"a kind of token that isn't made", a.thirdParty(0x10, list(func(p []byte) { p[2], p[11] = 2, 1 }), 7), "5/2600 field 8"},
+		{"a kind of token that doesn't count", a.thirdParty(0x10, list(func(p []byte) { p[11] = 1 }), 7), good},
+		{"a range that is cut off", a.thirdParty(0x10, list(func([]byte) {})[:40], 7), good},
+		{"nothing of the token", use(a, tok, 16, [2]uint32{3000, 1}), "5/2600 field 8"},
+		{"no ranges", use(a, tok, 0), "5/2600 field 0"},
 		{"past the end", use(a, tok, 0, [2]uint32{32760, 16}), "5/2100"},
 		{"overlapping ranges", use(a, tok, 0, [2]uint32{3000, 4}, [2]uint32{3002, 4}), "5/2600 field 552"},
-		{"not a token", use(a, make([]byte, 512), 0, [2]uint32{3000, 4}), "5/2302"},
+		{"not a token", use(a, make([]byte, 512), 0, [2]uint32{3000, 4}), "5/230a"},
+		{"a token of another type", use(a, append([]byte{0, 1, 0, 0, 0, 0, 1, 0xf8}, make([]byte, 504)...), 0, [2]uint32{3000, 4}), "5/2301"},
+		{"a token of nobody", use(a, append([]byte{0, 0x80, 0, 0, 0, 0, 1, 0xf8}, make([]byte, 504)...), 0, [2]uint32{3000, 4}), "5/2304"},
 		{"ranges of the token that overlap", a.thirdParty(0x10, rangeList(16, [2]uint32{0, 2}, [2]uint32{1, 2}), 7), "5/2600 field 32"},
 	} {
 		if x.got != x.want {

@@ -20,19 +20,20 @@ const (
 	tokenSecondsMax          = 3600
 )
 
-// parseRanges reads block device range descriptors (SBC-3 5.21.3).
+// parseRanges reads block device range descriptors (SBC-3 5.21.2, 5.21.3): those that are not there as a whole are ignored.
 func (u *Unit) parseRanges(c *Command, list []byte, head int) (ranges []Range, total int64, ok bool) {
 	be := binary.BigEndian
 	if len(list) < head {
 		c.illegal(codeParameterListLength)
 		return nil, 0, false
 	}
-	n := int(be.Uint16(list[head-2:])) / 16 * 16
+	length := int(be.Uint16(list[head-2:]))
+	n := min(length, len(list)-head) / 16 * 16
 	switch {
-	case n > len(list)-head:
-		c.illegal(codeParameterListLength)
+	case int(be.Uint16(list)) < head+16-2: // the length of the list itself
+		c.badParameter(0)
 		return nil, 0, false
-	case n == 0:
+	case length < 16:
 		c.badParameter(head - 2)
 		return nil, 0, false
 	case n/16 > copyRangesMax:
@@ -74,7 +75,7 @@ func (u *Unit) populateToken(c *Command) {
 	if ok {
 		switch kind := be.Uint32(list[8:]); {
 		case list[2]&0x02 != 0 && kind != 0 && kind != rodPointInTimeVulnerable: // RTV
-			c.illegal(codeTokenUnsupported)
+			c.badParameter(8)
 		case be.Uint32(list[4:]) > tokenSecondsMax:
 			c.badParameter(4)
 		}
@@ -98,7 +99,7 @@ func (u *Unit) populateToken(c *Command) {
 		if err == nil {
 			o.tokenData = u.appendToken(nil, id, total)
 			o.mu.Lock()
-			o.mu.bytes, o.mu.count = uint64(total), 1
+			o.mu.bytes = uint64(total)
 			o.mu.Unlock()
 		} else {
 			o.mu.Lock()
@@ -136,7 +137,7 @@ func (u *Unit) writeUsingToken(c *Command) {
 		c.finish()
 		return
 	}
-	ranges, total, ok := u.parseRanges(c, list, 536)
+	ranges, _, ok := u.parseRanges(c, list, 536)
 	if !ok {
 		c.finish()
 		return
@@ -156,6 +157,11 @@ func (u *Unit) writeUsingToken(c *Command) {
 		}
 	}
 	token := list[16 : 16+tokenLength]
+	if be.Uint16(token[6:]) != tokenLength-8 {
+		c.illegal(codeTokenLength)
+		c.finish()
+		return
+	}
 	if be.Uint32(token) == rodZero {
 		for _, r := range ranges {
 			o.pieces = append(o.pieces, copyPiece{dst: u.disk, dstOff: r.Off, n: r.N})
@@ -163,8 +169,13 @@ func (u *Unit) writeUsingToken(c *Command) {
 		u.launch(c, o, failed)
 		return
 	}
-	if be.Uint32(token) != rodPointInTimeVulnerable || be.Uint16(token[6:]) != tokenLength-8 || token[16] != cscdIdentification {
+	switch {
+	case be.Uint32(token) != rodPointInTimeVulnerable:
 		c.illegal(codeTokenUnsupported)
+	case token[16] != cscdIdentification:
+		c.illegal(codeTokenUnknown)
+	}
+	if c.failed {
 		c.finish()
 		return
 	}
@@ -183,18 +194,15 @@ func (u *Unit) writeUsingToken(c *Command) {
 		o.unit, o.request = u, c.Request
 		o.mu.stepped = time.Now()
 		src.UseToken(o.on(src), id, func(from []Range, err error) {
-			code := Code(0)
-			if err == nil {
-				code = o.slice(src, id, from, int64(offset)*int64(c.geo.BlockSize), u.disk, ranges, total)
-			}
-			if err != nil || code != 0 {
+			fits := err == nil && o.slice(src, id, from, int64(offset)*int64(c.geo.BlockSize), u.disk, ranges)
+			if !fits {
 				for _, f := range release {
 					f()
 				}
 				if err != nil {
 					c.fail(err)
 				} else {
-					c.illegal(code)
+					c.badParameter(8)
 				}
 				c.finish()
 				return
@@ -208,26 +216,33 @@ func (u *Unit) writeUsingToken(c *Command) {
 	find.next()
 }
 
-// slice makes pieces of the ranges to write and the ranges that the token stands for, from offset on.
-func (o *copyOp) slice(src Disk, id TokenID, from []Range, offset int64, dst Disk, to []Range, total int64) Code {
+// slice makes pieces of the ranges to write and the ranges that the token stands for, from offset on. False says that the token
+// has nothing there. Where it has less than is to be written (SBC-3 5.50.2), so many whole blocks are written.
+func (o *copyOp) slice(src Disk, id TokenID, from []Range, offset int64, dst Disk, to []Range) bool {
 	var have int64
 	for _, r := range from {
 		have += r.N
 	}
-	if offset > have || total > have-offset {
-		return codeInvalidFieldInParameter
+	if offset >= have {
+		return false
 	}
+	size := int64(dst.Geometry().BlockSize)
+	left := (have - offset) / size * size
 	skip := offset
 	for _, r := range to {
 		for at := int64(0); at < r.N; {
-			for len(from) > 0 && skip >= from[0].N {
+			if left == 0 {
+				o.short = true
+				return true
+			}
+			for skip >= from[0].N {
 				skip -= from[0].N
 				from = from[1:]
 			}
-			n := min(r.N-at, from[0].N-skip)
+			n := min(r.N-at, from[0].N-skip, left)
 			o.pieces = append(o.pieces, copyPiece{src: src, dst: dst, srcOff: from[0].Off + skip, dstOff: r.Off + at, n: n, token: &id})
-			skip, at = skip+n, at+n
+			skip, at, left = skip+n, at+n, left-n
 		}
 	}
-	return 0
+	return true
 }

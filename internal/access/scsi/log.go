@@ -15,7 +15,7 @@ const (
 var logPages = []byte{logSupported, logProvisioning}
 
 // logSense is LOG SENSE (SPC-4 6.8). The values are the threshold kind or the current ones, which are the same
-// here, and can't be saved.
+// here, and can't be saved. Those of the provisioning page are logResources'.
 func (u *Unit) logSense(c *Command) {
 	page, subpage := c.CDB[2]&0x3f, c.CDB[3]
 	pointer := c.u16(5)
@@ -33,16 +33,15 @@ func (u *Unit) logSense(c *Command) {
 	case page == logSupported && subpage == subpageAll:
 		for _, p := range logPages {
 			b = append(b, p, 0)
+			if p == logSupported { // ascending by subpage, too
+				b = append(b, p, subpageAll)
+			}
 		}
-		b = append(b, logSupported, subpageAll)
 	case page == logProvisioning && subpage == 0:
-		s := u.disk.Unit()
-		b = appendResource(b, pointer, resourceAvailable, s.AvailableBlocks)
-		b = appendResource(b, pointer, resourceUsed, s.UsedBlocks)
-		if len(b) == 4 {
+		if pointer > resourceUsed {
 			c.badField(5, 7)
-			return
 		}
+		return
 	case page == logSupported || page == logProvisioning:
 		c.badField(3, 7)
 		return
@@ -52,6 +51,29 @@ func (u *Unit) logSense(c *Command) {
 	}
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-4))
 	c.answer(b, uint64(c.u16(7)))
+}
+
+// logResources answers with how much room there is now. What was last heard of the unit is as old as its last change, so the
+// owner is asked.
+func (u *Unit) logResources(c *Command) {
+	if c.CDB[2]&0x3f != logProvisioning {
+		c.finish()
+		return
+	}
+	u.disk.ShowUnit(c.Request, func(s *reserve.Snapshot, err error) {
+		if err != nil {
+			c.fail(err)
+			c.finish()
+			return
+		}
+		const disableSave = 0x80 // DS
+		b := append(c.inBuf[:0], disableSave|logProvisioning, 0, 0, 0)
+		b = appendResource(b, c.u16(5), resourceAvailable, s.AvailableBlocks)
+		b = appendResource(b, c.u16(5), resourceUsed, s.UsedBlocks)
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)-4))
+		c.answer(b, uint64(c.u16(7)))
+		c.finish()
+	})
 }
 
 // appendResource adds a resource count (SBC-3 6.4.4) unless the parameter pointer is behind it. Counts are in

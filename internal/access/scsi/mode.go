@@ -32,7 +32,7 @@ type modePage struct {
 
 // Bits of the pages.
 const (
-	modeLBPERE = 0x80 // error recovery, byte 3
+	modeLBPERE = 0x80 // error recovery, byte 7
 	modeWCE    = 0x04 // caching, byte 2
 	modeDSense = 0x04 // control, byte 2
 	modeGLTSD  = 0x02
@@ -45,9 +45,9 @@ const (
 
 var modePages = []modePage{
 	{pageErrorRecovery, 0, 12,
-		func(p []byte, _ Geometry, m reserve.Modes) { p[3] = flag(m.ReportThresholds, modeLBPERE) },
-		func(p []byte, m *reserve.Modes) { m.ReportThresholds = p[3]&modeLBPERE != 0 },
-		func(p []byte, _ Geometry) { p[3] = modeLBPERE }, reserve.ModeReportThresholds},
+		func(p []byte, _ Geometry, m reserve.Modes) { p[7] = flag(m.ReportThresholds, modeLBPERE) },
+		func(p []byte, m *reserve.Modes) { m.ReportThresholds = p[7]&modeLBPERE != 0 },
+		func(p []byte, _ Geometry) { p[7] = modeLBPERE }, reserve.ModeReportThresholds},
 	{pageCaching, 0, 20,
 		func(p []byte, g Geometry, m reserve.Modes) { p[2] = flag(!m.CacheOff && !g.AlwaysDurable, modeWCE) },
 		func(p []byte, m *reserve.Modes) { m.CacheOff = p[2]&modeWCE == 0 },
@@ -75,11 +75,11 @@ var modePages = []modePage{
 		nil, nil, 0},
 	{pageExceptions, subpageThresholds, thresholds + 16,
 		func(p []byte, _ Geometry, m reserve.Modes) {
-			const enabled, whenFewer, whenMore = 0x80, 0x01, 0x02 // THRESHOLD ARMING
-			p[thresholds] = flag(m.ThresholdAvailable != 0, enabled) | whenFewer
+			const enabled, decreasing, increasing = 0x80, 0x00, 0x01 // THRESHOLD ARMING (SBC-3 table 7)
+			p[thresholds] = flag(m.ThresholdAvailable != 0, enabled) | decreasing
 			p[thresholds+1] = resourceAvailable
 			binary.BigEndian.PutUint32(p[thresholds+4:], m.ThresholdAvailable)
-			p[thresholds+8] = flag(m.ThresholdUsed != 0, enabled) | whenMore
+			p[thresholds+8] = flag(m.ThresholdUsed != 0, enabled) | increasing
 			p[thresholds+9] = resourceUsed
 			binary.BigEndian.PutUint32(p[thresholds+12:], m.ThresholdUsed)
 		},

@@ -232,7 +232,7 @@ func (u *Unit) prepare(c *Command) {
 	if row == nil || row.flags&ignoresAttention == 0 {
 		// An unknown operation too reports a waiting condition first: SAM-5 5.14.3 names the exceptions.
 		if a, ok := u.attentions.Take(); ok {
-			c.check(senseData{key: UnitAttention, code: Code(binary.BigEndian.Uint16([]byte{a.ASC, a.ASCQ}))})
+			c.check(u.attentionSense(a))
 			return
 		}
 	}
@@ -253,7 +253,7 @@ func (u *Unit) prepare(c *Command) {
 		c.fail(ErrUnavailable)
 	case row.flags&needsReady != 0 && c.geo.Blocks == 0:
 		c.fail(ErrNotReady)
-	case row.flags&duringSanitize == 0 && u.disk != nil && !u.sanitized(c):
+	case row.flags&duringSanitize == 0 && u.disk != nil && !c.modesDuringSanitize() && !u.sanitized(c):
 	case row.flags&changesMedium != 0 && c.geo.ReadOnly:
 		c.fail(ErrWriteProtected)
 	case row.flags&changesMedium != 0 && u.disk.Unit().State.Current.WriteProtect:
@@ -410,6 +410,18 @@ func (u *Unit) unlessReserved(c *Command, class reserve.Access, then func(*Comma
 	})
 }
 
+// modesDuringSanitize: SBC-4 4.11.2 lets some mode pages be asked for while a sanitize operation is under way.
+func (c *Command) modesDuringSanitize() bool {
+	if c.CDB[0] != 0x1a && c.CDB[0] != 0x5a || c.CDB[3] != 0 {
+		return false
+	}
+	switch c.CDB[2] & 0x3f {
+	case pageCaching, pageControl, pageExceptions:
+		return true
+	}
+	return false
+}
+
 // sanitized says that no sanitize operation is in the command's way (SBC-3 4.11.2).
 func (u *Unit) sanitized(c *Command) bool {
 	s := u.disk.Unit()
@@ -425,6 +437,28 @@ func (u *Unit) sanitized(c *Command) bool {
 		c.check(senseData{key: NotReady, code: codeSanitizeInProgress, progress: s.Progress, progressValid: true})
 	}
 	return false
+}
+
+// attentionSense is what a unit attention condition is reported by.
+func (u *Unit) attentionSense(a reserve.Attention) senseData {
+	s := senseData{key: UnitAttention, code: Code(binary.BigEndian.Uint16([]byte{a.ASC, a.ASCQ}))}
+	if a == reserve.ThresholdReached {
+		s.info, s.infoValid = u.crossedThreshold(), true
+	}
+	return s
+}
+
+// crossedThreshold is where the threshold that was reached stands in the logical block provisioning mode page (SBC-3 4.7.3.7.6).
+// The snapshot is not older than the condition, which came with one.
+func (u *Unit) crossedThreshold() uint64 {
+	const available, used = thresholds, thresholds + 8
+	s := u.disk.Unit()
+	m := s.State.Current
+	switch {
+	case m.ThresholdAvailable != 0 && s.AvailableBlocks>>reserve.ThresholdExponent <= uint64(m.ThresholdAvailable), m.ThresholdUsed == 0:
+		return available
+	}
+	return used
 }
 
 // RejectTransfer ends a prepared command whose frame asks for what the transport doesn't do: INVALID FIELD IN

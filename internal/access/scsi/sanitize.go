@@ -103,6 +103,8 @@ func (c *Command) outcome(o reserve.Outcome, err error) bool {
 		return true
 	case o == reserve.Conflict:
 		c.conflict()
+	case o == reserve.InvalidCDB && c.CDB[0] == 0x48: // EXIT FAILURE MODE, or AUSE, after a failure that has to be made up for
+		c.badField(1, 5)
 	case o == reserve.InvalidCDB:
 		c.badField(2, 7)
 	case o == reserve.InvalidParameter:

@@ -67,7 +67,8 @@ const (
 	codeTokenUnknown            Code = 0x2304
 	codeTokenExpired            Code = 0x2307
 	codeTokenCancelled          Code = 0x2308
-	codeTokenUnsupported        Code = 0x2302
+	codeTokenUnsupported        Code = 0x2301
+	codeTokenLength             Code = 0x230a
 	codeThirdPartyFailure       Code = 0x0d01
 	codeCopyUnreachable         Code = 0x0804
 	codeOperationInProgress     Code = 0x0016
@@ -75,7 +76,7 @@ const (
 )
 
 // SenseMax bounds the length of any sense.
-const SenseMax = 32
+const SenseMax = 48
 
 // fixedSense is the length of fixed format sense data.
 const fixedSense = 18
@@ -87,6 +88,9 @@ type senseData struct {
 	// info goes to the INFORMATION field if valid: an LBA or the offset of a miscompare.
 	info      uint64
 	infoValid bool
+	// command goes to the COMMAND-SPECIFIC INFORMATION field if valid.
+	command      uint32
+	commandValid bool
 	// field points at the offending byte of the CDB (inCDB) or parameter list, and with bitValid at the
 	// highest bit of the offending field.
 	field      uint16
@@ -110,6 +114,9 @@ func (s senseData) appendFixed(b []byte) []byte {
 	}
 	d[2] = byte(s.key)
 	d[7] = fixedSense - 8
+	if s.commandValid {
+		binary.BigEndian.PutUint32(d[8:], s.command)
+	}
 	binary.BigEndian.PutUint16(d[12:], uint16(s.code))
 	s.putSpecific(d[15:18])
 	return append(b, d[:]...)
@@ -122,6 +129,10 @@ func (s senseData) appendDescriptor(b []byte) []byte {
 	if s.infoValid {
 		b = append(b, 0x00, 0x0a, 0x80, 0)
 		b = binary.BigEndian.AppendUint64(b, s.info)
+	}
+	if s.commandValid {
+		b = append(b, 0x01, 0x0a, 0, 0)
+		b = binary.BigEndian.AppendUint64(b, uint64(s.command))
 	}
 	if s.fieldValid || s.progressValid {
 		var sks [3]byte

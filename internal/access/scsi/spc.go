@@ -12,7 +12,7 @@ func (u *Unit) requestSense(c *Command) {
 	if u.disk == nil {
 		s = senseData{key: IllegalRequest, code: codeLUNotSupported}
 	} else if a, ok := u.attentions.Take(); ok {
-		s = senseData{key: UnitAttention, code: Code(a.ASC)<<8 | Code(a.ASCQ)}
+		s = u.attentionSense(a)
 	} else if unit := u.disk.Unit(); unit.State.Sanitize.Kind == reserve.SanitizeFailed {
 		s = senseData{key: MediumErrorKey, code: codeSanitizeFailed}
 	} else if unit.State.Sanitize.Kind != reserve.SanitizeNone {

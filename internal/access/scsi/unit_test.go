@@ -3,6 +3,7 @@ package scsi_test
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"dozo/internal/access/iscsi/iscsitest"
@@ -251,8 +252,69 @@ func TestModeSelect(t *testing.T) {
 	if got := set(a, 0, thresholds); got != good || a.disk.Unit().State.Current.ThresholdAvailable != 500 {
 		t.Errorf("thresholds: %s, %+v", got, a.disk.Unit().State.Current)
 	}
-	if d := data(a.run([]byte{0x4d, 0, 0x4c, 0, 0, 0, 0, 0, 255, 0}, 255, nil)); len(d) != 4+2*12 || d[5] != 1 || d[17] != 2 {
-		t.Errorf("LOG SENSE, logical block provisioning (SBC-3 6.4.4): %x", d)
+	// SBC-3 table 7: what is available is armed decreasing, what is used increasing.
+	if d := page(a, 0, 0x1c, 2); d[8+16] != 0x80 || d[8+17] != 1 || d[8+24] != 0x01 || d[8+25] != 2 {
+		t.Errorf("threshold descriptors: %x", d[8:])
+	}
+	// SBC-3 6.5.8: LBPERE.
+	recovery := page(a, 0, 0x01, 0)
+	recovery[8] &^= 0x80
+	recovery[8+7] |= 0x80
+	if got := set(a, 0, recovery); got != good || !a.disk.Unit().State.Current.ReportThresholds {
+		t.Errorf("LBPERE: %s, %+v", got, a.disk.Unit().State.Current)
+	}
+	// SBC-3 4.7.3.7.6: the INFORMATION field says which threshold was reached, by where it stands in the mode page.
+	for want, m := range map[uint64]reserve.Modes{16: {ThresholdAvailable: 5}, 24: {ThresholdUsed: 5}} {
+		a.disk.Change(&reserve.Command{Action: reserve.SetModes, Nexus: a.nexus.Initiator().Nexus, Modes: m})
+		a.nexus.Post(0, reserve.ThresholdReached)
+		c := a.run(make([]byte, 6), 0, nil)
+		if got := sense(c); got != "6/3807" || c.Sense[0] != 0xf0 || uint64(binary.BigEndian.Uint32(c.Sense[3:])) != want {
+			t.Errorf("threshold %d was reached: %s, %x", want, got, c.Sense)
+		}
+		a.nexus.Post(0, reserve.ThresholdReached)
+		if d := data(a.run([]byte{0x03, 0, 0, 0, 18, 0}, 18, nil)); d[0] != 0xf0 || uint64(d[6]) != want {
+			t.Errorf("REQUEST SENSE, threshold %d was reached: %x", want, d)
+		}
+	}
+}
+
+// TestLogSense: SPC-4 6.8, 7.3; SBC-3 6.4.4.
+func TestLogSense(t *testing.T) {
+	a, _ := pair(t)
+	a.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0x20, 0, 0}, 0, bytes.Repeat([]byte{1}, 4<<20)) // 8192 blocks: four threshold sets
+	used := []byte{0, 2, 3, 8, 0, 0, 0, 4, 1, 0, 0, 0}
+	available := []byte{0, 1, 3, 8, 0, 0, 0, 0, 2, 0, 0, 0}
+	for _, x := range []struct {
+		what              string
+		page, subpage     byte
+		pointer, allocate byte
+		want              []byte
+	}{
+		{"provisioning", 0x4c, 0, 0, 255, slices.Concat([]byte{0x8c, 0, 0, 24}, available, used)},
+		{"provisioning, threshold values", 0x0c, 0, 0, 255, slices.Concat([]byte{0x8c, 0, 0, 24}, available, used)},
+		{"from what is used on", 0x4c, 0, 2, 255, slices.Concat([]byte{0x8c, 0, 0, 12}, used)},
+		{"a little of it", 0x4c, 0, 0, 6, []byte{0x8c, 0, 0, 24, 0, 1}},
+		{"nothing of it", 0x4c, 0, 0, 0, nil},
+		{"pages", 0x40, 0, 0, 255, []byte{0, 0, 0, 2, 0, 0x0c}},
+		{"pages and subpages, ascending", 0x40, 0xff, 0, 255, []byte{0x40, 0xff, 0, 6, 0, 0, 0, 0xff, 0x0c, 0}},
+	} {
+		if d := data(a.run([]byte{0x4d, 0, x.page, x.subpage, 0, 0, x.pointer, 0, x.allocate, 0}, 255, nil)); !bytes.Equal(d, x.want) {
+			t.Errorf("%s: %x, want %x", x.what, d, x.want)
+		}
+	}
+	for _, x := range []struct {
+		what string
+		cdb  []byte
+		want string
+	}{
+		{"SP", []byte{0x4d, 1, 0x4c, 0, 0, 0, 0, 0, 255, 0}, "5/2400 field 1"},
+		{"unknown page", []byte{0x4d, 0, 0x4d, 0, 0, 0, 0, 0, 255, 0}, "5/2400 field 2"},
+		{"unknown subpage", []byte{0x4d, 0, 0x4c, 1, 0, 0, 0, 0, 255, 0}, "5/2400 field 3"},
+		{"behind the last parameter", []byte{0x4d, 0, 0x4c, 0, 0, 0, 3, 0, 255, 0}, "5/2400 field 5"},
+	} {
+		if got := sense(a.run(x.cdb, 255, nil)); got != x.want {
+			t.Errorf("%s: %s, want %s", x.what, got, x.want)
+		}
 	}
 }
 
@@ -317,7 +379,11 @@ func TestSanitize(t *testing.T) {
 	for _, x := range []struct {
 		cdb  []byte
 		want string
-	}{{make([]byte, 6), "2/041b field 0"}, {[]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, "2/041b field 0"}, {[]byte{0x12, 0, 0, 0, 96, 0}, good}, {[]byte{0x03, 0, 0, 0, 18, 0}, good}} {
+	}{{make([]byte, 6), "2/041b field 0"}, {[]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, "2/041b field 0"}, {[]byte{0x12, 0, 0, 0, 96, 0}, good}, {[]byte{0x03, 0, 0, 0, 18, 0}, good},
+		{[]byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0}, good}, {[]byte{0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0}, good},
+		{[]byte{0x1a, 0, 0x08, 0, 255, 0}, good}, {[]byte{0x5a, 0, 0x0a, 0, 0, 0, 0, 0, 255, 0}, good}, {[]byte{0x1a, 0, 0x1c, 0, 255, 0}, good},
+		{[]byte{0x1a, 0, 0x01, 0, 255, 0}, "2/041b field 0"}, {[]byte{0x1a, 0, 0x1c, 2, 255, 0}, "2/041b field 0"}, {[]byte{0x1a, 0, 0x3f, 0, 255, 0}, "2/041b field 0"},
+	} {
 		if got := sense(a.run(x.cdb, 512, nil)); got != x.want {
 			t.Errorf("%x: %s, want %s", x.cdb, got, x.want)
 		}
@@ -332,6 +398,15 @@ func TestSanitize(t *testing.T) {
 	}
 	if d := data(a.run([]byte{0x03, 0, 0, 0, 18, 0}, 18, nil)); d[2] != 3 || d[12] != 0x31 || d[13] != 0x03 {
 		t.Errorf("REQUEST SENSE after it: %x", d)
+	}
+	// SBC-3 5.24.1: it was to complete restricted, so the next one has to.
+	for _, cdb := range [][]byte{{0x48, 0x1f}, {0x48, 0x20 | 0x02}} {
+		if got := sense(a.run(cdb, 0, nil)); got != "5/2400 field 1" {
+			t.Errorf("%x after a failed one: %s", cdb, got)
+		}
+	}
+	if got := sense(a.run([]byte{0x48, 0x02}, 0, nil)); got != good {
+		t.Errorf("another one after a failed one: %s", got)
 	}
 }
 
@@ -378,6 +453,32 @@ func TestVPDPages(t *testing.T) {
 		if d[1] != page || int(binary.BigEndian.Uint16(d[2:])) != len(d)-4 {
 			t.Errorf("page %02x: %x", page, d)
 		}
+	}
+	// SPC-4 7.8.17: the descriptors of the third-party copy page, ascending; with the largest token and the kinds of tokens.
+	var types []uint16
+	for d := data(a.run([]byte{0x12, 1, 0x8f, 16, 0, 0}, 4096, nil))[4:]; len(d) >= 4; {
+		n := 4 + int(binary.BigEndian.Uint16(d[2:]))
+		body := d[4:n]
+		types = append(types, binary.BigEndian.Uint16(d))
+		switch types[len(types)-1] {
+		case 0x0000:
+			if got := binary.BigEndian.Uint64(body[16:]); got != 1<<21 {
+				t.Errorf("MAXIMUM TOKEN TRANSFER SIZE: %d", got)
+			}
+		case 0x0106:
+			if n != 96 || binary.BigEndian.Uint32(body[20:]) != 3600 || binary.BigEndian.Uint16(body[42:]) != 48 ||
+				!bytes.Equal(body[44:52], []byte{0, 0, 0, 44, 0, 0, 0, 8}) || binary.BigEndian.Uint64(body[52:]) != 1<<30 {
+				t.Errorf("ROD token features: %x", d[:n])
+			}
+		case 0x0108:
+			if n != 8+2*64 || body[3] != 128 || !bytes.Equal(body[4:9], []byte{0, 0x80, 0, 0, 3}) || !bytes.Equal(body[68:73], []byte{0xff, 0xff, 0, 1, 2}) {
+				t.Errorf("ROD types: %x", d[:n])
+			}
+		}
+		d = d[n:]
+	}
+	if !slices.Equal(types, []uint16{0x0000, 0x0001, 0x0004, 0x0008, 0x000c, 0x0106, 0x0108, 0x8001}) {
+		t.Errorf("third-party copy descriptors: %04x", types)
 	}
 }
 

@@ -142,9 +142,15 @@ func (d *Disk) Unit() *reserve.Snapshot {
 	return d.unit
 }
 
-// ShowUnit gives the state.
+// ShowUnit gives the state, with how much is used now: Unit has what it was when the state changed.
 func (d *Disk) ShowUnit(_ scsi.Request, done func(*reserve.Snapshot, error)) {
-	d.later(func() { done(d.Unit(), nil) })
+	d.later(func() {
+		d.mu.RLock()
+		now := *d.unit
+		now.UsedBlocks = uint64(len(d.chunks)) * chunk / uint64(d.geometry.BlockSize)
+		d.mu.RUnlock()
+		done(&now, nil)
+	})
 }
 
 // ChangeUnit decides at once. A sanitize operation is over before it is answered.
