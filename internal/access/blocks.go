@@ -572,9 +572,10 @@ func (o *Owner) heedDamage(now time.Duration) {
 // askUnheard asks the stores that have not said yet what they have: one that was away when this owner took over and has come back
 // may have the replica that the others lack, or have in pieces, and is asked by the clock after minutes only.
 func (o *Owner) askUnheard() {
-	if o.stopErr != nil {
+	if o.stopErr != nil || !o.w.Serving() {
 		return
 	}
+	o.repair.init()
 	now := time.Duration(o.env.Clock())
 	for _, site := range append([]ident.SiteID{o.env.Site}, o.remoteSites()...) {
 		for _, id := range o.env.Stores.Core(site) {

@@ -32,13 +32,17 @@ type checkpointState struct {
 type retiredAt struct {
 	segments []ident.SegmentID
 	seq      ident.Seq
+	begun    bool // stores have been told
 }
 
 // Checkpoints for the sake of dead segments come no sooner than deadPause after the last one, and take at most one
-// part of deadShare of the time.
+// part of deadShare of the time. A fast writer fills new files until he gets those that he filled before, and each moment
+// that these are late is memory, or disk, that was not touched lately.
 const (
-	deadPause = 2 * time.Second
+	deadPause = 400 * time.Millisecond
 	deadShare = 8
+
+	emptyingPause = 2 * time.Second // likewise while a store is emptied, which takes long anyhow
 )
 
 // checkpointDue says whether enough has been written, enough time has passed, or enough could be let go: a volume that
@@ -52,10 +56,29 @@ func (o *Owner) checkpointDue(now time.Duration) (due, clock bool) {
 	case o.written+c.copied-c.lastBytes >= o.env.Limits.CheckpointBytes:
 		return true, false
 	// What a store that is being emptied has may go only once a checkpoint covers it.
-	case since >= max(deadPause, deadShare*c.took) && (o.repair.Emptying > 0 || o.m.DyingBytes() >= o.env.Limits.CheckpointDead):
+	case o.repair.Emptying > 0 && since >= max(emptyingPause, deadShare*c.took) || o.muchIsDead(now):
 		return true, false
 	}
 	return since >= o.env.Limits.CheckpointInterval && o.worthCheckpoint(), true
+}
+
+// muchIsDead says whether it is time for a checkpoint for the sake of dead segments.
+func (o *Owner) muchIsDead(now time.Duration) bool {
+	return now-o.cp.last >= max(deadPause, deadShare*o.cp.took) && o.m.DyingBytes() >= o.env.Limits.CheckpointDead
+}
+
+// reclaim is what a fast writer's files wait for, several times a second: the checkpoint that lets dead segments go, and after it
+// their replicas, as soon as their retirement is stable.
+func (o *Owner) reclaim(now time.Duration) {
+	if o.stopErr != nil || !o.w.Serving() {
+		return
+	}
+	if n := len(o.cp.retired); n > 0 && !o.cp.retired[n-1].begun && o.cp.retired[n-1].seq <= o.w.Stable().Seq {
+		o.dropRetired()
+	}
+	if !o.cp.running && o.muchIsDead(now) {
+		o.maybeCheckpoint(now)
+	}
 }
 
 // housekeeping says which records bring no other checkpoint about: a checkpoint is announced by one and has segments

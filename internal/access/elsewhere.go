@@ -240,10 +240,11 @@ func segmentOf(slot volume.Slot, seg volume.Segment) *segment {
 
 // awaited counts the segments whose replicas are all at stores that can not be reached. While there are some of which
 // no replica is known, the stores of this site are asked what they have whenever the owner looks; the ships ask the
-// others.
+// others. Where those that are known are all bad, a store that was away at the takeover may have a whole one.
 func (o *Owner) awaited() {
-	n, unknown := 0, false
+	n, unknown, allBad := 0, false, false
 	for _, s := range o.segs {
+		allBad = allBad || s.sealed && s.slot != 0 && len(s.holders) > 0 && !slices.ContainsFunc(s.holders, func(h holder) bool { return !h.bad && !h.going })
 		if !s.sealed || s.slot == 0 || slices.ContainsFunc(s.holders, func(h holder) bool { return !h.going && o.env.Stores.Up(h.store) }) || o.retiring(s) || o.needless(s) {
 			continue
 		}
@@ -255,6 +256,9 @@ func (o *Owner) awaited() {
 	}
 	if o.repair.awaited = n; unknown {
 		o.strays.due = 0
+	}
+	if allBad {
+		o.askUnheard()
 	}
 }
 

@@ -502,8 +502,11 @@ func (o *Owner) timers() {
 			o.countShown()
 			o.keepChore(time.Duration(o.env.Clock()))
 			o.w.Tick(time.Duration(o.env.Clock()))
-			if n%5 == 0 && len(o.unsettled) > 0 {
-				o.settlePast()
+			if n%5 == 0 {
+				o.reclaim(time.Duration(o.env.Clock()))
+				if len(o.unsettled) > 0 {
+					o.settlePast()
+				}
 			}
 			if now.Sub(second) >= tickSecond-tickFast/2 {
 				second = now

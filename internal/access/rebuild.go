@@ -91,7 +91,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		if o.segs[seg.ID] == nil {
 			o.segs[seg.ID] = segmentOf(slot, seg)
 		}
-		o.cp.retired = append(o.cp.retired, retiredAt{[]ident.SegmentID{seg.ID}, cfg.Point.At.Seq})
+		o.cp.retired = append(o.cp.retired, retiredAt{segments: []ident.SegmentID{seg.ID}, seq: cfg.Point.At.Seq})
 	}
 	for id, s := range o.segs {
 		if id.IsCheckpoint() {
@@ -435,7 +435,7 @@ func (o *Owner) applyGoing(kind journal.Kind, body []byte, seq ident.Seq) error 
 			}
 		}
 	}
-	o.cp.retired = append(o.cp.retired, retiredAt{retired, seq})
+	o.cp.retired = append(o.cp.retired, retiredAt{segments: retired, seq: seq})
 	return nil
 }
 

@@ -193,6 +193,8 @@ func (o *Owner) sendDrops() {
 		switch {
 		case p.seq == 0 || !o.fit(p.Store):
 			continue
+		case p.Replace && o.segs[p.Segment] != nil && !slices.ContainsFunc(o.segs[p.Segment].good(), func(h holder) bool { return o.fit(h.store) }):
+			continue // it could not be made again now, and may be the only one that is heard of, where a former owner permitted it
 		case p.Replace && p.seq > own || !p.Replace && p.seq > stable && !mutant.On(mutant.R13Stable):
 			continue // what is bad counts for nothing anyhow, and what is unstable may wait for it to be made again
 		}
@@ -275,7 +277,7 @@ func (o *Owner) retireSome() {
 			}
 		}
 		o.queueOwn(journal.KindRetire, journal.AppendRetired(nil, retire), func(seq ident.Seq) {
-			o.cp.retired = append(o.cp.retired, retiredAt{retire, seq})
+			o.cp.retired = append(o.cp.retired, retiredAt{segments: retire, seq: seq})
 		})
 	}
 	o.dropRetired()
@@ -310,6 +312,7 @@ func (o *Owner) dropRetired() {
 	stable := o.w.Stable().Seq
 	kept := o.cp.retired[:0]
 	for _, r := range o.cp.retired {
+		r.begun = r.begun || r.seq <= stable
 		left := r.segments[:0]
 		for _, id := range r.segments {
 			s := o.segs[id]
@@ -349,7 +352,7 @@ func (o *Owner) dropRetired() {
 			}
 		}
 		if len(left) > 0 {
-			kept = append(kept, retiredAt{left, r.seq})
+			kept = append(kept, retiredAt{segments: left, seq: r.seq, begun: r.begun})
 		}
 	}
 	o.cp.retired = kept
