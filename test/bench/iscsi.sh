@@ -11,6 +11,7 @@
 #   SIZE=512M      of the region that the loads use
 #   ROUNDS=3       runs of each load on each side
 #   RUNTIME=2s     length of a run
+#   RAMP=300ms     what goes before each run and is not counted
 #   MODES="tls plain"
 #   SESSIONS=1     sessions of the client, several numbers for a table of each: SESSIONS="1 16 64 256"
 #   WORKLOADS=     loads, as KIND:SIZE:DEPTH with commas between; the standard ones by default
@@ -20,11 +21,11 @@ out=
 while getopts o: opt; do
 	case $opt in
 	o) out=$OPTARG ;;
-	*) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+	*) sed -n '2,19s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 	esac
 done
 
-: "${DIR:=/dev/shm}" "${SITES:=1}" "${SIZE:=512M}" "${ROUNDS:=3}" "${RUNTIME:=2s}" "${MODES:=tls plain}" "${SESSIONS:=1}" "${WORKLOADS:=}"
+: "${DIR:=/dev/shm}" "${SITES:=1}" "${SIZE:=512M}" "${ROUNDS:=3}" "${RUNTIME:=2s}" "${RAMP:=300ms}" "${MODES:=tls plain}" "${SESSIONS:=1}" "${WORKLOADS:=}"
 dozo=${DOZO_BIN:-$PWD/bin/dozo}
 PATH=$PATH:/usr/sbin:/sbin
 for c in tgtd tgtadm; do
@@ -104,7 +105,7 @@ for mode in $MODES; do
 	url=$("$dozo" volume targets bench --dir "$work/sys" | grep -F "//127.$net.$i.$n:") || fail "no target at $owner"
 	pids=$(cat "$work"/sys/nodes/*/pid | awk '{ print $1 }' | paste -sd,)
 	for sessions in $SESSIONS; do
-		"$dozo" bench compare --prefill --size "$SIZE" --rounds "$ROUNDS" --runtime "$RUNTIME" --ramp 300ms --quiet --sessions "$sessions" \
+		"$dozo" bench compare --prefill --size "$SIZE" --rounds "$ROUNDS" --runtime "$RUNTIME" --ramp "$RAMP" --quiet --sessions "$sessions" \
 			${WORKLOADS:+--workload "$WORKLOADS"} --pids-a "$pids" --pids-b "$tgt_pid" -o json "$url" "$tgt_url" \
 			>"$work/$mode-$sessions.json" </dev/null || fail "dozo bench compare failed ($mode, $sessions sessions)"
 		[ "$SESSIONS" = 1 ] && title=$heading || title="$heading, $sessions session(s)"
