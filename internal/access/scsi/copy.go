@@ -147,6 +147,17 @@ func (x *copies) dropLocked(list uint32) {
 	}
 }
 
+// forget drops what is kept of operations that are over.
+func (x *copies) forget(list []*copyOp) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, o := range list {
+		if x.byID[o.list] == o {
+			x.dropLocked(o.list)
+		}
+	}
+}
+
 func (x *copies) find(list uint32) *copyOp {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -166,13 +177,17 @@ func (x *copies) left(o *copyOp) {
 	delete(x.unnamed, o)
 }
 
-// cancelAll ends all operations. over is called, possibly at once, when none of them has anything under way any more.
+// cancelAll ends all operations, and forgets what came of them. over is called, possibly at once, when none of them has anything
+// under way any more. The unit was reset, or the nexus is lost (SPC-4 6.24).
 func (x *copies) cancelAll(over func()) {
 	x.mu.Lock()
 	active := slices.Collect(maps.Values(x.byID))
 	active = slices.AppendSeq(active, maps.Keys(x.unnamed))
 	x.mu.Unlock()
-	ended := afterAll(len(active), over)
+	ended := afterAll(len(active), func() {
+		x.forget(active)
+		over()
+	})
 	for _, o := range active {
 		o.cancel(ended)
 	}
@@ -611,10 +626,13 @@ func copySense(err error) senseData {
 	if e, ok := errors.AsType[*unreachableError](err); ok {
 		return senseData{key: CopyAborted, code: codeCopyUnreachable, field: e.field, fieldValid: e.field != 0}
 	}
+	if errors.Is(err, ErrAborted) { // SPC-4 5.17.4.7: by COPY OPERATION ABORT
+		return senseData{key: CopyAborted, code: codeClearedByServer}
+	}
 	switch x := outcomeOf(err); x.code {
 	case codeTokenUnknown, codeTokenCancelled, codeTokenExpired:
 		return senseData{key: IllegalRequest, code: x.code}
-	case codeLBAOutOfRange, codeNone:
+	case codeLBAOutOfRange:
 		return senseData{key: CopyAborted, code: codeNone}
 	default:
 		if x.status != StatusCheckCondition {

@@ -43,6 +43,10 @@ func parseCopyHeader(b []byte, wide bool) (h copyHeader, code Code, at int) {
 		switch {
 		case b[0] != 0x01: // PARAMETER LIST FORMAT
 			return h, codeInvalidFieldInParameter, 0
+		case b[15]&0x02 != 0 && b[15]&0x01 != 0 || b[15]&0x01 != 0 && b[1]>>3&3 == 3: // IMMED with G_SENSE, or for a list of no name
+			return h, codeInvalidFieldInCDB, 0
+		case b[15]&0x02 != 0: // sense data with GOOD
+			return h, codeInvalidFieldInParameter, 15
 		case be.Uint16(b[2:]) != 0x20 || b[16] != 0xff: // HEADER CSCD DESCRIPTOR LIST LENGTH and TYPE CODE
 			return h, codeInvalidFieldInParameter, 2
 		}

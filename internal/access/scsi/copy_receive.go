@@ -184,14 +184,16 @@ func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
 	be.PutUint64(block[24:], ^uint64(0)) // no limit on what is optimal for one range, to the token or from it
 	be.PutUint64(block[32:], ^uint64(0))
 	descriptor(0x0106, features)
-	types := make([]byte, 4+2*64) // ROD types
 	const tokenIn, tokenOut = 0x02, 0x01
-	be.PutUint16(types[2:], 2*64)
-	be.PutUint32(types[4:], rodPointInTimeVulnerable)
-	types[4+4] = tokenIn | tokenOut
-	be.PutUint32(types[4+64:], rodZero)
-	types[4+64+4] = tokenIn
-	descriptor(0x0108, types)
+	var types []byte // ROD types, 64 bytes each
+	for _, t := range []struct {
+		kind uint32
+		flag byte
+	}{{rodPointInTime, tokenIn | tokenOut}, {rodVulnerable, tokenIn | tokenOut}, {rodAny, tokenOut}, {rodZero, tokenIn}} {
+		types = append(be.AppendUint32(types, t.kind), t.flag)
+		types = append(types, make([]byte, 59)...)
+	}
+	descriptor(0x0108, append([]byte{0, 0, byte(len(types) >> 8), byte(len(types))}, types...))
 	general := make([]byte, 32)
 	be.PutUint32(general, copiesMax)
 	be.PutUint32(general[4:], copiesMax)

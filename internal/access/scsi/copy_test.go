@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"dozo/internal/access/iscsi/iscsitest"
@@ -250,6 +251,7 @@ func TestTokens(t *testing.T) {
 	for _, x := range []struct{ what, got, want string }{
 		{"a list that is too short by its own word", a.thirdParty(0x10, list(func(p []byte) { p[1] = 29 }), 7), "5/2600 field 0"},
 		{"a kind of token that isn't made", a.thirdParty(0x10, list(func(p []byte) { p[2], p[11] = 2, 1 }), 7), "5/2600 field 8"},
+		{"a kind of token that is for nobody to ask for", a.thirdParty(0x10, list(func(p []byte) { p[2] = 2 }), 7), "5/2600 field 8"},
 		{"a kind of token that doesn't count", a.thirdParty(0x10, list(func(p []byte) { p[11] = 1 }), 7), good},
 		{"a range that is cut off", a.thirdParty(0x10, list(func([]byte) {})[:40], 7), good},
 		{"nothing of the token", use(a, tok, 16, [2]uint32{3000, 1}), "5/2600 field 8"},
@@ -257,8 +259,9 @@ func TestTokens(t *testing.T) {
 		{"past the end", use(a, tok, 0, [2]uint32{32760, 16}), "5/2100"},
 		{"overlapping ranges", use(a, tok, 0, [2]uint32{3000, 4}, [2]uint32{3002, 4}), "5/2600 field 552"},
 		{"not a token", use(a, make([]byte, 512), 0, [2]uint32{3000, 4}), "5/230a"},
-		{"a token of another type", use(a, append([]byte{0, 1, 0, 0, 0, 0, 1, 0xf8}, make([]byte, 504)...), 0, [2]uint32{3000, 4}), "5/2301"},
-		{"a token of nobody", use(a, append([]byte{0, 0x80, 0, 0, 0, 0, 1, 0xf8}, make([]byte, 504)...), 0, [2]uint32{3000, 4}), "5/2304"},
+		{"a token of another type", use(a, append([]byte{0, 1, 0, 0, 0, 0, 1, 0xf8, 0, 0, 0, 0, 0, 0, 0, 0, 0xe4}, make([]byte, 495)...), 0, [2]uint32{3000, 4}), "5/2301"},
+		{"a token that is none", use(a, append([]byte{0, 0x80, 0, 0, 0, 0, 1, 0xf8}, make([]byte, 504)...), 0, [2]uint32{3000, 4}), "5/2305"},
+		{"a token of a unit that isn't there", use(a, append([]byte{0, 0x80, 0, 0, 0, 0, 1, 0xf8, 0, 0, 0, 0, 0, 0, 0, 0, 0xe4, 0, 0, 0, 1, 3, 0, 8, 0x31}, make([]byte, 487)...), 0, [2]uint32{3000, 4}), "a/0d02"},
 		{"ranges of the token that overlap", a.thirdParty(0x10, rangeList(16, [2]uint32{0, 2}, [2]uint32{1, 2}), 7), "5/2600 field 32"},
 	} {
 		if x.got != x.want {
@@ -355,22 +358,33 @@ func TestCopiesUnderWay(t *testing.T) {
 	a, _ := pair(t)
 	parameters := data(a.run([]byte{0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}, 255, nil))
 	most := int(binary.BigEndian.Uint16(parameters[34:]))
-	begin := func(usage, list byte) *scsi.Command {
+	with := func(usage, flags, list byte) *scsi.Command {
 		p := make([]byte, 48)
-		p[0], p[1], p[3], p[15], p[16], p[23] = 1, usage<<3, 0x20, 1, 0xff, list
+		p[0], p[1], p[3], p[15], p[16], p[23] = 1, usage<<3, 0x20, flags, 0xff, list
 		one := segment(0xffff, 0xffff, 8, 0, 3000)
 		p[45] = byte(len(one))
 		p = append(p, one...)
 		return a.run([]byte{0x83, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(p)), 0, 0}, 0, p)
 	}
-	release := a.disk.Hold()
-	for i := range most {
-		if got := sense(begin(3, 0)); got != good {
-			t.Fatalf("copy %d without an identifier: %s", i, got)
+	const immediate, goodSense = 1, 2
+	begin := func(usage, list byte) *scsi.Command { return with(usage, immediate, list) }
+	// SPC-4 6.4.2: nothing runs in the background that nobody can ask for, or that is to say more with its status.
+	for _, x := range []struct {
+		usage, flags byte
+		want         string
+	}{{3, immediate, "5/2400"}, {0, immediate | goodSense, "5/2400"}, {0, goodSense, "5/2600 field 15"}, {3, 0, good}} {
+		if got := sense(with(x.usage, x.flags, 0)); got != x.want {
+			t.Errorf("LIST ID USAGE %d, flags %d: %s, want %s", x.usage, x.flags, got, x.want)
 		}
 	}
-	if got := sense(begin(3, 0)); got != "status 0x8" {
-		t.Errorf("copy %d: %s, want BUSY", most, got)
+	release := a.disk.Hold()
+	for i := range most {
+		if got := sense(begin(0, byte(100+i))); got != good {
+			t.Fatalf("copy %d: %s", i, got)
+		}
+	}
+	if got := sense(with(3, 0, 0)); got != "status 0x8" {
+		t.Errorf("copy %d, without an identifier: %s, want BUSY", most, got)
 	}
 	if got := sense(begin(0, 9)); got != "status 0x8" {
 		t.Errorf("another one with an identifier: %s, want BUSY", got)
@@ -391,6 +405,55 @@ func TestCopiesUnderWay(t *testing.T) {
 	}
 	release()
 	a.disk.Wait()
+	// SPC-4 6.24: a reset forgets what came of copies.
+	status := func() string {
+		return sense(a.run([]byte{0x84, 5, 0, 0, 0, 100, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 64, nil))
+	}
+	if got := status(); got != good {
+		t.Errorf("status of a copy: %s", got)
+	}
+	a.nexus.CancelCopies(0, func() {})
+	if got := status(); got != "5/2400 field 2" {
+		t.Errorf("status of a copy after a reset: %s", got)
+	}
+}
+
+// TestACopyThatIsAborted: SPC-4 5.17.4.7: COPY OPERATION ABORT ends a command that waits for its copy, and says so.
+func TestACopyThatIsAborted(t *testing.T) {
+	a, _ := pair(t)
+	zero := make([]byte, 512)
+	copy(zero, []byte{0xff, 0xff, 0, 1, 0, 0, 1, 0xf8})
+	written := rangeList(536, [2]uint32{2000, 4})
+	copy(written[16:], zero)
+	for action, list := range map[byte][]byte{0x00: copyList(9, target(a.disk), segment(0, 0, 8, 0, 3000)), 0x11: written} {
+		release := a.disk.Hold()
+		start := func(cdb []byte, out []byte) (*scsi.Command, chan struct{}) {
+			c := &scsi.Command{CDB: [scsi.CDBMax]byte(cdb), ExpectOut: uint32(len(out))}
+			done := make(chan struct{})
+			c.Finish = func(*scsi.Command) { close(done) }
+			c.Request.Initiator = a.nexus.Initiator()
+			a.nexus.Prepare(c)
+			a.nexus.Allocate(c)
+			for _, b := range c.Out {
+				out = out[copy(b, out):]
+			}
+			a.nexus.Execute(c)
+			return c, done
+		}
+		cdb := make([]byte, 16)
+		cdb[0], cdb[1], cdb[9], cdb[12], cdb[13] = 0x83, action, 9, byte(len(list)>>8), byte(len(list))
+		if action == 0 {
+			cdb[9] = 0
+		}
+		copied, ended := start(cdb, list)
+		abort, aborted := start([]byte{0x83, 0x1c, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, nil)
+		release()
+		<-ended
+		<-aborted
+		if got := sense(copied) + ", " + sense(abort); !strings.HasPrefix(got, "a/2f02") || sense(abort) != good {
+			t.Errorf("service action %02x and its COPY OPERATION ABORT: %s", action, got)
+		}
+	}
 }
 
 // TestATokenOutlastsBusy: SBC-3 5.50, DEL_TKN. A WRITE USING TOKEN that was not begun, and is to be sent again, leaves its token.

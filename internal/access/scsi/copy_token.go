@@ -2,6 +2,7 @@ package scsi
 
 import (
 	"encoding/binary"
+	"errors"
 	"time"
 )
 
@@ -13,11 +14,13 @@ type TokenID [16]byte
 
 // ROD types (SPC-4 5.17.6.2, SBC-3 4.24).
 const (
-	rodPointInTimeVulnerable = 0x00800000 // a copy of that moment, which ends when its source changes
-	rodZero                  = 0xffff0001
-	tokenLength              = 512
-	tokenDefaultSeconds      = 60
-	tokenSecondsMax          = 3600
+	rodPointInTime      = 0x00800000 // a copy of one moment, kept in a way of our own: it ends when its source changes
+	rodVulnerable       = 0x00800001 // the same, by a name that says so
+	rodAny              = 0x0080ffff // asks for one or the other
+	rodZero             = 0xffff0001
+	tokenLength         = 512
+	tokenDefaultSeconds = 60
+	tokenSecondsMax     = 3600
 )
 
 // parseRanges reads block device range descriptors (SBC-3 5.21.2, 5.21.3): those that are not there as a whole are ignored.
@@ -72,11 +75,18 @@ func (u *Unit) populateToken(c *Command) {
 		return
 	}
 	ranges, total, ok := u.parseRanges(c, list, 16)
+	kind := uint32(rodPointInTime)
 	if ok {
-		switch kind := be.Uint32(list[8:]); {
-		case list[2]&0x02 != 0 && kind != 0 && kind != rodPointInTimeVulnerable: // RTV
+		if list[2]&0x02 != 0 { // RTV
+			kind = be.Uint32(list[8:])
+		}
+		switch {
+		case kind == rodAny:
+			kind = rodVulnerable
+		case kind != rodPointInTime && kind != rodVulnerable:
 			c.badParameter(8)
-		case be.Uint32(list[4:]) > tokenSecondsMax:
+		}
+		if be.Uint32(list[4:]) > tokenSecondsMax && !c.failed {
 			c.badParameter(4)
 		}
 	}
@@ -97,7 +107,7 @@ func (u *Unit) populateToken(c *Command) {
 	}
 	u.disk.CreateToken(c.Request, ranges, time.Duration(seconds)*time.Second, func(id TokenID, err error) {
 		if err == nil {
-			o.tokenData = u.appendToken(nil, id, total)
+			o.tokenData = u.appendToken(nil, kind, id, total)
 			o.mu.Lock()
 			o.mu.bytes = uint64(total)
 			o.mu.Unlock()
@@ -113,10 +123,10 @@ func (u *Unit) populateToken(c *Command) {
 }
 
 // appendToken encodes a ROD token (SPC-4 5.17.6.5). Who made it and the token's ID are all that counts.
-func (u *Unit) appendToken(b []byte, id TokenID, total int64) []byte {
+func (u *Unit) appendToken(b []byte, kind uint32, id TokenID, total int64) []byte {
 	be := binary.BigEndian
 	t := make([]byte, tokenLength)
-	be.PutUint32(t, rodPointInTimeVulnerable)
+	be.PutUint32(t, kind)
 	be.PutUint16(t[6:], tokenLength-8)
 	copy(t[8:16], id[:8])
 	unit := u.disk.Identity()
@@ -150,7 +160,7 @@ func (u *Unit) writeUsingToken(c *Command) {
 	}
 	o := &copyOp{list: c.u32(6), action: 0x11, immediate: list[2]&0x01 != 0}
 	failed := func(c *Command, o *copyOp) {
-		if o.mu.sense.key == IllegalRequest {
+		if o.mu.sense.key == IllegalRequest || errors.Is(o.mu.err, ErrAborted) {
 			c.check(o.mu.sense)
 		} else {
 			c.fail(o.mu.err)
@@ -170,10 +180,10 @@ func (u *Unit) writeUsingToken(c *Command) {
 		return
 	}
 	switch {
-	case be.Uint32(token) != rodPointInTimeVulnerable:
-		c.illegal(codeTokenUnsupported)
 	case token[16] != cscdIdentification:
-		c.illegal(codeTokenUnknown)
+		c.illegal(codeTokenCorrupt)
+	case be.Uint32(token) != rodPointInTime && be.Uint32(token) != rodVulnerable:
+		c.illegal(codeTokenUnsupported)
 	}
 	if c.failed {
 		c.finish()
@@ -186,8 +196,8 @@ func (u *Unit) writeUsingToken(c *Command) {
 	find.then = func(disks []Disk, release []func()) {
 		o.release = release
 		src := disks[0]
-		if src == nil {
-			c.illegal(codeTokenUnknown)
+		if src == nil { // SPC-4 5.17.6.5.2.3: tokens of other targets are known, and whose this is can't be asked
+			c.check(senseData{key: CopyAborted, code: codeTargetUnreachable})
 			c.finish()
 			return
 		}

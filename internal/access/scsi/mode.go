@@ -179,7 +179,8 @@ func (u *Unit) modeSense(c *Command) {
 		return
 	}
 	state := u.disk.Unit().State
-	found, foundPage := false, false
+	found := page == 0 && subpage == 0 && control == current // SPC-4 6.13.1: the header and the block descriptor alone
+	foundPage := false
 	for i := range modePages {
 		p := &modePages[i]
 		if page != p.page && page != pageAll {
@@ -264,9 +265,13 @@ func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, set 
 		c.illegal(codeParameterListLength)
 		return modes, set, false
 	}
-	descriptor, long := int(list[3]), false
+	descriptor, long, medium := int(list[3]), false, 1
 	if header == 8 {
-		descriptor, long = int(binary.BigEndian.Uint16(list[6:])), list[4]&1 != 0
+		descriptor, long, medium = int(binary.BigEndian.Uint16(list[6:])), list[4]&1 != 0, 2
+	}
+	if list[medium] != 0 { // MEDIUM TYPE: disks have one
+		c.badParameter(medium)
+		return modes, set, false
 	}
 	at := header
 	if descriptor != 0 {

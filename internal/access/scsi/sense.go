@@ -65,12 +65,15 @@ const (
 	codeTooManySegments         Code = 0x2608
 	codeUnsupportedSegment      Code = 0x2609
 	codeTokenUnknown            Code = 0x2304
+	codeTokenCorrupt            Code = 0x2305
 	codeTokenExpired            Code = 0x2307
 	codeTokenCancelled          Code = 0x2308
 	codeTokenUnsupported        Code = 0x2301
 	codeTokenLength             Code = 0x230a
 	codeThirdPartyFailure       Code = 0x0d01
 	codeCopyUnreachable         Code = 0x0804
+	codeTargetUnreachable       Code = 0x0d02
+	codeClearedByServer         Code = 0x2f02
 	codeOperationInProgress     Code = 0x0016
 	codeSetGroupsFailed         Code = 0x670a
 )

@@ -239,6 +239,16 @@ func TestModeSelect(t *testing.T) {
 			t.Errorf("%s: %s, want %s", x.what, got, x.want)
 		}
 	}
+	// SPC-4 6.11: a field of the header that isn't supported. 6.13.1: page 0 of the current values is the header and the block descriptor.
+	if got := set(a, 0, append([]byte{0, 0, 1}, make([]byte, 5)...)); got != "5/2600 field 2" {
+		t.Errorf("MEDIUM TYPE 1: %s", got)
+	}
+	if d := data(a.run([]byte{0x1a, 0, 0, 0, 255, 0}, 255, nil)); len(d) != 12 || d[0] != 11 || d[2] != 0x10 || d[3] != 8 || d[10] != 2 {
+		t.Errorf("MODE SENSE of page 0: %x", d)
+	}
+	if got := sense(a.run([]byte{0x1a, 0, 0x40, 0, 255, 0}, 255, nil)); got != "5/2400 field 2" {
+		t.Errorf("MODE SENSE of what can be changed of page 0: %s", got)
+	}
 	// SPC-4 6.13: of page 3Fh there are the subpages 00h and FFh.
 	for subpage, want := range map[byte]string{0: good, 1: "5/2400 field 3", 2: "5/2400 field 3", 0xfe: "5/2400 field 3", 0xff: good} {
 		if got := sense(a.run([]byte{0x5a, 8, 0x3f, subpage, 0, 0, 0, 0, 255, 0}, 255, nil)); got != want {
@@ -471,7 +481,8 @@ func TestVPDPages(t *testing.T) {
 				t.Errorf("ROD token features: %x", d[:n])
 			}
 		case 0x0108:
-			if n != 8+2*64 || body[3] != 128 || !bytes.Equal(body[4:9], []byte{0, 0x80, 0, 0, 3}) || !bytes.Equal(body[68:73], []byte{0xff, 0xff, 0, 1, 2}) {
+			if n != 8+4*64 || body[2] != 1 || body[3] != 0 || !bytes.Equal(body[4:9], []byte{0, 0x80, 0, 0, 3}) || !bytes.Equal(body[68:73], []byte{0, 0x80, 0, 1, 3}) ||
+				!bytes.Equal(body[132:137], []byte{0, 0x80, 0xff, 0xff, 1}) || !bytes.Equal(body[196:201], []byte{0xff, 0xff, 0, 1, 2}) {
 				t.Errorf("ROD types: %x", d[:n])
 			}
 		}
