@@ -29,8 +29,8 @@ const (
 	// owner's path is it asked to give up this one: what is under way when it logs out is lost, and waits for its timeouts.
 	drainSettle       = 3 * time.Second
 	drainPatience     = 10 * time.Second // for volumes that nobody takes
-	stopLogout        = 3 * time.Second
-	stopPatience      = 1500 * time.Millisecond
+	stopLogout        = 2 * time.Second
+	stopPatience      = stopLogout + 200*time.Millisecond // no less than what initiators were told that they have (RFC 7143 11.9.1)
 	stopLook          = 10 * time.Millisecond
 	drainingLookEvery = time.Second
 )

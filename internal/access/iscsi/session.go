@@ -155,7 +155,7 @@ func (x *Session) Logout(within time.Duration) {
 		x.mu.logout = nil
 	}
 	if x.mu.logout == nil {
-		x.mu.logout, x.mu.logoutAt = time.AfterFunc(within, func() { x.kill(errLogoutIgnored) }), end
+		x.mu.logout, x.mu.logoutAt = time.AfterFunc(within, func() { x.drop(errLogoutIgnored) }), end
 	}
 	x.mu.Unlock()
 	for _, c := range x.connections() {

@@ -340,6 +340,10 @@ func TestLogoutRequest(t *testing.T) {
 	if p := c.must(c.recv()); p.op() != 0x32 || p.bhs[36] != 1 {
 		t.Errorf("opcode %#x event %d", p.op(), p.bhs[36])
 	}
+	// 11.9.1: who does not is told, if that is possible, that it is dropped: when it may come back, and that nothing is kept.
+	if p := c.must(c.recv()); p.op() != 0x32 || !bytes.Equal(p.bhs[36:44], []byte{3, 0, 0, 0, 0, 2, 0, 0}) {
+		t.Errorf("opcode %#x event and parameters % x", p.op(), p.bhs[36:44])
+	}
 	if _, err := c.recv(); err == nil {
 		t.Error("the connection survived")
 	}
