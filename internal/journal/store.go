@@ -17,7 +17,8 @@ type Store interface {
 	OpenSegment(ctx context.Context, m *wire.OpenSegment) (wire.OpenReply, error)
 
 	// Append is asynchronous: done is called once, from any goroutine, possibly before Append returns. m and
-	// its Data belong to the store until then. Appends to one segment are applied in the order of the calls.
+	// its Data belong to the store until then, with an error that is an *InUse for ever. Appends to one segment are
+	// applied in the order of the calls.
 	Append(m *wire.Append, done func(wire.AppendReply, error))
 
 	// Notice is sent and forgotten.
@@ -37,3 +38,12 @@ type Store interface {
 	Drop(ctx context.Context, m *wire.Drop) (wire.DropReply, error)
 	Status(ctx context.Context, m *wire.StoreStatus) (wire.StoreStatusReply, error)
 }
+
+// InUse is the error of an append that is answered and not over: the store may read m and its Data for longer, so nobody may use them for
+// anything else.
+type InUse struct{ Err error }
+
+func (e *InUse) Error() string { return e.Err.Error() }
+
+// Unwrap gives what is wrong.
+func (e *InUse) Unwrap() error { return e.Err }

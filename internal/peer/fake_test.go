@@ -185,7 +185,7 @@ func nodeWith(stores ...*fakeStore) *fakeNode {
 	return n
 }
 
-func (n *fakeNode) Store(id ident.StoreID) journal.Store { return n.stores[id] }
+func (n *fakeNode) Store(id ident.StoreID, _ wire.Class) journal.Store { return n.stores[id] }
 
 func (n *fakeNode) Forward(from *From, m *wire.Forward, done func(wire.ForwardReply, error)) {
 	n.forward(from, m, done)

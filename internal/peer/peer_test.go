@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"dozo/internal/ident"
+	"dozo/internal/journal"
 	"dozo/internal/wire"
 )
 
@@ -337,4 +338,47 @@ func TestPoolClose(t *testing.T) {
 		}
 	}
 	close(store.hold)
+}
+
+// leavingStore answers an append while it goes on reading what it was given.
+type leavingStore struct {
+	*fakeStore
+	kept []*wire.Append
+}
+
+func (s *leavingStore) Append(m *wire.Append, done func(wire.AppendReply, error)) {
+	if m.Offset > 0 {
+		s.fakeStore.Append(m, done)
+		return
+	}
+	s.kept = append(s.kept, m)
+	done(wire.AppendReply{}, &journal.InUse{Err: wire.Errorf(wire.CodeUnreached, "the disk hangs")})
+}
+
+// The data of an append that is answered and not over are nobody else's.
+func TestWhatAStoreGoesOnReadingIsLeftAlone(t *testing.T) {
+	store := &leavingStore{fakeStore: newFakeStore()}
+	node := nodeWith()
+	node.stores[store.id] = store
+	ca := newTestCA(t)
+	_, addr := startServer(t, node, ca.options(t, "server"))
+	remote := startPool(t, ca.options(t, "client")).Store(store.id, addr)
+	ask := func(seg ident.SegmentID, at uint32, b byte) error {
+		answer := make(chan error, 1)
+		remote.Append(&wire.Append{Segment: seg, Offset: at, Data: [][]byte{bytes.Repeat([]byte{b}, 8192)}}, func(_ wire.AppendReply, err error) { answer <- err })
+		return <-answer
+	}
+	for i := range byte(20) {
+		if err := ask(testSegment(uint32(i)), 0, i); !errors.Is(err, wire.ErrUnreached) {
+			t.Fatal(err)
+		}
+		if err := ask(testSegment(uint32(i)), 1, 0xff); !errors.Is(err, wire.ErrGap) {
+			t.Fatal(err)
+		}
+	}
+	for i, m := range store.kept {
+		if m.Segment != testSegment(uint32(i)) || !bytes.Equal(bytes.Join(m.Data, nil), bytes.Repeat([]byte{byte(i)}, 8192)) {
+			t.Errorf("append %d has other bytes by now", i)
+		}
+	}
 }

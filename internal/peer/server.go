@@ -18,10 +18,10 @@ import (
 // Handler is what a node does for others. Methods may be called concurrently; ctx lives as long as the
 // server. An error that is not a *wire.Error is sent as wire.CodeIO.
 type Handler interface {
-	// Store gives a store of this node, nil if it isn't here. It is called for every request by the
+	// Store gives a store of this node for a connection of a class, nil if it isn't here. It is called for every request by the
 	// connection's reader and must not block. The store's Append, Read and Notice are too: what they wait
 	// for, later requests of the connection wait for as well. Appends are never Trusted.
-	Store(id ident.StoreID) journal.Store
+	Store(id ident.StoreID, class wire.Class) journal.Store
 
 	// Forward is called by the reader, in the order of arrival; done is called once, from any goroutine. m
 	// and its Data are the handler's until then. The reply's Release, if not nil, runs once its Data are

@@ -17,6 +17,7 @@ type request struct {
 	session *session
 	header  wire.Header // of the answer
 	buf     *buffer     // holds the data; nil if there are none
+	inUse   bool        // the store goes on reading it, though it has answered (journal.InUse): it is left to the garbage collector
 	cost    int64       // taken from the budget
 
 	append    wire.Append
@@ -39,6 +40,9 @@ func getRequest() *request {
 	r := new(request)
 	r.onAppend = func(reply wire.AppendReply, err error) {
 		r.held = reply
+		if err != nil {
+			_, r.inUse = errors.AsType[*journal.InUse](err)
+		}
 		r.answer(&r.held, err, nil)
 	}
 	r.onRead = func(reply wire.ReadReply, err error) {
@@ -55,7 +59,7 @@ func getRequest() *request {
 // answer queues the answer and gives back what the request has used.
 func (r *request) answer(m wire.Message, err error, release func()) {
 	s := r.session
-	if r.buf != nil {
+	if r.buf != nil && !r.inUse {
 		r.buf.put() // it was in use until now
 	}
 	h := r.header
@@ -81,7 +85,9 @@ func (r *request) answer(m wire.Message, err error, release func()) {
 	if release != nil {
 		release()
 	}
-	r.put()
+	if !r.inUse {
+		r.put()
+	}
 	s.server.wg.Done()
 }
 
@@ -176,7 +182,7 @@ func (s *session) handle(h *wire.Header, payload []byte, buf *buffer) error {
 		if err := wire.DecodeAt(m, payload, s.version); err != nil {
 			return s.undecodable(nil, err)
 		}
-		if store := s.server.handler.Store(h.Store); store != nil {
+		if store := s.server.handler.Store(h.Store, s.class); store != nil {
 			store.Notice(m)
 		}
 		return nil
@@ -194,7 +200,7 @@ func (s *session) undecodable(r *request, err error) error {
 
 // store finds the request's store, or answers that there is none.
 func (s *session) store(r *request) journal.Store {
-	store := s.server.handler.Store(r.header.Store)
+	store := s.server.handler.Store(r.header.Store, s.class)
 	if store == nil {
 		r.answer(nil, wire.Errorf(wire.CodeAbsent, "store %s is not on node %s", r.header.Store, s.server.opt.Self.Node), nil)
 	}
