@@ -102,7 +102,12 @@ func (l localLeases) Lease(ctx context.Context, m *wire.Lease) (wire.LeaseReply,
 // handler is peer.Handler.
 type handler struct{ n *Node }
 
-func (h handler) Store(id ident.StoreID) journal.Store {
+// Store gives what other sites write to with a bound on how long they wait for its disk: how far away they are they can't leave out of it.
+// Who is near has a clock of his own.
+func (h handler) Store(id ident.StoreID, class wire.Class) journal.Store {
+	if st, here := h.n.bounded[id]; here && class == wire.ClassBulk {
+		return st
+	}
 	if st, here := h.n.stores[id]; here {
 		return st
 	}

@@ -55,9 +55,16 @@ func (n *Node) openStores(onClose func(func())) error {
 		})
 		n.leases.Add(st)
 		n.stores[st.ID()] = st
+		far := core.NewBounded(st, max(diskPatience, 2*time.Duration(n.cfg.Timeouts.Append)), n.log)
+		onClose(far.Close)
+		n.bounded[st.ID()] = far
 	}
 	return nil
 }
+
+// diskPatience is how long other sites wait for an operation of a store's disk: what takes that long is no load any more. Who writes from there with a
+// timeout, as an ensemble's member, gives up before.
+const diskPatience = 5 * time.Second
 
 // markDir is where stores that have failed are marked until the host boots anew (R8): on a file system in memory
 // where this process may write to one, else beside the node's state. A mark names the boot that it holds for, so

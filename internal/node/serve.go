@@ -65,6 +65,8 @@ type Node struct {
 	iscsi  *iscsi.Server
 	leave  atomic.Pointer[export.Exports] // once there may be sessions
 
+	bounded map[ident.StoreID]*core.Bounded // of stores, as other sites write to them
+
 	state struct {
 		sync.Mutex
 		name     string
@@ -148,7 +150,7 @@ func timesAnew(began time.Time) int {
 // run runs a node; anew is called if it ends in order to be started anew.
 func run(ctx context.Context, cfg *config.Config, out io.Writer, anew func()) (err error) {
 	n := &Node{cfg: cfg, log: newLogger(cfg.Log, out).With("node", string(cfg.Node)), instance: peer.NewInstance(), started: time.Now(),
-		stores: map[ident.StoreID]*core.Store{}, reg: prometheus.NewRegistry(), book: trouble.NewBook()}
+		stores: map[ident.StoreID]*core.Store{}, bounded: map[ident.StoreID]*core.Bounded{}, reg: prometheus.NewRegistry(), book: trouble.NewBook()}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.setState("starting")
 	if cfg.Limits.Memory > 0 {
