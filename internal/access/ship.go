@@ -50,6 +50,7 @@ type siteShip struct {
 		gap     *ident.Seq     // what follows it is at a store that is away, and waited for; nil: nothing is
 		reach   reach          // how far it is for acknowledgements
 		hurried ident.StoreID  // the last one that commands did not wait for any more; see awaySince
+		doubts  map[ident.StoreID]doubt
 		segment ident.SegmentID
 		shipped uint32        // of segment
 		dest    ident.StoreID // that the open one goes to
@@ -173,6 +174,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	defer wg.Wait()
 	defer cancel()
 	failed := make(chan error, 8)
+	wg.Go(func() { o.watchLeft(ctx, s, failed) })
 	wg.Go(func() {
 		if err := o.shipCheckpoints(ctx, s, stores); err != nil {
 			select {
@@ -235,6 +237,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 		}
 		if !opened[id] && from == 0 {
 			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: room, Copy: true}); err != nil {
+				s.suspect(dest.ID())
 				return fmt.Errorf("open %s at %s: %w", id, dest.ID(), err)
 			}
 			opened[id] = true
@@ -264,6 +267,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			r, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start, Proven: end.proven})
 			if err != nil {
 				if ctx.Err() == nil {
+					s.suspect(dest.ID())
 					o.shipFailed(s, seg, dest, err)
 				}
 				select {
@@ -280,6 +284,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			})
 			s.markStable(before, end.last.Seq)
 			o.siteMoved()
+			o.partsLeft(there[id], dest.ID())
 		})
 	}
 }
@@ -429,8 +434,11 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 					err = fmt.Errorf("store %s has started anew: %w", dest.ID(), errSiteChanged)
 				}
 				if err != nil {
-					broken.Store(true)
-					o.shipFailed(s, seg, dest, err)
+					s.suspect(dest.ID())
+					// What was sent behind a frame that was not taken leaves a gap.
+					if behind := broken.Swap(true); !behind || !errors.Is(err, wire.ErrGap) {
+						o.shipFailed(s, seg, dest, err)
+					}
 					select {
 					case failed <- fmt.Errorf("append to %s at %s: %w", seg.id, dest.ID(), err):
 					default:
@@ -468,6 +476,9 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 	defer cancel()
 	r, err := dest.Sync(sctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: []ident.SegmentID{seg.id}})
 	if err != nil {
+		if ctx.Err() == nil {
+			s.suspect(dest.ID())
+		}
 		return false, fmt.Errorf("sync %s at %s: %w", seg.id, dest.ID(), err)
 	}
 	defer o.siteMoved()
@@ -499,24 +510,6 @@ func (o *Owner) shipFailed(s *siteShip, seg *segment, dest journal.Store, err er
 	}
 	if e, ok := errors.AsType[*wire.Error](err); ok && (e.Code == wire.CodeFenced || e.Code == wire.CodeConflict && e.Epoch != ident.Epoch{}) {
 		o.call(func() { o.stop(err) })
-	}
-}
-
-// wholeRecords is how many of the bytes, which lie at offset in a segment, are whole records (and the header).
-func wholeRecords(b []byte, offset uint32) int {
-	n := 0
-	if offset == 0 {
-		if len(b) < journal.SegmentHeaderSize {
-			return 0
-		}
-		n = journal.SegmentHeaderSize
-	}
-	for {
-		size, err := journal.SizeAt(b[n:])
-		if err != nil || n+size > len(b) {
-			return n
-		}
-		n += size
 	}
 }
 
@@ -587,6 +580,7 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			}
 			made, err := o.copySegment(from, to, seg.id, e.end, e.last, e.start, nil)
 			if err != nil {
+				s.suspect(to.ID())
 				return fmt.Errorf("checkpoint segment %s: %w", seg.id, err)
 			}
 			o.call(func() { o.confirm(seg, to.ID(), made) })

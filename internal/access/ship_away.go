@@ -152,7 +152,7 @@ func (o *Owner) watchAway(ctx context.Context, s *siteShip, away []awayStore, fa
 			_, registered := o.env.Stores.Store(a.id)
 			why := ""
 			switch {
-			case registered && o.env.Stores.Up(a.id) && time.Now().After(a.again):
+			case registered && o.env.Stores.Up(a.id) && time.Now().After(a.again) && s.doubted(a.id) != doubtLeft: // watchLeft asks that one
 				why = "is up"
 			case !registered || o.env.about(a.id).Lost:
 				why = "is gone for good"

@@ -74,3 +74,21 @@ func (o *Owner) refusedFrame(id ident.SegmentID, source journal.Store, frame []b
 	o.sourceRotten(id, source, bad)
 	return bad
 }
+
+// wholeRecords is how many of the bytes, which lie at offset in a segment, are whole records (and the header).
+func wholeRecords(b []byte, offset uint32) int {
+	n := 0
+	if offset == 0 {
+		if len(b) < journal.SegmentHeaderSize {
+			return 0
+		}
+		n = journal.SegmentHeaderSize
+	}
+	for {
+		size, err := journal.SizeAt(b[n:])
+		if err != nil || n+size > len(b) {
+			return n
+		}
+		n += size
+	}
+}

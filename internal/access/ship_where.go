@@ -30,55 +30,71 @@ func (o *Owner) siteInventory(ctx context.Context, s *siteShip) (map[ident.Segme
 	s.boots = map[ident.StoreID]ident.BootID{}
 	there := map[ident.SegmentID][]have{}
 	var stores []journal.Store
-	type answer struct {
-		st journal.Store
-		r  wire.FenceReply
-		e  error
-	}
-	got := make([]answer, 0, 4)
-	for _, id := range o.env.Stores.Core(site) {
-		if st, ok := o.env.Stores.Store(id); ok && o.env.Stores.Up(id) && !o.env.about(id).Lost {
-			got = append(got, answer{st: st})
+	last := error(wire.Errorf(wire.CodeUnreached, "none is up"))
+	for _, list := range o.toAsk(s) {
+		for _, a := range o.askSite(ctx, s, list) {
+			if errors.Is(a.e, wire.ErrFenced) || errors.Is(a.e, wire.ErrConflict) {
+				o.call(func() { o.stop(fmt.Errorf("a store of site %d: %w", site, a.e)) })
+				return nil, nil, a.e
+			}
+			if a.e != nil {
+				last = a.e
+				o.log.Warn("store of another site doesn't answer", "site", site, "store", a.st.ID(), "err", a.e)
+				continue
+			}
+			s.trust(a.st.ID())
+			stores = append(stores, a.st)
+			s.boots[a.st.ID()] = a.r.Boot
+			for _, x := range a.r.Replicas {
+				there[x.Segment] = append(there[x.Segment], have{a.st, x.State, x.End, x.Last, x.Made, x.Unsure})
+			}
+		}
+		if len(stores) > 0 {
+			return there, stores, nil
 		}
 	}
+	return nil, nil, wire.Errorf(wire.CodeUnreached, "no core server of site %d answers: %v", site, last)
+}
+
+// siteAnswer is what a store of another site has said of itself.
+type siteAnswer struct {
+	st journal.Store
+	r  wire.FenceReply
+	e  error
+}
+
+// askSite asks stores all at once: the site may be far away.
+func (o *Owner) askSite(ctx context.Context, s *siteShip, stores []journal.Store) []siteAnswer {
+	got := make([]siteAnswer, len(stores))
 	var wg sync.WaitGroup
-	for i := range got {
-		wg.Go(func() { // all at once: the site may be far away
-			a := &got[i]
+	for i, st := range stores {
+		a := &got[i]
+		a.st = st
+		wg.Go(func() {
+			if s.doubted(st.ID()) != 0 {
+				if a.e = o.refuses(ctx, st); a.e != nil {
+					s.leave(st.ID())
+					return
+				}
+			}
 			fctx, cancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncTimeout)
 			defer cancel()
 			var asked uint64
 			o.ask(func() { asked = o.strays.asks() })
-			a.r, a.e = a.st.Fence(fctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+			a.r, a.e = st.Fence(fctx, &wire.Fence{Journal: o.journalID, Epoch: o.epoch, Taker: o.env.Node})
+			if a.e != nil && fctx.Err() != nil && ctx.Err() == nil {
+				s.leave(st.ID()) // it is up, and nothing that is shipped is in the way of this question
+			}
 			o.call(func() {
 				if a.e == nil {
-					o.reported(a.st.ID(), a.r.Replicas, asked)
+					o.reported(st.ID(), a.r.Replicas, asked)
 				}
 				o.strays.asked()
 			})
 		})
 	}
 	wg.Wait()
-	for i := range got {
-		st, r, err := got[i].st, &got[i].r, got[i].e
-		if errors.Is(err, wire.ErrFenced) || errors.Is(err, wire.ErrConflict) {
-			o.call(func() { o.stop(fmt.Errorf("a store of site %d: %w", site, err)) })
-			return nil, nil, err
-		}
-		if err != nil {
-			o.log.Warn("store of another site doesn't answer", "site", site, "store", st.ID(), "err", err)
-			continue
-		}
-		stores = append(stores, st)
-		s.boots[st.ID()] = r.Boot
-		for _, x := range r.Replicas {
-			there[x.Segment] = append(there[x.Segment], have{st, x.State, x.End, x.Last, x.Made, x.Unsure})
-		}
-	}
-	if len(stores) == 0 {
-		return nil, nil, wire.Errorf(wire.CodeUnreached, "no core server of site %d answers", site)
-	}
-	return there, stores, nil
+	return got
 }
 
 // wholeAt finds a replica of a site that has all of a segment and is sealed, and says where the segment ends: one that goes
@@ -178,7 +194,7 @@ func (o *Owner) segmentAfter(seq ident.Seq, site ident.SiteID) (found *segment, 
 // shipTo chooses the store of the site for a segment: the one that has a part of it already, else one with room, in
 // turn by the segment's number, so that load and capacity spread. With it come the end of that part and the last record in it.
 func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32, ident.Position) {
-	for _, h := range there {
+	for _, h := range inTurn(there) {
 		// A short one has lost what its power cut took; appends go on from there, compared with what there is.
 		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaCopy || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) {
 			return h.store, h.end, h.last
