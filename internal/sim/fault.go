@@ -221,6 +221,8 @@ func (w *World) inject(f *Fault) {
 			other = w.nodes[(other.index+1)%len(w.nodes)]
 		}
 		w.forgetful(n, other, f, undo)
+	case FaultDiskHangs:
+		n.hungUntil.Store(int64(w.now() + f.For))
 	case FaultSlowSync:
 		n.slowSync.Store(int64(time.Duration(100+f.Size%700) * time.Millisecond))
 		undo(func() { n.slowSync.Store(0) })
@@ -421,6 +423,7 @@ func (w *World) heal() {
 		w.net.setSlow(n, 0)
 		n.slowDisk.Store(0)
 		n.slowSync.Store(0)
+		n.hungUntil.Store(0)
 		n.slowCopies.Store(0)
 		n.disk.SetCapacity(diskBytes)
 		n.resume()

@@ -110,7 +110,8 @@ const (
 	FaultLie          // two disks have lost what they had synced
 	FaultHang         // a store hangs while it is written to and is given up, the owner dies, and the store is back
 	FaultLateOld      // a client gives up a write that arrives when nobody remembers any more what has come since
-	faultKinds        = int(FaultLateOld) + 1
+	FaultDiskHangs    // nothing that a store is asked ends
+	faultKinds        = int(FaultDiskHangs) + 1
 	healed            = 8 * time.Second // from the last fault's end to the clients'
 	firstFault        = 4 * time.Second
 )
@@ -123,7 +124,7 @@ var faultNames = [faultKinds]string{"kill", "power cut", "blackout of a site", "
 	"site burns when a replica goes", "sites apart when an old permit is read",
 	"late command", "member replaced", "site left", "takers by force die", "giver dies", "late drops", "power lost after a permit", "pair loses its power", "reservation of an owner that dies",
 	"late long command", "control store restored",
-	"taker of what one store has dies", "disks have lied", "store hangs and owner dies", "old command"}
+	"taker of what one store has dies", "disks have lied", "store hangs and owner dies", "old command", "disk hangs"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -185,6 +186,7 @@ var siteFocuses = [...]siteFocus{
 	41: {recipe: disksLie},
 	42: {recipe: storeHangs},
 	43: {recipe: oldCommands},
+	44: {recipe: hungElsewhere},
 }
 
 type siteFocus struct {

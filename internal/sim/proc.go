@@ -36,6 +36,7 @@ type Node struct {
 	slowDisk    atomic.Int64  // nanoseconds: what each answer of the store takes longer
 	slowSync    atomic.Int64  // the same for fdatasync alone
 	slowCopies  atomic.Int64  // and for what is done with whole segments: sealing, copying
+	hungUntil   atomic.Int64  // nothing that the store is asked ends before this time of the world
 	syncs       atomic.Int64  // how often something was made stable
 	heardStable atomic.Uint64 // the stable point in the last notice
 	cutOff      atomic.Int32  // from the control store: by so many faults
@@ -55,6 +56,7 @@ type Proc struct {
 	fs    *vfs.Faults
 	store *core.Store
 	own   *local
+	far   *core.Bounded // the same store, as other sites write to it
 	lease *core.Leases
 	keep  *access.LeaseKeeper
 	ctl   *control.Client
@@ -142,6 +144,7 @@ func (n *Node) launch() (*Proc, error) {
 	}
 	p.store, n.store = st, st.ID()
 	p.own = &local{p: p, st: st}
+	p.bound()
 	p.lease.Add(st)
 	ctl, err := w.ctl.OpenBy(ctx, control.Options{Timeout: 5 * time.Second, Log: log, Now: func() time.Time { return time.Now().Add(n.skew) }}, (*way)(p))
 	if err != nil {
@@ -302,7 +305,10 @@ func (p *Proc) handle(m *message) {
 	}
 	switch x := req.(type) {
 	case *wire.Append:
-		p.own.later(func() { p.store.Append(x, func(r wire.AppendReply, err error) { answer(&r, err) }) })
+		p.toStore(m).Append(x, func(r wire.AppendReply, err error) {
+			p.leftAt(err)
+			answer(&r, err)
+		})
 	case *wire.Notice:
 		p.node.heardStable.Store(uint64(x.Stable.Seq))
 		p.store.Notice(x)
@@ -357,11 +363,11 @@ func (p *Proc) handleSlow(m *message, req wire.Message, answer func(wire.Message
 	case *wire.HandOver:
 		r, err = got(p.srv.HandOver(ctx, from, x))
 	case *wire.OpenSegment:
-		r, err = got(p.own.OpenSegment(ctx, x))
+		r, err = got(p.toStore(m).OpenSegment(ctx, x))
 	case *wire.Sync:
-		r, err = got(p.own.Sync(ctx, x))
+		r, err = got(p.toStore(m).Sync(ctx, x))
 	case *wire.Seal:
-		r, err = got(p.own.Seal(ctx, x))
+		r, err = got(p.toStore(m).Seal(ctx, x))
 	case *wire.Fence:
 		if p.w.cue(cueFenceIn, p.node, x.Epoch.Number) {
 			answer(nil, unreached(p.node))

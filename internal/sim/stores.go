@@ -31,7 +31,7 @@ type local struct {
 func (s *local) later(f func()) {
 	d := time.Duration(s.p.node.slowDisk.Load())
 	s.mu.Lock()
-	if d == 0 && !s.running {
+	if d == 0 && !s.running && !s.p.node.hangs() {
 		s.mu.Unlock()
 		f()
 		return
@@ -60,7 +60,10 @@ func (s *local) runLane() {
 	}
 }
 
-func (s *local) wait() { s.pause(&s.p.node.slowDisk) }
+func (s *local) wait() {
+	s.p.node.waitForDisk(s.p)
+	s.pause(&s.p.node.slowDisk)
+}
 
 // pause waits as long as one kind of slowness says.
 func (s *local) pause(slow *atomic.Int64) {
