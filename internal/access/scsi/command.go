@@ -179,6 +179,12 @@ func (c *Command) dropIn() {
 // illegal ends the command with ILLEGAL REQUEST.
 func (c *Command) illegal(code Code) { c.check(senseData{key: IllegalRequest, code: code}) }
 
+// outOfRange ends the command with LOGICAL BLOCK ADDRESS OUT OF RANGE; the INFORMATION field has the first of the LBAs from lba on
+// that isn't there (SBC-3 4.18.1).
+func (c *Command) outOfRange(lba uint64) {
+	c.check(senseData{key: IllegalRequest, code: codeLBAOutOfRange, info: max(lba, c.geo.Blocks), infoValid: true})
+}
+
 // badField ends the command with INVALID FIELD IN CDB, pointing at a byte and the highest bit of the field.
 func (c *Command) badField(at int, bit uint8) {
 	c.check(senseData{key: IllegalRequest, code: codeInvalidFieldInCDB, field: uint16(at), fieldValid: true,

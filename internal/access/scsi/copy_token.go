@@ -47,7 +47,7 @@ func (u *Unit) parseRanges(c *Command, list []byte, head int) (ranges []Range, t
 	for at := head; at < head+n; at += 16 {
 		lba, blocks := be.Uint64(list[at:]), uint64(be.Uint32(list[at+8:]))
 		if lba > c.geo.Blocks || blocks > c.geo.Blocks-lba {
-			c.illegal(codeLBAOutOfRange)
+			c.outOfRange(lba)
 			return nil, 0, false
 		}
 		r := Range{int64(lba) * size, int64(blocks) * size}

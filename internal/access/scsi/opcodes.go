@@ -109,8 +109,8 @@ func commonOpcodes() []opcode {
 		op(0xa0, -1, "REPORT LUNS", "00 00 ff 00 00 00 ff ff ff ff 00 00", ignoresAttention|anyLUN|duringSanitize|inUnavailable, (*Unit).reportLUNs, nil),
 		op(0xa3, 0x0a, "REPORT TARGET PORT GROUPS", "00 e0 00 00 00 00 ff ff ff ff 00 00", checksStatus|duringSanitize|inUnavailable, (*Unit).reportTargetPortGroups, nil),
 		op(0xa4, 0x0a, "SET TARGET PORT GROUPS", "00 00 00 00 00 00 ff ff ff ff 00 00", checksWrite|inUnavailable, (*Unit).prepareSetGroups, (*Unit).setGroups),
-		op(0xa3, 0x0c, "REPORT SUPPORTED OPERATION CODES", "00 00 87 ff ff ff ff ff ff ff 00 00", checksStatus|duringSanitize, (*Unit).reportOpcodes, nil),
-		op(0xa3, 0x0d, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "00 00 80 00 00 00 ff ff ff ff 00 00", checksStatus|duringSanitize, (*Unit).reportTaskManagement, nil),
+		op(0xa3, 0x0c, "REPORT SUPPORTED OPERATION CODES", "00 00 87 ff ff ff ff ff ff ff 00 00", checksRead|duringSanitize, (*Unit).reportOpcodes, nil),
+		op(0xa3, 0x0d, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "00 00 80 00 00 00 ff ff ff ff 00 00", checksRead|duringSanitize, (*Unit).reportTaskManagement, nil),
 	}
 }
 
@@ -128,7 +128,7 @@ func diskOpcodes() []opcode {
 		op(0x15, -1, "MODE SELECT (6)", "00 11 00 00 ff 00", inStandby, (*Unit).prepareModeSelect, (*Unit).modeSelect),
 		op(0x16, -1, "RESERVE (6)", "00 00 00 00 00 00", 0, nothing, (*Unit).reserveUnit),
 		op(0x17, -1, "RELEASE (6)", "00 00 00 00 00 00", 0, nothing, (*Unit).releaseUnit),
-		op(0x1a, -1, "MODE SENSE (6)", "00 08 ff ff ff 00", checksWrite|inStandby, (*Unit).modeSense, nil),
+		op(0x1a, -1, "MODE SENSE (6)", "00 08 ff ff ff 00", checksRead|inStandby, (*Unit).modeSense, nil),
 		op(0x1b, -1, "START STOP UNIT", "00 01 00 0f f7 00", checksWrite, (*Unit).startStop, nil),
 		op(0x1d, -1, "SEND DIAGNOSTIC", "00 04 00 00 00 00", checksWrite|inStandby, nothing, nil),
 		op(0x1e, -1, "PREVENT ALLOW MEDIUM REMOVAL", "00 00 00 00 03 00", checksWrite, nothing, nil),
@@ -139,7 +139,7 @@ func diskOpcodes() []opcode {
 		op(0x2f, -1, "VERIFY (10)", "00 16 ff ff ff ff 1f ff ff 00", checks, (*Unit).prepareVerify, (*Unit).verify),
 		op(0x34, -1, "PRE-FETCH (10)", "00 02 ff ff ff ff 1f ff ff 00", needsReady|checksRead, (*Unit).preFetch, nil),
 		op(0x35, -1, "SYNCHRONIZE CACHE (10)", "00 02 ff ff ff ff 1f ff ff 00", needsReady, (*Unit).prepareSynchronize, (*Unit).synchronize),
-		op(0x37, -1, "READ DEFECT DATA (10)", "00 00 1f 00 00 00 00 ff ff 00", checksStatus|needsReady, (*Unit).readDefectData, nil),
+		op(0x37, -1, "READ DEFECT DATA (10)", "00 00 1f 00 00 00 00 ff ff 00", checksRead|needsReady, (*Unit).readDefectData, nil),
 		op(0x41, -1, "WRITE SAME (10)", "00 08 ff ff ff ff 1f ff ff 00", writes, (*Unit).prepareWriteSame, (*Unit).writeSame),
 		op(0x42, -1, "UNMAP", "00 00 00 00 00 00 1f ff ff 00", writes, (*Unit).prepareUnmap, (*Unit).unmap),
 		op(0x48, 0x01, "SANITIZE, OVERWRITE", "00 a0 00 00 00 00 00 ff ff 00", writes, (*Unit).prepareSanitize, (*Unit).sanitize),
@@ -149,7 +149,7 @@ func diskOpcodes() []opcode {
 		op(0x55, -1, "MODE SELECT (10)", "00 11 00 00 00 00 00 ff ff 00", inStandby, (*Unit).prepareModeSelect, (*Unit).modeSelect),
 		op(0x56, -1, "RESERVE (10)", "00 00 00 00 00 00 00 00 00 00", 0, nothing, (*Unit).reserveUnit),
 		op(0x57, -1, "RELEASE (10)", "00 00 00 00 00 00 00 00 00 00", 0, nothing, (*Unit).releaseUnit),
-		op(0x5a, -1, "MODE SENSE (10)", "00 18 ff ff 00 00 00 ff ff 00", checksWrite|inStandby, (*Unit).modeSense, nil),
+		op(0x5a, -1, "MODE SENSE (10)", "00 18 ff ff 00 00 00 ff ff 00", checksRead|inStandby, (*Unit).modeSense, nil),
 		op(0x5e, 0x00, "PERSISTENT RESERVE IN, READ KEYS", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
 		op(0x5e, 0x01, "PERSISTENT RESERVE IN, READ RESERVATION", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
 		op(0x5e, 0x02, "PERSISTENT RESERVE IN, REPORT CAPABILITIES", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
@@ -167,7 +167,7 @@ func diskOpcodes() []opcode {
 		op(0x83, 0x01, "EXTENDED COPY (LID4)", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copies, (*Unit).prepareCopyList, (*Unit).extendedCopy),
 		op(0x83, 0x10, "POPULATE TOKEN", "00 00 00 00 00 00 ff ff ff ff ff ff ff ff 1f 00", needsReady|checksRead, (*Unit).prepareCopyList, (*Unit).populateToken),
 		op(0x83, 0x11, "WRITE USING TOKEN", "00 00 00 00 00 00 ff ff ff ff ff ff ff ff 1f 00", copies|changesMedium, (*Unit).prepareCopyList, (*Unit).writeUsingToken),
-		op(0x83, 0x1c, "COPY OPERATION ABORT", "00 00 ff ff ff ff 00 00 00 00 00 00 00 00 00 00", checksStatus, nothing, (*Unit).copyAbort),
+		op(0x83, 0x1c, "COPY OPERATION ABORT", "00 00 ff ff ff ff 00 00 00 00 00 00 00 00 00 00", checksWrite, nothing, (*Unit).copyAbort),
 		op(0x84, receiveStatusLID1, "RECEIVE COPY STATUS (LID1)", "00 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
 		op(0x84, receiveParameters, "RECEIVE COPY OPERATING PARAMETERS", "00 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
 		op(0x84, receiveFailure, "RECEIVE COPY FAILURE DETAILS (LID1)", "00 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 00", checksStatus, (*Unit).receiveCopy, nil),
@@ -188,7 +188,7 @@ func diskOpcodes() []opcode {
 		op(0xa8, -1, "READ (12)", "00 18 ff ff ff ff ff ff ff ff 1f 00", reads, (*Unit).prepareRead, (*Unit).read),
 		op(0xaa, -1, "WRITE (12)", "00 18 ff ff ff ff ff ff ff ff 1f 00", writes, (*Unit).prepareWrite, (*Unit).write),
 		op(0xae, -1, "WRITE AND VERIFY (12)", "00 16 ff ff ff ff ff ff ff ff 1f 00", writes, (*Unit).prepareWrite, (*Unit).writeVerify),
-		op(0xb7, -1, "READ DEFECT DATA (12)", "00 1f ff ff ff ff ff ff ff ff 00 00", checksStatus|needsReady, (*Unit).readDefectData, nil),
+		op(0xb7, -1, "READ DEFECT DATA (12)", "00 1f ff ff ff ff ff ff ff ff 00 00", checksRead|needsReady, (*Unit).readDefectData, nil),
 		op(0xaf, -1, "VERIFY (12)", "00 16 ff ff ff ff ff ff ff ff 1f 00", checks, (*Unit).prepareVerify, (*Unit).verify),
 	}
 }

@@ -43,11 +43,11 @@ func appendReserveIn(b []byte, action byte, s *reserve.State) []byte {
 	const readKeys, readReservation, reportCapabilities, readFullStatus = 0, 1, 2, 3
 	if action == reportCapabilities {
 		const (
-			replaceLost, compatible        = 0x80, 0x10       // RLR_C, CRH
-			specify, allPorts, persist     = 0x08, 0x04, 0x01 // SIP_C, ATP_C, PTPL_C
-			typesValid, allowTestUnitReady = 0x80, 0x10       // TMV, ALLOW COMMANDS 001b
+			replaceLost, compatible    = 0x80, 0x10       // RLR_C, CRH
+			specify, allPorts, persist = 0x08, 0x04, 0x01 // SIP_C, ATP_C, PTPL_C
+			typesValid, allowed        = 0x80, 0x40       // TMV, ALLOW COMMANDS 100b: as table 65 has it
 		)
-		b = append(b, 0, 8, replaceLost|compatible|specify|allPorts|persist, typesValid|allowTestUnitReady, 0xea, 0x01, 0, 0)
+		b = append(b, 0, 8, replaceLost|compatible|specify|allPorts|persist, typesValid|allowed, 0xea, 0x01, 0, 0)
 		if s.Persist {
 			b[3] |= 0x01 // PTPL_A
 		}

@@ -77,7 +77,7 @@ func (u *Unit) setRange(c *Command, lba, blocks uint64, limitBytes uint64) bool 
 	size := uint64(c.geo.BlockSize)
 	switch {
 	case lba > c.geo.Blocks || blocks > c.geo.Blocks-lba:
-		c.check(senseData{key: IllegalRequest, code: codeLBAOutOfRange})
+		c.outOfRange(lba)
 		return false
 	case blocks > limitBytes/size:
 		c.badField(c.lengthAt(), 7)

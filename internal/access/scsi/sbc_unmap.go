@@ -37,7 +37,7 @@ func (u *Unit) unmap(c *Command) {
 	for at := 0; at < len(list); at += descriptor {
 		lba, blocks := binary.BigEndian.Uint64(list[at:]), uint64(binary.BigEndian.Uint32(list[at+8:]))
 		if lba > c.geo.Blocks || blocks > c.geo.Blocks-lba {
-			c.illegal(codeLBAOutOfRange)
+			c.outOfRange(lba)
 			c.finish()
 			return
 		}
@@ -63,7 +63,7 @@ func (u *Unit) unmap(c *Command) {
 // prepareLBAStatus is GET LBA STATUS (SBC-3 5.5).
 func (u *Unit) prepareLBAStatus(c *Command) {
 	if c.u64(2) >= c.geo.Blocks {
-		c.illegal(codeLBAOutOfRange)
+		c.outOfRange(c.u64(2))
 	}
 }
 

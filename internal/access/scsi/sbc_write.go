@@ -216,7 +216,7 @@ func (u *Unit) prepareWriteSame(c *Command) {
 	lba, blocks := c.extent()
 	if blocks == 0 { // WSNZ
 		if lba > c.geo.Blocks {
-			c.illegal(codeLBAOutOfRange)
+			c.outOfRange(lba)
 			return
 		}
 		c.badField(c.lengthAt(), 7)

@@ -117,6 +117,33 @@ func TestSense(t *testing.T) {
 }
 
 // TestEveryDiskError walks the sentinels: each has a status, none is silently good.
+// TestFirstInvalidLBA: SBC-3 4.18.1: the INFORMATION field has it.
+func TestFirstInvalidLBA(t *testing.T) {
+	r := newRig(t, 512).ready() // 32768 blocks
+	list := []byte{0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 0xff, 0, 0, 0, 2, 0, 0, 0, 0}
+	for _, x := range []struct {
+		what string
+		cdb  []byte
+		out  []byte
+		want uint32
+	}{
+		{"READ over the end", []byte{0x28, 0, 0, 0, 0x7f, 0xff, 0, 0, 2, 0}, nil, 0x8000},
+		{"READ behind it", []byte{0x28, 0, 0, 1, 0, 0, 0, 0, 2, 0}, nil, 0x10000},
+		{"UNMAP", []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, list, 0x8000},
+		{"GET LBA STATUS", []byte{0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0x80, 7, 0, 0, 0, 24, 0, 0}, nil, 0x8007},
+		{"WRITE SAME of nothing", []byte{0x41, 0, 0, 0, 0x80, 9, 0, 0, 0, 0}, nil, 0x8009},
+	} {
+		c := r.run(x.cdb, 512, x.out)
+		if got := sense(c); got != "5/2100" || c.Sense[0] != 0xf0 || binary.BigEndian.Uint32(c.Sense[3:]) != x.want {
+			t.Errorf("%s: %s, %x", x.what, got, c.Sense)
+		}
+	}
+	// One that doesn't fit fixed format sense data is not told there.
+	if c := r.run(append([]byte{0x88, 0}, append(bytes.Repeat([]byte{0xff}, 8), 0, 0, 0, 1, 0, 0)...), 512, nil); sense(c) != "5/2100" || c.Sense[0] != 0x70 {
+		t.Errorf("LBA near 2^64: %x", c.Sense)
+	}
+}
+
 func TestEveryDiskError(t *testing.T) {
 	r := newRig(t, 512).ready()
 	for err, want := range map[error]string{

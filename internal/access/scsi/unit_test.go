@@ -56,7 +56,6 @@ func TestPersistentReservations(t *testing.T) {
 		{"write of the holder", sense(a.run(write, 0, make([]byte, 512))), good},
 		{"write of another", sense(b.run(write, 0, make([]byte, 512))), conflict},
 		{"read of another", sense(b.run([]byte{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 512, nil)), good},
-		{"MODE SENSE of another (table 65)", sense(b.run([]byte{0x1a, 0, 0x3f, 0, 255, 0}, 255, nil)), conflict},
 		{"TEST UNIT READY of another", sense(b.run(make([]byte, 6), 0, nil)), good},
 		{"GET LBA STATUS of another", sense(b.run([]byte{0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0}, 24, nil)), good},
 		{"START STOP UNIT of another: start", sense(b.run([]byte{0x1b, 0, 0, 0, 1, 0}, 0, nil)), good},
@@ -97,7 +96,7 @@ func TestPersistentReserveInData(t *testing.T) {
 	if d := b.prin(1); be.Uint32(d[4:]) != 16 || be.Uint64(d[8:]) != 0xa1 || d[21] != byte(reserve.ExclusiveAccessRegistrants) {
 		t.Errorf("READ RESERVATION: %x", d)
 	}
-	if d := b.prin(2); !bytes.Equal(d, []byte{0, 8, 0x9d, 0x91, 0xea, 0x01, 0, 0}) {
+	if d := b.prin(2); !bytes.Equal(d, []byte{0, 8, 0x9d, 0xc1, 0xea, 0x01, 0, 0}) {
 		t.Errorf("REPORT CAPABILITIES: %x", d)
 	}
 	d := b.prin(3)
@@ -675,6 +674,79 @@ func TestSetTargetPortGroups(t *testing.T) {
 	b.prout(1, reserve.WriteExclusive, 7, 0, 0)
 	if got := stpg([2]byte{1, 0}); got != conflict {
 		t.Errorf("under another's reservation: %s", got)
+	}
+}
+
+// TestWhatReservationsAllow is table 65 of SPC-4 and table 13 of SBC-3: what who is not registered may do under a persistent reservation
+// of somebody else, and, by SPC-2 table 9, under another's RESERVE.
+func TestWhatReservationsAllow(t *testing.T) {
+	a, b := pair(t)
+	const always, status, reads, writes = 0, 1, 2, 3 // never in conflict; with RESERVE; with exclusive access, too; with all of them
+	names := map[uint16]string{}
+	type command struct {
+		class int
+		cdb   []byte
+	}
+	var list []command
+	add := func(class int, name string, cdb ...byte) {
+		sized := make([]byte, 6)
+		switch cdb[0] >> 5 {
+		case 1, 2:
+			sized = make([]byte, 10)
+		case 4:
+			sized = make([]byte, 16)
+		case 5:
+			sized = make([]byte, 12)
+		}
+		copy(sized, cdb)
+		names[uint16(sized[0])<<8|uint16(sized[1])] = name
+		list = append(list, command{class, sized})
+	}
+	add(always, "INQUIRY", 0x12)
+	add(always, "REPORT LUNS", 0xa0)
+	add(always, "REQUEST SENSE", 0x03)
+	add(always, "LOG SENSE", 0x4d)
+	add(always, "READ CAPACITY (10)", 0x25)
+	add(always, "READ CAPACITY (16)", 0x9e, 0x10)
+	add(status, "TEST UNIT READY", 0x00)
+	add(status, "REPORT TARGET PORT GROUPS", 0xa3, 0x0a)
+	add(status, "RECEIVE COPY OPERATING PARAMETERS", 0x84, 0x03)
+	add(status, "PERSISTENT RESERVE IN", 0x5e)
+	add(reads, "MODE SENSE (6)", 0x1a, 0, 0x08)
+	add(reads, "MODE SENSE (10)", 0x5a, 0, 0x08)
+	add(reads, "READ DEFECT DATA (10)", 0x37)
+	add(reads, "READ DEFECT DATA (12)", 0xb7)
+	add(reads, "REPORT SUPPORTED OPERATION CODES", 0xa3, 0x0c)
+	add(reads, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", 0xa3, 0x0d)
+	add(reads, "GET LBA STATUS", 0x9e, 0x12)
+	add(reads, "PRE-FETCH (10)", 0x34)
+	add(reads, "POPULATE TOKEN", 0x83, 0x10)
+	add(writes, "SEND DIAGNOSTIC", 0x1d)
+	add(writes, "SET TARGET PORT GROUPS", 0xa4, 0x0a)
+	add(writes, "EXTENDED COPY (LID1)", 0x83, 0x00)
+	add(writes, "WRITE USING TOKEN", 0x83, 0x11)
+	add(writes, "COPY OPERATION ABORT", 0x83, 0x1c)
+	add(writes, "MODE SELECT (6)", 0x15)
+	for reserved, class := range map[string]int{"write exclusive": writes, "exclusive access": reads, "RESERVE": status} {
+		switch reserved {
+		case "RESERVE":
+			a.run([]byte{0x16, 0, 0, 0, 0, 0}, 0, nil)
+		default:
+			kind := reserve.WriteExclusive
+			if class == reads {
+				kind = reserve.ExclusiveAccess
+			}
+			a.prout(6, 0, 0, 0xa1, 0)
+			a.prout(1, kind, 0xa1, 0, 0)
+		}
+		for _, x := range list {
+			c := b.run(x.cdb, 0, nil)
+			if got := c.Status == scsi.StatusReservationConflict; got != (x.class >= class) {
+				t.Errorf("%s, %s: %s", reserved, names[uint16(x.cdb[0])<<8|uint16(x.cdb[1])], sense(c))
+			}
+		}
+		a.prout(3, 0, 0xa1, 0, 0)
+		a.run([]byte{0x17, 0, 0, 0, 0, 0}, 0, nil)
 	}
 }
 
