@@ -231,7 +231,7 @@ func (u *Unit) prepare(c *Command) {
 	}
 	if row == nil || row.flags&ignoresAttention == 0 {
 		// An unknown operation too reports a waiting condition first: SAM-5 5.14.3 names the exceptions.
-		if a, ok := u.attentions.Take(); ok {
+		if a, ok := u.takeAttention(); ok {
 			c.check(u.attentionSense(a))
 			return
 		}
@@ -437,6 +437,23 @@ func (u *Unit) sanitized(c *Command) bool {
 		c.check(senseData{key: NotReady, code: codeSanitizeInProgress, progress: s.Progress, progressValid: true})
 	}
 	return false
+}
+
+// takeAttention takes the unit attention condition to report next. That the list of units has changed is reported once for all of
+// them (SPC-4 7.8.7, LUICLR).
+func (u *Unit) takeAttention() (reserve.Attention, bool) {
+	a, ok := u.attentions.Take()
+	if ok && a == reserve.LUNsChanged {
+		u.nexus.listKnown()
+	}
+	return a, ok
+}
+
+// listKnown says that the initiator has heard of the list of units.
+func (n *Nexus) listKnown() {
+	for _, u := range n.list() {
+		u.attentions.Discard(reserve.LUNsChanged)
+	}
 }
 
 // attentionSense is what a unit attention condition is reported by.

@@ -142,6 +142,7 @@ func (u *Unit) vpdCharacteristics(_ *Command, b []byte) []byte {
 	page := make([]byte, 60)
 	binary.BigEndian.PutUint16(page, 1) // non-rotating medium
 	page[3] = 0x40                      // WABEREQ 01b: blocks that were erased can be read, as zeros
+	page[4] = 0x01                      // VBULS: VERIFY compares unmapped blocks as zeros, too
 	return append(b, page...)
 }
 

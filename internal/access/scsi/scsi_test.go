@@ -117,6 +117,18 @@ func TestSense(t *testing.T) {
 }
 
 // TestEveryDiskError walks the sentinels: each has a status, none is silently good.
+// TestReportLUNsOfNone: SPC-4 6.33: who asks for all logical units is told of one at least.
+func TestReportLUNsOfNone(t *testing.T) {
+	r := newRig(t, 512).ready()
+	r.nexus.SetUnits()
+	for selected, want := range map[byte]int{0x00: 0, 0x01: 0, 0x02: 8} {
+		d := data(r.run([]byte{0xa0, 0, selected, 0, 0, 0, 0, 0, 0, 64, 0, 0}, 64, nil))
+		if len(d) != 8+want || int(d[3]) != want || !bytes.Equal(d[4:], make([]byte, 4+want)) {
+			t.Errorf("SELECT REPORT %02x: %x", selected, d)
+		}
+	}
+}
+
 // TestFirstInvalidLBA: SBC-3 4.18.1: the INFORMATION field has it.
 func TestFirstInvalidLBA(t *testing.T) {
 	r := newRig(t, 512).ready() // 32768 blocks
@@ -306,6 +318,17 @@ func TestAttentions(t *testing.T) {
 	c := r.run([]byte{0x03, 0, 0, 0, 18, 0}, 18, nil)
 	if d := data(c); c.Status != 0 || d[2] != 6 || d[12] != 0x3f || d[13] != 0x0e {
 		t.Errorf("REQUEST SENSE: %x", d)
+	}
+	// SPC-4 7.8.7: LUICLR: what one unit has reported, none reports again.
+	other := iscsitest.NewDisk("other", 1<<20, 512)
+	r.nexus.SetUnits(scsi.UnitConfig{Disk: r.disk}, scsi.UnitConfig{LUN: 1, Disk: other}) // raises it at LUN 0
+	at1 := uint64(1) << 48
+	if got := sense(r.runAt(at1, tur, 0, nil)); got != "6/2900" {
+		t.Errorf("a new unit: %s", got)
+	}
+	r.nexus.Post(1, reserve.LUNsChanged)
+	if got := sense(r.run(tur, 0, nil)) + ", " + sense(r.runAt(at1, tur, 0, nil)); got != "6/3f0e, "+good {
+		t.Errorf("after a change of the list of units: %s", got)
 	}
 	r.disk.SetPaths(reserve.PathInfo{Generation: 5, Groups: []reserve.PortGroup{{ID: 1, State: reserve.ActiveNonOptimized, Ports: []uint16{1}}}})
 	if got := sense(r.run(tur, 0, nil)); got != "6/2a06" {

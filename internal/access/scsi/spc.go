@@ -11,7 +11,7 @@ func (u *Unit) requestSense(c *Command) {
 	var s senseData
 	if u.disk == nil {
 		s = senseData{key: IllegalRequest, code: codeLUNotSupported}
-	} else if a, ok := u.attentions.Take(); ok {
+	} else if a, ok := u.takeAttention(); ok {
 		s = u.attentionSense(a)
 	} else if unit := u.disk.Unit(); unit.State.Sanitize.Kind == reserve.SanitizeFailed {
 		s = senseData{key: MediumErrorKey, code: codeSanitizeFailed}
@@ -35,15 +35,16 @@ func (u *Unit) reportLUNs(c *Command) {
 		for _, unit := range u.nexus.list() {
 			b = binary.BigEndian.AppendUint64(b, LUNField(unit.lun))
 		}
+		if len(b) == 8 && c.CDB[2] == 0x02 { // a list of all is not empty: LUN 0 answers, whatever it says
+			b = binary.BigEndian.AppendUint64(b, 0)
+		}
 	case 0x01: // well known logical units: there are none
 	default:
 		c.badField(2, 7)
 		return
 	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-8))
-	for _, unit := range u.nexus.list() {
-		unit.attentions.Discard(reserve.LUNsChanged)
-	}
+	u.nexus.listKnown()
 	c.answer(b, uint64(c.u32(6)))
 }
 

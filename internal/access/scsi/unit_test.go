@@ -463,6 +463,12 @@ func TestVPDPages(t *testing.T) {
 			t.Errorf("page %02x: %x", page, d)
 		}
 	}
+	// SBC-3 6.6.2 and 5.29: VBULS, and what it says.
+	a.run([]byte{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, 0, []byte{0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0})
+	d := data(a.run([]byte{0x12, 1, 0xb1, 0, 64, 0}, 64, nil))
+	if got := sense(a.run([]byte{0x2f, 2, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))); d[8] != 1 || got != good {
+		t.Errorf("page B1h: %x; VERIFY of unmapped blocks: %s", d[:12], got)
+	}
 	// SPC-4 7.8.17: the descriptors of the third-party copy page, ascending; with the largest token and the kinds of tokens.
 	var types []uint16
 	for d := data(a.run([]byte{0x12, 1, 0x8f, 16, 0, 0}, 4096, nil))[4:]; len(d) >= 4; {
