@@ -150,6 +150,9 @@ func (c *conn) killLocked(cause error) {
 	}
 	c.dead, c.cause = true, cause
 	_ = c.nc.Close()
+	if len(c.acks) > 0 {
+		c.acknowledgedLocked() // nobody will; at recovery level 2 the end of the connection may be far
+	}
 	c.room.Broadcast()
 }
 

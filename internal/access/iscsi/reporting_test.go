@@ -2,6 +2,7 @@ package iscsi_test
 
 import (
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -45,6 +46,38 @@ func TestFastAbort(t *testing.T) {
 		if key, code := x.do(make([]byte, 6), 0, nil).code(); key != 6 || code != 0x2903 {
 			t.Errorf("sense %x/%04x", key, code)
 		}
+	}
+}
+
+// TestFenceEnds: an initiator that acknowledges nothing holds up another one's reset for a while only: its connection ends, at recovery
+// level 2 as well, where its tasks are kept.
+func TestFenceEnds(t *testing.T) {
+	for _, level := range []string{"0", "2"} {
+		t.Run("ErrorRecoveryLevel="+level, func(t *testing.T) {
+			log := new(logged)
+			portal, d := serve(t, func(c *iscsi.Config) {
+				c.FenceTimeout, c.Log = 50*time.Millisecond, slog.New(slog.NewTextHandler(log, nil))
+			}, nil)
+			a := dial(t, portal).login("TaskReporting=FastAbort").ready()
+			b := dial(t, portal)
+			b.isid, b.answerPings = 2, false
+			b.login("TaskReporting=FastAbort", "ErrorRecoveryLevel="+level, "DefaultTime2Retain=3600").ready()
+			release := d.Hold()
+			defer release()
+			_, _ = b.start(rw10(0x28, 0, 1), 512, nil)
+			b.nop(1, 0xffffffff, nil)
+			b.must(b.recv()) // the command has come
+			began := time.Now()
+			a.tmf(5, 0xffffffff)
+			if p := a.must(a.recv()); p.op() != 0x22 || p.bhs[2] != 0 {
+				t.Fatalf("opcode %#x response %d", p.op(), p.bhs[2])
+			}
+			if took := time.Since(began); took > 15*time.Second {
+				t.Errorf("answered after %v", took) // it would be 20 s, for which a lost connection's tasks are kept
+			}
+			b.ended("the connection that acknowledges nothing")
+			log.wait(t, "task management function waits")
+		})
 	}
 }
 

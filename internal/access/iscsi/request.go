@@ -319,8 +319,13 @@ func (c *conn) sendTargets(b []byte, which string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(c.srv.ctx, c.srv.cfg.LoginTimeout)
 	defer cancel()
 	c.endGather() // the Provider may take its time, and answers must not wait for it
+	defer c.beginGather()
+	done, err := c.srv.telling.enter(ctx, c.peer.Remote.Addr())
+	if err != nil {
+		return nil, fmt.Errorf("SendTargets: %w", err)
+	}
+	defer done()
 	targets, err := c.srv.cfg.Provider.Targets(ctx, c.peer)
-	c.beginGather()
 	if err != nil {
 		return nil, err
 	}

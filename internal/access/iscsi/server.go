@@ -26,6 +26,8 @@ type Config struct {
 	PingEvery time.Duration
 	// PingTimeout ends a connection that answers no ping for so long, although its host takes what is sent.
 	PingTimeout time.Duration
+	// FenceTimeout ends a connection that does not acknowledge for so long what the reset of another session waits for.
+	FenceTimeout time.Duration
 	// GapTimeout ends a session whose next command has not come for so long although later ones have.
 	GapTimeout time.Duration
 	QueueDepth int // commands that a session may have outstanding
@@ -50,11 +52,13 @@ const (
 	defaultPingTimeout = 2 * time.Minute
 	unackedTimeout     = 10 * time.Second
 	// Above the time that initiators take to send a lost command again, below that of their command timeouts.
-	defaultGapTimeout  = 20 * time.Second
-	defaultQueueDepth  = 256
-	defaultMemory      = 32 << 20
-	defaultConnections = 4096
-	defaultMemoryMax   = 1 << 30
+	defaultGapTimeout = 20 * time.Second
+	// Below what initiators wait for the answer to a reset, 15 to 30 s.
+	defaultFenceTimeout = 8 * time.Second
+	defaultQueueDepth   = 256
+	defaultMemory       = 32 << 20
+	defaultConnections  = 4096
+	defaultMemoryMax    = 1 << 30
 	// outMax is how many bytes of answers may wait for the socket before the reader stops reading.
 	outMax = 4 << 20
 	// immediateMax is how many immediate commands may be outstanding beside the window.
@@ -75,6 +79,7 @@ func (c *Config) fill() {
 	set(&c.LoginTimeout, defaultLoginTimeout)
 	set(&c.PingEvery, defaultPingEvery)
 	set(&c.PingTimeout, defaultPingTimeout)
+	set(&c.FenceTimeout, defaultFenceTimeout)
 	set(&c.GapTimeout, defaultGapTimeout)
 	set(&c.QueueDepth, defaultQueueDepth)
 	set(&c.WriteMemory, defaultMemory)
@@ -100,9 +105,10 @@ type Server struct {
 	wg     sync.WaitGroup
 
 	budget  budget
-	kept    shared  // at recovery level 1, for initiators that ask again
-	stashes shared  // data that came unasked, before there was memory for their commands
-	outs    shared  // answers that wait for the socket
+	kept    shared // at recovery level 1, for initiators that ask again
+	stashes shared // data that came unasked, before there was memory for their commands
+	outs    shared // answers that wait for the socket
+	telling *telling
 	sources sources // of logins under way and of discovery sessions
 	origins sources // of all connections
 	notices notices
@@ -123,7 +129,7 @@ type Server struct {
 // New makes a server; Serve gives it portals.
 func New(cfg Config) *Server {
 	cfg.fill()
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, telling: newTelling()}
 	s.budget.max, s.budget.share = int64(cfg.MemoryMax), int64(cfg.MemoryMax/cfg.ConnectionsMax)
 	s.kept.max, s.stashes.max, s.outs.max = int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4)
 	s.ctx, s.cancel = context.WithCancel(context.Background())

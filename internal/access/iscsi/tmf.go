@@ -1,7 +1,9 @@
 package iscsi
 
 import (
+	"errors"
 	"slices"
+	"time"
 
 	"dozo/internal/access/reserve"
 	"dozo/internal/access/scsi"
@@ -82,6 +84,9 @@ func (x *Session) manages(itt uint32) bool {
 	})
 }
 
+// errFence ends a connection whose initiator doesn't acknowledge what another one's reset waits for.
+var errFence = errors.New("initiator does not acknowledge what it was sent, and another one's task management function waits for that")
+
 // fence calls then once the initiator has acknowledged all that was sent on the session's other connections
 // (RFC 7143 4.2.2.3, response fence), and on those of other sessions where TaskReporting wants it: nobody must hear
 // that tasks are gone and then get their responses.
@@ -96,7 +101,16 @@ func (c *conn) fence(others []*conn, then func()) {
 	}
 	wait := newCountdown(len(others), func(error) { then() })
 	for _, o := range others {
-		o.whenAcknowledged(func() { wait.done(nil) })
+		if o.sess == c.sess {
+			o.whenAcknowledged(func() { wait.done(nil) })
+			continue
+		}
+		// Who acknowledges nothing holds up another initiator, whose patience is shorter than ours with a session of its own.
+		impatient := time.AfterFunc(c.srv.cfg.FenceTimeout, func() { o.kill(errFence) })
+		o.whenAcknowledged(func() {
+			impatient.Stop()
+			wait.done(nil)
+		})
 	}
 }
 
