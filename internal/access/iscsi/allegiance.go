@@ -38,9 +38,13 @@ func (x *Session) retains() uint16 {
 	return uint16(x.params.DefaultTime2Retain)
 }
 
+// keptMax bounds for how long tasks are kept: DefaultTime2Wait is the initiator's to choose, up to an hour, and what is kept has memory
+// that others wait for. It is what an initiator has that answers no ping.
+const keptMax = 2 * time.Minute
+
 // kept is for how long.
 func (x *Session) kept() time.Duration {
-	return time.Duration(x.params.DefaultTime2Wait+x.params.DefaultTime2Retain) * time.Second
+	return min(time.Duration(x.params.DefaultTime2Wait+x.params.DefaultTime2Retain)*time.Second, keptMax)
 }
 
 func (c *conn) isParked() bool {
@@ -67,6 +71,7 @@ func (c *conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parked = true
+	c.lost.Store(true)
 	c.keepUntil = time.Now().Add(x.kept())
 	c.out.release()
 	if c.tasks > 0 {

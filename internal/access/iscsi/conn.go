@@ -31,6 +31,7 @@ type conn struct {
 	rd   reader
 	came time.Time
 	in   atomic.Bool // through its login to a target
+	lost atomic.Bool // and gone since; its tasks are kept
 	// gaveWay to a newer one; under Server.mu.
 	gaveWay bool
 

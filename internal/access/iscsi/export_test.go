@@ -11,3 +11,14 @@ func (s *Server) Outs() int64 { return s.outs.used.Load() }
 
 // PerSource is how many connections one address may have of a number of them.
 func PerSource(all int) int { return (&Config{ConnectionsMax: all}).perSource() }
+
+// Lost says that a session has lost its connections, or has ended.
+func (s *Server) Lost(tsih uint16) bool {
+	x := s.sessionByTSIH(tsih)
+	if x == nil {
+		return true
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.allParkedLocked()
+}

@@ -324,3 +324,39 @@ func TestNothingIsRetainedBelowLevel2(t *testing.T) {
 		t.Errorf("opcode %#x, event %d, Time2Wait %d, Time2Retain %d", r.op(), r.bhs[36], r.bhs[41], r.bhs[43])
 	}
 }
+
+// TestLostConnectionsGiveWay: an initiator at recovery level 2 whose sessions are lost again and again doesn't keep others out, nor itself,
+// for the time in which their tasks could be reassigned.
+func TestLostConnectionsGiveWay(t *testing.T) {
+	const all = 8
+	portal, d := serve(t, func(c *iscsi.Config) { c.ConnectionsMax = all }, nil)
+	good := dial(t, portal).login().ready()
+	release := d.Hold()
+	defer release()
+	for i := range 3 * all {
+		c := dial(t, portal)
+		c.isid = byte(10 + i)
+		c.login("ErrorRecoveryLevel=2", "DefaultTime2Retain=3600", "DefaultTime2Wait=3600").ready()
+		_, _ = c.start(rw10(0x28, 0, 1), 512, nil)
+		c.nop(1, 0xffffffff, nil)
+		if p := c.must(c.recv()); p.op() != 0x20 { // the command has come
+			t.Fatalf("opcode %#x", p.op())
+		}
+		_ = c.nc.Close()
+		// A connection that is not found to be lost yet is nobody's to take the place of.
+		for end := time.Now().Add(time.Minute); !portal.Server.Lost(c.tsih); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the connection is not lost")
+			}
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); len(portal.Server.Sessions()) > all; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) { // or in two minutes
+			t.Fatalf("%d sessions are kept", len(portal.Server.Sessions()))
+		}
+	}
+	good.nop(2, 0xffffffff, nil)
+	if p := good.must(good.recv()); p.op() != 0x20 {
+		t.Errorf("opcode %#x", p.op())
+	}
+}

@@ -35,19 +35,20 @@ const crowdedMax = 64
 
 // errCrowded ends a connection that has not logged in, or only for discovery, when there are as many as there may be and a newer one
 // comes: who means it is through within a moment, so that connections which say nothing, or ask for what everybody may know, do not
-// keep others out.
+// keep others out. Those that were lost, and whose tasks are kept, give way after them: the initiator hears that the tasks are gone.
 var errCrowded = errors.New("too many connections, and it has not logged in to a target yet")
 
 // perSource is how many connections one address may have: a host that opens sessions without end leaves room for others.
 func (c *Config) perSource() int { return c.ConnectionsMax - c.ConnectionsMax/4 }
 
 // oldestLoginLocked finds the connection that has gone without a session with a target for the longest time, of those of an address if
-// it is a valid one; nil if all have one.
+// it is a valid one; nil if all have one that they still have.
 func (s *Server) oldestLoginLocked(of netip.Addr) (oldest *conn) {
 	for c := range s.mu.conns {
+		lost := c.lost.Load()
 		switch {
-		case c.in.Load() || c.gaveWay, of.IsValid() && c.peer.Remote.Addr() != of:
-		case oldest == nil || c.came.Before(oldest.came):
+		case c.in.Load() && !lost || c.gaveWay, of.IsValid() && c.peer.Remote.Addr() != of:
+		case oldest == nil, oldest.lost.Load() && !lost, oldest.lost.Load() == lost && c.came.Before(oldest.came):
 			oldest = c
 		}
 	}

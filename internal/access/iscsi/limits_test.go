@@ -45,3 +45,13 @@ func TestNotices(t *testing.T) {
 		t.Errorf("%v, %d omitted", ok, omitted)
 	}
 }
+
+// TestKeptIsBounded: DefaultTime2Wait is the larger of both sides' wishes (RFC 7143 13.15), and is not how long memory is kept.
+func TestKeptIsBounded(t *testing.T) {
+	for wait, want := range map[uint32]time.Duration{0: 20 * time.Second, 3600: keptMax} {
+		x := &Session{params: Params{DefaultTime2Wait: wait, DefaultTime2Retain: 20}}
+		if got := x.kept(); got != want {
+			t.Errorf("DefaultTime2Wait %d: %v, want %v", wait, got, want)
+		}
+	}
+}

@@ -218,6 +218,7 @@ func (s *Server) start(nc net.Conn) {
 	s.mu.Unlock()
 	if crowded != nil {
 		crowded.kill(errCrowded)
+		crowded.expire()
 	}
 	go func() {
 		defer s.wg.Done()
