@@ -465,6 +465,9 @@ func (o *Owner) overwrite(z reserve.Sanitize, size int64) error {
 			}
 		}
 		for off := int64(0); off < size && failed == nil && o.ctx.Err() == nil; off += record {
+			if size = min(size, o.spec.Load().SizeBytes); off >= size { // it may become smaller meanwhile
+				break
+			}
 			if len(under) == sanitizeWindow {
 				failed = wait()
 			}

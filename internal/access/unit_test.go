@@ -450,6 +450,29 @@ func TestSanitizeInverts(t *testing.T) {
 	}
 }
 
+// TestSanitizeOfAVolumeThatBecomesSmaller: the rest of it is overwritten, and the operation has not failed.
+func TestSanitizeOfAVolumeThatBecomesSmaller(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	v := c.volume(2<<20, 1, control.Replicated)
+	o := c.own(v)
+	cmd := reserve.Command{Action: reserve.SanitizeBegin, Sanitize: reserve.Sanitize{Kind: reserve.SanitizeOverwrite, Passes: 2, Pattern: []byte{7}}}
+	op := NewOp()
+	op.Kind, op.Unit = wire.OpUnit, cmd.Append(nil)
+	if err := do(o, op); err != nil {
+		t.Fatal(err)
+	}
+	v.SizeBytes = 1 << 20
+	o.SetSpec(v)
+	var last reserve.SanitizeKind
+	eventually(t, "the end of SANITIZE", func() bool {
+		o.ask(func() { last = o.unit.committed.Sanitize.Kind })
+		return last == reserve.SanitizeNone || last == reserve.SanitizeFailed
+	})
+	if got, err := readAt(o, 1<<20-4096, 4096); last != reserve.SanitizeNone || err != nil || !bytes.Equal(got, bytes.Repeat([]byte{7}, 4096)) {
+		t.Errorf("it ended as %d; %x, %v", last, got[:min(4, len(got))], err)
+	}
+}
+
 // TestSanitizeProgress: SBC-3 4.11.3: how far it is, every access server tells.
 func TestSanitizeProgress(t *testing.T) {
 	n := newNodes(t, 2, 2, 300*time.Millisecond)

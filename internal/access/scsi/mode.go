@@ -28,6 +28,7 @@ type modePage struct {
 	get           func(p []byte, m *reserve.Modes)
 	changeable    func(p []byte, g Geometry) // the mask of what get looks at
 	names         reserve.ModeSet            // what get takes
+	unsupported   func(p []byte) int         // nil, or where a value stands that can be changed but not to this; 0: nowhere
 }
 
 // Bits of the pages.
@@ -47,11 +48,11 @@ var modePages = []modePage{
 	{pageErrorRecovery, 0, 12,
 		func(p []byte, _ Geometry, m reserve.Modes) { p[7] = flag(m.ReportThresholds, modeLBPERE) },
 		func(p []byte, m *reserve.Modes) { m.ReportThresholds = p[7]&modeLBPERE != 0 },
-		func(p []byte, _ Geometry) { p[7] = modeLBPERE }, reserve.ModeReportThresholds},
+		func(p []byte, _ Geometry) { p[7] = modeLBPERE }, reserve.ModeReportThresholds, nil},
 	{pageCaching, 0, 20,
 		func(p []byte, g Geometry, m reserve.Modes) { p[2] = flag(!m.CacheOff && !g.AlwaysDurable, modeWCE) },
 		func(p []byte, m *reserve.Modes) { m.CacheOff = p[2]&modeWCE == 0 },
-		func(p []byte, g Geometry) { p[2] = flag(!g.AlwaysDurable, modeWCE) }, reserve.ModeCacheOff},
+		func(p []byte, g Geometry) { p[2] = flag(!g.AlwaysDurable, modeWCE) }, reserve.ModeCacheOff, nil},
 	{pageControl, 0, 12,
 		func(p []byte, g Geometry, m reserve.Modes) {
 			p[2] = modeGLTSD | flag(m.DescriptorSense, modeDSense) // no log parameters are saved
@@ -63,16 +64,16 @@ var modePages = []modePage{
 			m.DescriptorSense, m.WriteProtect = p[2]&modeDSense != 0, p[4]&modeSWP != 0
 		},
 		func(p []byte, g Geometry) { p[2], p[4] = modeDSense, flag(!g.ReadOnly, modeSWP) },
-		reserve.ModeDescriptorSense | reserve.ModeWriteProtect},
+		reserve.ModeDescriptorSense | reserve.ModeWriteProtect, nil},
 	{pageControl, subpageExtension, 32,
 		func(p []byte, _ Geometry, _ reserve.Modes) {
 			p[4] = 0x01            // IALUAE: states follow the owner by themselves. There is no timestamp (TCMOS, SCSIP)
 			p[5] = initialPriority // MAXIMUM SENSE DATA LENGTH 0: as long as it is
 		},
-		nil, nil, 0},
+		nil, nil, 0, nil},
 	{pageExceptions, 0, 12,
 		func(p []byte, _ Geometry, _ reserve.Modes) { p[2] = 0x08 }, // DEXCPT: failures are reported where they happen
-		nil, nil, 0},
+		nil, nil, 0, nil},
 	{pageExceptions, subpageThresholds, thresholds + 16,
 		func(p []byte, _ Geometry, m reserve.Modes) {
 			const enabled, decreasing, increasing = 0x80, 0x00, 0x01 // THRESHOLD ARMING (SBC-3 table 7)
@@ -97,7 +98,15 @@ var modePages = []modePage{
 				p[at] = 0x80
 				copy(p[at+4:], []byte{0xff, 0xff, 0xff, 0xff})
 			}
-		}, reserve.ModeThresholds},
+		}, reserve.ModeThresholds,
+		func(p []byte) int { // a threshold of nothing is none
+			for _, at := range []int{thresholds, thresholds + 8} {
+				if p[at]&0x80 != 0 && binary.BigEndian.Uint32(p[at+4:]) == 0 {
+					return at + 4
+				}
+			}
+			return 0
+		}},
 }
 
 // The resources of logical block provisioning (SBC-3 table 106).
@@ -329,6 +338,12 @@ func (u *Unit) checkModeList(c *Command, list []byte) (modes reserve.Modes, set 
 		for i := 1; i < len(want); i++ {
 			changed := got[i] ^ want[i]
 			if i < head && changed != 0 || i >= head && changed&^mask[i] != 0 {
+				c.badParameter(at + i)
+				return modes, set, false
+			}
+		}
+		if p.unsupported != nil {
+			if i := p.unsupported(got); i != 0 {
 				c.badParameter(at + i)
 				return modes, set, false
 			}

@@ -261,6 +261,10 @@ func TestModeSelect(t *testing.T) {
 	if got := set(a, 0, thresholds); got != good || a.disk.Unit().State.Current.ThresholdAvailable != 500 {
 		t.Errorf("thresholds: %s, %+v", got, a.disk.Unit().State.Current)
 	}
+	thresholds[8+24] |= 0x80
+	if got := set(a, 0, thresholds); got != "5/2600 field 36" {
+		t.Errorf("a threshold of nothing: %s", got)
+	}
 	// SBC-3 table 7: what is available is armed decreasing, what is used increasing.
 	if d := page(a, 0, 0x1c, 2); d[8+16] != 0x80 || d[8+17] != 1 || d[8+24] != 0x01 || d[8+25] != 2 {
 		t.Errorf("threshold descriptors: %x", d[8:])
