@@ -51,6 +51,7 @@ type siteShip struct {
 		reach   reach          // how far it is for acknowledgements
 		hurried ident.StoreID  // the last one that commands did not wait for any more; see awaySince
 		doubts  map[ident.StoreID]doubt
+		passed  map[ident.StoreID]time.Time // until when stores are passed over
 		segment ident.SegmentID
 		shipped uint32        // of segment
 		dest    ident.StoreID // that the open one goes to
@@ -174,9 +175,11 @@ func (o *Owner) shipSession(s *siteShip) error {
 	defer wg.Wait()
 	defer cancel()
 	failed := make(chan error, 8)
+	takers := o.takers(s, stores)
 	wg.Go(func() { o.watchLeft(ctx, s, failed) })
+	wg.Go(func() { o.watchPassed(ctx, s, stores, takers, failed) })
 	wg.Go(func() {
-		if err := o.shipCheckpoints(ctx, s, stores); err != nil {
+		if err := o.shipCheckpoints(ctx, s, takers); err != nil {
 			select {
 			case failed <- err:
 			case <-ctx.Done():
@@ -231,13 +234,13 @@ func (o *Owner) shipSession(s *siteShip) error {
 			o.siteMoved()
 			continue
 		}
-		dest, from, last := o.shipTo(seg, there[id], stores)
+		dest, from, last := o.shipTo(seg, there[id], takers)
 		if dest == nil {
 			return wire.Errorf(wire.CodeUnreached, "no store of site %d is up", s.site)
 		}
 		if !opened[id] && from == 0 {
 			if _, err := dest.OpenSegment(ctx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: room, Copy: true}); err != nil {
-				s.suspect(dest.ID())
+				s.failedAt(dest.ID(), err)
 				return fmt.Errorf("open %s at %s: %w", id, dest.ID(), err)
 			}
 			opened[id] = true
@@ -267,7 +270,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			r, err := dest.Seal(ctx, &wire.Seal{Epoch: o.epoch, Segment: id, End: end.end, Last: end.last, Start: end.start, Proven: end.proven})
 			if err != nil {
 				if ctx.Err() == nil {
-					s.suspect(dest.ID())
+					s.failedAt(dest.ID(), err)
 					o.shipFailed(s, seg, dest, err)
 				}
 				select {
@@ -434,7 +437,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 					err = fmt.Errorf("store %s has started anew: %w", dest.ID(), errSiteChanged)
 				}
 				if err != nil {
-					s.suspect(dest.ID())
+					s.failedAt(dest.ID(), err)
 					// What was sent behind a frame that was not taken leaves a gap.
 					if behind := broken.Swap(true); !behind || !errors.Is(err, wire.ErrGap) {
 						o.shipFailed(s, seg, dest, err)
@@ -477,7 +480,7 @@ func (o *Owner) shipStable(ctx context.Context, s *siteShip, seg *segment, befor
 	r, err := dest.Sync(sctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID, Segments: []ident.SegmentID{seg.id}})
 	if err != nil {
 		if ctx.Err() == nil {
-			s.suspect(dest.ID())
+			s.failedAt(dest.ID(), err)
 		}
 		return false, fmt.Errorf("sync %s at %s: %w", seg.id, dest.ID(), err)
 	}
@@ -580,7 +583,7 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			}
 			made, err := o.copySegment(from, to, seg.id, e.end, e.last, e.start, nil)
 			if err != nil {
-				s.suspect(to.ID())
+				s.failedAt(to.ID(), err)
 				return fmt.Errorf("checkpoint segment %s: %w", seg.id, err)
 			}
 			o.call(func() { o.confirm(seg, to.ID(), made) })

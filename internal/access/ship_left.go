@@ -65,17 +65,17 @@ func (s *siteShip) doubted(id ident.StoreID) doubt {
 	return s.mu.doubts[id]
 }
 
-// takes asks a store whether it takes anything: its node refuses this, as all that comes from another site, while an operation of the disk hangs.
-func (o *Owner) takes(ctx context.Context, st journal.Store) error {
+// refuses asks a store whether it takes anything: its node refuses this, as all that comes from another site, while an operation of the disk hangs.
+func (o *Owner) refuses(ctx context.Context, st journal.Store) error {
 	_, err := st.Sync(ctx, &wire.Sync{Epoch: o.epoch, Journal: o.journalID})
 	return err
 }
 
-// refuses asks a suspected store, for a while: that no answer comes says nothing, since the link may be slow.
-func (o *Owner) refuses(ctx context.Context, st journal.Store) error {
+// refusesNow asks a suspected store, for a while: that no answer comes says nothing, since the link may be slow.
+func (o *Owner) refusesNow(ctx context.Context, st journal.Store) error {
 	tctx, cancel := context.WithTimeout(ctx, o.env.Limits.SyncTimeout)
 	defer cancel()
-	if err := o.takes(tctx, st); err != nil && tctx.Err() == nil {
+	if err := o.refuses(tctx, st); err != nil && tctx.Err() == nil {
 		return err
 	}
 	return nil
@@ -100,7 +100,7 @@ func (o *Owner) watchLeft(ctx context.Context, s *siteShip, failed chan error) {
 					return
 				}
 				st, ok := o.env.Stores.Store(id)
-				if !ok || !o.env.Stores.Up(id) || o.takes(ctx, st) != nil || !o.fences(ctx, st) {
+				if !ok || !o.env.Stores.Up(id) || o.refuses(ctx, st) != nil || !o.fences(ctx, st) {
 					continue
 				}
 				s.trust(id)

@@ -72,7 +72,7 @@ func (o *Owner) askSite(ctx context.Context, s *siteShip, stores []journal.Store
 		a.st = st
 		wg.Go(func() {
 			if s.doubted(st.ID()) != 0 {
-				if a.e = o.refuses(ctx, st); a.e != nil {
+				if a.e = o.refusesNow(ctx, st); a.e != nil {
 					s.leave(st.ID())
 					return
 				}
@@ -193,15 +193,14 @@ func (o *Owner) segmentAfter(seq ident.Seq, site ident.SiteID) (found *segment, 
 
 // shipTo chooses the store of the site for a segment: the one that has a part of it already, else one with room, in
 // turn by the segment's number, so that load and capacity spread. With it come the end of that part and the last record in it.
-func (o *Owner) shipTo(seg *segment, there []have, stores []journal.Store) (journal.Store, uint32, ident.Position) {
+func (o *Owner) shipTo(seg *segment, there []have, takers []journal.Store) (journal.Store, uint32, ident.Position) {
 	for _, h := range inTurn(there) {
 		// A short one has lost what its power cut took; appends go on from there, compared with what there is.
-		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaCopy || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) {
+		if (h.state == wire.ReplicaOpen || h.state == wire.ReplicaCopy || h.state == wire.ReplicaShort) && o.env.Stores.Up(h.store.ID()) && among(takers, h.store.ID()) {
 			return h.store, h.end, h.last
 		}
 	}
-	stores = o.env.roomyFirst(stores, int(seg.id.Number))
-	for _, st := range stores {
+	for _, st := range o.env.roomyFirst(takers, int(seg.id.Number)) {
 		taken := slices.ContainsFunc(there, func(h have) bool { return h.store == st && h.state != 0 })
 		if !taken && o.env.Stores.Up(st.ID()) {
 			return st, 0, ident.Position{}
