@@ -343,7 +343,7 @@ func TestPoolClose(t *testing.T) {
 // leavingStore answers an append while it goes on reading what it was given.
 type leavingStore struct {
 	*fakeStore
-	kept []*wire.Append
+	kept chan *wire.Append
 }
 
 func (s *leavingStore) Append(m *wire.Append, done func(wire.AppendReply, error)) {
@@ -351,13 +351,13 @@ func (s *leavingStore) Append(m *wire.Append, done func(wire.AppendReply, error)
 		s.fakeStore.Append(m, done)
 		return
 	}
-	s.kept = append(s.kept, m)
+	s.kept <- m
 	done(wire.AppendReply{}, &journal.InUse{Err: wire.Errorf(wire.CodeUnreached, "the disk hangs")})
 }
 
 // The data of an append that is answered and not over are nobody else's.
 func TestWhatAStoreGoesOnReadingIsLeftAlone(t *testing.T) {
-	store := &leavingStore{fakeStore: newFakeStore()}
+	store := &leavingStore{fakeStore: newFakeStore(), kept: make(chan *wire.Append, 20)}
 	node := nodeWith()
 	node.stores[store.id] = store
 	ca := newTestCA(t)
@@ -376,7 +376,8 @@ func TestWhatAStoreGoesOnReadingIsLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for i, m := range store.kept {
+	for i := range cap(store.kept) {
+		m := <-store.kept
 		if m.Segment != testSegment(uint32(i)) || !bytes.Equal(bytes.Join(m.Data, nil), bytes.Repeat([]byte{byte(i)}, 8192)) {
 			t.Errorf("append %d has other bytes by now", i)
 		}
