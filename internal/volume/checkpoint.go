@@ -45,6 +45,7 @@ type Checkpoint struct {
 	full bool
 
 	stage   stage
+	need    LeafID    // what Next asked for last: it stays in memory until it is written
 	pages   []*cpPage // with something to write, in order
 	page    int       // at which the stage is
 	dirs    []*cpDir
@@ -152,7 +153,7 @@ func (m *Map) begin(at ident.Position, full bool) (*Checkpoint, error) {
 	if at.Seq != m.applied {
 		return nil, fmt.Errorf("checkpoint at %s, but the map is at %d", at, m.applied)
 	}
-	cp := &Checkpoint{m: m, at: at, size: m.size, full: full, kept: map[LeafID]*leaf{},
+	cp := &Checkpoint{m: m, at: at, size: m.size, full: full, need: NoLeaf, kept: map[LeafID]*leaf{},
 		tally:  tally{live: slices.Clone(m.live), dirty: make([]bool, len(m.tally.dirty)), mapped: m.mapped},
 		chunks: slices.Clone(m.table.chunks), chunkDirty: slices.Clone(m.tally.dirty), chunkLocs: slices.Clone(m.table.locs),
 		requests: m.requests.clone(), reqDirty: m.requests.dirty, reqLocs: slices.Clone(m.extra.requests),
@@ -267,7 +268,7 @@ func (cp *Checkpoint) Next(maxBytes int) (Step, error) {
 			id := c.p.id(i)
 			l := cp.version(c.p, i)
 			if l == nil || l.pending {
-				s.Need = id
+				s.Need, cp.need = id, id
 				return s, nil
 			}
 			if l.empty() {

@@ -284,6 +284,85 @@ func TestGarbageLeadsToAFullCheckpoint(t *testing.T) {
 	}
 }
 
+// A checkpoint that writes everything anew takes one absent leaf after the other into memory; they need not stay there. Blocks are
+// written meanwhile, in a leaf that was written out and has left memory and in one whose turn is still to come.
+func TestAFullCheckpointKeepsToTheBudget(t *testing.T) {
+	for _, abandon := range []bool{false, true} {
+		r := newRig(t)
+		const leaves = 32
+		fill(t, r.m, r.s, leaves)
+		was := r.record(3)
+		first := r.finish(r.begin())
+		r.m.Evict(0)
+		r.m.Evict(0)
+		cp, err := r.m.BeginFullCheckpoint(r.at())
+		if err != nil {
+			t.Fatal(err)
+		}
+		most := 0
+		for n := 0; ; n++ {
+			s, err := cp.Next(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.w.write(r.m, cp, s.Parts); err != nil {
+				t.Fatal(err)
+			}
+			if s.Need != NoLeaf {
+				if err := r.m.LoadLeaf(s.Need, r.w.d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			most = max(most, r.m.Leaves())
+			r.m.Evict(0)
+			r.m.Evict(0)
+			if n == leaves {
+				for _, block := range []uint64{3, (leaves - 1) * leafBlocks} {
+					apply(t, r.m, write(block, 1, 40<<20), r.s)
+				}
+			}
+			if s.Done || abandon && cp.stage == stagePages {
+				break
+			}
+		}
+		if most > 4 {
+			t.Errorf("%d leaves of %d were in memory at a time", most, leaves)
+		}
+		if abandon {
+			r.m.AbandonCheckpoint(cp)
+		} else {
+			point, err := r.m.FinishCheckpoint(cp)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := Complete(testJournal, point, r.w.d); err != nil {
+				t.Fatal(err)
+			}
+			m := r.m
+			if r.m = r.load(point); r.record(3) != was {
+				t.Error("the checkpoint has what was written after it began")
+			}
+			r.m = m
+		}
+		if err := Complete(testJournal, first, r.w.d); err != nil {
+			t.Fatal(err)
+		}
+		r.m.Evict(0)
+		r.m.Evict(0)
+		for range 2 {
+			if a, b, c := r.record(3), r.record((leaves-1)*leafBlocks), r.record(4); a != 40<<20 || b != 40<<20 || c == 40<<20 {
+				t.Errorf("blocks lie in the records at %d, %d and %d", a, b, c)
+			}
+			if mapped := r.m.Mapped(); mapped != leaves*leafBlocks {
+				t.Errorf("%d blocks mapped, want %d", mapped, leaves*leafBlocks)
+			}
+			r.finish(r.begin())
+			r.m.Evict(0)
+			r.m.Evict(0)
+		}
+	}
+}
+
 func TestStepsAreBounded(t *testing.T) {
 	r := newRig(t)
 	fill(t, r.m, r.s, 64)

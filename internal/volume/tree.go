@@ -77,7 +77,8 @@ type leafRef struct {
 //	todo    the running checkpoint has still to write the leaf as it was when it began
 //	staged  the running checkpoint has written it; its new location counts once the checkpoint is finished
 //
-// A leaf in none of them equals its part and may leave memory.
+// A leaf in none of them equals its part and may leave memory, and so does one in todo or staged that was not dirty: a checkpoint that
+// writes everything anew has it too.
 type page struct {
 	index   uint64
 	refs    [pageSize]leafRef
@@ -181,13 +182,14 @@ func (m *Map) Leaves() int { return m.leaves }
 // checkpoint stay, so under a budget checkpoints have to keep up.
 func (m *Map) Evict(budget int64) (freed int64) {
 	was := m.mem
+	budget -= m.Memory() - m.mem // what else there is doesn't change meanwhile, and takes long to count
 	// Two rounds: the first may only take away the marks of use.
-	for left := 2 * m.leaves; left > 0 && m.Memory() > budget; {
+	for left := 2 * m.leaves; left > 0 && m.mem > budget; {
 		p := m.hand()
 		if p == nil {
 			break
 		}
-		for i := 0; i < pageSize && m.Memory() > budget; i++ {
+		for i := 0; i < pageSize && m.mem > budget; i++ {
 			l := p.refs[i].leaf
 			if l == nil {
 				continue
@@ -196,7 +198,7 @@ func (m *Map) Evict(budget int64) (freed int64) {
 			switch {
 			case l.used:
 				l.used = false
-			case !p.refs[i].loc.none() && !p.busy(i):
+			case !p.refs[i].loc.none() && !m.busy(p, i):
 				m.setLeaf(p, i, nil)
 			}
 		}
@@ -204,9 +206,15 @@ func (m *Map) Evict(budget int64) (freed int64) {
 	return was - m.mem
 }
 
-// busy reports that the leaf in memory is more than its part says.
-func (p *page) busy(i int) bool {
-	return p.dirty.has(i) || p.todo.has(i) || p.staged.has(i)
+// busy reports that a leaf in memory is more than its part in the last finished checkpoint says, or is what the running one has just asked for.
+func (m *Map) busy(p *page, i int) bool {
+	switch {
+	case p.dirty.has(i):
+		return true
+	case p.todo.has(i):
+		return p.was.has(i) || m.cp.need == p.id(i)
+	}
+	return p.staged.has(i) && p.was.has(i)
 }
 
 // hand moves the clock hand to the next page with leaves in memory.
