@@ -185,10 +185,14 @@ func (o *Owner) learnEnd(s *segment, r *wire.Replica) {
 		return
 	}
 	s.last, s.end = r.Last, r.End
-	if !s.id.IsCheckpoint() {
-		if err := o.m.Seal(s.slot, s.last, s.end); err != nil {
-			o.log.Error("a segment's end does not fit the map's table", "segment", s.id, "err", err)
-		}
+	o.tableEnd(s)
+}
+
+// tableEnd has the map's table say where a segment ends. Of the last segment of a checkpoint none does: it is sealed when the root is in it, and
+// with an end that the table doesn't know it would be needed for ever.
+func (o *Owner) tableEnd(s *segment) {
+	if err := o.m.Seal(s.slot, s.last, s.end); err != nil {
+		o.log.Error("a segment's end does not fit the map's table", "segment", s.id, "err", err)
 	}
 }
 
@@ -213,6 +217,7 @@ func (rd *rebuilder) unheard() error {
 	for i, s := range o.order {
 		if s.end == 0 && i+1 < len(o.order) {
 			s.last = o.order[i+1].before
+			o.m.Ended(s.slot, s.last)
 		}
 	}
 	wanting := func() (ids []ident.SegmentID) {

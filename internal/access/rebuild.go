@@ -96,7 +96,9 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 	for id, s := range o.segs {
 		if id.IsCheckpoint() {
 			if slot, ok := o.m.Slot(id); ok {
-				s.slot = slot
+				if s.slot = slot; s.end != 0 {
+					o.tableEnd(s)
+				}
 			} else {
 				delete(o.segs, id) // left by an owner that died while it wrote it: a stray
 			}

@@ -1,7 +1,6 @@
 package access
 
 import (
-	"bytes"
 	"context"
 	"math/rand/v2"
 	"slices"
@@ -602,61 +601,4 @@ func gaugeOf(g interface{ Write(*dto.Metric) error }) float64 {
 		return -1
 	}
 	return m.GetGauge().GetValue()
-}
-
-// A segment was retired, and all sites had obeyed; then the record of that was left behind by a takeover by force, which finds the checkpoint that
-// does not need it. Nobody has it, and the other sites are not to wait for it.
-func TestWhatNobodyHasAndNothingNeedsIsNotWaitedFor(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, 2, 2)
-	c.limit.SegmentBytes = 64 << 10
-	v := c.volume(128<<10, 2, control.Replicated)
-	im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(6, 1))}
-	o := im.o
-	c.killSite(2)
-	for i := range 2 {
-		for off := int64(0); off < v.SizeBytes; off += 32 << 10 {
-			data := bytes.Repeat([]byte{byte(i + 1)}, 32<<10)
-			if err := writeAt(o, off, data, false); err != nil {
-				t.Fatal(err)
-			}
-			copy(im.want[off:], data)
-		}
-	}
-	first := o.Segments()[0].ID
-	// Of what is sealed only while a checkpoint is being made the checkpoint does not say that it has ended.
-	eventually(t, "all segments but the last are sealed", func() bool {
-		list := slices.DeleteFunc(o.Segments(), func(s SegmentView) bool { return s.ID.IsCheckpoint() })
-		return !slices.ContainsFunc(list[:len(list)-1], func(s SegmentView) bool { return !s.Sealed })
-	})
-	var dead bool
-	eventually(t, "nothing needs the first segment", func() bool {
-		if err := o.Checkpoint(); err != nil {
-			t.Fatal(err)
-		}
-		o.ask(func() { _, dead = o.m.DeadAt(o.segs[first].slot) })
-		return dead
-	})
-	o.Close()
-	for _, s := range c.seats[:2] {
-		if _, err := s.Drop(t.Context(), &wire.Drop{Epoch: first.Epoch, Segment: first, Permit: 1}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	im.o = c.own(v)
-	eventually(t, "nothing is waited for", func() bool {
-		var n int
-		im.o.ask(func() { im.o.awaited(); n = im.o.repair.awaited })
-		return n == 0
-	})
-	c.startSite(2)
-	c.inStep(t, im.o)
-	im.check(t)
-	im.o.Close()
-	c.killSite(1)
-	c.force(t, v, 1)
-	c.at(2)
-	im.o = c.own(v)
-	im.check(t)
-	im.o.Close()
 }

@@ -86,14 +86,18 @@ func (m *Map) bury(cp *Checkpoint) {
 			continue
 		}
 		seg := m.table.at(slot)
-		if !seg.Sealed || seg.Retired {
+		last, ended := seg.Last, seg.Sealed
+		if !ended {
+			last, ended = m.table.ended[slot]
+		}
+		if !ended || seg.Retired {
 			continue
 		}
 		if seg.ID.IsCheckpoint() {
 			if m.table.parts[slot].live == 0 {
 				m.table.dead[slot] = cp.at
 			}
-		} else if s < len(cp.live) && cp.live[s] == 0 && m.live[s] == 0 && seg.Last.Seq <= cp.at.Seq {
+		} else if s < len(cp.live) && cp.live[s] == 0 && m.live[s] == 0 && last.Seq <= cp.at.Seq {
 			m.table.dead[slot] = cp.at
 		}
 	}

@@ -272,8 +272,12 @@ func (m *Map) buryLoaded(at ident.Position) {
 			continue
 		}
 		seg := m.table.at(slot)
-		if seg.Sealed && !seg.Retired && m.live[s] == 0 && m.table.parts[slot].live == 0 {
+		switch {
+		case seg.Retired || m.live[s] != 0 || m.table.parts[slot].live != 0:
+		case seg.Sealed:
 			m.table.dead[slot] = at
+		case !seg.ID.IsCheckpoint():
+			m.table.bare = append(m.table.bare, slot)
 		}
 	}
 }

@@ -55,11 +55,14 @@ type table struct {
 	slots  map[ident.SegmentID]Slot
 	parts  map[Slot]partCount // of checkpoint segments
 	dead   map[Slot]ident.Position
-	locs   []location // by chunk, in the last finished checkpoint
+	ended  map[Slot]ident.Position // see Ended
+	bare   []Slot                  // to which the loaded checkpoint maps nothing, and of which it doesn't know the end
+	locs   []location              // by chunk, in the last finished checkpoint
 }
 
 func newTable() table {
-	return table{slots: map[ident.SegmentID]Slot{}, parts: map[Slot]partCount{}, dead: map[Slot]ident.Position{}}
+	return table{slots: map[ident.SegmentID]Slot{}, parts: map[Slot]partCount{},
+		dead: map[Slot]ident.Position{}, ended: map[Slot]ident.Position{}}
 }
 
 func (t *table) memory() int64 {
@@ -190,6 +193,18 @@ func (m *Map) close(s Slot, last ident.Position, end uint32, sealed bool) error 
 	return nil
 }
 
+// Ended says that a former owner's segment of the history ends at last, where nobody is known who has it and could say at which offset: the
+// next segment begins there. From then on it may be one of DeadSegments, as if it were sealed.
+func (m *Map) Ended(s Slot, last ident.Position) {
+	if !m.table.has(s) || m.table.at(s).Sealed {
+		return
+	}
+	m.table.ended[s] = last
+	if last.Seq <= m.point.At.Seq && slices.Contains(m.table.bare, s) && !m.table.at(s).Retired {
+		m.table.dead[s] = m.point.At
+	}
+}
+
 // Retire notes that a retire record has named the segment (R13). A segment that something maps to can't be
 // retired: the record is wrong, and the map says so rather than lose blocks.
 func (m *Map) Retire(s Slot) error {
@@ -229,6 +244,7 @@ func (m *Map) Remove(s Slot) error {
 	delete(t.slots, seg.ID)
 	delete(t.parts, s)
 	delete(t.dead, s)
+	delete(t.ended, s)
 	if m.cp != nil {
 		t.limbo = append(t.limbo, s)
 	} else {
@@ -291,7 +307,7 @@ type Dead struct {
 	At      ident.Position // what the first finished checkpoint without it covers
 }
 
-// DeadSegments lists sealed segments, in order of slots, to which nothing maps since the last finished
+// DeadSegments lists segments that are sealed or have Ended, in order of slots, to which nothing maps since the last finished
 // checkpoint or an earlier one: neither that checkpoint nor the replay from it needs them. They may be
 // retired once every site that could still start from an older checkpoint has a prefix beyond At and that
 // checkpoint (R12), and no pin needs them (R13).
