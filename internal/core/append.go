@@ -211,7 +211,7 @@ func (s *Store) extendLocked(r *replica, m *wire.Append, data pieces, sc *append
 		return s.writeFailedLocked(r, f, from, err)
 	}
 	if from == 0 {
-		r.mu.before = before
+		r.beginsLocked(before)
 	}
 	r.mu.start = start
 	r.mu.index = append(r.mu.index, sc.fresh...)

@@ -253,6 +253,37 @@ func TestReadFindsCorruption(t *testing.T) {
 	wantCode(t, err, wire.CodeAbsent)
 }
 
+// A segment was written over the file of an older one of its journal, and the disk lost a write: at its place is a record of the older segment,
+// whole and of the same journal and epoch. Or the disk put a write there that belongs to a later segment.
+func TestReadFindsALostWrite(t *testing.T) {
+	m := vfs.NewMem(0)
+	s := openStore(t, testOptions(m, boot1))
+	older := newOwner(t, segment(jA, 1, 1)).filled(s, 4)
+	o := older.after()
+	o.open(s)
+	for i := range 4 {
+		o.write(s, 4, byte(i))
+	}
+	later := o.after()
+	for range 4 {
+		later.make(4, 7)
+	}
+	found := func(put *owner) {
+		t.Helper()
+		piece := wire.ReadPiece{Segment: o.seg, Record: o.ends[0], Blocks: 1}
+		if _, err := read(s, jA, piece); err != nil {
+			t.Fatalf("what was written: %v", err)
+		}
+		overwrite(t, m, s, o.seg, int64(o.ends[0]), put.bytes[put.ends[0]:put.ends[1]])
+		_, err := read(s, jA, piece)
+		wantCode(t, err, wire.CodeCorrupt)
+		overwrite(t, m, s, o.seg, int64(o.ends[0]), o.bytes[o.ends[0]:o.ends[1]])
+	}
+	found(older)
+	o.seal(s)
+	found(later)
+}
+
 func TestFullDiskStillFencesAndSeals(t *testing.T) {
 	m := vfs.NewMem(0)
 	opts := testOptions(m, boot1)

@@ -305,6 +305,12 @@ func (s *Store) checkRecord(r *replica, p *wire.ReadPiece, rec *journal.Record) 
 		// A write of another journal that the disk put here.
 		return s.foundCorrupt(r, p.Record, wire.Errorf(wire.CodeCorrupt, "record of journal %s, epoch %s", rec.Journal, rec.Epoch))
 	}
+	// Segments of a journal are written one over the other, with records at the same places: where the disk has lost a write, the older one
+	// may be whole.
+	n := r.note.Load()
+	if uint64(rec.Seq) <= r.from.Load() || n.State == wire.ReplicaSealed && rec.Seq > n.Last.Seq {
+		return s.foundCorrupt(r, p.Record, wire.Errorf(wire.CodeCorrupt, "record of seq %d in a segment that begins after seq %d", rec.Seq, r.from.Load()))
+	}
 	if rec.Codec != journal.CodecNone || rec.KeyID != 0 {
 		return wire.Errorf(wire.CodeVersion, "record at %d of %s is stored with codec %d, key %d", p.Record, r.id, rec.Codec, rec.KeyID)
 	}

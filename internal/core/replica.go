@@ -29,6 +29,7 @@ type replica struct {
 
 	note atomic.Pointer[replicaNote] // as last put to the notes log
 	end  atomic.Uint32               // bytes that may be read; stored with mu held
+	from atomic.Uint64               // mu.before.Seq, for readers; stored before end
 
 	sealing sync.Mutex // held by Seal and Drop from beginning to end, I/O included
 
@@ -69,16 +70,23 @@ func SegmentPath(dir string, id ident.SegmentID) string {
 func (s *Store) newReplica(n *replicaNote) *replica {
 	r := &replica{id: n.Segment, j: s.journal(n.Segment.Journal), path: s.replicaPath(n.Segment)}
 	r.note.Store(n)
-	r.end.Store(n.End)
 	r.mu.state = n.State
 	r.mu.capacity = n.Capacity
-	r.mu.before, r.mu.last, r.mu.start = n.Before, n.Last, n.Start
+	r.mu.last, r.mu.start = n.Last, n.Start
+	r.beginsLocked(n.Before)
 	r.mu.stableEnd = n.StableEnd
 	if n.State == wire.ReplicaSealed {
 		r.mu.stableEnd, r.mu.stable = n.End, n.Last
 		r.mu.closing = true
 	}
+	r.end.Store(n.End)
 	return r
+}
+
+// beginsLocked notes what is in front of the first record.
+func (r *replica) beginsLocked(before ident.Position) {
+	r.mu.before = before
+	r.from.Store(uint64(before.Seq))
 }
 
 // noteLocked makes the durable note of what is known now, and puts it. r.mu is held.

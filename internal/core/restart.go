@@ -208,7 +208,8 @@ func (s *Store) rescan(r *replica, booted bool) error {
 		return nil
 	}
 	s.handles.release(s.handles.adopt(r, f))
-	r.mu.before, r.mu.last, r.mu.start, r.mu.index = sc.before, sc.last, sc.start, sc.index
+	r.mu.last, r.mu.start, r.mu.index = sc.last, sc.start, sc.index
+	r.beginsLocked(sc.before)
 	r.end.Store(sc.end)
 	switch {
 	case sc.recycled != nil:
