@@ -68,9 +68,12 @@ func (c *chain) began(n *Node, m *wire.Append) {
 		return
 	}
 	c.mu.Lock()
-	_, known := c.starts[m.Epoch.Number]
+	began, known := c.starts[m.Epoch.Number]
 	c.mu.Unlock()
 	if known {
+		if !began.Proven && !c.w.claimKnown(m.Epoch.Number) {
+			c.letOn(m)
+		}
 		return
 	}
 	eachAppended(m, func(r *journal.Record, body []byte) {
@@ -83,6 +86,20 @@ func (c *chain) began(n *Node, m *wire.Append) {
 			return
 		}
 		c.start(n, m.Epoch, s)
+	})
+}
+
+// letOn looks for the record by which an owner lets the ports go on that its epoch's start bars, since nothing acknowledged is missing: it may die before
+// anybody has looked at what it says of its takeover, and the next one goes by the record.
+func (c *chain) letOn(m *wire.Append) {
+	eachAppended(m, func(r *journal.Record, body []byte) {
+		if r.Kind != journal.KindAttach || r.Epoch != m.Epoch {
+			return
+		}
+		changes, err := journal.DecodePortChanges(body)
+		if err == nil && len(changes) > 0 && !slices.ContainsFunc(changes, func(x journal.PortChange) bool { return x.Op != journal.PortAccept }) {
+			c.w.letOn(m.Epoch.Number)
+		}
 	})
 }
 

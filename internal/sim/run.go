@@ -114,7 +114,7 @@ func (w *World) live() {
 	w.clientCuts = map[[2]int]int{}
 	w.ctl = control.NewMem()
 	w.chain.init(w)
-	w.forces.insist, w.forces.claims = map[uint64]bool{}, map[uint64]claim{}
+	w.forces.insist, w.forces.claims, w.forces.letOn = map[uint64]bool{}, map[uint64]claim{}, map[uint64]bool{}
 	var err error
 	if w.admin, err = w.ctl.Open(context.Background(), control.Options{}); err != nil {
 		w.fail("%v", err)

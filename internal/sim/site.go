@@ -34,6 +34,7 @@ type forces struct {
 	list   []force
 	insist map[uint64]bool  // epochs that the operator began without asking for the owner's lease
 	claims map[uint64]claim // by epoch
+	letOn  map[uint64]bool  // epochs whose owner has let the ports go on
 }
 
 // claim is what an owner whose epoch is not proven says of it.
@@ -357,14 +358,31 @@ func (w *World) isKept(epoch uint64) bool {
 	w.lookAtClaim(epoch)
 	w.forces.mu.Lock()
 	defer w.forces.mu.Unlock()
-	return w.forces.claims[epoch].kept
+	return w.forces.claims[epoch].kept || w.forces.letOn[epoch]
+}
+
+func (w *World) claimKnown(epoch uint64) bool {
+	w.forces.mu.Lock()
+	defer w.forces.mu.Unlock()
+	_, known := w.forces.claims[epoch]
+	return known
+}
+
+// letOn notes that the owner of an epoch has let ports go on that were barred by its start.
+func (w *World) letOn(epoch uint64) {
+	w.forces.mu.Lock()
+	defer w.forces.mu.Unlock()
+	if !w.forces.letOn[epoch] {
+		w.forces.letOn[epoch] = true
+		w.tracef("epoch %d lets ports go on", epoch)
+	}
 }
 
 // settleRollbacks tells the history what is known in the end: where nothing acknowledged is missing it may not have gone back.
 func (w *World) settleRollbacks() {
 	for i := range w.hist.rollbacks {
 		r := &w.hist.rollbacks[i]
-		r.kept = w.forces.claims[r.epoch].kept
+		r.kept = w.forces.claims[r.epoch].kept || w.forces.letOn[r.epoch]
 		for _, f := range w.forces.list {
 			if f.epoch <= r.epoch {
 				r.silent = f.silent
