@@ -22,16 +22,17 @@ import (
 //	login ──> full feature ──> closing
 //	   └───────────┴──────────────^ (error, kill, logout)
 type conn struct {
-	srv  *Server
-	nc   net.Conn
-	raw  *rawWriter // nil if the connection isn't a socket
-	log  *slog.Logger
-	peer Peer
-	id   uint64 // RequestID.Conn
-	rd   reader
-	came time.Time
-	in   atomic.Bool // through its login to a target
-	lost atomic.Bool // and gone since; its tasks are kept
+	srv   *Server
+	nc    net.Conn
+	raw   *rawWriter // nil if the connection isn't a socket
+	log   *slog.Logger
+	peer  Peer
+	purse *purse
+	id    uint64 // RequestID.Conn
+	rd    reader
+	came  time.Time
+	in    atomic.Bool // through its login to a target
+	lost  atomic.Bool // and gone since; its tasks are kept
 	// gaveWay to a newer one; under Server.mu.
 	gaveWay bool
 

@@ -190,7 +190,7 @@ func TestUnsolicitedDataOfAll(t *testing.T) {
 }
 
 func unsolicitedDataOfAll(t *testing.T, level string) {
-	const bound, sessions, writes, size = 4 << 20, 4, 90, 64 << 10
+	const bound, sessions, writes, size = 8 << 20, 4, 90, 64 << 10
 	const most = bound/4 + sessions*(256<<10)
 	log := new(logged)
 	portal, _ := serve(t, func(c *iscsi.Config) {
@@ -258,6 +258,72 @@ func unsolicitedDataOfAll(t *testing.T, level string) {
 	if n := portal.Server.Stashed(); n != 0 {
 		t.Errorf("%d bytes are still held", n)
 	}
+}
+
+// TestMemoryOfOneAddress: a host that withholds the data of its writes, for which it has memory, leaves some to others.
+func TestMemoryOfOneAddress(t *testing.T) {
+	const bound = 8 << 20
+	log := new(logged)
+	portal, _ := serve(t, func(c *iscsi.Config) {
+		c.MemoryMax, c.ConnectionsMax, c.Log = bound, 64, slog.New(slog.NewTextHandler(log, nil))
+	}, nil)
+	var own []*client
+	var asked []*pdu
+	for i := range 20 {
+		c := dial(t, portal)
+		c.isid = byte(1 + i)
+		own = append(own, c.login("ImmediateData=No", "MaxBurstLength=1048576").ready())
+		_, _ = c.start(rw10(0x2a, 0, 2048), 0, make([]byte, 1<<20))
+		c.nop(0x7777, 0xffffffff, nil)
+		var r2t *pdu
+		p := c.must(c.recv())
+		for ; p.op() == 0x31; p = c.must(c.recv()) {
+			r2t = p
+		}
+		asked = append(asked, r2t) // nil for who is in line, in the order of the connections
+	}
+	log.wait(t, "buffers for all connections are used up")
+	other := dialFrom(t, portal, "127.0.0.2")
+	other.isid = 99
+	other.login().ready()
+	for range 20 {
+		other.good(other.do(rw10(0x28, 0, 4096), 2<<20, nil))
+	}
+	// What one of them gives back goes to the next, whichever that is.
+	ended := make(chan error, len(own))
+	for i, c := range own {
+		go func() { ended <- c.deliver(asked[i]) }()
+	}
+	for range own {
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// deliver sends 1 MiB in one burst, for an R2T that has come, or for one that comes, and waits for the status.
+func (c *client) deliver(p *pdu) (err error) {
+	for ; p == nil || p.op() == 0x31; p, err = c.recv() {
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			continue
+		}
+		out := &pdu{data: make([]byte, p.u32(44))}
+		out.bhs[0], out.bhs[1] = 0x05, 0x80
+		out.put(16, p.u32(16))
+		out.put(20, p.u32(20))
+		out.put(28, c.expStatSN)
+		out.put(40, p.u32(40))
+		if err := c.send(out); err != nil {
+			return err
+		}
+	}
+	if p.op() != 0x21 || p.bhs[3] != 0 {
+		return fmt.Errorf("opcode %#x, status %#x", p.op(), p.bhs[3])
+	}
+	return nil
 }
 
 // TestAnswersNobodyReads: initiators that ping with much data and read nothing are not read from any more once their answers have a

@@ -58,7 +58,7 @@ func (s *Server) oldestLoginLocked(of netip.Addr) (oldest *conn) {
 	return oldest
 }
 
-// sources counts connections by address.
+// sources counts logins under way by address.
 type sources struct {
 	mu    sync.Mutex
 	count map[netip.Addr]int
@@ -76,12 +76,6 @@ func (s *sources) enter(a netip.Addr, max int) bool {
 	}
 	s.count[a]++
 	return true
-}
-
-func (s *sources) of(a netip.Addr) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.count[a]
 }
 
 func (s *sources) leave(a netip.Addr) {

@@ -10,6 +10,9 @@ import (
 // the machine's memory. Each connection has a share that nobody else gets, so that small commands go on whatever others do;
 // what goes beyond it is first come, first served. Altogether it is never more than twice the bound.
 //
+// One address leaves a quarter of the bound to others: a host that has the memory of its writes and withholds their data keeps nobody
+// waiting but itself.
+//
 // A connection whose next task doesn't fit waits in line; whoever gives memory back lets the line go on.
 type budget struct {
 	max, share int64
@@ -26,21 +29,27 @@ type budget struct {
 // waiter is who waits in line. letIn takes what there is room for, and gets in line again if that is not all.
 type waiter interface{ letIn() }
 
+// purse is what the connections of one address have.
+type purse struct {
+	used  atomic.Int64
+	conns int // under Server.mu
+}
+
 // fits says whether a connection that has own bytes may have need more.
-func (b *budget) fits(own, need int64) bool {
-	used := b.used.Load()
-	return own+need <= b.share || used+need <= b.max || used == 0
+func (b *budget) fits(p *purse, own, need int64) bool {
+	used, theirs := b.used.Load(), p.used.Load()
+	return own+need <= b.share || used == 0 || used+need <= b.max && (theirs == 0 || theirs+need <= b.max-b.max/4)
 }
 
 // wait puts somebody in line who did not fit, and says whether he does now: what was given back in between has not seen him.
-func (b *budget) wait(w waiter, own, need int64) bool {
+func (b *budget) wait(w waiter, p *purse, own, need int64) bool {
 	b.mu.Lock()
 	if !slices.Contains(b.mu.line, w) {
 		b.mu.line = append(b.mu.line, w)
 		b.waiting.Add(1)
 	}
 	b.mu.Unlock()
-	return b.fits(own, need)
+	return b.fits(p, own, need)
 }
 
 // give gives memory back, and says whether pump is to be called.
@@ -57,9 +66,13 @@ func (b *budget) give(n int64) (pump bool) {
 	return pump
 }
 
+// lookMax is at how many who still do not fit pump looks for one who does: others of an address that has its three quarters are no reason
+// for all behind them to wait. Those it has looked at are behind the rest then.
+const lookMax = 16
+
 // pump lets those in line go on, as far as there is room. What is given back while it runs starts no other: it looks again.
 func (b *budget) pump() {
-	for {
+	for vain := 0; ; {
 		b.mu.Lock()
 		if len(b.mu.line) == 0 || b.used.Load() >= b.max {
 			b.mu.pumping = false
@@ -72,10 +85,14 @@ func (b *budget) pump() {
 		b.mu.Unlock()
 		w.letIn()
 		b.mu.Lock()
-		if slices.Contains(b.mu.line, w) && b.gave.Load() == gave { // it got what there was
-			b.mu.pumping = false
-			b.mu.Unlock()
-			return
+		if slices.Contains(b.mu.line, w) && b.gave.Load() == gave { // it got what there was for it
+			if vain++; vain >= min(lookMax, len(b.mu.line)) {
+				b.mu.pumping = false
+				b.mu.Unlock()
+				return
+			}
+		} else {
+			vain = 0
 		}
 		b.mu.Unlock()
 	}
@@ -165,18 +182,22 @@ func (c *conn) letIn() {
 // hasRoomLocked reports whether the budget admits so many bytes; if not, the connection is in line.
 func (c *conn) hasRoomLocked(need int) bool {
 	b, own := &c.srv.budget, int64(c.writeMem+c.readMem)
-	if need == 0 || b.fits(own, int64(need)) {
+	if need == 0 || b.fits(c.purse, own, int64(need)) {
 		return true
 	}
-	fits := b.wait(c, own, int64(need))
-	c.srv.notice("buffers for all connections are used up: commands wait", "peer", c.peer.Remote, "initiator", c.peer.Initiator, "bytes", b.used.Load(), "max", b.max)
+	fits := b.wait(c, c.purse, own, int64(need))
+	c.srv.notice("buffers for all connections are used up: commands wait", "peer", c.peer.Remote, "initiator", c.peer.Initiator, "bytes", b.used.Load(), "of_its_address", c.purse.used.Load(), "max", b.max)
 	return fits
 }
 
-func (c *conn) takeLocked(n int) { c.srv.budget.used.Add(int64(n)) }
+func (c *conn) takeLocked(n int) {
+	c.srv.budget.used.Add(int64(n))
+	c.purse.used.Add(int64(n))
+}
 
 // giveLocked gives memory back.
 func (c *conn) giveLocked(n int) {
+	c.purse.used.Add(int64(-n))
 	if n != 0 && c.srv.budget.give(int64(n)) {
 		c.srv.wg.Go(c.srv.budget.pump) // it locks other connections
 	}

@@ -5,6 +5,7 @@ import "testing"
 // greedy wants need bytes. Once it has looked in vain and is in line again, after is called.
 type greedy struct {
 	b     *budget
+	p     purse
 	need  int64
 	has   bool
 	looks int
@@ -13,9 +14,10 @@ type greedy struct {
 
 func (g *greedy) letIn() {
 	g.looks++
-	if g.b.fits(0, g.need) || g.b.wait(g, 0, g.need) {
+	if g.b.fits(&g.p, 0, g.need) || g.b.wait(g, &g.p, 0, g.need) {
 		g.has = true
 		g.b.used.Add(g.need)
+		g.p.used.Add(g.need)
 	} else if g.after != nil {
 		g.after()
 		g.after = nil

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
-	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -110,7 +109,6 @@ type Server struct {
 	outs    shared // answers that wait for the socket
 	telling *telling
 	sources sources // of logins under way and of discovery sessions
-	origins sources // of all connections
 	notices notices
 	lines   notices // of all sessions
 
@@ -119,6 +117,7 @@ type Server struct {
 		closed    bool
 		listeners []net.Listener
 		conns     map[*conn]struct{}
+		purses    map[netip.Addr]*purse
 		sessions  map[uint16]*Session // by TSIH
 		nextTSIH  uint16
 		// mayCopy are the sessions with a target, those too that have ended while third-party copies of theirs have something under way.
@@ -134,6 +133,7 @@ func New(cfg Config) *Server {
 	s.kept.max, s.stashes.max, s.outs.max = int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.mu.conns = map[*conn]struct{}{}
+	s.mu.purses = map[netip.Addr]*purse{}
 	s.mu.sessions = map[uint16]*Session{}
 	s.mu.mayCopy = map[*Session]struct{}{}
 	if cfg.PingEvery > 0 {
@@ -187,7 +187,11 @@ func (s *Server) start(nc net.Conn) {
 	from, max := c.peer.Remote.Addr(), s.cfg.ConnectionsMax
 	full := len(s.mu.conns) >= s.cfg.ConnectionsMax
 	var of netip.Addr // who has to give way
-	if s.origins.of(from) >= s.cfg.perSource() {
+	p := s.mu.purses[from]
+	if p == nil {
+		p = new(purse)
+	}
+	if p.conns >= s.cfg.perSource() {
 		full, of, max = true, from, s.cfg.perSource()
 	}
 	if full && !s.mu.closed && len(s.mu.conns) < s.cfg.ConnectionsMax+crowdedMax {
@@ -213,7 +217,9 @@ func (s *Server) start(nc net.Conn) {
 		return
 	}
 	s.mu.conns[c] = struct{}{}
-	s.origins.enter(from, math.MaxInt)
+	s.mu.purses[from] = p
+	p.conns++
+	c.purse = p
 	s.wg.Add(1)
 	s.mu.Unlock()
 	if crowded != nil {
@@ -225,8 +231,10 @@ func (s *Server) start(nc net.Conn) {
 		c.run()
 		s.mu.Lock()
 		delete(s.mu.conns, c)
+		if p.conns--; p.conns == 0 {
+			delete(s.mu.purses, from)
+		}
 		s.mu.Unlock()
-		s.origins.leave(from)
 	}()
 }
 
