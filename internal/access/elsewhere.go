@@ -31,7 +31,7 @@ const (
 
 // ReadPart implements volume.PartReader for the takeover: what no store of the fence has is sought elsewhere.
 func (rd *rebuilder) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
-	rec, body, err := rd.o.readRecord(id, offset)
+	rec, body, err := rd.o.readRecord(id, offset, 0)
 	if err == nil || !seekable(err) || rd.o.viewing {
 		return rec, body, err
 	}
@@ -42,7 +42,7 @@ func (rd *rebuilder) ReadPart(id ident.SegmentID, offset uint32) (*journal.Recor
 		if serr := rd.seek([]ident.SegmentID{id}); serr != nil {
 			return nil, nil, serr
 		}
-		if rec, body, err = rd.o.readRecord(id, offset); err == nil {
+		if rec, body, err = rd.o.readRecord(id, offset, 0); err == nil {
 			return rec, body, nil
 		}
 		if !said {
@@ -318,7 +318,7 @@ func (rd *rebuilder) announcements(rec *journal.Recovery) (list []journal.Checkp
 			if x.Entries[j].Kind != journal.KindCheckpoint {
 				continue
 			}
-			_, body, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[j].Offset)
+			_, body, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[j].Offset, r.Before.Seq+1+ident.Seq(j))
 			if err != nil {
 				return nil, fmt.Errorf("checkpoint announcement: %w", err)
 			}

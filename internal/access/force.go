@@ -223,7 +223,7 @@ func (rd *rebuilder) timeOf(r *journal.Range, seq ident.Seq) (int64, error) {
 	if i < 0 || i >= len(x.Entries) {
 		return 0, wire.Errorf(wire.CodeAbsent, "segment %s has no record %d", r.Segment, seq)
 	}
-	rec, _, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[i].Offset)
+	rec, _, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[i].Offset, seq)
 	if err != nil {
 		return 0, err
 	}

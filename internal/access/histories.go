@@ -168,7 +168,7 @@ func (rd *rebuilder) spareRange(to ident.Position, rest []spare, names map[ident
 			rd.o.log.Debug("segment not read", "segment", id, "err", err)
 			continue
 		}
-		last, _, err := rd.o.readRecordFrom(rd.stores(r), id, x.Entries[to.Seq-r.Before.Seq-1].Offset)
+		last, _, err := rd.o.readRecordFrom(rd.stores(r), id, x.Entries[to.Seq-r.Before.Seq-1].Offset, to.Seq)
 		if err == nil && last.Position() == to {
 			return *r, true
 		}
@@ -258,7 +258,7 @@ func (p *Past) Sum() (writes, bytes uint64, first, last time.Time, err error) {
 		part := *x
 		part.Entries = x.Entries[:min(len(x.Entries), int(r.To-r.Before.Seq))]
 		sum.add(&part, seen, func(offset uint32) int64 {
-			rec, _, err := p.o.readRecordFrom(p.rd.stores(r), r.Segment, offset)
+			rec, _, err := p.o.readRecordFrom(p.rd.stores(r), r.Segment, offset, 0)
 			if err != nil {
 				return 0
 			}

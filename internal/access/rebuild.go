@@ -84,14 +84,24 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		return fmt.Errorf("copies at the end of the history: %w", err)
 	}
 	// Retired before the checkpoint, but not gone everywhere.
+	since := map[ident.SegmentID]bool{}
+	for _, r := range o.cp.retired {
+		for _, id := range r.segments {
+			since[id] = true
+		}
+	}
+	before := retiredAt{seq: cfg.Point.At.Seq}
 	for slot, seg := range o.m.Segments() {
-		if !seg.Retired || slices.ContainsFunc(o.cp.retired, func(r retiredAt) bool { return slices.Contains(r.segments, seg.ID) }) {
+		if !seg.Retired || since[seg.ID] {
 			continue
 		}
 		if o.segs[seg.ID] == nil {
 			o.segs[seg.ID] = segmentOf(slot, seg)
 		}
-		o.cp.retired = append(o.cp.retired, retiredAt{segments: []ident.SegmentID{seg.ID}, seq: cfg.Point.At.Seq})
+		before.segments = append(before.segments, seg.ID)
+	}
+	if len(before.segments) > 0 {
+		o.cp.retired = append(o.cp.retired, before)
 	}
 	for id, s := range o.segs {
 		if id.IsCheckpoint() {
@@ -265,7 +275,7 @@ func (rd *rebuilder) newestCheckpoint(rec *journal.Recovery) (p journal.Checkpoi
 			if x.Entries[j].Kind != journal.KindCheckpoint {
 				continue
 			}
-			_, body, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[j].Offset)
+			_, body, err := rd.o.readRecordFrom(rd.stores(r), r.Segment, x.Entries[j].Offset, r.Before.Seq+1+ident.Seq(j))
 			if err != nil {
 				return p, fmt.Errorf("checkpoint announcement: %w", err)
 			}
@@ -360,7 +370,7 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 	}
 	switch e.Kind {
 	case journal.KindAttach, journal.KindEpochStart:
-		rec, body, err := o.readRecord(id, e.Offset)
+		rec, body, err := o.readRecord(id, e.Offset, seq)
 		if err == nil {
 			err = o.applyPorts(e.Kind, rec, body)
 		}
@@ -368,7 +378,7 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
 	case journal.KindPermit, journal.KindRetire:
-		_, body, err := o.readRecord(id, e.Offset)
+		_, body, err := o.readRecord(id, e.Offset, seq)
 		if err == nil {
 			err = o.applyGoing(e.Kind, body, seq)
 		}
@@ -376,7 +386,7 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
 	case journal.KindPin:
-		_, body, err := o.readRecord(id, e.Offset)
+		_, body, err := o.readRecord(id, e.Offset, seq)
 		if err == nil {
 			err = o.applyPins(body)
 		}
@@ -384,7 +394,7 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
 	case journal.KindCopy:
-		_, body, err := o.readRecord(id, e.Offset)
+		_, body, err := o.readRecord(id, e.Offset, seq)
 		if err == nil {
 			err = o.replayCopy(e, seq, body, parts)
 		}
@@ -393,7 +403,7 @@ func (o *Owner) replayed(id ident.SegmentID, e *journal.IndexEntry, seq ident.Se
 		}
 		return nil
 	case journal.KindReservation:
-		_, body, err := o.readRecord(id, e.Offset)
+		_, body, err := o.readRecord(id, e.Offset, seq)
 		if err != nil {
 			return fmt.Errorf("replay of seq %d: %w", seq, err)
 		}
@@ -446,7 +456,7 @@ func (rd *rebuilder) positionAt(r *journal.Range, x *journal.Index, n int) (iden
 	if n == len(x.Entries) {
 		return x.Last, nil
 	}
-	rec, _, err := rd.o.readRecord(r.Segment, x.Entries[n-1].Offset)
+	rec, _, err := rd.o.readRecord(r.Segment, x.Entries[n-1].Offset, r.Before.Seq+ident.Seq(n))
 	if err != nil {
 		return ident.Position{}, err
 	}
@@ -460,7 +470,7 @@ func (o *Owner) partReader() volume.PartReader { return partReader{o} }
 type partReader struct{ o *Owner }
 
 func (p partReader) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
-	return p.o.readRecordFrom(p.o.holdersOf(id), id, offset)
+	return p.o.readRecordFrom(p.o.holdersOf(id), id, offset, 0)
 }
 
 // holdersOf lists the stores of a segment; it may be called from any goroutine once the owner runs.
@@ -488,17 +498,22 @@ func (o *Owner) holdersOf(id ident.SegmentID) []journal.Store {
 	return list
 }
 
-func (o *Owner) readRecord(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
-	return o.readRecordFrom(o.holdersOf(id), id, offset)
+func (o *Owner) readRecord(id ident.SegmentID, offset uint32, seq ident.Seq) (*journal.Record, []byte, error) {
+	return o.readRecordFrom(o.holdersOf(id), id, offset, seq)
 }
 
 // recordGuess is how much is read before a record's size is known; most parts and small records fit.
 const recordGuess = 64 << 10
 
-func (o *Owner) readRecordFrom(stores []journal.Store, id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+// readRecordFrom reads a record from the first of the stores that has it whole. seq is 0 where only the caller can say whether it is the right one:
+// else one of another seq, which an older segment has left in the file where the disk has lost a write, is none.
+func (o *Owner) readRecordFrom(stores []journal.Store, id ident.SegmentID, offset uint32, seq ident.Seq) (*journal.Record, []byte, error) {
 	var last error = wire.Errorf(wire.CodeAbsent, "no replica of segment %s is known", id)
 	for _, st := range stores {
 		rec, body, err := o.readOne(st, id, offset)
+		if err == nil && seq != 0 && rec.Seq != seq {
+			err = wire.Errorf(wire.CodeCorrupt, "record of seq %d where %d should be", rec.Seq, seq)
+		}
 		if err == nil {
 			return rec, body, nil
 		}

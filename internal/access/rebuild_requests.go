@@ -92,6 +92,9 @@ func (rd *rebuilder) readHeaders(st journal.Store, id ident.SegmentID, list []*r
 		if err := f.rec.Decode(raw[f.from-from : f.to-from]); err != nil {
 			return fmt.Errorf("header of seq %d at %s: %w", f.seq, st.ID(), err)
 		}
+		if f.rec.Seq != f.seq {
+			return wire.Errorf(wire.CodeCorrupt, "header of seq %d at %s where that of %d should be", f.rec.Seq, st.ID(), f.seq)
+		}
 	}
 	return nil
 }

@@ -311,6 +311,7 @@ func (o *Owner) needless(s *segment) bool {
 func (o *Owner) dropRetired() {
 	stable := o.w.Stable().Seq
 	kept := o.cp.retired[:0]
+	gone := map[*segment]bool{}
 	for _, r := range o.cp.retired {
 		r.begun = r.begun || r.seq <= stable
 		left := r.segments[:0]
@@ -345,7 +346,7 @@ func (o *Owner) dropRetired() {
 						delete(o.permits, k)
 					}
 				}
-				o.order = slices.DeleteFunc(o.order, func(x *segment) bool { return x == s })
+				gone[s] = true
 				o.env.Metrics.Retired.Inc()
 			} else {
 				left = append(left, id)
@@ -356,6 +357,9 @@ func (o *Owner) dropRetired() {
 		}
 	}
 	o.cp.retired = kept
+	if len(gone) > 0 {
+		o.order = slices.DeleteFunc(o.order, func(x *segment) bool { return gone[x] })
+	}
 }
 
 func (o *Owner) siteHas(site ident.SiteID, seq ident.Seq) bool {
