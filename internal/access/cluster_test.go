@@ -52,6 +52,7 @@ type cluster struct {
 	wrap   func(journal.Store) journal.Store // nil: none
 
 	copies *Copies
+	maps   *MapMemory
 	infoMu sync.Mutex
 	info   map[ident.StoreID]StoreInfo
 }
@@ -249,7 +250,7 @@ func (c *cluster) env() Env {
 	if health == nil {
 		health = NewHealth(clock, c.tell)
 	}
-	return Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock, About: c.about, Copies: c.copies,
+	return Env{Health: health, Node: "n1", Site: c.site, Stores: c, Leases: freeLeases{}, Control: c.ctl, Clock: clock, About: c.about, Copies: c.copies, Maps: c.maps,
 		Log: c.log, Metrics: NewMetrics(prometheus.NewRegistry()), Limits: c.limit, Far: c.far}
 }
 

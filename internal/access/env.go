@@ -38,10 +38,11 @@ type Env struct {
 	Log     *slog.Logger
 	Metrics *Metrics
 	Limits  Limits
-	Health  *Health   // of stores, shared by all owners of the node; nil: each owner has its own
-	Far     *FarCache // of blocks of other sites, likewise; nil: none is kept
-	Copies  *Copies   // what copies of replicas may cost; nil: no limit
-	Chores  *Chores   // housekeeping by the clock, likewise
+	Health  *Health    // of stores, shared by all owners of the node; nil: each owner has its own
+	Far     *FarCache  // of blocks of other sites, likewise; nil: none is kept
+	Copies  *Copies    // what copies of replicas may cost; nil: no limit
+	Chores  *Chores    // housekeeping by the clock, likewise
+	Maps    *MapMemory // of all owners' maps together; nil: each has Limits.MapBudgetBytes for itself
 	// About says what is known of a store beyond Stores; nil: nothing. It must not block.
 	About func(ident.StoreID) StoreInfo
 	// Announce tells all access servers of a change of a unit and waits until those that can be reached know;
@@ -67,7 +68,7 @@ type Limits struct {
 	CheckpointInterval time.Duration // 60 s
 	CheckpointBytes    uint64        // 4 GiB
 	CheckpointDead     uint64        // of segments that only the next checkpoint lets go; 512 MiB
-	MapBudgetBytes     int64         // per volume; 1 GiB
+	MapBudgetBytes     int64         // of a volume, where there is no Env.Maps; 1 GiB
 	AppendTimeout      time.Duration // a store that takes longer counts as failed; 800 ms
 	ReadTimeout        time.Duration // a read that takes longer goes to another replica; 800 ms
 	SyncPatience       time.Duration // likewise for fdatasync, where others can take over (R8); 1 s

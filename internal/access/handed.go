@@ -137,7 +137,7 @@ func warmUp(ctx context.Context, env *Env, spec *control.VolumeSpec, point journ
 	leaves := volume.LeafID((m.Size()*journal.BlockSize + leafBytes - 1) / leafBytes)
 	begun := time.Now()
 	for id := range leaves {
-		if ctx.Err() != nil || time.Since(begun) > warmPatience || m.Memory() > env.Limits.MapBudgetBytes/2 {
+		if ctx.Err() != nil || time.Since(begun) > warmPatience || m.Memory() > env.mapRoom() {
 			break
 		}
 		if _, _, ok := m.Locate(id); !ok {

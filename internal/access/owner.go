@@ -422,6 +422,8 @@ func (o *Owner) stop(err error) {
 	o.giveUpFlights()
 	o.endChore()
 	o.env.Leases.Leave(o.journalID, o.epoch)
+	o.env.Copies.announce(o.journalID, dangerNone)
+	o.env.Maps.leave(o)
 	o.cancel()
 	close(o.stopped)
 }
@@ -575,11 +577,7 @@ func (o *Owner) everySecond() {
 	if o.stopErr != nil {
 		return
 	}
-	if o.mayEvict() {
-		if freed := o.m.Evict(o.env.Limits.MapBudgetBytes); freed > 0 {
-			o.env.Metrics.Evicted.Add(float64(freed))
-		}
-	}
+	o.pageOut()
 	o.everySecondUnit()
 	if o.sayWhatFlushesWaitFor(); o.stopErr != nil {
 		return

@@ -162,9 +162,9 @@ func (n *Node) startPeers(ctx context.Context, onClose func(func()), fatal chan<
 	// The access role is made before frames are served, though it works only later: requests for it may come.
 	if n.cfg.Has(config.RoleAccess) {
 		env := access.Env{About: n.about, Copies: access.NewCopies(Clock, int64(n.cfg.Limits.RepairRate)), Health: access.NewHealth(Clock, n.storeHealth), Node: n.cfg.Node, Site: n.self.Load().Site, Stores: n, Leases: n.keeper, Control: n.control(), Clock: Clock, Log: n.log,
-			Metrics: access.NewMetrics(n.reg), Far: access.NewFarCache(int64(n.cfg.Limits.CacheMemory)), Limits: access.Limits{SegmentBytes: uint32(n.cfg.Limits.SegmentSize),
+			Metrics: access.NewMetrics(n.reg), Maps: access.NewMapMemory(int64(n.cfg.Limits.MapMemory)), Far: access.NewFarCache(int64(n.cfg.Limits.CacheMemory)), Limits: access.Limits{SegmentBytes: uint32(n.cfg.Limits.SegmentSize),
 				AppendTimeout: time.Duration(n.cfg.Timeouts.Append), RepairGrace: time.Duration(n.cfg.Timeouts.RepairGrace),
-				MapBudgetBytes: int64(n.cfg.Limits.MapMemory), FollowAfter: followAfter(n.cfg.Timeouts.Follow)},
+				FollowAfter: followAfter(n.cfg.Timeouts.Follow)},
 			Followed: n.followed}
 		n.access = access.NewServer(env, n.accessPeer)
 	}
