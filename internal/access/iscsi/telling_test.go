@@ -50,6 +50,8 @@ func TestTelling(t *testing.T) {
 			t.Error("told in the pause after another's answer")
 		}
 		time.Sleep(time.Second)
+		tell.mu.Lock()
+		defer tell.mu.Unlock()
 		if len(tell.from) != 0 || len(tell.now) != 0 {
 			t.Errorf("%d addresses are remembered", len(tell.from))
 		}
