@@ -17,6 +17,7 @@ type benchCompare struct {
 	load         loadFlags
 	workloads    []string
 	rounds       int
+	precondition bool
 	pidsA, pidsB []int
 	fua          int
 	flushEvery   int
@@ -42,6 +43,7 @@ printed, and the processor time of the processes that serve, for 100,000 I/Os, w
 	}
 	f.StringSliceVar(&o.workloads, "workload", std, "loads, as KIND:SIZE:DEPTH")
 	f.IntVar(&o.rounds, "rounds", 5, "runs of each load on each side")
+	f.BoolVar(&o.precondition, "precondition", false, "write the region in order before each run of a load that writes, so that all find the same")
 	f.IntSliceVar(&o.pidsA, "pids-a", nil, "processes that serve A")
 	f.IntSliceVar(&o.pidsB, "pids-b", nil, "processes that serve B")
 	f.IntVar(&o.fua, "fua", 0, "`percent` of writes with FUA")
@@ -62,7 +64,7 @@ func (o *benchCompare) run(ctx context.Context, a *app, urlsA, urlsB []string) e
 		return err
 	}
 	load.FUA, load.FlushEvery = float64(o.fua)/100, o.flushEvery
-	cfg := bench.CompareConfig{A: urlsA, B: urlsB, PidsA: o.pidsA, PidsB: o.pidsB, Rounds: o.rounds, Load: load}
+	cfg := bench.CompareConfig{A: urlsA, B: urlsB, PidsA: o.pidsA, PidsB: o.pidsB, Rounds: o.rounds, Precondition: o.precondition, Load: load}
 	for _, s := range o.workloads {
 		w, err := bench.ParseWorkload(s)
 		if err != nil {

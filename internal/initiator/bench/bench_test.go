@@ -187,6 +187,30 @@ func TestCompare(t *testing.T) {
 	bench.PrintComparisons(&progress, cs)
 }
 
+// The region is written before each run that writes, and not before others.
+func TestComparePreconditions(t *testing.T) {
+	var urls []string
+	var written [2]atomic.Int64
+	for i := range written {
+		d, url := serve(t)
+		d.SetFault(func(op iscsitest.Op, _ scsi.Request, _ int64, n int) error {
+			if op == iscsitest.OpWrite {
+				written[i].Add(int64(n))
+			}
+			return nil
+		})
+		urls = append(urls, url)
+	}
+	const region, count, size, rounds = 1 << 20, 3, 4 << 10, 2
+	_, err := bench.Compare(t.Context(), bench.CompareConfig{A: urls[:1], B: urls[1:], Workloads: []bench.Workload{workload(t, "randread:4k:1"), workload(t, "write:4k:1")},
+		Rounds: rounds, Precondition: true, Load: bench.Config{Count: count, Size: region}})
+	for i := range written {
+		if n := written[i].Load(); err != nil || n != rounds*(region+count*size) {
+			t.Errorf("%d bytes were written to %d, want %d; %v", n, i, rounds*(region+count*size), err)
+		}
+	}
+}
+
 func TestHistogram(t *testing.T) {
 	var h bench.Histogram
 	var all []time.Duration

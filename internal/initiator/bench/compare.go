@@ -21,6 +21,9 @@ type CompareConfig struct {
 	PidsA, PidsB []int    // processes that serve them, for their processor time
 	Workloads    []Workload
 	Rounds       int // of each side and load; default 5
+	// Precondition writes the region in order before each run of a load that writes. What a target has to do, and the memory or flash that
+	// it writes to, depend on what was written before; so every run finds the same.
+	Precondition bool
 	// Load is what all runs have in common; its URLs and Workload are replaced.
 	Load Config
 }
@@ -142,6 +145,7 @@ func (s *sideRuns) run(ctx context.Context, cfg *CompareConfig, w Workload, roun
 	load := cfg.Load
 	load.URLs, load.Workload = s.urls, w
 	load.Seed += uint64(round)
+	load.Prefill = cfg.Precondition && w.ReadPercent < 100
 	progress := load.Progress
 	load.Progress = nil
 	var before, after time.Duration
