@@ -12,6 +12,7 @@
 #   ROUNDS=3       runs of each load on each side
 #   RUNTIME=2s     length of a run
 #   RAMP=300ms     what goes before each run and is not counted
+#   WARMUP=5s      how long each side is written to before the first run: a system that was just made takes its memory for the first time
 #   PRECONDITION=1 write the region in order before each run that writes, of either side; 0: only once
 #   MODES="tls plain"
 #   SESSIONS=1     sessions of the client, several numbers for a table of each: SESSIONS="1 16 64 256"
@@ -22,11 +23,11 @@ out=
 while getopts o: opt; do
 	case $opt in
 	o) out=$OPTARG ;;
-	*) sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+	*) sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 	esac
 done
 
-: "${DIR:=/dev/shm}" "${SITES:=1}" "${SIZE:=512M}" "${ROUNDS:=3}" "${RUNTIME:=2s}" "${RAMP:=300ms}" "${PRECONDITION:=1}" "${MODES:=tls plain}" "${SESSIONS:=1}" "${WORKLOADS:=}"
+: "${DIR:=/dev/shm}" "${SITES:=1}" "${SIZE:=512M}" "${ROUNDS:=3}" "${RUNTIME:=2s}" "${RAMP:=300ms}" "${WARMUP:=5s}" "${PRECONDITION:=1}" "${MODES:=tls plain}" "${SESSIONS:=1}" "${WORKLOADS:=}"
 dozo=${DOZO_BIN:-$PWD/bin/dozo}
 PATH=$PATH:/usr/sbin:/sbin
 for c in tgtd tgtadm; do
@@ -105,6 +106,9 @@ for mode in $MODES; do
 	n=${owner#s*n} i=${owner#s} i=${i%n*}
 	url=$("$dozo" volume targets bench --dir "$work/sys" | grep -F "//127.$net.$i.$n:") || fail "no target at $owner"
 	pids=$(cat "$work"/sys/nodes/*/pid | awk '{ print $1 }' | paste -sd,)
+	for u in "$url" "$tgt_url"; do
+		"$dozo" bench iscsi --workload write:1M:4 --size "$SIZE" --runtime "$WARMUP" --quiet "$u" >/dev/null </dev/null || fail "dozo bench iscsi failed ($mode)"
+	done
 	for sessions in $SESSIONS; do
 		"$dozo" bench compare --prefill --precondition="$PRECONDITION" --size "$SIZE" --rounds "$ROUNDS" --runtime "$RUNTIME" --ramp "$RAMP" --quiet --sessions "$sessions" \
 			${WORKLOADS:+--workload "$WORKLOADS"} --pids-a "$pids" --pids-b "$tgt_pid" -o json "$url" "$tgt_url" \
@@ -118,6 +122,7 @@ done
 {
 	echo "dozo $("$dozo" version --client -o json | sed -n 's/.*"version": "\(.*\)",*$/\1/p'), $SITES site(s) of 2 nodes; tgt $(dpkg-query -W -f '${Version}' tgt 2>/dev/null);"
 	echo "$(nproc) cores ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), Linux $(uname -r), data on $(df --output=fstype "$DIR" | tail -n 1), $(date -u +%Y-%m-%d)."
+	echo "Each side is written to for $WARMUP before the first run."
 	[ "$PRECONDITION" = 0 ] || echo "The region is written in order before each run that writes."
 	echo "Region $SIZE, $ROUNDS runs of $RUNTIME on each side in turn; medians (minimum to maximum); CPU seconds of all server processes for 100,000 I/Os."
 	go run ./test/bench/table "${args[@]}"
