@@ -37,6 +37,7 @@ func TestWhatWasRetiredIsNoHole(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	allSealed(t, o)
 	if err := o.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}

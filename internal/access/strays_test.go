@@ -43,6 +43,16 @@ func (o *Owner) look() {
 	o.ask(func() { o.strays.due = 0; o.everySecond() })
 }
 
+// allSealed waits for that, the last segment left out. Of what is sealed only while a checkpoint is being made the checkpoint does not say that it has
+// ended, so it does not go by that one.
+func allSealed(t *testing.T, o *Owner) {
+	t.Helper()
+	eventually(t, "all segments but the last are sealed", func() bool {
+		list := slices.DeleteFunc(o.Segments(), func(s SegmentView) bool { return s.ID.IsCheckpoint() })
+		return !slices.ContainsFunc(list[:len(list)-1], func(s SegmentView) bool { return !s.Sealed })
+	})
+}
+
 // A replica that is found damaged when its store starts is made again, where there is no other store in its own
 // place; its file is kept; and the store counts again.
 func TestADamagedReplicaIsReplaced(t *testing.T) {
