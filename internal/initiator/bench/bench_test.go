@@ -72,7 +72,8 @@ func TestRunCountsEveryIO(t *testing.T) {
 func TestVerifyFindsAWrongBlock(t *testing.T) {
 	_, url := serve(t)
 	log := filepath.Join(t.TempDir(), "log")
-	cfg := bench.Config{URLs: []string{url, url}, SameUnit: true, Workload: workload(t, "randrw30:8k:8"), Count: 3000, FlushEvery: 50, Verify: true, LogFile: log}
+	cfg := bench.Config{URLs: []string{url, url}, SameUnit: true, Workload: workload(t, "randrw30:8k:8"), Count: 3000, FlushEvery: 50, Verify: true, LogFile: log,
+		Size: 1 << 20} // small, so that every block of it is written for certain
 	r, err := bench.Run(t.Context(), cfg)
 	if err != nil || r.Verified == 0 || r.Violated != 0 {
 		t.Fatalf("%v %+v", err, r)
