@@ -438,11 +438,7 @@ func TestLostWordOfARetiredReplica(t *testing.T) {
 				}
 			}
 			first := o.Segments()[0].ID
-			// What is not sealed yet when a checkpoint ends waits for the next one.
-			eventually(t, "all segments but the last are sealed", func() bool {
-				list := slices.DeleteFunc(o.Segments(), func(s SegmentView) bool { return s.ID.IsCheckpoint() })
-				return !slices.ContainsFunc(list[:len(list)-1], func(s SegmentView) bool { return !s.Sealed })
-			})
+			allSealed(t, o)
 			if err := o.Checkpoint(); err != nil {
 				t.Fatal(err)
 			}

@@ -84,6 +84,22 @@ func (c *cluster) newerThan(s *seat, v control.VolumeSpec, old map[ident.Segment
 	return n
 }
 
+// shipsToBoth begins a volume at the first of two sites, and writes until both stores of the other one have something of it.
+func (c *cluster) shipsToBoth(t *testing.T, ack bool) (v control.VolumeSpec, im *image) {
+	t.Helper()
+	c.limit.SegmentBytes, c.limit.RepairGrace, c.limit.KeepBothLocal = 64<<10, time.Hour, true
+	if ack {
+		v = c.ackVolume(2, 1, "")
+	} else {
+		v = c.volume(1<<20, 2, control.Replicated)
+	}
+	im = &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 9))}
+	for c.newerThan(c.seats[2], v, nil) == 0 || c.newerThan(c.seats[3], v, nil) < 2 {
+		im.change(t)
+	}
+	return v, im
+}
+
 // A disk of another site hangs while its node answers: shipping goes on to the other store of the site, and commands that wait for the site go
 // on with it. The store is used again once the disk has gone on, and what it has that the other one was given as well does not stay.
 func TestAHungDiskOfAnotherSiteIsLeft(t *testing.T) {
@@ -93,19 +109,8 @@ func TestAHungDiskOfAnotherSiteIsLeft(t *testing.T) {
 				t.Parallel()
 				c := newFaultyCluster(t, 2, 2)
 				c.boundOther(500 * time.Millisecond)
-				c.limit.SegmentBytes, c.limit.RepairGrace, c.limit.KeepBothLocal = 64<<10, time.Hour, true
-				var v control.VolumeSpec
-				if ack {
-					v = c.ackVolume(2, 1, "")
-				} else {
-					v = c.volume(1<<20, 2, control.Replicated)
-				}
-				im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 9))}
-				o := im.o
-				stays, hangs := c.seats[2], c.seats[3]
-				for c.newerThan(stays, v, nil) == 0 || c.newerThan(hangs, v, nil) < 2 {
-					im.change(t)
-				}
+				v, im := c.shipsToBoth(t, ack)
+				o, stays, hangs := im.o, c.seats[2], c.seats[3]
 				c.inStep(t, o)
 				release := hangs.hangs(t, ops...)
 				old := c.replicas(stays, v.ID)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"syscall"
@@ -12,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"dozo/internal/control"
 	"dozo/internal/journal"
 	"dozo/internal/vfs"
 	"dozo/internal/wire"
@@ -34,19 +32,8 @@ func TestAStoreOfAnotherSiteThatTakesNothingIsPassedOver(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, acknowledged %v", x.name, ack), func(t *testing.T) {
 				t.Parallel()
 				c := newFaultyCluster(t, 2, 2)
-				c.limit.SegmentBytes, c.limit.RepairGrace, c.limit.KeepBothLocal = 64<<10, time.Hour, true
-				var v control.VolumeSpec
-				if ack {
-					v = c.ackVolume(2, 1, "")
-				} else {
-					v = c.volume(1<<20, 2, control.Replicated)
-				}
-				im := &image{o: c.own(v), want: make([]byte, v.SizeBytes), rng: rand.New(rand.NewPCG(3, 9))}
-				o := im.o
-				stays, fails := c.seats[2], c.seats[3]
-				for c.newerThan(stays, v, nil) == 0 || c.newerThan(fails, v, nil) < 2 {
-					im.change(t)
-				}
+				v, im := c.shipsToBoth(t, ack)
+				o, stays, fails := im.o, c.seats[2], c.seats[3]
 				o.ask(o.w.CloseIdle)
 				c.inStep(t, o)
 				before := o.Segments()

@@ -124,7 +124,7 @@ func dialFrom(t *testing.T, portal *iscsitest.Portal, from string) *client {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	nc, err := d.Dial("tcp", portal.Address)
 	if err != nil {
-		t.Skip(err) // only Linux has all of 127/8
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
 	_ = nc.SetDeadline(time.Now().Add(time.Minute))
