@@ -2,7 +2,6 @@ package access
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -286,22 +285,33 @@ func (o *Owner) waitStable(seq ident.Seq) error {
 // loadLeafNow loads a leaf that a checkpoint needs.
 func (o *Owner) loadLeafNow(id volume.LeafID, reader volume.PartReader) error {
 	for {
-		var seg ident.SegmentID
-		var offset uint32
-		var ok bool
-		o.ask(func() { seg, offset, ok = o.m.Locate(id) })
+		var at volume.PartPlace
+		var ok, moved bool
+		o.ask(func() { at, ok = o.m.Locate(id) })
 		if !ok {
 			return nil
 		}
-		rec, body, err := reader.ReadPart(seg, offset)
-		if err != nil {
-			return err
-		}
-		o.ask(func() { err = o.m.Loaded(id, rec, body) })
-		if !errors.Is(err, volume.ErrStale) {
+		rec, body, err := reader.ReadPart(at.Segment, at.Offset, at.Digest)
+		o.ask(func() { moved, err = o.takeLeaf(id, at, rec, body, err) })
+		if !moved {
 			return err
 		}
 	}
+}
+
+// takeLeaf gives the map a leaf's part, as it was read from at. moved says that a checkpoint has put the leaf elsewhere
+// meanwhile, so that it has to be read there: only then, since what is wrong with a part stays wrong when it is read again.
+func (o *Owner) takeLeaf(id volume.LeafID, at volume.PartPlace, rec *journal.Record, body []byte, err error) (moved bool, _ error) {
+	if err == nil {
+		err = o.m.Loaded(id, rec, body)
+	}
+	if err == nil || o.stopErr != nil {
+		return false, err
+	}
+	if now, ok := o.m.Locate(id); !ok || now != at {
+		return true, nil
+	}
+	return false, fmt.Errorf("map leaf %d: %w", id, err)
 }
 
 // partWriter appends checkpoint parts to segments of their own on two stores.

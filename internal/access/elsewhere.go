@@ -30,8 +30,8 @@ const (
 )
 
 // ReadPart implements volume.PartReader for the takeover: what no store of the fence has is sought elsewhere.
-func (rd *rebuilder) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
-	rec, body, err := rd.o.readRecord(id, offset, 0)
+func (rd *rebuilder) ReadPart(id ident.SegmentID, offset uint32, digest uint64) (*journal.Record, []byte, error) {
+	rec, body, err := rd.o.readPart(id, offset, digest)
 	if err == nil || !seekable(err) || rd.o.viewing {
 		return rec, body, err
 	}
@@ -42,7 +42,7 @@ func (rd *rebuilder) ReadPart(id ident.SegmentID, offset uint32) (*journal.Recor
 		if serr := rd.seek([]ident.SegmentID{id}); serr != nil {
 			return nil, nil, serr
 		}
-		if rec, body, err = rd.o.readRecord(id, offset, 0); err == nil {
+		if rec, body, err = rd.o.readPart(id, offset, digest); err == nil {
 			return rec, body, nil
 		}
 		if !said {

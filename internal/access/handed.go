@@ -140,7 +140,7 @@ func warmUp(ctx context.Context, env *Env, spec *control.VolumeSpec, point journ
 		if ctx.Err() != nil || time.Since(begun) > warmPatience || m.Memory() > env.mapRoom() {
 			break
 		}
-		if _, _, ok := m.Locate(id); !ok {
+		if _, ok := m.Locate(id); !ok {
 			continue
 		}
 		if err := m.LoadLeaf(id, rd); err != nil {
@@ -162,7 +162,7 @@ type nearParts struct {
 	stores []ident.StoreID
 }
 
-func (p *nearParts) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+func (p *nearParts) ReadPart(id ident.SegmentID, offset uint32, digest uint64) (*journal.Record, []byte, error) {
 	reader := Owner{env: *p.env, ctx: p.ctx}
 	last := error(wire.Errorf(wire.CodeAbsent, "no store has segment %s", id))
 	for i, s := range p.stores {
@@ -171,6 +171,9 @@ func (p *nearParts) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record
 			continue
 		}
 		rec, body, err := reader.readOne(st, id, offset)
+		if err == nil && rec.BodyDigest != digest {
+			err = wire.Errorf(wire.CodeCorrupt, "part of digest %016x at %d of segment %s at %s where the checkpoint says %016x", rec.BodyDigest, offset, id, s, digest)
+		}
 		if err == nil {
 			// Who had it has the next one too.
 			p.stores[0], p.stores[i] = p.stores[i], p.stores[0]

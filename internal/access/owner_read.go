@@ -580,21 +580,22 @@ func (o *Owner) loadLeaf(id volume.LeafID, op *Op) {
 }
 
 func (o *Owner) fetchLeaf(id volume.LeafID) {
-	seg, offset, ok := o.m.Locate(id)
+	at, ok := o.m.Locate(id)
 	if !ok {
 		o.leafLoaded(id, nil) // it is in memory or empty by now
 		return
 	}
 	reader := o.partReader()
 	o.goBackground(func() {
-		rec, body, err := reader.ReadPart(seg, offset)
+		rec, body, err := reader.ReadPart(at.Segment, at.Offset, at.Digest)
 		o.call(func() {
-			if err == nil {
-				err = o.m.Loaded(id, rec, body)
-			}
-			if errors.Is(err, volume.ErrStale) {
+			moved, err := o.takeLeaf(id, at, rec, body, err)
+			if moved {
 				o.fetchLeaf(id)
 				return
+			}
+			if err != nil && o.stopErr == nil {
+				o.log.Error("a part of the map can not be read", "leaf", uint64(id), "segment", at.Segment, "offset", at.Offset, "err", err)
 			}
 			o.leafLoaded(id, err)
 		})
@@ -606,7 +607,7 @@ func (o *Owner) leafLoaded(id volume.LeafID, err error) {
 	delete(o.leafWait, id)
 	for _, op := range list {
 		if err != nil {
-			o.finish(op, fmt.Errorf("map leaf %d: %w", id, err))
+			o.finish(op, err)
 		} else if op.Kind == wire.OpProvisioned {
 			o.provisioned(op)
 		} else if op.Kind == wire.OpCopy {

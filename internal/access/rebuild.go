@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -469,8 +470,30 @@ func (o *Owner) partReader() volume.PartReader { return partReader{o} }
 
 type partReader struct{ o *Owner }
 
-func (p partReader) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
-	return p.o.readRecordFrom(p.o.holdersOf(id), id, offset, 0)
+func (p partReader) ReadPart(id ident.SegmentID, offset uint32, digest uint64) (*journal.Record, []byte, error) {
+	return p.o.readPart(id, offset, digest)
+}
+
+// readPart reads a part of a checkpoint from the first of its stores that has it. One that has something else there has rotted,
+// or has lost a write without noticing: it is counted and made again, like one that a client's read has found.
+func (o *Owner) readPart(id ident.SegmentID, offset uint32, digest uint64) (*journal.Record, []byte, error) {
+	return o.readRight(o.holdersOf(id), id, offset, func(r *journal.Record) error {
+		if r.BodyDigest != digest {
+			return wire.Errorf(wire.CodeCorrupt, "part of digest %016x where the checkpoint says %016x", r.BodyDigest, digest)
+		}
+		return nil
+	}, func(st journal.Store, err error) {
+		if !errors.Is(err, wire.ErrCorrupt) || o.viewing {
+			return
+		}
+		o.env.Metrics.Corrupt.Inc()
+		o.log.Error("replica of a checkpoint is corrupt, reading another", "segment", id, "store", st.ID(), "err", err)
+		if o.w == nil {
+			o.markBad(id, st.ID(), err)
+		} else {
+			o.call(func() { o.markBad(id, st.ID(), err) })
+		}
+	})
 }
 
 // holdersOf lists the stores of a segment; it may be called from any goroutine once the owner runs.
@@ -508,14 +531,29 @@ const recordGuess = 64 << 10
 // readRecordFrom reads a record from the first of the stores that has it whole. seq is 0 where only the caller can say whether it is the right one:
 // else one of another seq, which an older segment has left in the file where the disk has lost a write, is none.
 func (o *Owner) readRecordFrom(stores []journal.Store, id ident.SegmentID, offset uint32, seq ident.Seq) (*journal.Record, []byte, error) {
+	return o.readRight(stores, id, offset, func(r *journal.Record) error {
+		if seq != 0 && r.Seq != seq {
+			return wire.Errorf(wire.CodeCorrupt, "record of seq %d where %d should be", r.Seq, seq)
+		}
+		return nil
+	}, func(journal.Store, error) {})
+}
+
+// readRight reads a record from the first of the stores that has it whole and of which right says that it is the one; missed
+// is told of the others. Where none has it, and one of them could not be asked, the error says that: it may have it.
+func (o *Owner) readRight(stores []journal.Store, id ident.SegmentID, offset uint32, right func(*journal.Record) error, missed func(journal.Store, error)) (*journal.Record, []byte, error) {
 	var last error = wire.Errorf(wire.CodeAbsent, "no replica of segment %s is known", id)
-	for _, st := range stores {
+	for i, st := range stores {
 		rec, body, err := o.readOne(st, id, offset)
-		if err == nil && seq != 0 && rec.Seq != seq {
-			err = wire.Errorf(wire.CodeCorrupt, "record of seq %d where %d should be", rec.Seq, seq)
+		if err == nil {
+			err = right(rec)
 		}
 		if err == nil {
 			return rec, body, nil
+		}
+		missed(st, err)
+		if i > 0 && !errors.Is(last, wire.ErrCorrupt) && !errors.Is(last, wire.ErrAbsent) {
+			continue
 		}
 		last = fmt.Errorf("record at %d of segment %s at %s: %w", offset, id, st.ID(), err)
 	}
@@ -555,7 +593,7 @@ func (o *Owner) readOne(st journal.Store, id ident.SegmentID, offset uint32) (*j
 		return nil, nil, err
 	}
 	if rec.Journal != id.Journal {
-		return nil, nil, fmt.Errorf("record of journal %s in a segment of %s", rec.Journal, id.Journal)
+		return nil, nil, wire.Errorf(wire.CodeCorrupt, "record of journal %s in a segment of %s", rec.Journal, id.Journal)
 	}
 	return &rec, raw[journal.BodyOffset(rec.StoredLen):][:rec.StoredLen], nil
 }

@@ -9,9 +9,10 @@ import (
 )
 
 // PartReader reads a part of a checkpoint: the record whose header lies at offset in the segment, chained or
-// not, header and body verified against their CRCs. It may ask several stores until one has it intact.
+// not, header and body verified against their CRCs, and the body's digest the one that its parent says. A store whose
+// disk has lost the part may have an older one there, which is whole: the reader asks others until one has what is wanted.
 type PartReader interface {
-	ReadPart(segment ident.SegmentID, offset uint32) (*journal.Record, []byte, error)
+	ReadPart(segment ident.SegmentID, offset uint32, digest uint64) (*journal.Record, []byte, error)
 }
 
 // Load makes the map that a checkpoint describes: root, segment table, requests, states and the places of
@@ -26,7 +27,7 @@ func Load(id ident.JournalID, point journal.CheckpointPoint, reader PartReader) 
 }
 
 func load(id ident.JournalID, point journal.CheckpointPoint, reader PartReader) (*Map, error) {
-	rec, body, err := reader.ReadPart(point.Segment, point.Offset)
+	rec, body, err := reader.ReadPart(point.Segment, point.Offset, point.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("root: %w", err)
 	}
@@ -81,7 +82,7 @@ func (l *loader) part(t PartType, id uint64, loc location) ([]byte, error) {
 	if !l.m.table.has(loc.slot) {
 		return nil, corrupt("checkpoint part %s %d lies in slot %d, which is free", t, id, loc.slot)
 	}
-	rec, body, err := l.reader.ReadPart(l.m.table.at(loc.slot).ID, loc.offset)
+	rec, body, err := l.reader.ReadPart(l.m.table.at(loc.slot).ID, loc.offset, loc.digest)
 	if err != nil {
 		return nil, fmt.Errorf("%s %d: %w", t, id, err)
 	}
@@ -282,17 +283,24 @@ func (m *Map) buryLoaded(at ident.Position) {
 	}
 }
 
+// PartPlace is where the part of a leaf lies, and its digest.
+type PartPlace struct {
+	Segment ident.SegmentID
+	Offset  uint32
+	Digest  uint64
+}
+
 // Locate says where the part of a leaf lies, in the last finished checkpoint.
-func (m *Map) Locate(id LeafID) (segment ident.SegmentID, offset uint32, ok bool) {
+func (m *Map) Locate(id LeafID) (place PartPlace, ok bool) {
 	p := m.page(uint64(id) >> pageShift)
 	if p == nil {
-		return segment, 0, false
+		return place, false
 	}
 	loc := p.refs[int(id)&(pageSize-1)].loc
 	if loc.none() {
-		return segment, 0, false
+		return place, false
 	}
-	return m.table.at(loc.slot).ID, loc.offset, true
+	return PartPlace{m.table.at(loc.slot).ID, loc.offset, loc.digest}, true
 }
 
 // ErrStale says that a leaf has another place by now: ask Locate again.
@@ -394,11 +402,11 @@ func (m *Map) PendingLen() int { return m.pending }
 
 // LoadLeaf loads a leaf at once, for those who may wait: a replay, an inspection, a test.
 func (m *Map) LoadLeaf(id LeafID, reader PartReader) error {
-	segment, offset, ok := m.Locate(id)
+	at, ok := m.Locate(id)
 	if !ok {
 		return ErrStale
 	}
-	rec, body, err := reader.ReadPart(segment, offset)
+	rec, body, err := reader.ReadPart(at.Segment, at.Offset, at.Digest)
 	if err != nil {
 		return fmt.Errorf("leaf %d: %w", id, err)
 	}

@@ -20,7 +20,7 @@ type disk struct {
 
 func newDisk() *disk { return &disk{segments: map[ident.SegmentID][]byte{}} }
 
-func (d *disk) ReadPart(id ident.SegmentID, offset uint32) (*journal.Record, []byte, error) {
+func (d *disk) ReadPart(id ident.SegmentID, offset uint32, _ uint64) (*journal.Record, []byte, error) {
 	d.reads++
 	data, ok := d.segments[id]
 	if !ok || int(offset) >= len(data) {
