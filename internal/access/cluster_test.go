@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,6 +54,9 @@ type cluster struct {
 
 	copies *Copies
 	maps   *MapMemory
+	// unknown is not registered yet.
+	unknown atomic.Pointer[seat]
+
 	infoMu sync.Mutex
 	info   map[ident.StoreID]StoreInfo
 }
@@ -87,7 +91,7 @@ func (c *cluster) Site(id ident.StoreID) ident.SiteID { return c.seat(id).site }
 func (c *cluster) Host(id ident.StoreID) string       { return c.seat(id).host }
 func (c *cluster) Core(site ident.SiteID) (ids []ident.StoreID) {
 	for _, s := range c.seats {
-		if s.site == site {
+		if s.site == site && s != c.unknown.Load() {
 			ids = append(ids, s.id)
 		}
 	}

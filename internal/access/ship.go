@@ -41,6 +41,8 @@ type siteShip struct {
 	// boots are those of the site's stores when the session began. One that has another has lost what was not stable there,
 	// though what comes next may fit: the site has to be looked at again.
 	boots map[ident.StoreID]ident.BootID
+	// core are the site's stores as they were registered when the session began; only the ship's loop has it.
+	core []ident.StoreID
 
 	mu struct {
 		sync.Mutex
@@ -157,6 +159,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	ctx, cancel := context.WithCancel(o.ctx)
 	defer cancel()
 	s.set("comparing positions")
+	s.core = o.env.Stores.Core(s.site)
 	there, stores, err := o.siteInventory(ctx, s)
 	if err != nil {
 		return err
@@ -178,6 +181,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 	takers := o.takers(s, stores)
 	wg.Go(func() { o.watchLeft(ctx, s, failed) })
 	wg.Go(func() { o.watchPassed(ctx, s, stores, takers, failed) })
+	wg.Go(func() { o.watchMissing(ctx, s, stores, failed) })
 	wg.Go(func() {
 		if err := o.shipCheckpoints(ctx, s, takers); err != nil {
 			select {
@@ -193,6 +197,9 @@ func (o *Owner) shipSession(s *siteShip) error {
 	var after ident.Seq
 	opened := map[ident.SegmentID]bool{}
 	for {
+		if err := o.hasNew(s); err != nil {
+			return err
+		}
 		seg, before := o.segmentAfter(after, s.site)
 		if seg == nil {
 			s.setInStep()
@@ -531,7 +538,7 @@ func (o *Owner) shipWait(ctx context.Context, s *siteShip, failed chan error) er
 		s.nothing = 0
 		return nil
 	case <-time.After(s.patience(200*time.Millisecond, 5*time.Second)):
-		return nil
+		return o.hasNew(s)
 	case err := <-failed:
 		return err
 	case <-ctx.Done():

@@ -17,6 +17,7 @@ import (
 // behind it; the watermark stays where the first hole is, because that is the prefix which the site can use now (R12).
 //
 //	store does not answer ──> left out, gap ──> it is up again, was declared lost, or the grace is over ──> a new session
+//	                      └─> nothing to leave out ──> it answers ──> a new session, so that it gets its part of what comes
 //
 // A session begins with what the stores have, so nothing has to be remembered of the one before.
 //
@@ -178,4 +179,47 @@ func (o *Owner) watchAway(ctx context.Context, s *siteShip, away []awayStore, fa
 			return
 		}
 	}
+}
+
+// watchMissing ends the session once a store answers that did not when the session began, though nothing was left out for it:
+// what comes next may go there. A session can last for months.
+func (o *Owner) watchMissing(ctx context.Context, s *siteShip, stores []journal.Store, failed chan error) {
+	missing := slices.DeleteFunc(o.env.Stores.Core(s.site), func(id ident.StoreID) bool { return among(stores, id) })
+	if len(missing) == 0 {
+		return
+	}
+	asked := map[ident.StoreID]time.Time{}
+	t := time.NewTicker(leftAgain)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		for _, id := range missing {
+			st, ok := o.env.Stores.Store(id)
+			if !ok || !o.env.Stores.Up(id) || o.env.about(id).Lost || s.doubted(id) == doubtLeft || time.Since(asked[id]) < awayAgain {
+				continue
+			}
+			if asked[id] = time.Now(); !o.fences(ctx, st) {
+				continue // its process is there, and its disk isn't
+			}
+			select {
+			case failed <- fmt.Errorf("store %s answers: %w", id, errSiteChanged):
+			case <-ctx.Done():
+			}
+			return
+		}
+	}
+}
+
+// hasNew ends a session at whose beginning a store of the site was not there at all.
+func (o *Owner) hasNew(s *siteShip) error {
+	for _, id := range o.env.Stores.Core(s.site) {
+		if !slices.Contains(s.core, id) && o.env.Stores.Up(id) && !o.env.about(id).Lost {
+			return fmt.Errorf("store %s is new: %w", id, errSiteChanged)
+		}
+	}
+	return nil
 }

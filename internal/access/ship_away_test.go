@@ -115,3 +115,56 @@ func TestAStoreOfAnotherSiteIsWaitedFor(t *testing.T) {
 		}
 	}
 }
+
+// A store of another site is away, or not there at all, when shipping begins, and nothing waits for it. Once it is there it
+// gets its part of what comes, however long the session goes on, and nothing that was shipped before is shipped again.
+func TestAStoreOfAnotherSiteThatComesLaterIsUsed(t *testing.T) {
+	for _, grace := range []time.Duration{time.Hour, time.Millisecond} {
+		t.Run(fmt.Sprint("waited for ", grace), func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 2, 2)
+			c.limit.SegmentBytes, c.limit.RepairGrace, c.limit.KeepBothLocal = 64<<10, grace, true
+			c.kill(c.seats[3])
+			comesLater(t, c, func() { c.start(c.seats[3]) })
+		})
+	}
+	t.Run("registered later", func(t *testing.T) {
+		t.Parallel()
+		c := newCluster(t, 2, 2)
+		c.limit.SegmentBytes, c.limit.KeepBothLocal = 64<<10, true
+		c.unknown.Store(c.seats[3])
+		comesLater(t, c, func() { c.unknown.Store(nil) })
+	})
+}
+
+func comesLater(t *testing.T, c *cluster, comes func()) {
+	v := c.volume(1<<20, 2, control.Replicated)
+	o := c.own(v)
+	defer o.Close()
+	write := func() {
+		t.Helper()
+		for i := range 10 {
+			if err := writeAt(o, int64(i%64)<<13, bytes.Repeat([]byte{byte(i + 1)}, 8<<10), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 4 {
+		write()
+	}
+	c.inStep(t, o)
+	was := c.replicas(c.seats[2], v.ID)
+	comes()
+	if n := c.newerThan(c.seats[3], v, nil); n > 0 {
+		t.Fatalf("the store that was not there has %d segments", n)
+	}
+	eventually(t, "the store is used", func() bool {
+		write()
+		return c.newerThan(c.seats[3], v, was) > 0
+	})
+	for id := range c.replicas(c.seats[3], v.ID) {
+		if r, again := was[id]; again && r.State == wire.ReplicaSealed && !id.IsCheckpoint() {
+			t.Errorf("segment %s was shipped again", id)
+		}
+	}
+}
