@@ -598,13 +598,13 @@ func (o *Owner) copyTo(s *segment, from, dest journal.Store, d danger) {
 	r := &o.repair
 	r.running++
 	r.busy[s.id] = true
-	id, end, last, start := s.id, s.end, s.last, o.w.Start()
+	id, end, records, last, start := s.id, s.end, s.records(), s.last, o.w.Start()
 	budget := o.env.Copies
 	if d == dangerNone {
 		budget = nil // flushes wait for it
 	}
 	o.goBackground(func() {
-		made, err := o.copySegment(from, dest, id, end, last, start, budget)
+		made, err := o.copySegment(from, dest, id, end, records, last, start, budget)
 		if d != dangerNone {
 			o.env.Copies.end()
 		}

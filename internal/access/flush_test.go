@@ -102,7 +102,7 @@ func TestFlushAfterATakeoverThatHearsOfACopy(t *testing.T) {
 			third = s
 		}
 	}
-	if _, err := o.copySegment(c.seat(seg.Holders[0].Store), third, seg.ID, seg.Bytes, last, o.w.Start(), nil); err != nil {
+	if _, err := o.copySegment(c.seat(seg.Holders[0].Store), third, seg.ID, seg.Bytes, 1, last, o.w.Start(), nil); err != nil {
 		t.Fatal(err)
 	}
 	told, err := third.Inventory(context.Background(), &wire.Inventory{Journal: v.ID})

@@ -317,13 +317,14 @@ func (s *segment) holder(store ident.StoreID) *holder {
 func (o *Owner) copyOver(a journal.Action) {
 	from, to := o.stores[a.Member], o.stores[a.Dest]
 	end, last, start := a.Segment.End(), a.Segment.Last(), o.w.Start()
+	records := uint64(last.Seq - a.Segment.Before.Seq)
 	o.goBackground(func() {
 		var made uint64
 		var err error
 		if a.Kind == journal.ActCopyOpen {
-			err = o.copyOpen(from, to, a.Segment.ID, end)
+			err = o.copyOpen(from, to, a.Segment.ID, end, records)
 		} else {
-			made, err = o.copySegment(from, to, a.Segment.ID, end, last, start, nil)
+			made, err = o.copySegment(from, to, a.Segment.ID, end, records, last, start, nil)
 		}
 		err = unreached(err)
 		if errors.Is(err, wire.ErrUnreached) {
@@ -352,16 +353,16 @@ func (o *Owner) copyOver(a journal.Action) {
 // copyFrame is how much one push of a copy carries.
 const copyFrame = 1 << 20
 
-// copySegment makes a sealed replica of [0, end) at another store from one that has it. With a budget it takes as long
+// copySegment makes a sealed replica of [0, end), which is so many records, at another store from one that has it. With a budget it takes as long
 // as the budget lets it.
-func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, last ident.Position, start wire.EpochStart, budget *Copies) (made uint64, err error) {
+func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint32, records uint64, last ident.Position, start wire.EpochStart, budget *Copies) (made uint64, err error) {
 	ctx := o.ctx
 	if budget == nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(o.ctx, time.Minute)
 		defer cancel()
 	}
-	r, err := o.copyBytes(ctx, from, to, id, end, budget)
+	r, err := o.copyBytes(ctx, from, to, id, end, records, budget)
 	if err != nil {
 		return 0, err
 	}
@@ -378,10 +379,10 @@ func (o *Owner) copySegment(from, to journal.Store, id ident.SegmentID, end uint
 }
 
 // copyOpen makes [0, end) of a segment stable at another store, which does not seal it.
-func (o *Owner) copyOpen(from, to journal.Store, id ident.SegmentID, end uint32) error {
+func (o *Owner) copyOpen(from, to journal.Store, id ident.SegmentID, end uint32, records uint64) error {
 	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
 	defer cancel()
-	if _, err := o.copyBytes(ctx, from, to, id, end, nil); err != nil {
+	if _, err := o.copyBytes(ctx, from, to, id, end, records, nil); err != nil {
 		return err
 	}
 	sctx, scancel := context.WithTimeout(ctx, o.env.Limits.SyncTimeout)
@@ -398,9 +399,9 @@ func (o *Owner) copyOpen(from, to journal.Store, id ident.SegmentID, end uint32)
 
 // copyBytes brings the bytes of [0, end) that a store lacks to it, and gives what it had. One that has sealed the segment is
 // left as it is.
-func (o *Owner) copyBytes(ctx context.Context, from, to journal.Store, id ident.SegmentID, end uint32, budget *Copies) (r wire.Replica, err error) {
+func (o *Owner) copyBytes(ctx context.Context, from, to journal.Store, id ident.SegmentID, end uint32, records uint64, budget *Copies) (r wire.Replica, err error) {
 	octx, ocancel := context.WithTimeout(ctx, 2*o.env.Limits.SyncPatience) // there may be others to copy to
-	_, err = to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: journal.CapacityOfCopy(end, o.env.Limits.SegmentBytes), Copy: true})
+	_, err = to.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: id, Capacity: journal.CapacityOfCopy(end, records, o.env.Limits.SegmentBytes), Copy: true})
 	ended := octx.Err()
 	ocancel()
 	if err != nil {

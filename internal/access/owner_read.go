@@ -29,6 +29,9 @@ type segment struct {
 	gone    []goneReplica
 }
 
+// records is how many it has once it is sealed, or has by now. Those of a checkpoint are a chain of their own.
+func (s *segment) records() uint64 { return uint64(s.last.Seq - s.before.Seq) }
+
 // goneReplica is a replica that was permitted to go, and whose store has confirmed that it has gone.
 type goneReplica struct {
 	store ident.StoreID

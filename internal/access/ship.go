@@ -214,7 +214,7 @@ func (o *Owner) shipSession(s *siteShip) error {
 			known = !seg.sealed || seg.end != 0
 			// A former owner, or this one under another configuration, may have made larger segments.
 			if seg.sealed {
-				room = journal.CapacityOfCopy(seg.end, room)
+				room = journal.CapacityOfCopy(seg.end, seg.records(), room)
 			}
 		})
 		if !known {
@@ -310,10 +310,11 @@ func (s *siteShip) markStable(before, last ident.Seq) {
 
 // shipEnd is where a segment ended.
 type shipEnd struct {
-	end    uint32
-	last   ident.Position
-	start  wire.EpochStart
-	proven bool // Owner.provenSince
+	end     uint32
+	records uint64
+	last    ident.Position
+	start   wire.EpochStart
+	proven  bool // Owner.provenSince
 }
 
 // shipSegment appends what is committed of one segment to dest until the segment has ended and all of it is
@@ -369,7 +370,7 @@ func (o *Owner) shipSegment(ctx context.Context, s *siteShip, seg *segment, befo
 		var source journal.Store
 		o.ask(func() {
 			end, sealed = seg.end, seg.sealed
-			e = shipEnd{seg.end, seg.last, o.w.Start(), o.provenSince(seg.id.Epoch)}
+			e = shipEnd{seg.end, seg.records(), seg.last, o.w.Start(), o.provenSince(seg.id.Epoch)}
 			commit, stable = o.w.Commit(), o.w.Stable()
 			source = o.readFrom(seg)
 		})
@@ -579,7 +580,7 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			var from journal.Store
 			var e shipEnd
 			o.ask(func() {
-				from, e = o.readFrom(seg), shipEnd{seg.end, seg.last, o.w.Start(), o.provenSince(seg.id.Epoch)}
+				from, e = o.readFrom(seg), shipEnd{seg.end, seg.records(), seg.last, o.w.Start(), o.provenSince(seg.id.Epoch)}
 			})
 			to := o.env.roomyFirst(stores, int(seg.id.Number&0xffff))[0]
 			if from == nil && o.env.Stores.Up(to.ID()) {
@@ -588,7 +589,7 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			if from == nil || !o.env.Stores.Up(to.ID()) {
 				return wire.Errorf(wire.CodeUnreached, "checkpoint segment %s: no store to copy from or to", seg.id)
 			}
-			made, err := o.copySegment(from, to, seg.id, e.end, e.last, e.start, nil)
+			made, err := o.copySegment(from, to, seg.id, e.end, e.records, e.last, e.start, nil)
 			if err != nil {
 				s.failedAt(to.ID(), err)
 				return fmt.Errorf("checkpoint segment %s: %w", seg.id, err)

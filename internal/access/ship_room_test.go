@@ -2,9 +2,11 @@ package access
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"dozo/internal/control"
+	"dozo/internal/wire"
 )
 
 // Found by reading: segments of an owner with a larger limits.segment_size were never shipped by a successor with a smaller
@@ -34,4 +36,32 @@ func TestSegmentsLargerThanOnesOwnAreShipped(t *testing.T) {
 	c.startSite(2)
 	c.inStep(t, im.o)
 	im.check(t)
+}
+
+// A segment of nothing but trims has an index of three sixteenths of its records. Copies of one that is larger than segments are made now have room for it.
+func TestASegmentOfTrimsIsCopied(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	c.limit.SegmentBytes = 2 << 20
+	v := c.volume(1<<20, 2, control.Replicated)
+	c.kill(c.seats[2])
+	c.kill(c.seats[3])
+	o := c.own(v)
+	large := func() bool {
+		return slices.ContainsFunc(o.Segments(), func(s SegmentView) bool { return s.Sealed && s.Bytes > 1500<<10 })
+	}
+	for !large() {
+		for i := range int64(500) {
+			if err := simple(o, wire.OpTrim, i%200<<12, 4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	o.Close()
+	c.limit.SegmentBytes = 64 << 10
+	c.start(c.seats[2])
+	c.start(c.seats[3])
+	o = c.own(v)
+	c.inStep(t, o)
+	o.Close()
 }

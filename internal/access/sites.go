@@ -213,7 +213,7 @@ func (o *Owner) pushRange(ctx context.Context, src, dest journal.Store, f fetch)
 	end := ends[n-1]
 	if !f.open {
 		octx, cancel := context.WithTimeout(ctx, o.env.Limits.SyncTimeout)
-		_, err := dest.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: f.r.Segment, Capacity: journal.CapacityOfCopy(end, o.env.Limits.SegmentBytes), Copy: true})
+		_, err := dest.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: f.r.Segment, Capacity: journal.CapacityOfCopy(end, uint64(n), o.env.Limits.SegmentBytes), Copy: true})
 		cancel()
 		if err != nil {
 			return err

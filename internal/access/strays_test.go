@@ -195,7 +195,7 @@ func TestAStoreThatLacksAReplicaCountsForNothing(t *testing.T) {
 	c.powerCut(s)
 	c.start(s)
 	absent("opened again, after a power cut")
-	if _, err := o.copySegment(o.stores[0], s, seg.ID, seg.Bytes, o.segs[seg.ID].last, o.w.Start(), nil); err != nil {
+	if _, err := o.copySegment(o.stores[0], s, seg.ID, seg.Bytes, 1, o.segs[seg.ID].last, o.w.Start(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := c.replicas(s, v.ID)[seg.ID]; r.State != wire.ReplicaSealed {

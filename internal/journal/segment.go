@@ -45,10 +45,11 @@ func CapacityOf(id ident.SegmentID, goal uint32) uint32 {
 	return goal
 }
 
-// CapacityOfCopy is how large a copy may become of a segment whose records end at end, where most segments are as large as
-// goal: with room for the index, and never more than a store opens.
-func CapacityOfCopy(end, goal uint32) uint32 {
-	return min(max(goal, end+end/8+1<<16), SegmentCapacityMax)
+// CapacityOfCopy is how large a copy may become of a segment that has so many records, which end at end, where most segments
+// are as large as goal: with room for the index, which is three sixteenths of the records of a segment of trims, and never more than a store opens.
+func CapacityOfCopy(end uint32, records uint64, goal uint32) uint32 {
+	const most = SegmentCapacityMax / RecordHeaderSize
+	return min(max(goal, end+uint32(IndexSize(int(min(records, most))))), SegmentCapacityMax)
 }
 
 // JournalKind says which state machine a journal drives.
