@@ -85,7 +85,7 @@ func (o *Owner) copyBlocks(op *Op) {
 		o.finish(op, wire.Errorf(wire.CodeVersion, "the blocks are referred to too often"))
 		return
 	}
-	o.tokens.touched(op.first, op.count)
+	o.touched(op.first, op.count)
 	e := ownEntry(journal.KindCopy, journal.AppendCopy(nil, source))
 	e.Block, e.Count = op.first, uint32(op.count)
 	e.Request, e.Part, e.Context = requestID(op), op.part, op
@@ -175,21 +175,6 @@ func (o *Owner) fetchSources(tail []*journal.Entry, parts volume.PartReader) err
 		}
 	}
 	return nil
-}
-
-// covers reports that a token is good and stands for a range among others. That counts as a use.
-func (t *tokens) covers(id [16]byte, off, n int64, now uint64) bool {
-	x := t.byID[id]
-	if x == nil {
-		return false
-	}
-	for _, r := range x.ranges {
-		if off >= r.Off && off+n <= r.Off+r.N {
-			x.used = now
-			return true
-		}
-	}
-	return false
 }
 
 // MayCopy says that this cluster's nodes know copies by reference.

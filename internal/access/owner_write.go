@@ -237,7 +237,7 @@ func requestID(op *Op) journal.RequestID {
 // queueWrite gives a write its place in the history.
 func (o *Owner) queueWrite(op *Op) {
 	e := &op.Buf.entry
-	o.tokens.touched(op.first, op.count)
+	o.touched(op.first, op.count)
 	e.Request, e.Part = requestID(op), op.part
 	e.Context = op
 	op.parts = 1
@@ -249,7 +249,7 @@ func (o *Owner) queueWrite(op *Op) {
 // queueTrim gives a trim of whole blocks its place. A command longer than a record can say becomes several.
 func (o *Owner) queueTrim(op *Op) {
 	op.parts = 0
-	o.tokens.touched(op.first, op.count)
+	o.touched(op.first, op.count)
 	const most = 1 << 31 // blocks in a record
 	for first, left := op.first, op.count; ; {
 		n := min(left, most)

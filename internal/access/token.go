@@ -1,11 +1,11 @@
 package access
 
 import (
-	"crypto/rand"
 	"encoding/binary"
 	"slices"
 	"time"
 
+	"dozo/internal/control"
 	"dozo/internal/ident"
 	"dozo/internal/journal"
 	"dozo/internal/wire"
@@ -15,6 +15,9 @@ import (
 // to their ranges ends them, and so does another owner, so whoever reads by a token and then finds it valid has
 // read what it stands for. Writes that have their place in the history before a token are part of what it stands for, and
 // it is told to nobody before they are committed: until then they are not read.
+//
+// The bytes that an initiator has of a token are made by the access server that it asked, which tells the owner their digest:
+// whoever comes with other bytes has a token that was never made.
 
 // TokenWhat is what a TokenCall asks for.
 type TokenWhat uint8
@@ -26,15 +29,42 @@ const (
 	TokenDrop   TokenWhat = 3
 )
 
+// TokenState is what the owner says of a token.
+type TokenState uint8
+
+// The states (SPC-4 5.17.6.5.2.3). Numbers are part of the wire format. Of the dead ones the owner knows so many, and so
+// long, as token_table.go says; then they are unknown.
+const (
+	TokenGood      TokenState = 0
+	TokenUnknown   TokenState = 1
+	TokenCorrupt   TokenState = 2 // it is not as it was made
+	TokenExpired   TokenState = 3 // its lifetime is over, or it was not used for its inactivity timeout
+	TokenCancelled TokenState = 4 // its data were written to, or the volume has got another owner
+	TokenDeleted   TokenState = 5 // by who used it
+	TokenNoRoom    TokenState = 6 // it was not made: there are too many
+)
+
+func (s TokenState) String() string {
+	return [...]string{"good", "unknown", "corrupt", "expired", "cancelled", "deleted", "not made: there are too many"}[s]
+}
+
 // TokenRange is a run of bytes.
 type TokenRange struct{ Off, N int64 }
 
 // TokenCall is a request about a token, and its answer.
 type TokenCall struct {
 	What    TokenWhat
-	ID      [16]byte // of the answer, with TokenCreate
+	ID      [16]byte // drawn by who asks for it; by the owner if Whole is not set
 	Seconds uint32   // TokenCreate: it ends when it is not used for so long
 	Ranges  []TokenRange
+
+	// Whole has the encoding of nodes of control.LevelTokens on, with the fields below. Without them a token is known by its ID
+	// alone, and what is not good is an error.
+	Whole  bool
+	State  TokenState  // of the answer
+	Life   uint32      // TokenCreate: seconds after which it ends, used or not
+	Made   ident.Epoch // of the owner that it was asked of
+	Digest [32]byte    // of its bytes
 }
 
 // Bounds of tokens.
@@ -42,15 +72,27 @@ const (
 	tokenRangesMax = 64
 	tokensMax      = 1024 // of a volume
 	tokenHead      = 1 + 1 + 16 + 4 + 2
+	tokenWholeHead = tokenHead + 1 + 4 + 12 + 32
 )
 
 // Append encodes the call; docs/wire.md, "Token".
 func (c *TokenCall) Append(b []byte) []byte {
 	le := binary.LittleEndian
-	b = append(b, 1, byte(c.What))
+	version := byte(1)
+	if c.Whole {
+		version = 2
+	}
+	b = append(b, version, byte(c.What))
 	b = append(b, c.ID[:]...)
 	b = le.AppendUint32(b, c.Seconds)
 	b = le.AppendUint16(b, uint16(len(c.Ranges)))
+	if c.Whole {
+		b = append(b, byte(c.State))
+		b = le.AppendUint32(b, c.Life)
+		b = le.AppendUint64(b, c.Made.Number)
+		b = le.AppendUint32(b, c.Made.Lineage)
+		b = append(b, c.Digest[:]...)
+	}
 	for _, r := range c.Ranges {
 		b = le.AppendUint64(b, uint64(r.Off))
 		b = le.AppendUint64(b, uint64(r.N))
@@ -61,13 +103,21 @@ func (c *TokenCall) Append(b []byte) []byte {
 // DecodeTokenCall reads what Append wrote.
 func DecodeTokenCall(b []byte) (c TokenCall, err error) {
 	le := binary.LittleEndian
-	if len(b) < tokenHead || b[0] != 1 || b[1] < byte(TokenCreate) || b[1] > byte(TokenDrop) {
+	if len(b) < tokenHead || b[0] < 1 || b[0] > 2 || b[1] < byte(TokenCreate) || b[1] > byte(TokenDrop) {
 		return c, wire.Errorf(wire.CodeBadRequest, "token call of %d bytes", len(b))
 	}
-	c.What, c.Seconds = TokenWhat(b[1]), le.Uint32(b[18:])
+	c.Whole, c.What, c.Seconds = b[0] == 2, TokenWhat(b[1]), le.Uint32(b[18:])
 	copy(c.ID[:], b[2:])
-	n := int(le.Uint16(b[22:]))
-	if b = b[tokenHead:]; n > tokenRangesMax || len(b) != 16*n {
+	n, head := int(le.Uint16(b[22:])), tokenHead
+	if c.Whole {
+		if head = tokenWholeHead; len(b) < head || TokenState(b[24]) > TokenNoRoom {
+			return c, wire.Errorf(wire.CodeBadRequest, "token call of %d bytes", len(b))
+		}
+		c.State, c.Life = TokenState(b[24]), le.Uint32(b[25:])
+		c.Made = ident.Epoch{Number: le.Uint64(b[29:]), Lineage: le.Uint32(b[37:])}
+		copy(c.Digest[:], b[41:])
+	}
+	if b = b[head:]; n > tokenRangesMax || len(b) != 16*n {
 		return c, wire.Errorf(wire.CodeBadRequest, "token call: %d ranges in %d bytes", n, len(b))
 	}
 	for ; len(b) > 0; b = b[16:] {
@@ -80,33 +130,6 @@ func DecodeTokenCall(b []byte) (c TokenCall, err error) {
 	return c, nil
 }
 
-// tokens is the owner's table.
-type tokens struct{ byID map[[16]byte]*tokenOf }
-
-type tokenOf struct {
-	ranges []TokenRange
-	idle   uint64 // ms
-	used   uint64 // tick
-}
-
-// overlapped reports that the range has some of these blocks.
-func (r TokenRange) overlapped(first, count uint64) bool {
-	from, to := uint64(r.Off)/journal.BlockSize, uint64(r.Off+r.N+journal.BlockSize-1)/journal.BlockSize
-	return from < first+count && first < to
-}
-
-// touched ends the tokens that stand for blocks which are about to change.
-func (t *tokens) touched(first, count uint64) {
-	for id, x := range t.byID {
-		for _, r := range x.ranges {
-			if r.overlapped(first, count) {
-				delete(t.byID, id)
-				break
-			}
-		}
-	}
-}
-
 // token serves a call. Like a read it needs the lease (R6): only then is it known that nobody else takes writes.
 func (o *Owner) token(op *Op) {
 	call, err := DecodeTokenCall(op.Unit)
@@ -116,12 +139,12 @@ func (o *Owner) token(op *Op) {
 		o.awaitLease(op, func() { o.token(op) })
 		return
 	case op.behind == 0:
-		if call, err = o.tokens.serve(call, o.tick()); err == nil {
+		if call, err = o.tokens.serve(call, o.tick(), o.epoch); err == nil {
 			op.Data = append(op.Data[:0], call.Append(nil))
 			op.behind = o.w.At().Seq
 		}
 	}
-	if err == nil && call.What == TokenCreate && o.writesInFlight(op.behind, call.Ranges) {
+	if err == nil && call.What == TokenCreate && call.State == TokenGood && o.writesInFlight(op.behind, call.Ranges) {
 		o.waiting = append(o.waiting, op)
 		return
 	}
@@ -143,35 +166,6 @@ func (o *Owner) writesInFlight(upTo ident.Seq, ranges []TokenRange) bool {
 	return false
 }
 
-func (t *tokens) serve(call TokenCall, now uint64) (TokenCall, error) {
-	for id, x := range t.byID {
-		if x.used+x.idle < now {
-			delete(t.byID, id)
-		}
-	}
-	switch call.What {
-	case TokenCreate:
-		if len(t.byID) >= tokensMax {
-			return call, wire.Errorf(wire.CodeBusy, "too many tokens")
-		}
-		if t.byID == nil {
-			t.byID = map[[16]byte]*tokenOf{}
-		}
-		_, _ = rand.Read(call.ID[:]) // it never fails
-		t.byID[call.ID] = &tokenOf{call.Ranges, uint64(call.Seconds) * 1000, now}
-	case TokenUse:
-		x := t.byID[call.ID]
-		if x == nil {
-			return call, wire.Errorf(wire.CodeMismatch, "no such token, or not any more")
-		}
-		x.used = now
-		call.Ranges = x.ranges
-	case TokenDrop:
-		delete(t.byID, call.ID)
-	}
-	return call, nil
-}
-
 // Token asks the owner about a token. op says for whom.
 func (v *Volume) Token(op *Op, call TokenCall, done func(TokenCall, error)) {
 	op.Kind, op.Unit = wire.OpToken, call.Append(nil)
@@ -188,6 +182,9 @@ func (v *Volume) Token(op *Op, call TokenCall, done func(TokenCall, error)) {
 	}
 	v.Submit(op)
 }
+
+// WholeTokens says that all of this cluster's nodes tell tokens by more than their IDs.
+func (v *Volume) WholeTokens() bool { return v.srv.env.Control.Level() >= control.LevelTokens }
 
 // readyPatience is how long Ready waits.
 const readyPatience = 2 * time.Second

@@ -583,6 +583,7 @@ func TestATokenWaitsForWritesInFlight(t *testing.T) {
 
 func FuzzDecodeTokenCall(f *testing.F) {
 	f.Add((&TokenCall{What: TokenCreate, Seconds: 9, Ranges: []TokenRange{{1, 2}}}).Append(nil))
+	f.Add((&TokenCall{What: TokenUse, Whole: true, State: TokenExpired, Life: 3, Made: ident.Epoch{Number: 1, Lineage: 2}, Digest: [32]byte{4}}).Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if c, err := DecodeTokenCall(b); err == nil && !bytes.Equal(c.Append(nil), b) {
 			t.Fatalf("%x came back as %x", b, c.Append(nil))

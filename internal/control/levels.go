@@ -33,7 +33,8 @@ import (
 //	10  records that a port is refused, and ports that were let go on: see LevelPortBars
 //	11  an operator has agreed to the loss of what was stable: see LevelLoss
 //	12  volumes say that they are clones of which only a part is there: an older node would let initiators use them
-const Level = 12
+//	13 tokens of third-party copies that are told by their bytes: see LevelTokens
+const Level = 13
 
 // LevelRecords is the level from which on nodes take records with a time of day in the header, which the first release had
 // as reserved bytes, and records of pins, of which its owners knew nothing (docs/format.md).
@@ -62,6 +63,10 @@ const LevelPortBars = 10
 
 // LevelLoss is the level from which on takers go on below what was stable where an operator has agreed to that though all stores answer.
 const LevelLoss = 11
+
+// LevelTokens is the level from which on owners know what bytes a token of a third-party copy has, and why one has ended. While there
+// are older nodes tokens are made as those know them.
+const LevelTokens = 13
 
 // levelLost is the level from which on nodes know of stores that were declared lost.
 const levelLost = 2

@@ -2,7 +2,6 @@ package export
 
 import (
 	"errors"
-	"time"
 
 	"dozo/internal/access"
 	"dozo/internal/access/iscsi"
@@ -237,47 +236,14 @@ func (d *disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func()
 	done(nil, nil)
 }
 
-func (d *disk) token(req scsi.Request, call access.TokenCall, done func(access.TokenCall, error)) {
-	d.v.Token(d.op(req, wire.OpToken, 0, 0), call, func(c access.TokenCall, err error) {
-		if errors.Is(err, wire.ErrMismatch) {
-			err = &wrapped{scsi.ErrTokenUnknown, err}
-		} else {
-			err = translate(err, false)
-		}
-		done(c, err)
-	})
-}
-
-func (d *disk) CreateToken(req scsi.Request, ranges []scsi.Range, idle time.Duration, done func(scsi.TokenID, error)) {
-	call := access.TokenCall{What: access.TokenCreate, Seconds: uint32(idle / time.Second)}
-	for _, r := range ranges {
-		call.Ranges = append(call.Ranges, access.TokenRange{Off: r.Off, N: r.N})
-	}
-	d.token(req, call, func(c access.TokenCall, err error) { done(c.ID, err) })
-}
-
-func (d *disk) UseToken(req scsi.Request, id scsi.TokenID, done func([]scsi.Range, error)) {
-	d.token(req, access.TokenCall{What: access.TokenUse, ID: id}, func(c access.TokenCall, err error) {
-		var ranges []scsi.Range
-		for _, r := range c.Ranges {
-			ranges = append(ranges, scsi.Range{Off: r.Off, N: r.N})
-		}
-		done(ranges, err)
-	})
-}
-
-func (d *disk) DropToken(req scsi.Request, id scsi.TokenID) {
-	d.token(req, access.TokenCall{What: access.TokenDrop, ID: id}, func(access.TokenCall, error) {})
-}
-
-func (d *disk) Copy(req scsi.Request, from, to, n int64, token *scsi.TokenID, done func(error)) {
+func (d *disk) Copy(req scsi.Request, from, to, n int64, token *scsi.Token, done func(error)) {
 	if !d.v.MayCopy() {
 		done(scsi.ErrNotSupported)
 		return
 	}
 	call := access.CopyCall{From: from}
 	if token != nil {
-		call.HasToken, call.Token = true, *token
+		call.HasToken, call.Token = true, token.ID
 	}
 	op := d.op(req, wire.OpCopy, to, n)
 	op.Unit = call.Append(nil)

@@ -23,6 +23,9 @@ func (x *copies) enter(o *copyOp) error {
 		x.byID, x.unnamed = map[uint32]*copyOp{}, map[*copyOp]struct{}{}
 	}
 	if old := x.byID[o.list]; !o.unnamed && old != nil && !old.over() {
+		if old.segments && o.segments && old.action != o.action {
+			return errCopyOtherFormat
+		}
 		return errCopyUnderWay
 	}
 	active := len(x.unnamed)
@@ -51,8 +54,12 @@ func (x *copies) enter(o *copyOp) error {
 	return nil
 }
 
-// errCopyUnderWay refuses a list identifier that is in use.
-var errCopyUnderWay = errors.New("a copy with this list identifier is under way")
+// errCopyUnderWay refuses a list identifier that is in use, errCopyOtherFormat one that is in use by the other form of EXTENDED COPY
+// (SPC-4 6.4.3.2).
+var (
+	errCopyUnderWay    = errors.New("a copy with this list identifier is under way")
+	errCopyOtherFormat = errors.New("a copy with this list identifier is under way, by the other form of the command")
+)
 
 func (x *copies) dropLocked(list uint32) {
 	delete(x.byID, list)

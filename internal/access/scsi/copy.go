@@ -1,7 +1,9 @@
 package scsi
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -37,7 +39,7 @@ type copyPiece struct {
 	src, dst       Disk // src nil: zeros
 	srcOff, dstOff int64
 	n              int64
-	token          *TokenID // read by this token: what is read counts only while the token is valid
+	token          *Token // read by this token: what is read counts only while the token is valid
 }
 
 // copyOp is a copy under way, or its outcome.
@@ -49,8 +51,8 @@ type copyOp struct {
 	segments  bool // pieces are segments, to be counted
 	release   []func()
 	cancelled atomic.Bool
-	parent    *atomic.Bool // the command's, while it runs in the foreground
-	ended     func()       // nil, or called once it has ended; not if it never began
+	parent    *atomic.Bool // the command's: it counts for one that runs in the foreground
+	ended     func(func()) // nil, or called once it has gone through, before that is known; not if it never began
 	finished  func(*copyOp)
 	action    byte // service action that began it
 	immediate bool
@@ -161,19 +163,29 @@ func (o *copyOp) pump() {
 // end makes the outcome known.
 func (o *copyOp) end() {
 	o.mu.Lock()
-	if o.mu.err != nil {
+	if f := o.ended; f != nil && o.mu.err == nil {
+		o.ended = nil
+		o.mu.Unlock()
+		f(o.end)
+		return
+	}
+	switch {
+	case o.mu.err != nil:
 		o.mu.sense = copySense(o.mu.err)
 		if o.segments {
 			o.whereLocked(&o.mu.sense)
+		}
+	case o.short: // SBC-5 4.28.2: the INFORMATION field has the transfer count
+		o.mu.sense = senseData{key: CopyAborted, code: codeTargetUnderrun, infoValid: true,
+			info: o.mu.bytes / uint64(max(1, o.unit.disk.Geometry().BlockSize))}
+		if o.mu.bytes == 0 {
+			o.mu.sense.key = IllegalRequest
 		}
 	}
 	o.mu.done = true
 	waits := o.mu.waits
 	o.mu.waits = nil
 	o.mu.Unlock()
-	if o.ended != nil {
-		o.ended()
-	}
 	for _, f := range o.release {
 		f()
 	}
@@ -304,7 +316,9 @@ func (o *copyOp) step(g *given, err error) {
 	}
 	o.mu.active--
 	o.mu.stepped = time.Now()
-	o.mu.updates++
+	if err == nil {
+		o.mu.updates++
+	}
 	o.mu.Unlock()
 	o.pump()
 }
@@ -405,7 +419,11 @@ func (o *copyOp) move(p *copyPiece, from int64, g *given) {
 		return
 	}
 	p.dst.Copy(o.on(p.dst), p.srcOff+from, p.dstOff+from, n, p.token, func(err error) {
-		if !errors.Is(err, ErrNotSupported) {
+		switch {
+		case errors.Is(err, ErrTokenUnknown): // the token is not good any more: ask why
+			p.dst.UseToken(o.on(p.dst), *p.token, func(_ []Range, why error) { o.step(g, cmp.Or(why, err)) })
+			return
+		case !errors.Is(err, ErrNotSupported):
 			o.step(g, err)
 			return
 		}
@@ -474,44 +492,65 @@ func (o *copyOp) moveData(p *copyPiece, from, n int64, done func(error)) {
 	})
 }
 
-// launch enters the operation, tells the initiator at once if it doesn't want to wait, and runs it. failed turns
-// an error into the command's end.
-func (u *Unit) launch(c *Command, o *copyOp, failed func(*Command, *copyOp)) {
+// enter makes the operation known, from where on it can be asked for and ended. False: it can't be begun, and the command has finished.
+func (u *Unit) enter(c *Command, o *copyOp) bool {
 	o.unit, o.request, o.parent = u, c.Request, &c.cancelled
+	o.mu.stepped = time.Now()
 	if err := u.copies.enter(o); err != nil {
-		for _, f := range o.release {
-			f()
-		}
 		c.notEntered(err)
-		return
+		return false
 	}
+	return true
+}
+
+// begin tells the initiator at once if it doesn't want to wait, and runs the operation.
+func (u *Unit) begin(c *Command, o *copyOp) {
 	if o.immediate {
-		o.parent = nil
+		if c.cancelled.Load() {
+			o.cancelled.Store(true)
+		}
 		o.finished = func(o *copyOp) { u.copies.left(o) }
 		c.finish()
 		o.start()
 		return
 	}
 	o.finished = func(o *copyOp) {
-		if o.mu.err != nil {
-			failed(c, o)
-		}
-		switch {
-		case o.unnamed:
-			u.copies.left(o)
-		case o.discard:
-			u.copies.drop(o.list)
-		}
-		c.finish()
+		c.copied(o)
 	}
 	o.start()
 }
 
+// copied finishes the command of an operation that has ended.
+func (c *Command) copied(o *copyOp) {
+	switch {
+	case o.mu.err == nil && o.mu.sense == senseData{}:
+	case o.mu.err == nil, o.segments, o.mu.sense.key == IllegalRequest, errors.Is(o.mu.err, ErrAborted), errors.As(o.mu.err, new(*refusal)):
+		c.check(o.mu.sense)
+	default:
+		c.fail(o.mu.err)
+	}
+	switch {
+	case o.unnamed:
+		o.unit.copies.left(o)
+	case o.discard:
+		o.unit.copies.drop(o.list)
+	}
+	c.finish()
+}
+
+// refusal is an error that says by itself what the initiator is told.
+type refusal struct{ sense senseData }
+
+func (r *refusal) Error() string { return fmt.Sprintf("refused: %+v", r.sense) }
+
 // notEntered ends a command whose copy could not begin.
 func (c *Command) notEntered(err error) {
-	if errors.Is(err, errCopyUnderWay) {
+	switch {
+	case errors.Is(err, errCopyUnderWay):
 		c.illegal(codeOperationInProgress)
-	} else {
+	case errors.Is(err, errCopyOtherFormat):
+		c.badParameter(1)
+	default:
 		c.fail(err)
 	}
 	c.finish()
@@ -522,11 +561,14 @@ func copySense(err error) senseData {
 	if e, ok := errors.AsType[*unreachableError](err); ok {
 		return senseData{key: CopyAborted, code: codeCopyUnreachable, field: e.field, fieldValid: e.field != 0}
 	}
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return r.sense
+	}
 	if errors.Is(err, ErrAborted) { // SPC-4 5.17.4.7: by COPY OPERATION ABORT
 		return senseData{key: CopyAborted, code: codeClearedByServer}
 	}
 	switch x := outcomeOf(err); x.code {
-	case codeTokenUnknown, codeTokenCancelled, codeTokenExpired:
+	case codeTokenUnknown, codeTokenCorrupt, codeTokenExpired, codeTokenCancelled, codeTokenDeleted, codeNoTokenResources:
 		return senseData{key: IllegalRequest, code: x.code}
 	case codeLBAOutOfRange:
 		return senseData{key: CopyAborted, code: codeNone}

@@ -192,10 +192,18 @@ func (u *Unit) extendedCopy(c *Command) {
 		return
 	}
 	o := &copyOp{list: h.list, action: c.CDB[1] & 0x1f, immediate: h.immediate, segments: true, discard: h.usage != 0, unnamed: h.usage == 3}
+	if !u.enter(c, o) {
+		return
+	}
+	o.finished = func(o *copyOp) { c.copied(o) }
 	find := &targetFinder{unit: u, names: targets, disks: make([]Disk, len(targets)), then: func(disks []Disk, release []func()) {
 		o.release = release
+		if o.stopped() {
+			o.endWith(ErrAborted)
+			return
+		}
 		o.place(u, disks, segments, h.size)
-		u.launch(c, o, func(c *Command, o *copyOp) { c.check(o.mu.sense) })
+		u.begin(c, o)
 	}}
 	find.next()
 }
@@ -307,9 +315,9 @@ type refused struct {
 // Read fails.
 func (r refused) Read(_ Request, _ int64, _ int, done func(ReadResult, error)) { done(nil, r.err) }
 
-// copyAbort is COPY OPERATION ABORT (SPC-4 6.3).
+// copyAbort is COPY OPERATION ABORT (SPC-4 6.3): of what is being processed; what is over can't be aborted.
 func (u *Unit) copyAbort(c *Command) {
-	if o := u.copies.find(c.u32(2)); o != nil {
+	if o := u.copies.find(c.u32(2)); o != nil && !o.over() {
 		o.cancel(c.finish)
 		return
 	}

@@ -14,6 +14,9 @@ const (
 	receiveToken      = 0x07
 )
 
+// extendedCopyLID1 is the service action of EXTENDED COPY (LID1).
+const extendedCopyLID1 = 0x00
+
 // receiveCopy tells of a copy, or of what the copy manager can do.
 func (u *Unit) receiveCopy(c *Command) {
 	be := binary.BigEndian
@@ -29,7 +32,7 @@ func (u *Unit) receiveCopy(c *Command) {
 		list = c.u32(2)
 	}
 	o := u.copies.find(list)
-	if o == nil || action == receiveToken && o.action < 0x10 {
+	if o == nil || action == receiveFailure && o.action != extendedCopyLID1 {
 		c.badField(2, 7)
 		return
 	}
@@ -56,9 +59,13 @@ func (u *Unit) receiveCopy(c *Command) {
 			u.copies.drop(list)
 		}
 	case receiveFailure:
-		if !done || !failed {
+		if !done {
 			c.badField(2, 7)
 			return
+		}
+		if !failed {
+			b = be.AppendUint32(b, 0) // there are no details
+			break
 		}
 		b = append(b, make([]byte, 60)...)
 		b[56] = byte(StatusCheckCondition)
@@ -80,6 +87,7 @@ func (u *Unit) receiveCopy(c *Command) {
 			state = terminated
 		case !failed && o.short:
 			state = partial
+			failed = true // as much as that it has sense data
 		}
 		b = append(b, make([]byte, 32)...)
 		b[4], b[5] = o.action, state
@@ -102,6 +110,10 @@ func (u *Unit) receiveCopy(c *Command) {
 		}
 		be.PutUint16(b[24:], count)
 		if action == receiveToken {
+			// SPC-4 6.26 has the token forgotten once it was transferred, too; but this answer may get lost.
+			if done && allocation == 0 {
+				u.copies.drop(list)
+			}
 			if n := len(o.tokenData); n > 0 {
 				b = be.AppendUint32(b, uint32(2+n))
 				b = append(b, 0, 0)
@@ -171,9 +183,10 @@ func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
 	descriptor(0x0008, []byte{3, segmentBlocks, segmentBlockOffsets, cscdIdentification})
 	descriptor(0x000c, []byte{0, 2, 0xff, 0xff})
 	features := make([]byte, 44+48) // ROD token features, with those of block devices
-	const anyTarget, unlimited = 0x04, 0xffffffff
+	const anyTarget = 0x04
 	features[0] = anyTarget
-	be.PutUint32(features[16:], unlimited) // MAXIMUM TOKEN LIFETIME: a token ends when it isn't used
+	be.PutUint32(features[12:], tokenLifeSeconds) // MINIMUM and MAXIMUM TOKEN LIFETIME
+	be.PutUint32(features[16:], tokenLifeSeconds)
 	be.PutUint32(features[20:], tokenSecondsMax)
 	be.PutUint16(features[42:], 48)
 	block := features[44:]

@@ -235,12 +235,12 @@ func TestTokens(t *testing.T) {
 	if d := data(a.run([]byte{0x28, 0, 0, 0, 7, 208, 0, 0, 4, 0}, 2048, nil)); !bytes.Equal(d, pattern[12*512:16*512]) {
 		t.Errorf("written by token: %q", d[:8])
 	}
-	// SBC-3 5.50.2: what the token has is written; RECEIVE ROD TOKEN INFORMATION says that it was not all.
-	if got := use(a, tok, 12, [2]uint32{3000, 2}, [2]uint32{3010, 6}); got != good {
+	// SBC-5 4.28.2: what the token has is written; the status and RECEIVE ROD TOKEN INFORMATION say that it was not all.
+	if got := use(a, tok, 12, [2]uint32{3000, 2}, [2]uint32{3010, 6}); got != "a/0d04" {
 		t.Errorf("more than the token has: %s", got)
 	}
 	if d := data(a.run([]byte{0x84, 7, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0}, 1024, nil)); d[5] != 3 || binary.BigEndian.Uint64(d[16:]) != 4 ||
-		binary.BigEndian.Uint16(d[24:]) != 0 || binary.BigEndian.Uint32(d[8:]) != 0xfffffffe {
+		binary.BigEndian.Uint16(d[24:]) != 0 || binary.BigEndian.Uint32(d[8:]) != 0xfffffffe || d[12] != 2 || !bytes.Equal(d[32:39], []byte{0xf0, 0, 0xa, 0, 0, 0, 4}) {
 		t.Errorf("RECEIVE ROD TOKEN INFORMATION of it: %x", d)
 	}
 	list := func(change func(p []byte)) []byte {
@@ -259,7 +259,7 @@ func TestTokens(t *testing.T) {
 		{"past the end", use(a, tok, 0, [2]uint32{32760, 16}), "5/2100"},
 		{"overlapping ranges", use(a, tok, 0, [2]uint32{3000, 4}, [2]uint32{3002, 4}), "5/2600 field 552"},
 		{"not a token", use(a, make([]byte, 512), 0, [2]uint32{3000, 4}), "5/230a"},
-		{"a token of another type", use(a, append([]byte{0, 1, 0, 0, 0, 0, 1, 0xf8, 0, 0, 0, 0, 0, 0, 0, 0, 0xe4}, make([]byte, 495)...), 0, [2]uint32{3000, 4}), "5/2301"},
+		{"a token of another type", use(a, append([]byte{0, 1, 0, 0, 0, 0, 1, 0xf8, 0, 0, 0, 0, 0, 0, 0, 0, 0xe4, 0, 0, 0, 1, 3, 0, 8, 0x31}, make([]byte, 487)...), 0, [2]uint32{3000, 4}), "5/2301"},
 		{"a token that is none", use(a, append([]byte{0, 0x80, 0, 0, 0, 0, 1, 0xf8}, make([]byte, 504)...), 0, [2]uint32{3000, 4}), "5/2305"},
 		{"a token of a unit that isn't there", use(a, append([]byte{0, 0x80, 0, 0, 0, 0, 1, 0xf8, 0, 0, 0, 0, 0, 0, 0, 0, 0xe4, 0, 0, 0, 1, 3, 0, 8, 0x31}, make([]byte, 487)...), 0, [2]uint32{3000, 4}), "a/0d02"},
 		{"ranges of the token that overlap", a.thirdParty(0x10, rangeList(16, [2]uint32{0, 2}, [2]uint32{1, 2}), 7), "5/2600 field 32"},
@@ -270,7 +270,7 @@ func TestTokens(t *testing.T) {
 	}
 	// The source changes: the token stands for what was there, so it is good for nothing any more.
 	a.run([]byte{0x2a, 0, 0, 0, 0, 3, 0, 0, 1, 0}, 0, make([]byte, 512))
-	if got := use(a, tok, 0, [2]uint32{1000, 4}); got != "5/2304" {
+	if got := use(a, tok, 0, [2]uint32{1000, 4}); got != "5/2308" {
 		t.Errorf("after a write to the source: %s", got)
 	}
 	zero := make([]byte, 512)
@@ -427,26 +427,13 @@ func TestACopyThatIsAborted(t *testing.T) {
 	copy(written[16:], zero)
 	for action, list := range map[byte][]byte{0x00: copyList(9, target(a.disk), segment(0, 0, 8, 0, 3000)), 0x11: written} {
 		release := a.disk.Hold()
-		start := func(cdb []byte, out []byte) (*scsi.Command, chan struct{}) {
-			c := &scsi.Command{CDB: [scsi.CDBMax]byte(cdb), ExpectOut: uint32(len(out))}
-			done := make(chan struct{})
-			c.Finish = func(*scsi.Command) { close(done) }
-			c.Request.Initiator = a.nexus.Initiator()
-			a.nexus.Prepare(c)
-			a.nexus.Allocate(c)
-			for _, b := range c.Out {
-				out = out[copy(b, out):]
-			}
-			a.nexus.Execute(c)
-			return c, done
-		}
 		cdb := make([]byte, 16)
 		cdb[0], cdb[1], cdb[9], cdb[12], cdb[13] = 0x83, action, 9, byte(len(list)>>8), byte(len(list))
 		if action == 0 {
 			cdb[9] = 0
 		}
-		copied, ended := start(cdb, list)
-		abort, aborted := start([]byte{0x83, 0x1c, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, nil)
+		copied, ended := a.start(cdb, list)
+		abort, aborted := a.start([]byte{0x83, 0x1c, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, nil)
 		release()
 		<-ended
 		<-aborted
@@ -482,7 +469,7 @@ func TestATokenOutlastsBusy(t *testing.T) {
 	if got := a.thirdParty(0x11, use, 1001); got != good {
 		t.Errorf("sent again: %s", got)
 	}
-	if got := a.thirdParty(0x11, use, 1002); got != "5/2304" {
+	if got := a.thirdParty(0x11, use, 1002); got != "5/2309" {
 		t.Errorf("once more: %s", got)
 	}
 }

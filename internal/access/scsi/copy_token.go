@@ -1,26 +1,9 @@
 package scsi
 
 import (
+	"bytes"
 	"encoding/binary"
-	"errors"
 	"time"
-)
-
-// Range is a run of bytes of a disk.
-type Range struct{ Off, N int64 }
-
-// TokenID names a token at the unit that made it.
-type TokenID [16]byte
-
-// ROD types (SPC-4 5.17.6.2, SBC-3 4.24).
-const (
-	rodPointInTime      = 0x00800000 // a copy of one moment, kept in a way of our own: it ends when its source changes
-	rodVulnerable       = 0x00800001 // the same, by a name that says so
-	rodAny              = 0x0080ffff // asks for one or the other
-	rodZero             = 0xffff0001
-	tokenLength         = 512
-	tokenDefaultSeconds = 60
-	tokenSecondsMax     = 3600
 )
 
 // parseRanges reads block device range descriptors (SBC-3 5.21.2, 5.21.3): those that are not there as a whole are ignored.
@@ -52,7 +35,7 @@ func (u *Unit) parseRanges(c *Command, list []byte, head int) (ranges []Range, t
 		}
 		r := Range{int64(lba) * size, int64(blocks) * size}
 		for _, x := range ranges {
-			if r.Off < x.Off+x.N && x.Off < r.Off+r.N {
+			if r.N > 0 && x.N > 0 && r.Off < x.Off+x.N && x.Off < r.Off+r.N {
 				c.badParameter(at) // SBC-3 5.21.3: ranges don't overlap
 				return nil, 0, false
 			}
@@ -94,52 +77,54 @@ func (u *Unit) populateToken(c *Command) {
 		c.finish()
 		return
 	}
-	seconds := be.Uint32(list[4:])
-	if seconds == 0 {
-		seconds = tokenDefaultSeconds
+	idle := be.Uint32(list[4:])
+	if idle == 0 {
+		idle = tokenDefaultSeconds
 	}
-	o := &copyOp{list: c.u32(6), action: 0x10}
-	o.unit, o.request, o.parent = u, c.Request, &c.cancelled
-	o.finished = func(*copyOp) {}
-	if err := u.copies.enter(o); err != nil {
-		c.notEntered(err)
+	o := &copyOp{list: c.u32(6), action: 0x10, immediate: list[2]&0x01 != 0}
+	if !u.enter(c, o) {
 		return
 	}
-	u.disk.CreateToken(c.Request, ranges, time.Duration(seconds)*time.Second, func(id TokenID, err error) {
-		if err == nil {
-			o.tokenData = u.appendToken(nil, kind, id, total)
+	o.finished = func(o *copyOp) { c.copied(o) }
+	if o.immediate {
+		o.finished = func(*copyOp) {}
+		c.finish()
+	}
+	times := TokenTimes{Idle: time.Duration(idle) * time.Second, Life: tokenLifeSeconds * time.Second}
+	var token Token
+	var sealed [tokenLength]byte
+	u.disk.CreateToken(o.request, ranges, times, func(id TokenID) (digest [32]byte) {
+		token.TokenID = id
+		sealed, token.Digest = u.sealToken(kind, id, total)
+		return token.Digest
+	}, func(err error) {
+		switch {
+		case err == nil && o.stopped(): // nobody will ask for it
+			u.disk.DropToken(o.on(u.disk), token, func() { o.endWith(ErrAborted) })
+			return
+		case err == nil:
+			o.tokenData = sealed[:]
 			o.mu.Lock()
 			o.mu.bytes = uint64(total)
+			o.mu.updates++
 			o.mu.Unlock()
-		} else {
-			o.mu.Lock()
-			o.mu.err = err
-			o.mu.Unlock()
-			c.fail(err)
 		}
-		o.end()
-		c.finish()
+		o.endWith(err)
 	})
 }
 
-// appendToken encodes a ROD token (SPC-4 5.17.6.5). Who made it and the token's ID are all that counts.
-func (u *Unit) appendToken(b []byte, kind uint32, id TokenID, total int64) []byte {
-	be := binary.BigEndian
-	t := make([]byte, tokenLength)
-	be.PutUint32(t, kind)
-	be.PutUint16(t[6:], tokenLength-8)
-	copy(t[8:16], id[:8])
-	unit := u.disk.Identity()
-	naa := unit.NAA()
-	t[16], t[20], t[21], t[23] = cscdIdentification, 0x01, 0x03, byte(len(naa))
-	copy(t[24:], naa[:])
-	be.PutUint64(t[56:], uint64(total)) // NUMBER OF BYTES REPRESENTED, 16 bytes
-	copy(t[128:], id[:])
-	return append(b, t...)
+// endWith ends an operation that has nothing under way.
+func (o *copyOp) endWith(err error) {
+	o.mu.Lock()
+	if o.mu.err == nil {
+		o.mu.err = err
+	}
+	o.mu.Unlock()
+	o.end()
 }
 
 // writeUsingToken is WRITE USING TOKEN (SBC-3 5.50): of this unit's token or another's, made through any access
-// server.
+// server. The token is looked at before a command with IMMED is answered.
 func (u *Unit) writeUsingToken(c *Command) {
 	be := binary.BigEndian
 	list := c.outBuf
@@ -148,87 +133,82 @@ func (u *Unit) writeUsingToken(c *Command) {
 		return
 	}
 	ranges, _, ok := u.parseRanges(c, list, 536)
-	if !ok {
-		c.finish()
-		return
-	}
-	offset := be.Uint64(list[8:])
-	if offset > copyTokenMax/uint64(c.geo.BlockSize) {
-		c.badParameter(8)
-		c.finish()
-		return
-	}
-	o := &copyOp{list: c.u32(6), action: 0x11, immediate: list[2]&0x01 != 0}
-	failed := func(c *Command, o *copyOp) {
-		if o.mu.sense.key == IllegalRequest || errors.Is(o.mu.err, ErrAborted) {
-			c.check(o.mu.sense)
-		} else {
-			c.fail(o.mu.err)
+	offset := uint64(0)
+	if ok {
+		offset = be.Uint64(list[8:])
+		switch {
+		case offset > copyTokenMax/uint64(c.geo.BlockSize):
+			c.badParameter(8)
+		case be.Uint16(list[16+6:]) != tokenLength-8:
+			c.illegal(codeTokenLength)
 		}
-	}
-	token := list[16 : 16+tokenLength]
-	if be.Uint16(token[6:]) != tokenLength-8 {
-		c.illegal(codeTokenLength)
-		c.finish()
-		return
-	}
-	if be.Uint32(token) == rodZero {
-		for _, r := range ranges {
-			o.pieces = append(o.pieces, copyPiece{dst: u.disk, dstOff: r.Off, n: r.N})
-		}
-		u.launch(c, o, failed)
-		return
-	}
-	switch {
-	case token[16] != cscdIdentification:
-		c.illegal(codeTokenCorrupt)
-	case be.Uint32(token) != rodPointInTime && be.Uint32(token) != rodVulnerable:
-		c.illegal(codeTokenUnsupported)
 	}
 	if c.failed {
 		c.finish()
 		return
 	}
-	var id TokenID
-	copy(id[:], token[128:])
+	o := &copyOp{list: c.u32(6), action: 0x11, immediate: list[2]&0x01 != 0}
+	if !u.enter(c, o) {
+		return
+	}
+	token := bytes.Clone(list[16 : 16+tokenLength])
+	if be.Uint32(token) == rodZero {
+		for _, r := range ranges {
+			o.pieces = append(o.pieces, copyPiece{dst: u.disk, dstOff: r.Off, n: r.N})
+		}
+		u.begin(c, o)
+		return
+	}
 	end := list[2]&0x02 != 0 // DEL_TKN
-	find := &targetFinder{unit: u, names: []designator{{token[21], append([]byte(nil), token[24:24+min(20, int(token[23]))]...)}}, disks: make([]Disk, 1)}
+	o.finished = func(o *copyOp) { c.copied(o) }
+	u.resolve(o, token, func(src Disk, t Token, from []Range, err error) {
+		switch {
+		case err != nil:
+		case o.stopped():
+			err = ErrAborted
+		case !o.slice(src, t, from, int64(offset)*int64(c.geo.BlockSize), u.disk, ranges):
+			err = &refusal{senseData{key: IllegalRequest, code: codeInvalidFieldInParameter, field: 8, fieldValid: true}}
+		}
+		if err != nil {
+			o.endWith(err)
+			return
+		}
+		if end {
+			o.ended = func(then func()) { src.DropToken(o.on(src), t, then) }
+		}
+		u.begin(c, o)
+	})
+}
+
+// resolve finds the unit that has made a token, and what the token stands for there. The errors are those of SPC-4 5.17.6.5.2.3, in its
+// order.
+func (u *Unit) resolve(o *copyOp, token []byte, then func(Disk, Token, []Range, error)) {
+	t, ok := u.parseToken(token)
+	if !ok || !t.intact && t.ours {
+		then(nil, t.Token, nil, ErrTokenCorrupt)
+		return
+	}
+	find := &targetFinder{unit: u, names: []designator{t.creator}, disks: make([]Disk, 1)}
 	find.then = func(disks []Disk, release []func()) {
 		o.release = release
 		src := disks[0]
-		if src == nil { // SPC-4 5.17.6.5.2.3: tokens of other targets are known, and whose this is can't be asked
-			c.check(senseData{key: CopyAborted, code: codeTargetUnreachable})
-			c.finish()
-			return
+		switch {
+		case src != nil && !t.intact:
+			then(nil, t.Token, nil, ErrTokenCorrupt)
+		case t.kind != rodPointInTime && t.kind != rodVulnerable:
+			then(nil, t.Token, nil, &refusal{senseData{key: IllegalRequest, code: codeTokenUnsupported}})
+		case src == nil: // tokens of other targets are known (REMOTE TOKENS), and whose this is can't be asked
+			then(nil, t.Token, nil, &refusal{senseData{key: CopyAborted, code: codeTargetUnreachable}})
+		default:
+			src.UseToken(o.on(src), t.Token, func(from []Range, err error) { then(src, t.Token, from, err) })
 		}
-		o.unit, o.request = u, c.Request
-		o.mu.stepped = time.Now()
-		src.UseToken(o.on(src), id, func(from []Range, err error) {
-			fits := err == nil && o.slice(src, id, from, int64(offset)*int64(c.geo.BlockSize), u.disk, ranges)
-			if !fits {
-				for _, f := range release {
-					f()
-				}
-				if err != nil {
-					c.fail(err)
-				} else {
-					c.badParameter(8)
-				}
-				c.finish()
-				return
-			}
-			if end {
-				o.ended = func() { src.DropToken(o.on(src), id) }
-			}
-			u.launch(c, o, failed)
-		})
 	}
 	find.next()
 }
 
 // slice makes pieces of the ranges to write and the ranges that the token stands for, from offset on. False says that the token
 // has nothing there. Where it has less than is to be written (SBC-3 5.50.2), so many whole blocks are written.
-func (o *copyOp) slice(src Disk, id TokenID, from []Range, offset int64, dst Disk, to []Range) bool {
+func (o *copyOp) slice(src Disk, t Token, from []Range, offset int64, dst Disk, to []Range) bool {
 	var have int64
 	for _, r := range from {
 		have += r.N
@@ -250,7 +230,7 @@ func (o *copyOp) slice(src Disk, id TokenID, from []Range, offset int64, dst Dis
 				from = from[1:]
 			}
 			n := min(r.N-at, from[0].N-skip, left)
-			o.pieces = append(o.pieces, copyPiece{src: src, dst: dst, srcOff: from[0].Off + skip, dstOff: r.Off + at, n: n, token: &id})
+			o.pieces = append(o.pieces, copyPiece{src: src, dst: dst, srcOff: from[0].Off + skip, dstOff: r.Off + at, n: n, token: &t})
 			skip, at, left = skip+n, at+n, left-n
 		}
 	}

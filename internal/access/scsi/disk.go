@@ -1,8 +1,6 @@
 package scsi
 
 import (
-	"time"
-
 	"dozo/internal/access/reserve"
 )
 
@@ -76,7 +74,7 @@ type Disk interface {
 	// share their space from then on. With a token it is done only while that is good for what is copied. Offsets and n
 	// are multiples of the physical block, n is at most CopyMax. ErrNotSupported: the disk can't do this one so; nothing
 	// has happened, and reading and writing will do.
-	Copy(req Request, from, to, n int64, token *TokenID, done func(error))
+	Copy(req Request, from, to, n int64, token *Token, done func(error))
 	// CompareAndWrite writes b if what is there equals compare, atomically with respect to every other command
 	// from everywhere. It owns b. mismatch is the offset of the first differing byte, -1 if the write was done.
 	CompareAndWrite(req Request, compare []byte, b WriteBuffer, fua bool, done func(mismatch int, err error))
@@ -101,13 +99,14 @@ type Disk interface {
 	// Other finds another disk that this one's initiator may use. done gets nil if there is none; otherwise
 	// release is called once the disk is no longer needed.
 	Other(meant func(Identity) bool, done func(d Disk, release func()))
-	// CreateToken makes a token for what the ranges hold now. It is good as long as nobody writes there, and until
-	// it was not used for a time.
-	CreateToken(req Request, ranges []Range, idle time.Duration, done func(TokenID, error))
-	// UseToken gives the ranges of a valid token. What was read of them before the call is what they held when
-	// the token was made.
-	UseToken(req Request, id TokenID, done func([]Range, error))
-	DropToken(req Request, id TokenID)
+	// CreateToken makes a token for what the ranges hold now. It is good as long as nobody writes there, and as times say. seal is
+	// called at most once, before done: it gives the digest of the bytes that the token with this ID will have.
+	CreateToken(req Request, ranges []Range, times TokenTimes, seal func(TokenID) [32]byte, done func(error))
+	// UseToken gives the ranges of a valid token; of others the error says why they are not. What was read of the ranges before the
+	// call is what they held when the token was made.
+	UseToken(req Request, t Token, done func([]Range, error))
+	// DropToken ends one; done comes once it has.
+	DropToken(req Request, t Token, done func())
 
 	// Provisioned says whether the block at off has space of its own, and for how many bytes from off on at
 	// least the same is so (never past the end, more than 0).

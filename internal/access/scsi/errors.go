@@ -31,9 +31,15 @@ var (
 	ErrSoftwareProtected = errors.New("software write protected")
 	// ErrSanitizing refuses a command because of a sanitize operation.
 	ErrSanitizing = errors.New("sanitize operation")
-	// ErrTokenUnknown and ErrTokenCancelled refuse a token: nobody knows it any more, or its source was written to.
+	// ErrTokenUnknown, ErrTokenCorrupt, ErrTokenExpired, ErrTokenCancelled and ErrTokenDeleted refuse a token: nobody knows it, or not any
+	// more; it has other bytes than it was made with; its time is over; what it stands for has changed or can't be vouched for;
+	// who used it has ended it. ErrTokenNoRoom refuses to make one.
 	ErrTokenUnknown   = errors.New("token unknown")
+	ErrTokenCorrupt   = errors.New("token corrupt")
+	ErrTokenExpired   = errors.New("token expired")
 	ErrTokenCancelled = errors.New("token cancelled")
+	ErrTokenDeleted   = errors.New("token deleted")
+	ErrTokenNoRoom    = errors.New("too many tokens")
 	// ErrAborted ends a command that was aborted below; the transport decides whether anybody hears of it.
 	ErrAborted = errors.New("command aborted")
 	// ErrOutOfRange is an access past the end of a disk that shrank.
@@ -91,7 +97,11 @@ var outcomes = []struct {
 	{ErrSoftwareProtected, outcome{StatusCheckCondition, DataProtect, codeSoftwareProtected}},
 	{ErrSanitizing, outcome{StatusCheckCondition, NotReady, codeSanitizeInProgress}},
 	{ErrTokenUnknown, outcome{StatusCheckCondition, IllegalRequest, codeTokenUnknown}},
+	{ErrTokenCorrupt, outcome{StatusCheckCondition, IllegalRequest, codeTokenCorrupt}},
+	{ErrTokenExpired, outcome{StatusCheckCondition, IllegalRequest, codeTokenExpired}},
 	{ErrTokenCancelled, outcome{StatusCheckCondition, IllegalRequest, codeTokenCancelled}},
+	{ErrTokenDeleted, outcome{StatusCheckCondition, IllegalRequest, codeTokenDeleted}},
+	{ErrTokenNoRoom, outcome{StatusCheckCondition, IllegalRequest, codeNoTokenResources}},
 	{ErrAborted, outcome{StatusCheckCondition, AbortedCommand, codeNone}},
 	{ErrTransfer, outcome{StatusCheckCondition, AbortedCommand, 0x4705}},
 	{ErrOutOfRange, outcome{StatusCheckCondition, IllegalRequest, codeLBAOutOfRange}},

@@ -96,16 +96,21 @@ func (u *Unit) readCapacity10(c *Command) {
 
 // readCapacity16 (SBC-3 5.16).
 func (u *Unit) readCapacity16(c *Command) {
-	b := binary.BigEndian.AppendUint64(c.inBuf[:0], c.geo.Blocks-1)
-	b = binary.BigEndian.AppendUint32(b, c.geo.BlockSize)
+	c.answer(u.appendCapacity(c.inBuf[:0], c.geo), uint64(c.u32(10)))
+}
+
+// appendCapacity encodes the parameter data of READ CAPACITY (16).
+func (u *Unit) appendCapacity(b []byte, g Geometry) []byte {
+	b = binary.BigEndian.AppendUint64(b, g.Blocks-1)
+	b = binary.BigEndian.AppendUint32(b, g.BlockSize)
 	b = append(b, make([]byte, 20)...)
 	exponent := byte(0)
-	for c.geo.BlockSize<<exponent < c.geo.PhysicalBlockSize && exponent < 15 {
+	for g.BlockSize<<exponent < g.PhysicalBlockSize && exponent < 15 {
 		exponent++
 	}
 	b[13] = exponent
 	b[14] = 0xc0 // LBPME, LBPRZ: thin, and unmapped blocks read as zeros; lowest aligned LBA 0
-	c.answer(b, uint64(c.u32(10)))
+	return b
 }
 
 // blocks turns a limit in bytes into blocks.

@@ -18,10 +18,12 @@ type rig struct {
 	nexus *scsi.Nexus
 }
 
-func newRig(t testing.TB, blockSize uint32) *rig {
+func newRig(t testing.TB, blockSize uint32) *rig { return newRigNamed(t, "iqn.target", blockSize) }
+
+func newRigNamed(t testing.TB, name string, blockSize uint32) *rig {
 	d := iscsitest.NewDisk("d", 16<<20, blockSize)
 	who := &scsi.Initiator{Nexus: reserve.NexusID{Initiator: "iqn.a", Port: 1}}
-	r := &rig{t: t, disk: d, nexus: scsi.NewNexus(who, "iqn.target", scsi.UnitConfig{LUN: 0, Disk: d}, scsi.UnitConfig{LUN: 300, Disk: d})}
+	r := &rig{t: t, disk: d, nexus: scsi.NewNexus(who, name, scsi.UnitConfig{LUN: 0, Disk: d}, scsi.UnitConfig{LUN: 300, Disk: d})}
 	return r
 }
 
@@ -55,6 +57,22 @@ func (r *rig) runAt(lun uint64, cdb []byte, in uint32, out []byte) *scsi.Command
 		r.t.Fatalf("%x finished %d times", cdb, finished)
 	}
 	return c
+}
+
+// start begins a CDB at LUN 0; the channel is closed once it has finished.
+func (r *rig) start(cdb, out []byte) (*scsi.Command, chan struct{}) {
+	c := &scsi.Command{ExpectOut: uint32(len(out))}
+	copy(c.CDB[:], cdb)
+	done := make(chan struct{})
+	c.Finish = func(*scsi.Command) { close(done) }
+	c.Request.Initiator = r.nexus.Initiator()
+	r.nexus.Prepare(c)
+	r.nexus.Allocate(c)
+	for _, b := range c.Out {
+		out = out[copy(b, out):]
+	}
+	r.nexus.Execute(c)
+	return c, done
 }
 
 func sense(c *scsi.Command) string {

@@ -68,11 +68,14 @@ const (
 	codeTokenCorrupt            Code = 0x2305
 	codeTokenExpired            Code = 0x2307
 	codeTokenCancelled          Code = 0x2308
+	codeTokenDeleted            Code = 0x2309
 	codeTokenUnsupported        Code = 0x2301
 	codeTokenLength             Code = 0x230a
+	codeNoTokenResources        Code = 0x550d // INSUFFICIENT RESOURCES TO CREATE ROD TOKEN
 	codeThirdPartyFailure       Code = 0x0d01
 	codeCopyUnreachable         Code = 0x0804
 	codeTargetUnreachable       Code = 0x0d02
+	codeTargetUnderrun          Code = 0x0d04
 	codeClearedByServer         Code = 0x2f02
 	codeOperationInProgress     Code = 0x0016
 	codeSetGroupsFailed         Code = 0x670a

@@ -3,7 +3,6 @@ package iscsitest
 import (
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,7 +33,8 @@ type Disk struct {
 	observer func(*reserve.Snapshot, []reserve.Event)
 	calls    uint64
 	others   []*Disk
-	tokens   map[scsi.TokenID][]scsi.Range
+	tokens   map[[16]byte]*token
+	bare     bool
 	copied   int64 // bytes copied by Copy; below 0: it can't
 
 	buffers sync.Pool
@@ -52,11 +52,12 @@ const (
 	OpFlush   Op = "flush"
 	OpUnit    Op = "unit"
 	OpCopy    Op = "copy"
+	OpToken   Op = "token"
 )
 
 // NewDisk makes a disk of a size; its identity follows from the name. blockSize is 512 or 4096.
 func NewDisk(name string, sizeBytes int64, blockSize uint32) *Disk {
-	d := &Disk{tokens: map[scsi.TokenID][]scsi.Range{}, chunks: map[int64][]byte{}, paths: reserve.SinglePath(1)}
+	d := &Disk{tokens: map[[16]byte]*token{}, chunks: map[int64][]byte{}, paths: reserve.SinglePath(1)}
 	d.geometry = scsi.Geometry{Blocks: uint64(sizeBytes) / uint64(blockSize), BlockSize: blockSize,
 		PhysicalBlockSize: chunk, VolatileCache: true}
 	sum := sha256.Sum256([]byte(name))
@@ -238,49 +239,6 @@ func (d *Disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func()
 	done(nil, nil)
 }
 
-// CreateToken keeps the ranges until something is written there.
-func (d *Disk) CreateToken(req scsi.Request, ranges []scsi.Range, _ time.Duration, done func(scsi.TokenID, error)) {
-	d.mu.Lock()
-	d.calls++
-	sum := sha256.Sum256(fmt.Append(nil, d.identity.ID, d.calls))
-	id := scsi.TokenID(sum[:16])
-	d.tokens[id] = ranges
-	err := d.allowed(req, reserve.AccessRead)
-	d.mu.Unlock()
-	done(id, err)
-}
-
-// UseToken gives them.
-func (d *Disk) UseToken(_ scsi.Request, id scsi.TokenID, done func([]scsi.Range, error)) {
-	d.mu.RLock()
-	ranges, ok := d.tokens[id]
-	d.mu.RUnlock()
-	if !ok {
-		done(nil, scsi.ErrTokenUnknown)
-		return
-	}
-	done(ranges, nil)
-}
-
-// DropToken forgets one.
-func (d *Disk) DropToken(_ scsi.Request, id scsi.TokenID) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.tokens, id)
-}
-
-// touched ends the tokens that a write makes void; in d.mu.
-func (d *Disk) touched(off, n int64) {
-	for id, ranges := range d.tokens {
-		for _, r := range ranges {
-			if r.Off < off+n && off < r.Off+r.N {
-				delete(d.tokens, id)
-				break
-			}
-		}
-	}
-}
-
 // Hold makes calls wait until release is called.
 func (d *Disk) Hold() (release func()) {
 	ch := make(chan struct{})
@@ -339,9 +297,10 @@ func (d *Disk) later(f func()) {
 
 func (d *Disk) failure(op Op, req scsi.Request, off int64, n int) error {
 	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fault != nil {
-		return d.fault(op, req, off, n)
+	f := d.fault
+	d.mu.RUnlock()
+	if f != nil {
+		return f(op, req, off, n)
 	}
 	return nil
 }
@@ -407,7 +366,7 @@ func (d *Disk) Write(req scsi.Request, w scsi.WriteBuffer, _ bool, done func(err
 }
 
 // Copy copies under the lock, whole physical blocks only.
-func (d *Disk) Copy(req scsi.Request, from, to, n int64, token *scsi.TokenID, done func(error)) {
+func (d *Disk) Copy(req scsi.Request, from, to, n int64, token *scsi.Token, done func(error)) {
 	d.later(func() {
 		err := d.failure(OpCopy, req, to, int(n))
 		if err == nil {
@@ -419,7 +378,7 @@ func (d *Disk) Copy(req scsi.Request, from, to, n int64, token *scsi.TokenID, do
 	})
 }
 
-func (d *Disk) copyLocked(req scsi.Request, from, to, n int64, token *scsi.TokenID) error {
+func (d *Disk) copyLocked(req scsi.Request, from, to, n int64, token *scsi.Token) error {
 	if d.copied < 0 {
 		return scsi.ErrNotSupported
 	}
@@ -429,8 +388,8 @@ func (d *Disk) copyLocked(req scsi.Request, from, to, n int64, token *scsi.Token
 	if err := errors.Join(d.check(from, int(n)), d.check(to, int(n)), d.allowed(req, reserve.AccessWrite)); err != nil {
 		return err
 	}
-	if token != nil && d.tokens[*token] == nil {
-		return scsi.ErrTokenUnknown
+	if token != nil && d.tokens[token.ID].refusal(*token) != nil {
+		return scsi.ErrTokenUnknown // a Disk does not say more of it here
 	}
 	b := make([]byte, n)
 	d.load(from, b)
