@@ -349,6 +349,7 @@ func TestCluster(t *testing.T) {
 		t.Errorf("accept of half an ISID: %v", err)
 	}
 	sharedUnit(t, ctx, []*api.Client{c1, c2}, n1, n2)
+	offloadedTransfer(t, ctx, c1, n1, n2)
 	groupsOfPorts(t, ctx, c1, n1, n2)
 	mapsOfHosts(t, ctx, c1, n1, n2)
 	portBinding(t, ctx, c1, n1)

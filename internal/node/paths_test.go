@@ -19,10 +19,11 @@ import (
 // dialPath logs in at a node and reads the unit attentions of LUNs away.
 func dialPath(t *testing.T, ctx context.Context, x *testNode, iqn, name string, luns ...int) *path {
 	t.Helper()
-	s, err := initiator.Dial(ctx, initiator.Config{Portal: x.cfg.Portals[0].String(), Target: iqn, Initiator: name})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var s *initiator.Session
+	eventually(t, "the node does not know the volume", func() (err error) {
+		s, err = initiator.Dial(ctx, initiator.Config{Portal: x.cfg.Portals[0].String(), Target: iqn, Initiator: name})
+		return err
+	})
 	t.Cleanup(s.Kill)
 	p := &path{t, s}
 	for _, lun := range luns {
