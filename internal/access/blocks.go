@@ -13,7 +13,7 @@ import (
 	"dozo/internal/wire"
 )
 
-// The block manager, as far as it is the owner's: once a second it looks at every sealed segment and at where its
+// The block manager, as far as it is the owner's: once a second it looks at sealed segments (sweep.go) and at where their
 // replicas are, and has made what is missing, in order of danger:
 //
 //	fewest copies left first ──> copies at stores that are being emptied ──> copies that only even the use of stores out
@@ -32,8 +32,26 @@ type repairState struct {
 	running int                             // seals and copies under way
 	copied  uint64                          // bytes, since the owner began
 	awaited int                             // segments that only stores have that are away
+	lost    []ident.StoreID                 // that were declared lost, and are in no table any more
 
-	wire.JournalBlocks // as of the last look
+	wire.JournalBlocks // as of the last round
+
+	// The rounds that are under way, and what they have found so far.
+	looking, awaiting, dropping sweep
+	counting                    wire.JournalBlocks
+	awaits                      int
+	tasks                       int // copies to make
+	worst                       danger
+	worstWas                    danger // of the round before
+	moving                      moving
+}
+
+// moving is a copy that would even the use of stores out.
+type moving struct {
+	task  copyTask
+	gain  int
+	count uint32
+	bytes uint64
 }
 
 type repairPause struct {
@@ -52,6 +70,7 @@ const (
 
 func (r *repairState) init() {
 	if r.busy == nil {
+		r.worst, r.worstWas = dangerNone, dangerNone
 		r.away, r.busy, r.failed, r.asked = map[ident.StoreID]time.Duration{}, map[ident.SegmentID]bool{}, map[ident.SegmentID]repairPause{}, map[ident.StoreID]time.Duration{}
 	}
 }
@@ -76,7 +95,7 @@ type copyTask struct {
 	danger danger
 }
 
-// sight is one look at all segments.
+// sight is one look at segments.
 type sight struct {
 	o      *Owner
 	now    time.Duration
@@ -139,7 +158,8 @@ func (v *sight) heardAll(site ident.SiteID) bool {
 	return yes
 }
 
-// repairSome looks at all segments, says what is missing, and begins what may be done now.
+// repairSome looks at segments, says what is missing once it has looked at all, and begins what may be done now. What is less urgent than
+// something that was found in this round or in the one before waits for the next one.
 func (o *Owner) repairSome(now time.Duration) {
 	if o.stopErr != nil || !o.w.Serving() {
 		return
@@ -149,7 +169,10 @@ func (o *Owner) repairSome(now time.Duration) {
 	v := &sight{o: o, now: now, stores: map[ident.StoreID]*storeView{}, places: map[ident.SiteID][]*storeView{}, hosts: map[ident.SiteID]int{}, heard: map[ident.SiteID]bool{}, worst: dangerNone}
 	o.forgetLost()
 	o.heedDamage(now)
-	r.JournalBlocks = wire.JournalBlocks{Journal: o.journalID, Copied: r.copied, Running: uint32(len(r.busy))}
+	list, first, last := r.looking.next(o)
+	if first {
+		r.counting, r.tasks, r.worst, r.moving = wire.JournalBlocks{}, 0, dangerNone, moving{}
+	}
 	remote := o.remoteSites()
 	pending := map[ident.SegmentID]bool{}
 	o.w.Pending(func(ws *journal.Segment, _ []int) { pending[ws.ID] = true })
@@ -163,7 +186,9 @@ func (o *Owner) repairSome(now time.Duration) {
 			o.w.CloseIdle() // a slow writer would fill the segment for hours; the next one goes elsewhere
 		}
 	}
-	for _, s := range o.segs {
+	isLost := o.whoIsLost()
+	for _, s := range list {
+		o.forgetLostOf(s, isLost)
 		if s.slot == 0 || o.retiring(s) || o.needless(s) {
 			continue
 		}
@@ -184,11 +209,25 @@ func (o *Owner) repairSome(now time.Duration) {
 		v.at(x.site)
 		o.w.Crowded(i, x.crowding > 0 || x.Leaving)
 	}
-	o.env.Copies.announce(o.journalID, v.worst)
-	v.begin()
-	if len(v.tasks) == 0 && len(r.busy) == 0 {
-		v.even(remote)
+	r.worst, r.tasks = min(r.worst, v.worst), r.tasks+len(v.tasks)
+	worst := min(r.worst, r.worstWas)
+	if last {
+		worst, r.worstWas = r.worst, r.worst
 	}
+	o.env.Copies.announce(o.journalID, worst)
+	v.begin()
+	even := r.tasks == 0 && len(r.busy) == 0
+	if even {
+		v.crowded(list, remote)
+	}
+	if last {
+		if even {
+			r.counting.Moving, r.counting.MovingBytes = r.moving.count, r.moving.bytes
+			v.even()
+		}
+		r.JournalBlocks = r.counting
+	}
+	r.Journal, r.Copied, r.Running = o.journalID, r.copied, uint32(len(r.busy))
 }
 
 // unsettled counts the segments at the end of the history that have one copy less than they should.
@@ -201,9 +240,9 @@ func (v *sight) unsettled(s *segment) {
 		}
 	}
 	if n < 2 && len(s.holders) > 0 && len(v.at(v.o.env.Site)) > 0 {
-		r.Degraded++
-		r.Single++
-		r.DegradedBytes += uint64(s.end)
+		r.counting.Degraded++
+		r.counting.Single++
+		r.counting.DegradedBytes += uint64(s.end)
 	}
 }
 
@@ -318,10 +357,10 @@ func (v *sight) judge(s *segment, site ident.SiteID, want int) {
 	have, reached, staying := v.copies(s, site)
 	left := v.left(s)
 	if reached < want {
-		r.Degraded++
-		r.DegradedBytes += uint64(s.end)
+		r.counting.Degraded++
+		r.counting.DegradedBytes += uint64(s.end)
 		if left <= 1 {
-			r.Single++
+			r.counting.Single++
 		}
 	}
 	d := dangerNone
@@ -332,22 +371,22 @@ func (v *sight) judge(s *segment, site ident.SiteID, want int) {
 		d = dangerEmpty
 	case staying < have:
 		// Enough stay; the one at the store that is being emptied goes by a permit.
-		r.Emptying++
-		r.EmptyingBytes += uint64(s.end)
+		r.counting.Emptying++
+		r.counting.EmptyingBytes += uint64(s.end)
 		return
 	default:
 		return
 	}
 	missing := uint64(s.end) * uint64(max(1, min(want, v.hosts[site])-staying))
 	if d == dangerEmpty {
-		r.Emptying++
-		r.EmptyingBytes += missing
+		r.counting.Emptying++
+		r.counting.EmptyingBytes += missing
 	} else {
-		r.Missing += missing
+		r.counting.Missing += missing
 	}
 	if r.busy[s.id] || left == 0 {
 		if left == 0 {
-			r.Stuck++
+			r.counting.Stuck++
 		}
 		return
 	}
@@ -370,12 +409,12 @@ func (v *sight) begin() {
 		}
 		from := v.source(t.s, t.site)
 		if from == nil {
-			o.repair.Stuck++
+			o.repair.counting.Stuck++
 			continue
 		}
 		dest := v.dest(t.s, t.site, nil)
 		if dest == nil {
-			o.repair.Stuck++
+			o.repair.counting.Stuck++
 			var ids []ident.StoreID
 			for _, x := range v.at(t.site) {
 				ids = append(ids, x.id)
@@ -461,13 +500,10 @@ func (v *sight) dest(s *segment, site ident.SiteID, instead *storeView) journal.
 	return st
 }
 
-// even begins to copy one segment from a crowded store of a site to one with room, when nothing else is to be done. What
-// is then too much goes from the crowded one, by the same choice that leastWanted makes.
-func (v *sight) even(remote []ident.SiteID) {
+// crowded looks for a segment to copy from a crowded store of a site to one with room. What is then too much goes from the
+// crowded one, by the same choice that leastWanted makes.
+func (v *sight) crowded(list []*segment, remote []ident.SiteID) {
 	o, r := v.o, &v.o.repair
-	var pick copyTask
-	var to journal.Store
-	gain := 0
 	for _, site := range append([]ident.SiteID{o.env.Site}, remote...) {
 		places := v.at(site)
 		least, most := math.MaxInt, 0
@@ -479,65 +515,65 @@ func (v *sight) even(remote []ident.SiteID) {
 		if len(places) < 2 || most <= least {
 			continue
 		}
-		for _, s := range o.segs {
-			if !o.covered(s) || o.retiring(s) || o.unsettled[s.id] != nil || r.busy[s.id] || v.now < r.failed[s.id].until {
+		for _, s := range list {
+			if !v.mayMove(s) {
 				continue
 			}
 			for i := range s.holders {
 				h := &s.holders[i]
-				x := v.look(h.store)
-				if !h.stable || h.bad || h.going || x.site != site || !x.up || x.crowding == 0 {
-					continue
-				}
-				dest := v.dest(s, site, x)
+				gain, dest := v.gain(s, h, site)
 				if dest == nil {
 					continue
 				}
-				g := x.crowding - v.look(dest.ID()).crowding
-				if g <= 0 {
-					continue
-				}
-				r.Moving++
-				r.MovingBytes += uint64(s.end)
-				if g > gain || g == gain && to != nil && s.id.Compare(pick.s.id) < 0 {
-					gain, pick, to = g, copyTask{s, site, dangerMove}, dest
+				m := &r.moving
+				m.count++
+				m.bytes += uint64(s.end)
+				if gain > m.gain || gain == m.gain && s.id.Compare(m.task.s.id) < 0 {
+					m.gain, m.task = gain, copyTask{s, site, dangerMove}
 				}
 			}
 		}
 	}
-	if to == nil {
-		return
-	}
-	if from := v.source(pick.s, pick.site); from != nil && o.env.Copies.begin(dangerMove) {
-		o.copyTo(pick.s, from, to, dangerMove)
-	}
 }
 
-// forgetLost takes what was on stores that an operator has declared lost out of the tables: it counts for nothing, whatever
-// becomes of it, and nobody waits for its confirmation (R13).
-func (o *Owner) forgetLost() {
-	lost := map[ident.StoreID]bool{}
-	known := map[ident.StoreID]bool{}
-	isLost := func(id ident.StoreID) bool {
-		if !known[id] {
-			known[id], lost[id] = true, o.env.about(id).Lost
-		}
-		return lost[id]
+// mayMove reports that a segment could be copied only to even the use of stores out.
+func (v *sight) mayMove(s *segment) bool {
+	o, r := v.o, &v.o.repair
+	return o.covered(s) && !o.retiring(s) && o.unsettled[s.id] == nil && !r.busy[s.id] && v.now >= r.failed[s.id].until
+}
+
+// gain says by how much it would even out the use of a site's stores if a replica went to another store, and to which; nil if it would not.
+func (v *sight) gain(s *segment, h *holder, site ident.SiteID) (int, journal.Store) {
+	x := v.look(h.store)
+	if !h.stable || h.bad || h.going || x.site != site || !x.up || x.crowding == 0 {
+		return 0, nil
 	}
-	for _, s := range o.segs {
-		if slices.ContainsFunc(s.holders, func(h holder) bool { return isLost(h.store) }) {
-			s.holders = slices.DeleteFunc(s.holders, func(h holder) bool { return isLost(h.store) })
-		}
+	dest := v.dest(s, site, x)
+	if dest == nil {
+		return 0, nil
 	}
-	for k := range o.permits {
-		if isLost(k.store) {
-			delete(o.permits, k)
-		}
+	if g := x.crowding - v.look(dest.ID()).crowding; g > 0 {
+		return g, dest
 	}
-	for k := range o.strays.found {
-		if isLost(k.store) {
-			delete(o.strays.found, k)
+	return 0, nil
+}
+
+// even begins to copy the segment of the round whose copy helps most, if it still does: nothing else is to be done.
+func (v *sight) even() {
+	o, t := v.o, &v.o.repair.moving.task
+	if t.s == nil || o.segs[t.s.id] != t.s || !v.mayMove(t.s) {
+		return
+	}
+	v.at(t.site)
+	for i := range t.s.holders {
+		_, to := v.gain(t.s, &t.s.holders[i], t.site)
+		if to == nil {
+			continue
 		}
+		if from := v.source(t.s, t.site); from != nil && o.env.Copies.begin(dangerMove) {
+			o.copyTo(t.s, from, to, dangerMove)
+		}
+		return
 	}
 }
 

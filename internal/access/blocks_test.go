@@ -130,8 +130,8 @@ func TestTheSegmentInDangerIsCopiedFirst(t *testing.T) {
 			}
 			v.home(s, nil)
 		}
-		if len(v.tasks) != 1 || v.tasks[0].danger != 1 || v.worst != 1 || im.o.repair.Single != 1 || im.o.repair.Missing == 0 {
-			t.Errorf("%d tasks, the worst %d, %+v", len(v.tasks), v.worst, im.o.repair.JournalBlocks)
+		if len(v.tasks) != 1 || v.tasks[0].danger != 1 || v.worst != 1 || im.o.repair.counting.Single != 1 || im.o.repair.counting.Missing == 0 {
+			t.Errorf("%d tasks, the worst %d, %+v", len(v.tasks), v.worst, im.o.repair.counting)
 		}
 	})
 }

@@ -539,7 +539,7 @@ func (w *partWriter) abandon() {
 			if s.slot != 0 {
 				_ = o.m.Remove(s.slot)
 			}
-			delete(o.segs, s.id)
+			o.leaveOut(s.id)
 		}
 		o.strays.due = 0 // its replicas are asked for, wherever they are, and permitted to go
 	})

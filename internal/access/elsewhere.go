@@ -146,7 +146,7 @@ func (o *Owner) checkpointHolders(store ident.StoreID, replicas []wire.Replica) 
 		s := o.segs[r.Segment]
 		if s == nil {
 			s = &segment{id: r.Segment, sealed: true}
-			o.segs[r.Segment] = s
+			o.keep(s)
 		}
 		if len(s.holders) == 0 { // the table may have been written before the segment was complete
 			s.last, s.end = r.Last, r.End
@@ -207,7 +207,7 @@ func (rd *rebuilder) unheard() error {
 			continue
 		}
 		s := segmentOf(slot, seg)
-		o.segs[seg.ID] = s
+		o.keep(s)
 		if !seg.ID.IsCheckpoint() {
 			o.order = append(o.order, s)
 		}
@@ -247,19 +247,27 @@ func segmentOf(slot volume.Slot, seg volume.Segment) *segment {
 // no replica is known, the stores of this site are asked what they have whenever the owner looks; the ships ask the
 // others. Where those that are known are all bad, a store that was away at the takeover may have a whole one.
 func (o *Owner) awaited() {
-	n, unknown, allBad := 0, false, false
-	for _, s := range o.segs {
+	unknown, allBad := false, false
+	r := &o.repair
+	list, first, last := r.awaiting.next(o)
+	if first {
+		r.awaits = 0
+	}
+	for _, s := range list {
 		allBad = allBad || s.sealed && s.slot != 0 && len(s.holders) > 0 && !slices.ContainsFunc(s.holders, func(h holder) bool { return !h.bad && !h.going })
 		if !s.sealed || s.slot == 0 || slices.ContainsFunc(s.holders, func(h holder) bool { return !h.going && o.env.Stores.Up(h.store) }) || o.retiring(s) || o.needless(s) {
 			continue
 		}
-		n++
+		r.awaits++
 		unknown = unknown || len(s.holders) == 0
 	}
-	if n > 0 && o.repair.awaited == 0 {
-		o.log.Warn("segments are only at stores that can not be reached", "segments", n)
+	if last {
+		if r.awaits > 0 && r.awaited == 0 {
+			o.log.Warn("segments are only at stores that can not be reached", "segments", r.awaits)
+		}
+		r.awaited = r.awaits
 	}
-	if o.repair.awaited = n; unknown {
+	if unknown {
 		o.strays.due = 0
 	}
 	if allBad {

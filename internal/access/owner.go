@@ -49,7 +49,9 @@ type Owner struct {
 	w             *journal.Writer
 	m             *volume.Map
 	segs          map[ident.SegmentID]*segment
-	order         []*segment // history segments by seq
+	all           []*segment                   // the same; see keep
+	parts         map[ident.SegmentID]*segment // those of checkpoints among them; see keep
+	order         []*segment                   // history segments by seq
 	late          late
 	uncommitted   []*Op // writes with a place in the history, in order
 	merging       int   // commands whose blocks are being read for a merge

@@ -610,7 +610,7 @@ func (o *Owner) enter(s *segment) {
 		return
 	}
 	s.slot = slot
-	o.segs[s.id] = s
+	o.keep(s)
 	if s.id.IsCheckpoint() {
 		return
 	}

@@ -24,6 +24,7 @@ type segment struct {
 	end     uint32
 	sealed  bool // the owner's word: nothing will be added
 	writer  *journal.Segment
+	place   int // in Owner.all
 	holders []holder
 	lasting bool // it has records of this epoch that are more than the owner's own housekeeping
 	gone    []goneReplica

@@ -32,7 +32,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 		for _, h := range r.Holders {
 			s.holders = append(s.holders, holder{store: h.Store, made: h.Made, stable: h.State == wire.ReplicaSealed && r.Sealed, bad: !h.Has(&r)})
 		}
-		o.segs[r.Segment] = s
+		o.keep(s)
 	}
 	if rec.Lost {
 		// The commit point that was seen is gone: the history ends at what is there.
@@ -97,7 +97,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 			continue
 		}
 		if o.segs[seg.ID] == nil {
-			o.segs[seg.ID] = segmentOf(slot, seg)
+			o.keep(segmentOf(slot, seg))
 		}
 		before.segments = append(before.segments, seg.ID)
 	}
@@ -111,7 +111,7 @@ func (o *Owner) rebuild(ctx context.Context, answers map[ident.StoreID]*wire.Fen
 					o.tableEnd(s)
 				}
 			} else {
-				delete(o.segs, id) // left by an owner that died while it wrote it: a stray
+				o.leaveOut(id) // left by an owner that died while it wrote it: a stray
 			}
 		}
 	}
@@ -317,7 +317,7 @@ func (rd *rebuilder) replay(r *journal.Range) error {
 		if !ok {
 			// Retired, and gone from everywhere once: a store that was away, or whose power cut took the removal back, has it
 			// still. That is a stray, and may be permitted to go already; as a segment it would then be one without a replica.
-			delete(o.segs, r.Segment)
+			o.leaveOut(r.Segment)
 			return nil
 		}
 		if seg, _ := o.m.Segment(slot); seg.Sealed {

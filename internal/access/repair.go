@@ -42,6 +42,7 @@ func (o *Owner) dropSome() {
 	if o.stopErr != nil || !o.w.Serving() {
 		return
 	}
+	o.forgetLost()
 	o.retireSome()
 	o.sendDrops()
 	var permits []journal.Permit
@@ -54,10 +55,14 @@ func (o *Owner) dropSome() {
 		pending[p.Segment] = true
 	}
 	remote := o.remoteSites()
-	for _, s := range o.segs {
+	isLost := o.whoIsLost()
+	list, _, _ := o.repair.dropping.next(o)
+	for i, s := range list {
 		if len(permits) >= permitsMax {
+			o.repair.dropping.back(list[i:])
 			break
 		}
+		o.forgetLostOf(s, isLost)
 		if pending[s.id] || o.retiring(s) {
 			continue
 		}
@@ -285,8 +290,8 @@ func (o *Owner) retireSome() {
 
 // recoversAt reports that a site holds all that the last finished checkpoint needs of checkpoints' segments.
 func (o *Owner) recoversAt(site ident.SiteID) bool {
-	for id, s := range o.segs {
-		if !id.IsCheckpoint() || s.slot == 0 || o.goodAt(s, site) > 0 {
+	for _, s := range o.parts {
+		if s.slot == 0 || o.goodAt(s, site) > 0 {
 			continue
 		}
 		if seg, ok := o.m.Segment(s.slot); ok && seg.Live > 0 {
@@ -340,7 +345,7 @@ func (o *Owner) dropRetired() {
 				continue
 			}
 			if err := o.m.Remove(s.slot); err == nil {
-				delete(o.segs, id)
+				o.leaveOut(id)
 				for k := range o.permits {
 					if k.segment == id {
 						delete(o.permits, k)

@@ -567,8 +567,8 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 	for {
 		var todo []*segment
 		o.ask(func() {
-			for id, seg := range o.segs {
-				if id.IsCheckpoint() && seg.sealed && seg.slot != 0 && !slices.ContainsFunc(seg.holders, func(h holder) bool {
+			for _, seg := range o.parts {
+				if seg.sealed && seg.slot != 0 && !slices.ContainsFunc(seg.holders, func(h holder) bool {
 					return h.stable && !h.going && !h.bad && o.env.Stores.Site(h.store) == s.site
 				}) {
 					todo = append(todo, seg)

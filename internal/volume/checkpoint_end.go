@@ -99,6 +99,7 @@ func (m *Map) bury(cp *Checkpoint) {
 			}
 		} else if s < len(cp.live) && cp.live[s] == 0 && m.live[s] == 0 && last.Seq <= cp.at.Seq {
 			m.table.dead[slot] = cp.at
+			m.turn(slot)
 		}
 	}
 }

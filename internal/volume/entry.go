@@ -46,7 +46,14 @@ func follows(a entry, n int, b entry) bool {
 type tally struct {
 	live   []uint32 // by slot: blocks mapped to the segment
 	dirty  []bool   // by slot/chunkSlots
+	turned []bool   // likewise: a count has become 0, or is no longer; see Map.DyingBytes. A checkpoint's tally has none
 	mapped uint64   // the sum of live
+}
+
+func (t *tally) turn(s Slot) {
+	if c := s / chunkSlots; int(c) < len(t.turned) {
+		t.turned[c] = true
+	}
 }
 
 func (t *tally) drop(e entry, n int) {
@@ -54,7 +61,9 @@ func (t *tally) drop(e entry, n int) {
 	if s == 0 {
 		return
 	}
-	t.live[s] -= uint32(n)
+	if t.live[s] -= uint32(n); t.live[s] == 0 {
+		t.turn(s)
+	}
 	t.dirty[s/chunkSlots] = true
 	t.mapped -= uint64(n)
 }
@@ -63,6 +72,9 @@ func (t *tally) add(e entry, n int) {
 	s := e.slot()
 	if s == 0 {
 		return
+	}
+	if t.live[s] == 0 {
+		t.turn(s)
 	}
 	t.live[s] += uint32(n)
 	t.dirty[s/chunkSlots] = true

@@ -123,6 +123,7 @@ func (l *loader) enter(x slotted) error {
 		return nil
 	}
 	m.live[x.slot] = x.seg.Live
+	m.turn(x.slot)
 	m.mapped += uint64(x.seg.Live)
 	return nil
 }
@@ -277,6 +278,7 @@ func (m *Map) buryLoaded(at ident.Position) {
 		case seg.Retired || m.live[s] != 0 || m.table.parts[slot].live != 0:
 		case seg.Sealed:
 			m.table.dead[slot] = at
+			m.turn(slot)
 		case !seg.ID.IsCheckpoint():
 			m.table.bare = append(m.table.bare, slot)
 		}

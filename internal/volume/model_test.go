@@ -527,6 +527,15 @@ func (x *model) Check(t *rapid.T) {
 			}
 		}
 	})
+	var dying uint64
+	for slot, seg := range x.m.Segments() {
+		if _, dead := x.m.DeadAt(slot); seg.Live == 0 && seg.Sealed && !seg.Retired && !dead && !seg.ID.IsCheckpoint() {
+			dying += uint64(seg.End)
+		}
+	}
+	if got := x.m.DyingBytes(); got != dying {
+		t.Fatalf("%d bytes would die with a checkpoint, want %d", got, dying)
+	}
 	for _, d := range x.m.dirs {
 		if d != nil {
 			mem += dirMemory

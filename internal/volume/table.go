@@ -58,6 +58,8 @@ type table struct {
 	ended  map[Slot]ident.Position // see Ended
 	bare   []Slot                  // to which the loaded checkpoint maps nothing, and of which it doesn't know the end
 	locs   []location              // by chunk, in the last finished checkpoint
+	dying  []uint64                // by chunk: what DyingBytes counted when it looked last; the tally knows where to look again
+	dies   uint64                  // the sum of dying
 }
 
 func newTable() table {
@@ -88,6 +90,8 @@ func (m *Map) grow(s Slot) {
 		t.shared = append(t.shared, false)
 		t.locs = append(t.locs, location{})
 		m.tally.dirty = append(m.tally.dirty, false)
+		m.tally.turned = append(m.tally.turned, false)
+		t.dying = append(t.dying, 0)
 		t.used = append(t.used, make([]bool, chunkSlots)...)
 		m.tally.live = append(m.tally.live, make([]uint32, chunkSlots)...)
 	}
@@ -109,6 +113,7 @@ func (m *Map) edit(s Slot) *Segment {
 		t.chunks[c], t.shared[c] = slices.Clone(t.chunks[c]), false
 	}
 	m.tally.dirty[c] = true
+	m.tally.turned[c] = true
 	return &t.chunks[c][s%chunkSlots]
 }
 
@@ -202,6 +207,7 @@ func (m *Map) Ended(s Slot, last ident.Position) {
 	m.table.ended[s] = last
 	if last.Seq <= m.point.At.Seq && slices.Contains(m.table.bare, s) && !m.table.at(s).Retired {
 		m.table.dead[s] = m.point.At
+		m.turn(s)
 	}
 }
 
@@ -327,17 +333,35 @@ func (m *Map) DeadAt(s Slot) (at ident.Position, dead bool) {
 }
 
 // DyingBytes is how much the segments of the history take that only the last finished checkpoint or the replay from it
-// needs: DeadSegments will list them once there is another one.
-func (m *Map) DyingBytes() (sum uint64) {
-	for s, used := range m.table.used {
-		if !used || m.live[s] != 0 {
+// needs: DeadSegments will list them once there is another one. It is asked for many times a second, and counts only where
+// something has changed.
+func (m *Map) DyingBytes() uint64 {
+	t := &m.table
+	for c, turned := range m.tally.turned {
+		if !turned {
 			continue
 		}
-		seg := m.table.at(Slot(s))
+		m.tally.turned[c] = false
+		t.dies -= t.dying[c]
+		t.dying[c] = m.dyingIn(c)
+		t.dies += t.dying[c]
+	}
+	return t.dies
+}
+
+// dyingIn counts one chunk of the table.
+func (m *Map) dyingIn(c int) (sum uint64) {
+	first := c * chunkSlots
+	for s, used := range m.table.used[first:min(first+chunkSlots, len(m.table.used))] {
+		slot := Slot(first + s)
+		if !used || m.live[slot] != 0 {
+			continue
+		}
+		seg := m.table.at(slot)
 		if !seg.Sealed || seg.Retired || seg.ID.IsCheckpoint() {
 			continue
 		}
-		if _, ok := m.table.dead[Slot(s)]; !ok {
+		if _, ok := m.table.dead[slot]; !ok {
 			sum += uint64(seg.End)
 		}
 	}
