@@ -24,6 +24,7 @@ const (
 	copyLengthMax   = 64 << 20 // bytes of one segment: well within an initiator's timeout
 	copyRangesMax   = 64       // of a token, and of a command that uses one
 	copyTokenMax    = 1 << 30  // bytes of a token, and of a command that uses one
+	copyTokenBest   = 64 << 20 // of these, optimally: Windows wants an answer within 4 s, and asks for as much as 256 MiB if it may
 	copyKept        = 64       // results that are kept for a nexus
 	copiesMax       = 32       // under way for a nexus: each has memory for its window, in the background too
 	copyWindow      = 4        // records of a piece under way
@@ -270,9 +271,6 @@ func (o *copyOp) chunk(p *copyPiece, at int64) int64 {
 
 // takeLocked gives the next record; nil if there is none now.
 func (o *copyOp) takeLocked() (p *copyPiece, from int64, g *given) {
-	if o.mu.err == nil && o.stopped() {
-		o.mu.err = ErrAborted
-	}
 	for o.mu.err == nil && o.mu.piece < len(o.pieces) {
 		p = &o.pieces[o.mu.piece]
 		window := copyWindow
@@ -289,6 +287,10 @@ func (o *copyOp) takeLocked() (p *copyPiece, from int64, g *given) {
 			o.mu.piece, o.mu.at, o.mu.front, o.mu.wrote = o.mu.piece+1, 0, 0, false
 			o.mu.count++
 			continue
+		}
+		if o.stopped() { // with something left; else it has gone through
+			o.mu.err = ErrAborted
+			return nil, 0, nil
 		}
 		n := o.chunk(p, o.mu.at)
 		g = &given{n: n}

@@ -163,7 +163,7 @@ func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
 	be.PutUint32(limits[8:], tokenSecondsMax)
 	be.PutUint32(limits[12:], tokenDefaultSeconds)
 	be.PutUint64(limits[16:], copyTokenMax/uint64(size))
-	be.PutUint64(limits[24:], copyTokenMax/uint64(size))
+	be.PutUint64(limits[24:], copyTokenBest/uint64(size))
 	descriptor(0x0000, limits)
 	var commands []byte
 	for _, code := range []byte{0x83, 0x84} {
@@ -193,7 +193,7 @@ func (u *Unit) vpdThirdPartyCopy(_ *Command, b []byte) []byte {
 	be.PutUint16(block[2:], 44)
 	be.PutUint16(block[6:], uint16(u.disk.Geometry().granularity()))
 	be.PutUint64(block[8:], copyTokenMax)
-	be.PutUint64(block[16:], copyTokenMax)
+	be.PutUint64(block[16:], copyTokenBest)
 	be.PutUint64(block[24:], ^uint64(0)) // no limit on what is optimal for one range, to the token or from it
 	be.PutUint64(block[32:], ^uint64(0))
 	descriptor(0x0106, features)

@@ -283,6 +283,25 @@ func TestTokensInTheBackground(t *testing.T) {
 		}
 		<-done
 	}
+	// One that has nothing left to begin when it is to be ended goes through, and says so.
+	zero := make([]byte, 512)
+	copy(zero, []byte{0xff, 0xff, 0, 1, 0, 0, 1, 0xf8})
+	release = nil
+	a.disk.SetFault(func(op iscsitest.Op, _ scsi.Request, _ int64, _ int) error {
+		if op == iscsitest.OpRead && release == nil { // the first call; the next one is held
+			release = a.disk.Hold()
+		}
+		return nil
+	})
+	if got := a.use(11, immediate, zero, [2]uint32{1000, 16}); got != good {
+		t.Fatal(got)
+	}
+	last, over := abort(11)
+	release()
+	<-over
+	if got, d := a.told(11); sense(last) != good || got != good || d[5] != 1 || binary.BigEndian.Uint64(d[16:]) != 16 {
+		t.Errorf("ended at its end: %s; %s, %x", sense(last), got, d)
+	}
 	// An error of the background is told by RECEIVE ROD TOKEN INFORMATION alone.
 	a.disk.SetFault(func(op iscsitest.Op, _ scsi.Request, _ int64, _ int) error {
 		if op == iscsitest.OpToken {
