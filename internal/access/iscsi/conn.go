@@ -175,6 +175,7 @@ func (c *conn) run() {
 		}
 	}
 	c.kill(err)
+	c.endTransfer()
 	parked := c.park()
 	close(c.quit)
 	c.report()

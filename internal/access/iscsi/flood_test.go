@@ -426,3 +426,44 @@ func TestLostConnectionsGiveWay(t *testing.T) {
 		t.Errorf("opcode %#x", p.op())
 	}
 }
+
+// TestAnswersNobodyFetches: what is left of long answers is bounded. Who asks for the rest of one that went is told so, and may ask again.
+func TestAnswersNobodyFetches(t *testing.T) {
+	log := new(logged)
+	portal, _ := serve(t, func(c *iscsi.Config) {
+		c.MemoryMax, c.Log = 1<<20, slog.New(slog.NewTextHandler(log, nil)) // 48 KiB for those of one address
+	}, func(p *iscsitest.Provider) {
+		for i := range 400 {
+			p.Disks[fmt.Sprintf("%s.another-one-with-a-long-name.%04d", targetName, i)] = nil
+		}
+	})
+	all := func(c *client, p *pdu) (told int) {
+		for {
+			if p.op() != 0x24 {
+				t.Fatalf("answered with opcode %#x", p.op())
+			}
+			told += strings.Count(string(p.data), "TargetName=")
+			if p.bhs[1]&0x40 == 0 {
+				return told
+			}
+			p = c.text(p.u32(20), 0x80, "")
+		}
+	}
+	forgetful, other := dial(t, portal).discover(), dial(t, portal)
+	other.isid = 9
+	other.discover()
+	begun := forgetful.text(0xffffffff, 0x80, "SendTargets=All\x00")
+	if begun.bhs[1]&0x40 == 0 || len(begun.data) > 8192 {
+		t.Fatalf("%d bytes in one PDU", len(begun.data))
+	}
+	if n := all(other, other.text(0xffffffff, 0x80, "SendTargets=All\x00")); n != 401 {
+		t.Errorf("%d targets told, want 401", n)
+	}
+	if p := forgetful.text(begun.u32(20), 0x80, ""); p.op() != 0x3f || p.bhs[2] != 0x0a {
+		t.Errorf("the rest of an answer that went: opcode %#x, reason %#x", p.op(), p.bhs[2])
+	}
+	log.wait(t, "nobody fetches")
+	if n := all(forgetful, forgetful.text(0xffffffff, 0x80, "SendTargets=All\x00")); n != 401 {
+		t.Errorf("%d targets told, want 401", n)
+	}
+}

@@ -44,6 +44,7 @@ const (
 	rejectTooManyImmediate = 0x06
 	rejectDataACK          = 0x08
 	rejectInvalidField     = 0x09
+	rejectNoResources      = 0x0a
 )
 
 // header is a basic header segment, with accessors for what is at the same place in all PDUs.

@@ -172,7 +172,7 @@ func (c *conn) asyncLocked(event byte, lun uint64, p1, p2, p3 uint16) {
 type textTransfer struct {
 	request  []byte          // so far, of requests with the C bit
 	received int             // bytes of the exchange altogether
-	reply    []byte          // what is left to send
+	left     *answer         // what is left to send
 	ttt      uint32          // of the exchange under way, 0 if none
 	seen     map[string]bool // the keys that have come
 	// maxSend is the MaxRecvDataSegmentLength that the initiator has declared, or 0. It holds once the exchange is complete.
@@ -196,7 +196,7 @@ func (c *conn) textRequest(h *header) error {
 		c.reject(h, rejectProtocolError)
 		return badPDU(h, "text request with F and C")
 	case h.ttt() == noTag: // a new exchange ends an old one
-		*x = textTransfer{}
+		c.endTransfer()
 	case h.ttt() != x.ttt || x.ttt == 0:
 		c.reject(h, rejectInvalidField)
 		c.mu.Lock()
@@ -208,7 +208,9 @@ func (c *conn) textRequest(h *header) error {
 	if x.received += len(data); x.received > textLenMax {
 		return badPDU(h, "text longer than %d bytes", textLenMax)
 	}
-	if len(x.reply) == 0 {
+	var part []byte
+	unfinished := false // something of the answer is left
+	if x.left == nil {
 		x.request = append(x.request, data...)
 		if !more {
 			pairs, err := parseText(x.request)
@@ -217,11 +219,11 @@ func (c *conn) textRequest(h *header) error {
 				c.reject(h, rejectProtocolError)
 				return badPDU(h, "%v", err)
 			}
-			switch x.reply, err = c.answerText(x, pairs); {
+			switch part, err = c.answerText(x, pairs); {
 			case errors.Is(err, errNegotiation):
 				// RFC 7143 6.4, 7.12: the negotiation is over, nothing of it takes effect, and the connection goes on.
 				c.log.Debug("text negotiation failed", "err", err)
-				*x = textTransfer{}
+				c.endTransfer()
 				c.reject(h, rejectProtocolError)
 				c.mu.Lock()
 				c.ended(h.immediate())
@@ -232,16 +234,33 @@ func (c *conn) textRequest(h *header) error {
 			}
 		}
 	}
-	n := min(len(x.reply), int(c.params.MaxSendDataSegment))
-	part := x.reply[:n]
-	x.reply = x.reply[n:]
+	switch n := int(c.params.MaxSendDataSegment); {
+	case x.left != nil:
+		if part, unfinished = c.srv.untold.part(x.left, n); len(part) == 0 {
+			c.srv.notice("answers to text requests that nobody fetches take too much memory: one is dropped", "peer", c.peer.Remote)
+			c.endTransfer()
+			c.reject(h, rejectNoResources)
+			c.mu.Lock()
+			c.ended(h.immediate())
+			c.mu.Unlock()
+			return nil
+		}
+		if !unfinished {
+			c.srv.untold.drop(x.left)
+			x.left = nil
+		}
+	case len(part) > n:
+		unfinished = true
+		x.left = c.srv.untold.keep(c.peer.Remote.Addr(), part[n:])
+		part = part[:n]
+	}
 	var maxSend uint32
 	var r header
 	r[0] = opTextR
 	r.setLUN(h.lun())
 	r.put32(16, h.itt())
 	switch {
-	case len(x.reply) > 0: // C bit: the initiator fetches the rest with an empty request
+	case unfinished: // C bit: the initiator fetches the rest with an empty request
 		r[1] = 0x40
 		fallthrough
 	case !h.final():
@@ -253,7 +272,7 @@ func (c *conn) textRequest(h *header) error {
 		r[1] = finalBit
 		r.put32(20, noTag)
 		maxSend = x.maxSend
-		*x = textTransfer{}
+		c.endTransfer()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -264,6 +283,12 @@ func (c *conn) textRequest(h *header) error {
 		c.params.MaxSendDataSegment = maxSend
 	}
 	return nil
+}
+
+// endTransfer forgets the text exchange that is under way.
+func (c *conn) endTransfer() {
+	c.srv.untold.drop(c.transfer.left)
+	c.transfer = textTransfer{}
 }
 
 // errNegotiation ends a negotiation in full feature phase: what the initiator sent breaks its rules.

@@ -108,6 +108,7 @@ type Server struct {
 	stashes shared // data that came unasked, before there was memory for their commands
 	outs    shared // answers that wait for the socket
 	telling *telling
+	untold  untold
 	sources sources // of logins under way and of discovery sessions
 	notices notices
 	lines   notices // of all sessions
@@ -131,6 +132,7 @@ func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, telling: newTelling()}
 	s.budget.max, s.budget.share = int64(cfg.MemoryMax), int64(cfg.MemoryMax/cfg.ConnectionsMax)
 	s.kept.max, s.stashes.max, s.outs.max = int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4), int64(cfg.MemoryMax/4)
+	s.untold.max = cfg.MemoryMax / 16
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.purses = map[netip.Addr]*purse{}
