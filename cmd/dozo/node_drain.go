@@ -24,7 +24,8 @@ func newNodeDrain(a *app) *cobra.Command {
 		Use: "drain NAME", Short: "Have a node hand over the volumes that it owns",
 		Long: `Have a node hand over the volumes that it owns to other access servers of its site, and own no more until dozo node
 undrain. Clients may stay connected to it: what they ask for is passed on. With --wait the command ends once the node owns
-nothing, and the node may be stopped. What its stores hold stays there.`,
+nothing, and the node may be stopped; it fails where no other access server of the site can take them for 30 seconds, or none was
+handed over for 5 minutes. The node goes on draining then. What its stores hold stays there.`,
 		Args: names("NAME"), ValidArgsFunction: a.completeNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Node = args[0]
@@ -32,7 +33,7 @@ nothing, and the node may be stopped. What its stores hold stays there.`,
 		},
 	}
 	c.Flags().BoolVar(&o.req.Wait, "wait", false, "until it owns nothing")
-	c.Flags().DurationVar(&o.timeout, "timeout", 0, "how long to wait, such as 30s (default for ever)")
+	c.Flags().DurationVar(&o.timeout, "timeout", 0, "how long to wait at most, such as 30s (default as long as volumes are handed over)")
 	return c
 }
 
@@ -50,9 +51,14 @@ func (o *nodeDrain) run(ctx context.Context, a *app) error {
 		defer stream.Close()
 		p := progress{a: a, show: isTerminal(a.err)}
 		var last *dozov1.DrainNodeResponse
+		saidStuck := false // to a script; a terminal is shown all
 		for stream.Receive() {
 			last = stream.Msg()
 			p.line(drainLine(last))
+			if stuck := last.GetStuck(); stuck && !saidStuck && !p.show && o.req.GetWait() {
+				saidStuck = true
+				fmt.Fprintf(a.err, "draining %s: %s\n", o.req.GetNode(), drainLine(last))
+			}
 		}
 		p.end()
 		if err := stream.Err(); err != nil {

@@ -167,14 +167,22 @@ func (b *backend) moveVolume(ctx context.Context, v control.VolumeSpec, req *doz
 }
 
 // owned counts the volumes that a node owns.
-func owned(c *control.Client, name ident.NodeName) (n uint32) {
+func owned(c *control.Client, name ident.NodeName) uint32 {
+	n, _ := ownedSome(c, name)
+	return n
+}
+
+// ownedSome names the first three of them, too.
+func ownedSome(c *control.Client, name ident.NodeName) (n uint32, some []string) {
 	for _, id := range c.Journals() {
 		state, _, _ := c.Journal(id)
 		if v, ok := c.Volume(id); ok && v.Deleted == nil && state.Owner == name {
-			n++
+			if n++; n <= 3 {
+				some = append(some, v.Name)
+			}
 		}
 	}
-	return n
+	return n, some
 }
 
 // DrainNode implements api.Nodes: the node sees that it is to drain, and does.
@@ -188,9 +196,11 @@ func (b *backend) DrainNode(ctx context.Context, req *dozov1.DrainNodeRequest, p
 		return err
 	}
 	var last *dozov1.DrainNodeResponse
+	var watch drainWatch
 	seen := false // the cache has the change
 	for {
-		r := &dozov1.DrainNodeResponse{Volumes: owned(c, x.Name)}
+		n, some := ownedSome(c, x.Name)
+		r := &dozov1.DrainNodeResponse{Volumes: n}
 		r.Done = r.Volumes == 0
 		r.Stuck = !r.Done && !slices.ContainsFunc(c.Nodes(), func(y control.Node) bool {
 			return y.Site == x.Site && y.Name != x.Name && y.Has(control.RoleAccess) && !y.Draining && c.Alive(y.Name)
@@ -203,6 +213,9 @@ func (b *backend) DrainNode(ctx context.Context, req *dozov1.DrainNodeRequest, p
 		}
 		if r.Done || !req.Wait {
 			return nil
+		}
+		if err := watch.see(time.Now(), req.Node, r, func() []string { return some }); err != nil {
+			return err
 		}
 		y, ok := c.Node(x.Name)
 		if seen = seen || y.Draining; !ok || seen && !y.Draining {

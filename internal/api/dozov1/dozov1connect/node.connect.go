@@ -76,8 +76,9 @@ type NodeServiceClient interface {
 	// ends it. Needs role admin.
 	Decommission(context.Context, *dozov1.DecommissionNodeRequest) (*connect.ServerStreamForClient[dozov1.EmptyProgress], error)
 	// Drain has a node hand over the volumes that it owns to others of its site and take no more, until Undrain. It
-	// reports how many are left; with wait until there are none, which the last message says by done. Needs role
-	// operator.
+	// reports how many are left; with wait until there are none, which the last message says by done, or until
+	// no other server of the site could take them for 30 s (TOO_FEW_SERVERS) or none has left for 5 min (TIMED_OUT). Needs
+	// role operator.
 	Drain(context.Context, *dozov1.DrainNodeRequest) (*connect.ServerStreamForClient[dozov1.DrainNodeResponse], error)
 	// Undrain ends that: the node may own volumes again. Needs role operator.
 	Undrain(context.Context, *dozov1.UndrainNodeRequest) (*dozov1.UndrainNodeResponse, error)
@@ -260,8 +261,9 @@ type NodeServiceHandler interface {
 	// ends it. Needs role admin.
 	Decommission(context.Context, *dozov1.DecommissionNodeRequest, *connect.ServerStream[dozov1.EmptyProgress]) error
 	// Drain has a node hand over the volumes that it owns to others of its site and take no more, until Undrain. It
-	// reports how many are left; with wait until there are none, which the last message says by done. Needs role
-	// operator.
+	// reports how many are left; with wait until there are none, which the last message says by done, or until
+	// no other server of the site could take them for 30 s (TOO_FEW_SERVERS) or none has left for 5 min (TIMED_OUT). Needs
+	// role operator.
 	Drain(context.Context, *dozov1.DrainNodeRequest, *connect.ServerStream[dozov1.DrainNodeResponse]) error
 	// Undrain ends that: the node may own volumes again. Needs role operator.
 	Undrain(context.Context, *dozov1.UndrainNodeRequest) (*dozov1.UndrainNodeResponse, error)
