@@ -325,6 +325,13 @@ func (o *copyOp) step(g *given, err error) {
 	o.pump()
 }
 
+// stepped says that something has gone on.
+func (o *copyOp) stepped() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.mu.stepped = time.Now()
+}
+
 // countLocked counts what is done in the order that was asked for (SPC-4 6.24, TRANSFER COUNT): a piece that is copied from its end
 // once it is there as a whole.
 func (o *copyOp) countLocked() {
@@ -449,9 +456,7 @@ func (o *copyOp) moveAll(p *copyPiece, from, left int64, g *given) {
 			o.step(g, err)
 			return
 		}
-		o.mu.Lock()
-		o.mu.stepped = time.Now()
-		o.mu.Unlock()
+		o.stepped()
 		o.moveAll(p, from, left-m, g)
 	})
 }
@@ -497,7 +502,7 @@ func (o *copyOp) moveData(p *copyPiece, from, n int64, done func(error)) {
 // enter makes the operation known, from where on it can be asked for and ended. False: it can't be begun, and the command has finished.
 func (u *Unit) enter(c *Command, o *copyOp) bool {
 	o.unit, o.request, o.parent = u, c.Request, &c.cancelled
-	o.mu.stepped = time.Now()
+	o.stepped()
 	if err := u.copies.enter(o); err != nil {
 		c.notEntered(err)
 		return false

@@ -100,6 +100,7 @@ func (u *Unit) populateToken(c *Command) {
 	}, func(err error) {
 		switch {
 		case err == nil && o.stopped(): // nobody will ask for it
+			o.stepped()
 			u.disk.DropToken(o.on(u.disk), token, func() { o.endWith(ErrAborted) })
 			return
 		case err == nil:
@@ -200,6 +201,7 @@ func (u *Unit) resolve(o *copyOp, token []byte, then func(Disk, Token, []Range, 
 		case src == nil: // tokens of other targets are known (REMOTE TOKENS), and whose this is can't be asked
 			then(nil, t.Token, nil, &refusal{senseData{key: CopyAborted, code: codeTargetUnreachable}})
 		default:
+			o.stepped() // a unit that nobody has used here for long takes its time
 			src.UseToken(o.on(src), t.Token, func(from []Range, err error) { then(src, t.Token, from, err) })
 		}
 	}

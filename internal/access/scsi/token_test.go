@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"dozo/internal/access/iscsi/iscsitest"
 	"dozo/internal/access/scsi"
@@ -319,6 +321,35 @@ func TestTokensInTheBackground(t *testing.T) {
 	if got := a.populate(10, immediate, [2]uint32{32760, 16}); got != "5/2100" {
 		t.Errorf("past the end, in the background: %s", got)
 	}
+}
+
+// TestSlowTokens: what takes long before a copy begins is no pause of the copy (rule R9).
+func TestSlowTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := pair(t)
+		other := iscsitest.NewDisk("other", 1<<20, 512)
+		b := &rig{t: t, disk: other, nexus: scsi.NewNexus(a.nexus.Initiator(), "iqn.other", scsi.UnitConfig{LUN: 0, Disk: other})}
+		tok := b.ready().token(t, 1, [2]uint32{0, 16})
+		a.disk.SetOthers(other)
+		a.disk.SetDelay(3 * time.Second)
+		p := rangeList(536, [2]uint32{1000, 16})
+		copy(p[16:], tok)
+		c, done := a.start([]byte{0x83, 0x11, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, byte(len(p) >> 8), byte(len(p))}, p)
+		a.disk.SetDelay(0)
+		if <-done; sense(c) != good {
+			t.Errorf("by a token of a unit that takes its time: %s", sense(c))
+		}
+		a.disk.SetDelay(3 * time.Second)
+		if got := a.populate(9, 1, [2]uint32{0, 16}); got != good {
+			t.Fatal(got)
+		}
+		_, done = a.start([]byte{0x83, 0x1c, 0, 0, 0, 9}, nil)
+		a.disk.SetDelay(0)
+		<-done
+		if got, d := a.told(9); got != good || d[5] != 0x60 {
+			t.Errorf("a token that took its time, and was not wanted any more: %s, %x", got, d)
+		}
+	})
 }
 
 // TestWhatIsToldOfCopies: SPC-4 6.23 to 6.26, 6.4.3.2.

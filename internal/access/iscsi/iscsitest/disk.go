@@ -227,16 +227,18 @@ type view struct{ *Disk }
 
 // Other looks among those of SetOthers. Who asks twice gets two Disks.
 func (d *Disk) Other(meant func(scsi.Identity) bool, done func(scsi.Disk, func())) {
-	d.mu.RLock()
-	others := d.others
-	d.mu.RUnlock()
-	for _, o := range others {
-		if meant(o.identity) {
-			done(&view{o}, func() {})
-			return
+	d.later(func() {
+		d.mu.RLock()
+		others := d.others
+		d.mu.RUnlock()
+		for _, o := range others {
+			if meant(o.identity) {
+				done(&view{o}, func() {})
+				return
+			}
 		}
-	}
-	done(nil, nil)
+		done(nil, nil)
+	})
 }
 
 // Hold makes calls wait until release is called.
