@@ -90,9 +90,7 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 		r.mu.Unlock()
 		return nil
 	}
-	space := r.note.Load().space()
 	sealed, length, last := r.mu.state == wire.ReplicaSealed, r.note.Load().Length, r.mu.last
-	again := r.mu.state >= stateDropped
 	missing := r.mu.state == stateLost && r.mu.away // nothing under its name any more
 	r.mu.state = to
 	r.mu.closing = true
@@ -101,14 +99,12 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 	if err := batch.wait(context.Background()); err != nil {
 		return answer("note that a replica is dropped", err)
 	}
-	if !again {
-		s.used.Add(-space)
-	}
 	if !missing && to != stateDropped {
 		if err := s.setAside(r.path, r.note.Load().Made); err != nil {
 			s.log.Error("file of a damaged replica not set aside", "segment", r.id.String(), "err", err)
 			return ioError("set aside "+r.path, err)
 		}
+		s.count(r, 0)
 	}
 	if to == stateLost {
 		s.emptyLost(r)
@@ -122,6 +118,7 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 	}
 	// A file that somebody reads still is not recycled, and from here on nobody can begin to.
 	if idle := s.handles.forget(r); idle && sealed && to == stateDropped && s.keepSpare(r, length, last) {
+		s.count(r, 0)
 		s.removeReplica(r) // an OpenSegment that doesn't find it any more finds the spare
 		return nil
 	}
@@ -129,6 +126,7 @@ func (s *Store) discardLocked(r *replica, to wire.ReplicaState) error {
 		s.log.Error("file of a dropped replica stays", "segment", r.id.String(), "err", err)
 		return ioError("remove "+r.path, err)
 	}
+	s.count(r, 0)
 	s.removeReplica(r)
 	return nil
 }
@@ -159,6 +157,7 @@ func (s *Store) setLostAside(r *replica) error {
 	if err := s.setAside(r.path, r.note.Load().Made); err != nil {
 		return ioError("set aside "+r.path, err)
 	}
+	s.count(r, 0)
 	s.emptyLost(r)
 	return nil
 }

@@ -55,6 +55,8 @@ func (s *Store) renameForkLocked(r *replica, length uint32) error {
 	fork.mu.stable = r.mu.last
 	fork.mu.index = slices.Clone(r.mu.index)
 	s.addReplica(fork)
+	s.count(r, 0)
+	s.count(fork, n.space())
 	r.mu.state = stateDropped
 	r.mu.closing = true
 	unpin := s.emptyLocked(r)
@@ -94,15 +96,15 @@ func (s *Store) copyForkLocked(r *replica, length uint32) (err error) {
 	}
 	n := &replicaNote{Segment: id, State: wire.ReplicaFork, Boot: s.opts.Boot, Capacity: size, Length: length, End: r.end.Load(), StableEnd: r.end.Load(),
 		Before: r.mu.before, Last: r.mu.last, Start: r.mu.start, Made: s.made.Add(1)}
+	fork := s.newReplica(n)
+	s.count(fork, n.space()) // the file is there whatever becomes of the note
 	if err := s.notes.putReplica(n).wait(s.life); err != nil {
 		return fmt.Errorf("note a fork: %w", err)
 	}
-	fork := s.newReplica(n)
 	fork.mu.closing = true
 	fork.mu.stable = r.mu.last
 	fork.mu.index = slices.Clone(r.mu.index)
 	s.addReplica(fork)
-	s.used.Add(n.space())
 	return nil
 }
 
@@ -172,10 +174,9 @@ func (s *Store) unsealLocked(r *replica, m *wire.Seal) error {
 
 // reopenLocked makes an open replica of one that was sealed or set aside, and whose index is known.
 func (s *Store) reopenLocked(r *replica) error {
-	was := r.note.Load()
 	r.mu.state = wire.ReplicaOpen
 	batch := s.noteLocked(r, wire.ReplicaOpen, 0)
-	s.used.Add(r.note.Load().space() - was.space())
+	s.count(r, r.note.Load().space())
 	if err := batch.wait(s.life); err != nil {
 		return answer("note that a replica is opened again", err)
 	}

@@ -177,6 +177,7 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 	if !mutant.On(mutant.R4Noted) {
 		if err := s.notes.putReplica(r.note.Load()).wait(context.Background()); err != nil {
 			s.fail("note that a replica is open", err)
+			s.count(r, int64(capacity))
 			_ = f.Close() // the file stays: the note may be on the disk all the same, and a replica without a file is a damaged one
 			return ioError("make "+r.path, err)
 		}
@@ -187,9 +188,12 @@ func (s *Store) makeReplica(id ident.SegmentID, capacity uint32, state wire.Repl
 }
 
 func (s *Store) madeReplica(r *replica, capacity uint32) {
-	s.used.Add(int64(capacity))
+	s.count(r, int64(capacity))
 	s.addReplica(r)
 }
+
+// count notes what a replica's file takes of the disk: 0 once it is gone, and not before.
+func (s *Store) count(r *replica, bytes int64) { s.used.Add(bytes - r.counted.Swap(bytes)) }
 
 // makeRoom holds back capacity bytes of the disk and a place in the notes, or says that there is none.
 func (s *Store) makeRoom(capacity int64) error {

@@ -31,6 +31,8 @@ type replica struct {
 	end  atomic.Uint32               // bytes that may be read; stored with mu held
 	from atomic.Uint64               // mu.before.Seq, for readers; stored before end
 
+	counted atomic.Int64 // what it is in Store.used; see count
+
 	sealing sync.Mutex // held by Seal and Drop from beginning to end, I/O included
 
 	mu struct {

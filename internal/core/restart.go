@@ -53,8 +53,9 @@ func (s *Store) restart(fresh bool) error {
 		case stateDropped, stateAside, stateLost:
 			dropped = append(dropped, n)
 		case wire.ReplicaSealed:
-			s.addReplica(s.newReplica(n))
-			s.used.Add(n.space())
+			r := s.newReplica(n)
+			s.addReplica(r)
+			s.count(r, n.space())
 		default:
 			scan = append(scan, n)
 		}
@@ -90,7 +91,7 @@ func (s *Store) restart(fresh bool) error {
 				mu.Unlock()
 			}
 			r.mu.Unlock()
-			s.used.Add(n.space())
+			s.count(r, n.space())
 			s.addReplica(r)
 			return nil
 		})
@@ -276,6 +277,7 @@ func (s *Store) orphans(files map[ident.SegmentID]bool) (notes []*noteBatch, err
 		r := s.newReplica(&replicaNote{Segment: id, State: wire.ReplicaDamaged, Capacity: uint32(size), Made: s.made.Add(1), End: sc.end, Before: sc.before, Last: sc.last, Start: sc.start})
 		r.mu.closing = true
 		s.addReplica(r)
+		s.count(r, size)
 		notes = append(notes, s.notes.putReplica(r.note.Load()))
 	}
 	return notes, nil

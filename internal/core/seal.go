@@ -136,9 +136,9 @@ func (s *Store) sealAt(r *replica, m *wire.Seal, keep int) (length uint32, err e
 	r.mu.Lock()
 	s.countStableLocked(r, r.end.Load())
 	r.mu.stable = r.mu.last
-	space := r.note.Load().space()
 	batch := s.noteLocked(r, wire.ReplicaSealed, length)
 	r.mu.Unlock()
+	s.count(r, int64(length))
 	if err := batch.wait(context.Background()); err != nil {
 		s.fail("note that a replica is sealed", err)
 		return 0, answer("note that a replica is sealed", err)
@@ -155,7 +155,6 @@ func (s *Store) sealAt(r *replica, m *wire.Seal, keep int) (length uint32, err e
 	if unpin != nil {
 		s.handles.release(unpin)
 	}
-	s.used.Add(int64(length) - space)
 	return length, nil
 }
 

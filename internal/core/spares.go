@@ -305,6 +305,7 @@ func (s *Store) makeRecycled(r *replica, sp *spare, capacity uint32) error {
 	r.mu.stale = sp.last.Seq
 	if err := s.notes.putReplica(r.note.Load()).wait(context.Background()); err != nil {
 		s.fail("note that a replica is open", err)
+		s.count(r, int64(capacity))
 		_ = f.Close() // as in makeReplica the file stays
 		s.spares.done(sp)
 		return err
