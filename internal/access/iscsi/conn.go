@@ -95,7 +95,9 @@ type conn struct {
 	keep        bool      // the next PDU has used its StatSN up
 	acks        []ackWait // who waits for the initiator's acknowledgement
 	pingTTT     uint32    // tag of the last ping
-	pingWaiting time.Time // since when an answer is owed, or zero
+	pingWaiting time.Time // since when a ping was sent and nothing has come, or zero
+	unechoed    int       // pings since something has come
+	echoes      bool      // it has answered a ping
 	transfer    textTransfer
 	cleared     []uint16 // the LUNs of tasks that have ended with the connection, until the initiator is told
 	complaints  notices  // what the initiator does wrong; not under mu

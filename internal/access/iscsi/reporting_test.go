@@ -111,7 +111,7 @@ func TestNotices(t *testing.T) {
 	if a.keys["TargetAlias"] != "memory" {
 		t.Errorf("alias %q", a.keys["TargetAlias"])
 	}
-	join(t, portal, a, 1) // it never answers a ping
+	join(t, portal, a, 1).echo() // one ping only
 	if p := a.must(a.recv()); p.op() != 0x32 || p.bhs[36] != 2 || p.bhs[39] != 1 {
 		t.Fatalf("opcode %#x event %d of connection %d", p.op(), p.bhs[36], p.bhs[39])
 	}

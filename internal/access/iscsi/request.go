@@ -43,7 +43,7 @@ func (c *conn) nopOut(h *header) error {
 	c.ended(h.immediate())
 	if h.ttt() != noTag {
 		if c.stamps.Echoed(h.ttt()) {
-			c.pingWaiting = time.Time{}
+			c.echoes = true
 		}
 	}
 	if h.itt() == noTag {
@@ -59,8 +59,8 @@ func (c *conn) nopOut(h *header) error {
 	return nil
 }
 
-// ping sends a NOP-In that asks for an answer; it ends the connection, and says so, if the last one got none for
-// too long.
+// ping sends a NOP-In that asks for an answer; it ends the connection, and says so, if an initiator that has answered before,
+// or that doesn't take what waits for it, has sent nothing at all for too long.
 func (c *conn) ping(now time.Time, timeout time.Duration) (dropped bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,16 +70,30 @@ func (c *conn) ping(now time.Time, timeout time.Duration) (dropped bool) {
 	switch {
 	case c.pingWaiting.IsZero():
 		c.pingWaiting = now
-	case now.Sub(c.pingWaiting) > timeout:
+	case (c.echoes || !c.out.empty()) && now.Sub(c.pingWaiting) > timeout:
 		c.killLocked(errPing)
 		return true
 	case c.out.size > outMax:
 		return false // a client that doesn't read needs no more to read
 	}
-	c.pingLocked()
+	// Whoever has never answered one may be firmware that can't, and that reads nothing either while its machine waits in a
+	// boot menu: what is sent meanwhile must not fill its window, after which TCP gives it up. Its host still has to
+	// acknowledge keepalives.
+	if c.echoes || c.unechoed < unechoedMax {
+		c.unechoed++
+		c.pingLocked()
+	}
 	c.watchDataLocked()
 	return false
 }
+
+// unechoedMax is how many pings an initiator gets that has never answered one, before something comes from it. A guess: few, and
+// enough for one that is slow to begin with.
+const unechoedMax = 64
+
+// aliveLocked notes that something has come: a ping that is not answered says nothing any more. RFC 7143 11.19 has every ping
+// answered, but there are initiators in firmware that answer none (iPXE, UEFI) and go on using their session.
+func (c *conn) aliveLocked() { c.pingWaiting, c.unechoed = time.Time{}, 0 }
 
 // pingLocked sends a NOP-In that asks for an answer.
 func (c *conn) pingLocked() {
@@ -98,6 +112,7 @@ func (c *conn) pingLocked() {
 
 // proveLocked takes what an ExpStatSN of the initiator proves.
 func (c *conn) proveLocked(expStatSN uint32) scsi.Stamp {
+	c.aliveLocked()
 	at := c.stamps.Expects(expStatSN)
 	if c.recovery != nil {
 		c.recovery.acknowledged(c.stamps.Acked())

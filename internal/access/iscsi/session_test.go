@@ -112,12 +112,23 @@ func readFull(c *client, p *pdu) (int, error) {
 func TestPingUnanswered(t *testing.T) {
 	portal, _ := serve(t, func(c *iscsi.Config) { c.PingEvery, c.PingTimeout = 5*time.Millisecond, 20*time.Millisecond }, nil)
 	c := dial(t, portal).login()
-	c.answerPings = false
+	c.echo()
 	for {
 		if _, err := c.recv(); err != nil {
 			return
 		}
 	}
+}
+
+// echo answers the next ping, and none after it.
+func (c *client) echo() {
+	c.t.Helper()
+	c.answerPings = false
+	p := new(pdu)
+	if _, err := readFull(c, p); err != nil || p.op() != 0x20 || p.u32(20) == 0xffffffff {
+		c.t.Fatalf("opcode %#x, %v, where a ping was to come", p.op(), err)
+	}
+	c.nop(0xffffffff, p.u32(20), nil)
 }
 
 func TestNopAndLogout(t *testing.T) {
