@@ -109,12 +109,17 @@ func commonOpcodes() []opcode {
 		op(0xa0, -1, "REPORT LUNS", "00 00 ff 00 00 00 ff ff ff ff 00 00", ignoresAttention|anyLUN|duringSanitize|inUnavailable, (*Unit).reportLUNs, nil),
 		op(0xa3, 0x0a, "REPORT TARGET PORT GROUPS", "00 e0 00 00 00 00 ff ff ff ff 00 00", checksStatus|duringSanitize|inUnavailable, (*Unit).reportTargetPortGroups, nil),
 		op(0xa4, 0x0a, "SET TARGET PORT GROUPS", "00 00 00 00 00 00 ff ff ff ff 00 00", checksWrite|inUnavailable, (*Unit).prepareSetGroups, (*Unit).setGroups),
-		op(0xa3, 0x0c, "REPORT SUPPORTED OPERATION CODES", "00 00 87 ff ff ff ff ff ff ff 00 00", checksRead|duringSanitize, (*Unit).reportOpcodes, nil),
+		op(0xa3, 0x0c, "REPORT SUPPORTED OPERATION CODES", "00 00 87 ff ff ff ff ff ff ff 00 00", checksRead|duringSanitize|inUnavailable, (*Unit).reportOpcodes, nil),
 		op(0xa3, 0x0d, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "00 00 80 00 00 00 ff ff ff ff 00 00", checksRead|duringSanitize, (*Unit).reportTaskManagement, nil),
 	}
 }
 
 // diskOpcodes are the SBC commands, and the SPC ones whose contents depend on the disk.
+//
+// By a path in standby, or one that is unavailable, SPC-4 5.16.2.4.4 and 5.16.2.4.5 name what has to work and leave the rest to the
+// target. What a host asks when it finds a disk works, too: one that finds the path while it is in such a state keeps what it has heard.
+// Linux would have a path without a size, which multipathing refuses when the volume has come there, or one without a write cache,
+// by which it then sends no flush.
 func diskOpcodes() []opcode {
 	const (
 		reads  = readsMedium | needsReady
@@ -128,11 +133,11 @@ func diskOpcodes() []opcode {
 		op(0x15, -1, "MODE SELECT (6)", "00 11 00 00 ff 00", inStandby, (*Unit).prepareModeSelect, (*Unit).modeSelect),
 		op(0x16, -1, "RESERVE (6)", "00 00 00 00 00 00", 0, nothing, (*Unit).reserveUnit),
 		op(0x17, -1, "RELEASE (6)", "00 00 00 00 00 00", 0, nothing, (*Unit).releaseUnit),
-		op(0x1a, -1, "MODE SENSE (6)", "00 08 ff ff ff 00", checksRead|inStandby, (*Unit).modeSense, nil),
+		op(0x1a, -1, "MODE SENSE (6)", "00 08 ff ff ff 00", checksRead|inUnavailable, (*Unit).modeSense, nil),
 		op(0x1b, -1, "START STOP UNIT", "00 01 00 0f f7 00", checksWrite, (*Unit).startStop, nil),
 		op(0x1d, -1, "SEND DIAGNOSTIC", "00 04 00 00 00 00", checksWrite|inStandby, nothing, nil),
 		op(0x1e, -1, "PREVENT ALLOW MEDIUM REMOVAL", "00 00 00 00 03 00", checksWrite, nothing, nil),
-		op(0x25, -1, "READ CAPACITY (10)", "00 00 ff ff ff ff 00 00 01 00", needsReady|duringSanitize, (*Unit).readCapacity10, nil),
+		op(0x25, -1, "READ CAPACITY (10)", "00 00 ff ff ff ff 00 00 01 00", needsReady|duringSanitize|inUnavailable, (*Unit).readCapacity10, nil),
 		op(0x28, -1, "READ (10)", "00 18 ff ff ff ff 1f ff ff 00", reads, (*Unit).prepareRead, (*Unit).read),
 		op(0x2a, -1, "WRITE (10)", "00 18 ff ff ff ff 1f ff ff 00", writes, (*Unit).prepareWrite, (*Unit).write),
 		op(0x2e, -1, "WRITE AND VERIFY (10)", "00 16 ff ff ff ff 1f ff ff 00", writes, (*Unit).prepareWrite, (*Unit).writeVerify),
@@ -149,7 +154,7 @@ func diskOpcodes() []opcode {
 		op(0x55, -1, "MODE SELECT (10)", "00 11 00 00 00 00 00 ff ff 00", inStandby, (*Unit).prepareModeSelect, (*Unit).modeSelect),
 		op(0x56, -1, "RESERVE (10)", "00 00 00 00 00 00 00 00 00 00", 0, nothing, (*Unit).reserveUnit),
 		op(0x57, -1, "RELEASE (10)", "00 00 00 00 00 00 00 00 00 00", 0, nothing, (*Unit).releaseUnit),
-		op(0x5a, -1, "MODE SENSE (10)", "00 18 ff ff 00 00 00 ff ff 00", checksRead|inStandby, (*Unit).modeSense, nil),
+		op(0x5a, -1, "MODE SENSE (10)", "00 18 ff ff 00 00 00 ff ff 00", checksRead|inUnavailable, (*Unit).modeSense, nil),
 		op(0x5e, 0x00, "PERSISTENT RESERVE IN, READ KEYS", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
 		op(0x5e, 0x01, "PERSISTENT RESERVE IN, READ RESERVATION", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
 		op(0x5e, 0x02, "PERSISTENT RESERVE IN, REPORT CAPABILITIES", "00 00 00 00 00 00 00 ff ff 00", inStandby, nothing, (*Unit).reserveIn),
@@ -183,7 +188,7 @@ func diskOpcodes() []opcode {
 		op(0x91, -1, "SYNCHRONIZE CACHE (16)", "00 02 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", needsReady, (*Unit).prepareSynchronize, (*Unit).synchronize),
 		op(0x93, -1, "WRITE SAME (16)", "00 09 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", writes, (*Unit).prepareWriteSame, (*Unit).writeSame),
 		op(0x9c, -1, "WRITE ATOMIC (16)", "00 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", writes, (*Unit).prepareWriteAtomic, (*Unit).write),
-		op(0x9e, 0x10, "READ CAPACITY (16)", "00 00 ff ff ff ff ff ff ff ff ff ff ff ff 01 00", needsReady|duringSanitize, (*Unit).readCapacity16, nil),
+		op(0x9e, 0x10, "READ CAPACITY (16)", "00 00 ff ff ff ff ff ff ff ff ff ff ff ff 01 00", needsReady|duringSanitize|inUnavailable, (*Unit).readCapacity16, nil),
 		op(0x9e, 0x12, "GET LBA STATUS", "00 00 ff ff ff ff ff ff ff ff ff ff ff ff 00 00", needsReady|checksRead, (*Unit).prepareLBAStatus, (*Unit).lbaStatus),
 		op(0xa8, -1, "READ (12)", "00 18 ff ff ff ff ff ff ff ff 1f 00", reads, (*Unit).prepareRead, (*Unit).read),
 		op(0xaa, -1, "WRITE (12)", "00 18 ff ff ff ff ff ff ff ff 1f 00", writes, (*Unit).prepareWrite, (*Unit).write),

@@ -295,9 +295,9 @@ func TestAccessStates(t *testing.T) {
 		sense string
 		also  []byte // commands that work beside those that always do
 	}{
-		{standby, "2/040b", []byte{0x1a, 0x4d, 0x5e, 0x1d}},
+		{standby, "2/040b", []byte{0x4d, 0x5e, 0x1d}},
 		{unavailable, "2/040c", nil},
-		{reserve.Transitioning, good, []byte{0x1a, 0x4d, 0x5e, 0x1d}},
+		{reserve.Transitioning, good, []byte{0x4d, 0x5e, 0x1d}},
 	} {
 		r.disk.SetPaths(twoSites(uint64(2+i), x.state, non, optimized))
 		if got := sense(r.run(tur, 0, nil)); got != "6/2a06" {
@@ -307,7 +307,7 @@ func TestAccessStates(t *testing.T) {
 			"TEST UNIT READY": sense(r.run(tur, 0, nil)),
 			"READ":            sense(r.run(read, 512, nil)),
 			"WRITE":           sense(r.run([]byte{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, make([]byte, 512))),
-			"READ CAPACITY":   sense(r.run([]byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 8, nil)),
+			"VERIFY":          sense(r.run([]byte{0x2f, 0, 0, 0, 0, 0, 0, 0, 1, 0}, 0, nil)),
 		} {
 			if got != x.sense {
 				t.Errorf("%s in state %d: %s, want %s", what, x.state, got, x.sense)
@@ -319,11 +319,21 @@ func TestAccessStates(t *testing.T) {
 			0x1a: {0x1a, 0, 0x3f, 0, 255, 0}, 0x4d: {0x4d, 0, 0x40, 0, 0, 0, 0, 0, 255, 0}, 0x5e: {0x5e, 0, 0, 0, 0, 0, 0, 1, 0, 0}, 0x1d: {0x1d, 4, 0, 0, 0, 0},
 		} {
 			want := good
-			if (code == 0x1a || code == 0x4d || code == 0x5e || code == 0x1d) && !bytes.Contains(x.also, []byte{code}) {
+			if (code == 0x4d || code == 0x5e || code == 0x1d) && !bytes.Contains(x.also, []byte{code}) {
 				want = x.sense
 			}
 			if got := sense(r.run(cdb, 256, nil)); got != want {
 				t.Errorf("command %#x in state %d: %s, want %s", code, x.state, got, want)
+			}
+		}
+		// What a host asks that finds the disk by such a path, and keeps: its size, its cache, its commands.
+		for what, cdb := range map[string][]byte{
+			"READ CAPACITY (10)": {0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0}, "READ CAPACITY (16)": {0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0},
+			"MODE SENSE (6)": {0x1a, 8, 0x08, 0, 255, 0}, "MODE SENSE (10)": {0x5a, 8, 0x08, 0, 0, 0, 0, 0, 255, 0},
+			"REPORT SUPPORTED OPERATION CODES": {0xa3, 0x0c, 1, 0x93, 0, 0, 0, 0, 0, 64, 0, 0},
+		} {
+			if got := sense(r.run(cdb, 256, nil)); got != good {
+				t.Errorf("%s in state %d: %s", what, x.state, got)
 			}
 		}
 		if got := r.rtpg(false); got[1][0] != byte(x.state) || x.state == standby && got[1][1] != 0x87 || x.state == unavailable && got[1][1] != 0x8b {
