@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -202,11 +203,18 @@ func remoteState(p control.RemoteAccess) reserve.AccessState {
 // Paths implements scsi.Disk.
 func (d *disk) Paths() reserve.PathInfo { return d.session.exp.look(d.v, d.paths) }
 
-// errOwnerGone is why nobody hands a volume over.
-var errOwnerGone = errors.New("the volume's owner can not be reached: its site finds another one")
+// errStays is why a volume stays where it is although an initiator asks for it. The answer is success nevertheless, and the states are as
+// they were: with TPGS 11b what was asked for may be undone by an implicit transition at once, and an initiator that has its answer asks what
+// the states are. Linux does so after a failure, too; Windows does not, and takes the path for one that is lost.
+var errStays = errors.New("the volume stays where it is")
 
-// errJustStarted is why a volume stays where it is.
-var errJustStarted = errors.New("this node has just started, and the volume has an owner")
+// Why it stays.
+var (
+	errOwnerGone   = fmt.Errorf("%w: its owner can not be reached, and its site finds another one", errStays)
+	errJustStarted = fmt.Errorf("%w: this node has just started", errStays)
+	errJustMoved   = fmt.Errorf("%w: it has just changed hands", errStays)
+	errPinned      = fmt.Errorf("%w: it is pinned", errStays)
+)
 
 // SetOptimized implements scsi.Disk: the volume is handed over to the group's node.
 func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
@@ -217,37 +225,51 @@ func (d *disk) SetOptimized(_ scsi.Request, group uint16, done func(error)) {
 		done(scsi.ErrGroupsNotSet)
 		return
 	}
+	to := nodes[i].Name
 	// Asked anew before each owner that the volume has until it goes: the first one may be dead, and a takeover on its way.
 	may := func() error {
 		if d.Paths(); d.paths.now.Load().stays(group, time.Now()) {
-			return errors.New("the volume has just changed hands")
+			return errJustMoved
 		}
 		return nil
 	}
-	if err := may(); err != nil {
-		done(errors.Join(scsi.ErrGroupsNotSet, err))
-		return
+	spec, now := d.v.Spec(), time.Now()
+	err := may()
+	switch w := d.paths.now.Load(); {
+	case err != nil:
+	case w.orphaned(to, e.srv.Reaches):
+		err = errOwnerGone
+	case w.staysAtStart(e.node, to, spec.Created, e.started, now):
+		err = errJustStarted
+	case spec.Ownership == control.OwnershipPin:
+		err = errPinned
 	}
-	if d.paths.now.Load().orphaned(nodes[i].Name, e.srv.Reaches) {
-		done(errors.Join(scsi.ErrGroupsNotSet, errOwnerGone))
-		return
+	answer := func(err error) {
+		log := e.srv.Log().With("volume", spec.Name, "peer", to, "initiator", d.session.peer.Initiator)
+		switch {
+		case err == nil:
+			log.Info("an initiator has asked for the volume by SET TARGET PORT GROUPS")
+		case errors.Is(err, errStays):
+			log.Info("not handed over, as an initiator has asked by SET TARGET PORT GROUPS", "err", err)
+			err = nil
+		default:
+			log.Warn("not handed over, as an initiator has asked by SET TARGET PORT GROUPS", "err", err)
+			err = errors.Join(scsi.ErrGroupsNotSet, err)
+		}
+		done(err)
 	}
-	if d.paths.now.Load().staysAtStart(e.node, nodes[i].Name, d.v.Spec().Created, e.started, time.Now()) {
-		done(errors.Join(scsi.ErrGroupsNotSet, errJustStarted))
+	if err != nil {
+		answer(err)
 		return
 	}
 	if !e.srv.Go(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, setOptimizedTimeout)
 		defer cancel()
-		err := e.srv.MoveToIf(ctx, d.v, nodes[i].Name, may)
-		log := e.srv.Log().With("volume", d.v.Spec().Name, "peer", nodes[i].Name, "initiator", d.session.peer.Initiator)
-		if err != nil {
-			log.Warn("not handed over, as an initiator has asked by SET TARGET PORT GROUPS", "err", err)
-			done(errors.Join(scsi.ErrGroupsNotSet, err))
-			return
+		err := e.srv.MoveToIf(ctx, d.v, to, may)
+		if err != nil && d.v.Spec().Ownership == control.OwnershipPin { // it has been pinned meanwhile
+			err = errPinned
 		}
-		log.Info("an initiator has asked for the volume by SET TARGET PORT GROUPS")
-		done(nil)
+		answer(err)
 	}) {
 		done(scsi.ErrGroupsNotSet)
 	}
