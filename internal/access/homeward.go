@@ -72,8 +72,9 @@ const (
 	passRetry    = 5 * time.Second // where nobody is there to pass it to: each attempt takes an epoch
 )
 
-// passOn has the control store name an access server of the site at which the history ends.
-func (s *Server) passOn(v *Volume, hand *handed, away *endsElsewhere) bool {
+// passOn has the control store name an access server of the site at which the history ends. Where that can't be done it says why, and
+// after how long it is worth another attempt; it does not wait for that itself, since it has the turns of others' takeovers.
+func (s *Server) passOn(v *Volume, hand *handed, away *endsElsewhere) (retry time.Duration, _ error) {
 	for _, site := range away.sites {
 		to, err := s.taker(v, "", site)
 		if err != nil {
@@ -84,15 +85,11 @@ func (s *Server) passOn(v *Volume, hand *handed, away *endsElsewhere) bool {
 		state, _, err := s.env.Control.HandJournal(ctx, v.id, hand.rev, to.Name, nil, false)
 		if err != nil { // known or not, the key says what became of it
 			s.env.Log.Warn("a volume that belongs to another site is not passed on", "volume", v.Spec().Name, "to", to.Name, "err", err)
-			return false
+			return takeoverRetry, fmt.Errorf("%w; passing it on: %w", away, err)
 		}
 		s.env.Log.Info("a volume is passed on to the site at which its history ends: the hand-over from there was not finished",
 			"volume", v.Spec().Name, "to", to.Name, "next", state.Epoch.String(), "at", away.at.String())
-		return true
+		return 0, nil
 	}
-	s.mu.Lock()
-	v.why = wire.Errorf(wire.CodeUnreached, "%v, and none can be reached", away)
-	s.mu.Unlock()
-	pauseFor(s.ctx, passRetry)
-	return false
+	return passRetry, wire.Errorf(wire.CodeUnreached, "%v, and none can be reached", away)
 }

@@ -444,6 +444,7 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 	}
 	var o *Owner
 	var err error
+	retry := takeoverRetry
 	var held []*turns // whose turn it has
 	giveTurns := func() {
 		for _, t := range held {
@@ -477,8 +478,10 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 				}
 			}
 			o, err = takeAt(s.ctx, env, *v.spec.Load(), hand)
-			if away, ok := errors.AsType[*endsElsewhere](err); ok && s.passOn(v, hand, away) {
-				return
+			if away, ok := errors.AsType[*endsElsewhere](err); ok {
+				if retry, err = s.passOn(v, hand, away); err == nil {
+					return
+				}
 			}
 		}
 		hand = nil
@@ -490,7 +493,7 @@ func (s *Server) takeOver(v *Volume, hand *handed, still func(*Volume) bool) {
 			v.why = err
 			if hand == nil {
 				// The pause holds up this node's next attempt and nothing else: another one may own the volume by now, and hand it over.
-				v.again, v.taking, taking = time.Now().Add(takeoverRetry), false, false
+				v.again, v.taking, taking = time.Now().Add(retry), false, false
 			}
 			s.mu.Unlock()
 			if hand != nil {
