@@ -240,10 +240,17 @@ func (e *Exports) Leave() {
 		}
 		return n
 	}
-	for _, x := range e.Sessions() {
-		x.Logout(stopLogout)
-	}
-	for until := time.Now().Add(stopPatience); normal() > 0 && time.Now().Before(until); {
+	askAndWait(func(within time.Duration) {
+		for _, x := range e.Sessions() {
+			x.Logout(within)
+		}
+	}, normal)
+}
+
+// askAndWait asks sessions to log out, and waits until none is left, or the time that they were told is over.
+func askAndWait(ask func(within time.Duration), left func() int) {
+	ask(stopLogout)
+	for until := time.Now().Add(stopPatience); left() > 0 && time.Now().Before(until); {
 		time.Sleep(stopLook)
 	}
 }
