@@ -88,3 +88,19 @@ func TestFirmwareLogin(t *testing.T) {
 		t.Errorf("keys that nobody offered: %v", answered)
 	}
 }
+
+// TestTwoHostsOfOneName: copies of a machine log in by the name and the ISID of the first, and take its session from each other
+// (RFC 7143 6.3.5). The log says so, and names both; nothing is said of a host that logs in anew from where it was.
+func TestTwoHostsOfOneName(t *testing.T) {
+	log := new(logged)
+	portal, _ := serve(t, func(c *iscsi.Config) { c.Log = slog.New(slog.NewTextHandler(log, nil)) }, nil)
+	const said = "two hosts have one initiator name"
+	dial(t, portal).login().ready()
+	dial(t, portal).login().ready()
+	if log.has(said) {
+		t.Error("one host is taken for two")
+	}
+	dialFrom(t, portal, "127.0.0.2").login().ready()
+	log.wait(t, said)
+	log.wait(t, "before=127.0.0.1")
+}

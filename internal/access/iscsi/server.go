@@ -326,9 +326,26 @@ func (s *Server) register(x *Session) error {
 	}
 	s.mu.Unlock()
 	for _, o := range old {
+		if from, now := o.peer.Remote.Addr(), x.peer.Remote.Addr(); from != now && o.heard(time.Now()) {
+			s.notice("a session was reinstated from another address, though its initiator was there: two hosts have one initiator name, or one of them is a copy",
+				"initiator", x.peer.Initiator, "target", x.targetName, "peer", now, "before", from)
+		}
 		o.kill(errReplaced)
 	}
 	return nil
+}
+
+// heardLately is how long ago an initiator that was there has sent something, or has left a ping unanswered: more than the time between
+// pings, and less than a host takes to log in again that has lost its connection without a sign.
+const heardLately = 2 * time.Second
+
+// heard says that something has come from the session's initiator a moment ago.
+func (x *Session) heard(now time.Time) bool {
+	return slices.ContainsFunc(x.connections(), func(c *conn) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return !c.dead && (c.pingWaiting.IsZero() || now.Sub(c.pingWaiting) < heardLately)
+	})
 }
 
 // unregister removes a session unless it was replaced already.
