@@ -14,17 +14,17 @@ import (
 func TestFirmwareAnswersNoPing(t *testing.T) {
 	log := new(logged)
 	portal, _ := serve(t, func(c *iscsi.Config) {
-		c.PingEvery, c.PingTimeout, c.Log = time.Millisecond, 20*time.Millisecond, slog.New(slog.NewTextHandler(log, nil))
+		c.PingEvery, c.PingTimeout, c.Log = time.Millisecond, 200*time.Millisecond, slog.New(slog.NewTextHandler(log, nil))
 	}, nil)
 	c := dial(t, portal)
 	c.answerPings = false
 	c.login().ready()
-	// Ten times as long as pings may stay unanswered by an initiator that says nothing else.
+	// Three times as long as pings may stay unanswered by an initiator that says nothing else.
 	pings := 0
-	for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end); {
+	for end := time.Now().Add(600 * time.Millisecond); time.Now().Before(end); {
 		c.good(c.do(rw10(0x28, 0, 1), 512, nil))
 	}
-	idle := time.Now().Add(500 * time.Millisecond)
+	idle := time.Now().Add(600 * time.Millisecond)
 	_ = c.nc.SetReadDeadline(idle)
 	for {
 		p := new(pdu)
