@@ -19,7 +19,7 @@ func TestWhatWasRetiredIsNoHole(t *testing.T) {
 	c.limit.SegmentBytes = 64 << 10
 	var since atomic.Pointer[ident.Position]
 	var mute atomic.Bool
-	c.wrap = func(s journal.Store) journal.Store { return &untold{s, &since, &mute} }
+	c.wrap = func(s journal.Store) journal.Store { return &untold{s, false, &since, &mute} }
 	v := c.volume(1<<20, 1, control.Replicated)
 	n := &numbered{blocks: 64, done: map[int]bool{}}
 	o := c.own(v)

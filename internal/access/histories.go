@@ -121,7 +121,11 @@ type spare struct {
 // segments of later epochs only, or in a replica that was set aside before its store knew better. Which of the spares are of this history
 // says the record itself, by its hash: what is in front of it in the same segment is this history's, too.
 func (rd *rebuilder) join(rec *journal.Recovery, to ident.Position, rest []spare, names map[ident.StoreID]map[ident.SegmentID]ident.SegmentID) {
-	for to.Seq > 0 && !slices.ContainsFunc(rec.Past, func(r journal.Range) bool { return r.From <= to.Seq && to.Seq <= r.To }) {
+	for to.Seq > 0 {
+		if i := slices.IndexFunc(rec.Past, func(r journal.Range) bool { return r.From <= to.Seq && to.Seq <= r.To }); i >= 0 {
+			to = rec.Past[i].Before // what is in front of it may be missing all the same
+			continue
+		}
 		r, ok := rd.spareRange(to, rest, names)
 		if !ok {
 			return // the hole is found later, if no checkpoint covers it

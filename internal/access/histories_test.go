@@ -60,9 +60,11 @@ func (n *numbered) past(t *testing.T, o *Owner, kind PastKind, write int, what s
 	return writes
 }
 
-// untold is a store that hears no more how far the history is committed, and to which sealers give no word on what it does not know.
+// untold is a store that hears no more how far the history is committed, nor at another site that a segment has ended, and to which sealers
+// give no word on what it does not know.
 type untold struct {
 	journal.Store
+	far   bool
 	since *atomic.Pointer[ident.Position]
 	mute  *atomic.Bool
 }
@@ -81,6 +83,9 @@ func (u *untold) Notice(m *wire.Notice) {
 }
 
 func (u *untold) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, error) {
+	if u.far && u.since.Load() != nil {
+		return wire.SealReply{}, wire.Errorf(wire.CodeUnreached, "the line is bad")
+	}
 	if u.mute.Load() {
 		c := *m
 		c.Proven = false
@@ -90,7 +95,8 @@ func (u *untold) Seal(ctx context.Context, m *wire.Seal) (wire.SealReply, error)
 }
 
 // copiedEnd is two sites, of which the second was given the volume by force. The first, which is away, has a segment that ends with the last
-// record that the second has of it. The taker has not heard that so much is committed, and has put the end of it into segments of its own.
+// record that the second has of it, or begins in front of that: then both have as many records more, and what the first has beyond is behind these.
+// The taker has not heard that so much is committed, and has put the end of it into segments of its own.
 type copiedEnd struct {
 	*cluster
 	v           control.VolumeSpec
@@ -101,13 +107,13 @@ type copiedEnd struct {
 	from        ident.Seq // where the taker's own segments begin
 }
 
-func newCopiedEnd(t *testing.T, copied, beyond int) *copiedEnd {
+func newCopiedEnd(t *testing.T, copied, more, beyond int) *copiedEnd {
 	t.Helper()
 	c := newCluster(t, 2, 3) // all of the ensemble is at home
 	c.limit.SegmentBytes = 1 << 20
 	f := &copiedEnd{cluster: c}
 	var since atomic.Pointer[ident.Position]
-	c.wrap = func(s journal.Store) journal.Store { return &untold{s, &since, &f.mute} }
+	c.wrap = func(s journal.Store) journal.Store { return &untold{s, c.Site(s.ID()) == 2, &since, &f.mute} }
 	f.v = c.volume(1<<20, 2, control.Replicated)
 	f.n = &numbered{blocks: 64, done: map[int]bool{}}
 	n, o := f.n, c.own(f.v)
@@ -117,9 +123,16 @@ func newCopiedEnd(t *testing.T, copied, beyond int) *copiedEnd {
 	since.Store(&at)
 	n.writes(t, o, copied)
 	c.inStep(t, o)
+	if more > 0 {
+		o.ask(func() { o.w.CloseIdle() })
+		n.writes(t, o, more)
+		c.inStep(t, o)
+	}
 	f.had = n.acked
 	c.killSite(2)
-	o.ask(func() { o.w.CloseIdle() })
+	if more == 0 {
+		o.ask(func() { o.w.CloseIdle() })
+	}
 	n.writes(t, o, beyond)
 	f.beyond = n.acked
 	eventually(t, "the segment is sealed at both of its stores", func() bool {
@@ -183,10 +196,10 @@ func (f *copiedEnd) ends(t *testing.T) {
 // What the site had beyond, and where the two part, can be read once the site is back and its replica ends in front of that.
 func TestAForkThatGoesOnFromWhatTheTakerHasCopied(t *testing.T) {
 	t.Parallel()
-	for _, copied := range []int{1, 40} { // of which the taker makes one segment, and more than one
-		t.Run(fmt.Sprint(copied, " records"), func(t *testing.T) {
+	for _, x := range []struct{ copied, more int }{{1, 0}, {40, 0}, {1, 1}, {40, 3}} { // of 40 the taker makes more than one segment
+		t.Run(fmt.Sprint(x.copied, " records, and ", x.more), func(t *testing.T) {
 			t.Parallel()
-			f := newCopiedEnd(t, copied, 40)
+			f := newCopiedEnd(t, x.copied, x.more, 40)
 			f.n.writes(t, f.o, 40)
 			f.startSite(1)
 			f.inStep(t, f.o)
@@ -209,7 +222,7 @@ func TestWhatTheTakerHasCopiedIsNoFork(t *testing.T) {
 	for _, mute := range []bool{false, true} {
 		t.Run(fmt.Sprint("set aside ", mute), func(t *testing.T) {
 			t.Parallel()
-			f := newCopiedEnd(t, 1, 0)
+			f := newCopiedEnd(t, 1, 0, 0)
 			f.mute.Store(mute)
 			old := f.o
 			f.o = f.own(f.v)
