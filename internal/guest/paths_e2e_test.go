@@ -413,7 +413,7 @@ func TestFileSystem(t *testing.T) {
 	if strings.Count(found, iqn) != 4 {
 		t.Errorf("want four portals of %s", iqn)
 	}
-	sh(t, g, "iscsiadm -m node -o delete; kill $(pidof iscsid)")
+	sh(t, g, "iscsiadm -m node -o delete; kill $(pidof iscsid) || true") // of its two processes one may be gone with the other
 	dev := strings.TrimSpace(sh(t, g, "INITIATOR="+initiator+" guest-iscsi "+iqn+" 10.77.1.1 10.77.1.2"))
 	if auth := sh(t, g, "iscsiadm -m session -P 2 | grep -c 'username_in: store' || true"); auth != "2\n" {
 		t.Errorf("sessions with mutual CHAP: %s", auth)
