@@ -78,6 +78,7 @@ type Limits struct {
 	ShipWindow         int           // pushes under way to a site; 16
 	KeepBothLocal      bool          // never drop a local replica
 	Warm               int           // volumes owned by a node up to which it takes new ones that nobody uses; 64
+	SweepSegments      int           // segments that are looked at in one go (sweep.go): less than a millisecond for each purpose; 1,024
 	FollowAfter        time.Duration // writes from elsewhere only for so long: the journal is handed over; 2 s; below 0: never
 }
 
@@ -112,6 +113,9 @@ func (l Limits) withDefaults() Limits {
 	def(&l.FollowAfter, 2*time.Second)
 	if l.ShipWindow == 0 {
 		l.ShipWindow = 16
+	}
+	if l.SweepSegments == 0 {
+		l.SweepSegments = 1024
 	}
 	return l
 }

@@ -11,9 +11,6 @@ import (
 // milliseconds. So what has to look at each segment does so in rounds, a part of them at a time. Smaller volumes are looked at
 // whole, each time.
 
-// sweepMost is how many segments are looked at in one go: less than a millisecond for each purpose.
-const sweepMost = 1024
-
 // sweep is a walk through the segments of a volume.
 type sweep struct {
 	all  []*segment
@@ -27,9 +24,9 @@ func (w *sweep) next(o *Owner) (list []*segment, first, last bool) {
 		w.all = append(w.all[:0], o.all...)
 		w.left = w.all
 	}
-	n := min(len(w.left), sweepMost)
+	n := min(len(w.left), o.env.Limits.SweepSegments)
 	list, w.left = w.left[:n], w.left[n:]
-	if last = len(w.left) == 0; last && len(w.all) > 2*sweepMost {
+	if last = len(w.left) == 0; last && len(w.all) > 2*o.env.Limits.SweepSegments {
 		w.all = nil // it is only wanted again in a while, and may be far smaller then
 	}
 	return slices.DeleteFunc(list, func(s *segment) bool { return o.segs[s.id] != s }), first, last

@@ -68,7 +68,8 @@ func TestALargeVolumeIsLookedAtInParts(t *testing.T) {
 	c := newCluster(t, 1, 2)
 	o := c.own(c.volume(1<<40, 1, control.Replicated))
 	defer o.Close()
-	const n = 3*sweepMost + 100
+	sweepMost := o.env.Limits.SweepSegments
+	n := 3*sweepMost + 100
 	list := crowd(t, o, n)
 	o.ask(func() {
 		rounds := 2
@@ -116,6 +117,7 @@ func TestALargeVolumeIsLookedAtInParts(t *testing.T) {
 				missing++
 			}
 		}
+		o.repair.looking = sweep{} // it may be in the middle of a round
 		for range 5 {
 			o.repairSome(o.servedAt + 2*heardPatience)
 		}

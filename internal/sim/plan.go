@@ -282,6 +282,9 @@ func NewPlan(seed uint64) Plan {
 		f.For = min(f.For, p.Heal-f.At-100*time.Millisecond)
 		p.Faults = append(p.Faults, f)
 	}
+	if rng := rand.New(rand.NewPCG(seed, 0x73776565)); rng.IntN(3) == 0 {
+		p.Limits.SweepSegments = 4 + rng.IntN(12) // as for a volume of a terabyte
+	}
 	p.drawSites(rand.New(rand.NewPCG(seed, 0x73697465)))
 	return p
 }
