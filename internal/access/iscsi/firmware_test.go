@@ -14,17 +14,17 @@ import (
 func TestFirmwareAnswersNoPing(t *testing.T) {
 	log := new(logged)
 	portal, _ := serve(t, func(c *iscsi.Config) {
-		c.PingEvery, c.PingTimeout, c.Log = time.Millisecond, 200*time.Millisecond, slog.New(slog.NewTextHandler(log, nil))
+		c.PingEvery, c.PingTimeout, c.Log = time.Millisecond, 500*time.Millisecond, slog.New(slog.NewTextHandler(log, nil))
 	}, nil)
 	c := dial(t, portal)
 	c.answerPings = false
 	c.login().ready()
 	// Three times as long as pings may stay unanswered by an initiator that says nothing else.
 	pings := 0
-	for end := time.Now().Add(600 * time.Millisecond); time.Now().Before(end); {
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); {
 		c.good(c.do(rw10(0x28, 0, 1), 512, nil))
 	}
-	idle := time.Now().Add(600 * time.Millisecond)
+	idle := time.Now().Add(1500 * time.Millisecond)
 	_ = c.nc.SetReadDeadline(idle)
 	for {
 		p := new(pdu)
@@ -100,7 +100,13 @@ func TestTwoHostsOfOneName(t *testing.T) {
 	if log.has(said) {
 		t.Error("one host is taken for two")
 	}
-	dialFrom(t, portal, "127.0.0.2").login().ready()
-	log.wait(t, said)
-	log.wait(t, "before=127.0.0.1")
+	// Nobody here answers pings: where logging in takes too long the one before is no longer taken to be there.
+	for i := 0; !log.has(said); i++ {
+		if i == 30 {
+			t.Fatal("nothing is said")
+		}
+		dial(t, portal).login().ready()
+		dialFrom(t, portal, "127.0.0.2").login().ready()
+	}
+	log.wait(t, "before=127.0.0.")
 }

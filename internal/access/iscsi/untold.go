@@ -8,7 +8,7 @@ import (
 
 // untold has what is left of answers to text requests that are longer than a PDU: with thousands of volumes one is a megabyte, anybody may
 // ask for it, and nobody has to fetch the rest. So they are bounded for all connections together, and of that one address leaves a
-// quarter to others. Where there is no room the oldest go: who means it fetches the rest at once. Whoever asks for the
+// quarter to others. Where there is no room the oldest go of the address that has most: who means it fetches the rest at once. Whoever asks for the
 // rest of one that went is told to begin anew.
 type untold struct {
 	max int
@@ -38,12 +38,24 @@ func (u *untold) keep(from netip.Addr, rest []byte) *answer {
 		u.dropLocked(u.list[slices.IndexFunc(u.list, func(x *answer) bool { return x.from == from })])
 	}
 	for u.bytes > 0 && u.bytes+a.size > u.max {
-		u.dropLocked(u.list[0])
+		most := u.mostLocked()
+		u.dropLocked(u.list[slices.IndexFunc(u.list, func(x *answer) bool { return x.from == most })])
 	}
 	u.list = append(u.list, a)
 	u.bytes += a.size
 	u.from[from] += a.size
 	return a
+}
+
+// mostLocked is the address that has most.
+func (u *untold) mostLocked() (from netip.Addr) {
+	most := 0
+	for _, x := range u.list { // the order of a map is none
+		if n := u.from[x.from]; n > most {
+			most, from = n, x.from
+		}
+	}
+	return from
 }
 
 // part takes the next n bytes, and says whether more are left. It gives nothing if the answer went.
