@@ -199,13 +199,20 @@ func offloadedTransfer(t *testing.T, ctx context.Context, c *api.Client, n1, n2 
 	}
 	same("what no token was good for", 8192, make([]byte, 8*block))
 	token = read(immediate, file...)
-	groups := src.states(0)
-	for group, state := range groups { // the volume gets another owner
-		if state&0x0f == 1 {
+	for group, state := range src.states(0) { // the volume gets another owner
+		if state&0x0f != 1 {
+			continue
+		}
+		eventually(t, "the volume is handed over", func() error { // GOOD is the answer, too, where it stays for a while
 			if got := src.sense(0, []byte{0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, 8}, []byte{0, 0, 0, 0, 0, 0, byte(group >> 8), byte(group)}, 0); got != "good" {
 				t.Fatalf("SET TARGET PORT GROUPS: %s", got)
 			}
-		}
+			if got := src.states(0)[group] & 0x0f; got != 0 {
+				return fmt.Errorf("its state is %d", got)
+			}
+			return nil
+		})
+		break
 	}
 	if got := write(0, token, 0, [2]uint32{8192, 8}); got != "5/2308" {
 		t.Errorf("after a hand-over of the source: %s", got)

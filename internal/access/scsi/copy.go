@@ -429,7 +429,7 @@ func (o *copyOp) move(p *copyPiece, from int64, g *given) {
 	}
 	p.dst.Copy(o.on(p.dst), p.srcOff+from, p.dstOff+from, n, p.token, func(err error) {
 		switch {
-		case errors.Is(err, ErrTokenUnknown): // the token is not good any more: ask why
+		case p.token != nil && errors.Is(err, ErrTokenUnknown): // the token is not good any more: ask why
 			p.dst.UseToken(o.on(p.dst), *p.token, func(_ []Range, why error) { o.step(g, cmp.Or(why, err)) })
 			return
 		case !errors.Is(err, ErrNotSupported):
