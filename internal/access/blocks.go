@@ -40,9 +40,8 @@ type repairState struct {
 	looking, awaiting, dropping sweep
 	counting                    wire.JournalBlocks
 	awaits                      int
-	tasks                       int // copies to make
-	worst                       danger
-	worstWas                    danger // of the round before
+	tasks                       int    // copies to make
+	worst                       danger // of what is to be copied, as far as it has been looked at since nothing was
 	moving                      moving
 }
 
@@ -70,7 +69,7 @@ const (
 
 func (r *repairState) init() {
 	if r.busy == nil {
-		r.worst, r.worstWas = dangerNone, dangerNone
+		r.worst = dangerNone
 		r.away, r.busy, r.failed, r.asked = map[ident.StoreID]time.Duration{}, map[ident.SegmentID]bool{}, map[ident.SegmentID]repairPause{}, map[ident.StoreID]time.Duration{}
 	}
 }
@@ -158,8 +157,8 @@ func (v *sight) heardAll(site ident.SiteID) bool {
 	return yes
 }
 
-// repairSome looks at segments, says what is missing once it has looked at all, and begins what may be done now. What is less urgent than
-// something that was found in this round or in the one before waits for the next one.
+// repairSome looks at segments, says what is missing once it has looked at all, and begins what may be done now. What is less urgent than what
+// is found meanwhile waits until that has been copied.
 func (o *Owner) repairSome(now time.Duration) {
 	if o.stopErr != nil || !o.w.Serving() {
 		return
@@ -171,7 +170,10 @@ func (o *Owner) repairSome(now time.Duration) {
 	o.heedDamage(now)
 	list, first, last := r.looking.next(o)
 	if first {
-		r.counting, r.tasks, r.worst, r.moving = wire.JournalBlocks{}, 0, dangerNone, moving{}
+		r.counting, r.tasks, r.moving = wire.JournalBlocks{}, 0, moving{}
+	}
+	if first && last || len(r.busy) == 0 {
+		r.worst = dangerNone
 	}
 	remote := o.remoteSites()
 	pending := map[ident.SegmentID]bool{}
@@ -210,20 +212,16 @@ func (o *Owner) repairSome(now time.Duration) {
 		o.w.Crowded(i, x.crowding > 0 || x.Leaving)
 	}
 	r.worst, r.tasks = min(r.worst, v.worst), r.tasks+len(v.tasks)
-	worst := min(r.worst, r.worstWas)
-	if last {
-		worst, r.worstWas = r.worst, r.worst
-	}
-	o.env.Copies.announce(o.journalID, worst)
+	o.env.Copies.announce(o.journalID, r.worst)
 	v.begin()
-	even := r.tasks == 0 && len(r.busy) == 0
-	if even {
+	if r.tasks == 0 && len(r.busy) == 0 {
 		v.crowded(list, remote)
+		v.even()
+		r.moving.task, r.moving.gain = copyTask{}, 0
 	}
 	if last {
-		if even {
+		if r.tasks == 0 {
 			r.counting.Moving, r.counting.MovingBytes = r.moving.count, r.moving.bytes
-			v.even()
 		}
 		r.JournalBlocks = r.counting
 	}
@@ -558,7 +556,7 @@ func (v *sight) gain(s *segment, h *holder, site ident.SiteID) (int, journal.Sto
 	return 0, nil
 }
 
-// even begins to copy the segment of the round whose copy helps most, if it still does: nothing else is to be done.
+// even begins to copy the segment whose copy helps most of those that were looked at, if it still does: nothing else is to be done.
 func (v *sight) even() {
 	o, t := v.o, &v.o.repair.moving.task
 	if t.s == nil || o.segs[t.s.id] != t.s || !v.mayMove(t.s) {

@@ -294,8 +294,8 @@ func (o *Owner) endSegment(seg *segment, last ident.Position, end uint32) {
 // confirm notes a stable, sealed replica; made tells it from others that the store had. What says so may be older than the permit for it
 // to go (R13): then nobody counts it.
 func (o *Owner) confirm(s *segment, store ident.StoreID, made uint64) {
-	if o.uncounted(s, store, made) {
-		return
+	if o.uncounted(s, store, made) || o.env.about(store).Lost {
+		return // forgetLost has been through
 	}
 	o.strays.moment++
 	if h := s.holder(store); h != nil {

@@ -41,6 +41,8 @@ type siteShip struct {
 	// boots are those of the site's stores when the session began. One that has another has lost what was not stable there,
 	// though what comes next may fit: the site has to be looked at again.
 	boots map[ident.StoreID]ident.BootID
+	// asked is when a store that was missing was asked last; only watchMissing has it.
+	asked map[ident.StoreID]time.Time
 	// core are the site's stores as they were registered when the session began; only the ship's loop has it.
 	core []ident.StoreID
 
@@ -582,7 +584,11 @@ func (o *Owner) shipCheckpoints(ctx context.Context, s *siteShip, stores []journ
 			o.ask(func() {
 				from, e = o.readFrom(seg), shipEnd{seg.end, seg.records(), seg.last, o.w.Start(), o.provenSince(seg.id.Epoch)}
 			})
-			to := o.env.roomyFirst(stores, int(seg.id.Number&0xffff))[0]
+			kept := slices.DeleteFunc(slices.Clone(stores), func(st journal.Store) bool { return o.env.about(st.ID()).Lost })
+			if len(kept) == 0 {
+				return wire.Errorf(wire.CodeUnreached, "checkpoint segment %s: all stores of site %d have been declared lost", seg.id, s.site)
+			}
+			to := o.env.roomyFirst(kept, int(seg.id.Number&0xffff))[0]
 			if from == nil && o.env.Stores.Up(to.ID()) {
 				continue // who has it has not been heard yet: the sessions with the other sites ask
 			}

@@ -188,7 +188,9 @@ func (o *Owner) watchMissing(ctx context.Context, s *siteShip, stores []journal.
 	if len(missing) == 0 {
 		return
 	}
-	asked := map[ident.StoreID]time.Time{}
+	if s.asked == nil {
+		s.asked = map[ident.StoreID]time.Time{} // kept for the next session: one that answers this and then no more must not end them all
+	}
 	t := time.NewTicker(leftAgain)
 	defer t.Stop()
 	for {
@@ -199,10 +201,10 @@ func (o *Owner) watchMissing(ctx context.Context, s *siteShip, stores []journal.
 		}
 		for _, id := range missing {
 			st, ok := o.env.Stores.Store(id)
-			if !ok || !o.env.Stores.Up(id) || o.env.about(id).Lost || s.doubted(id) == doubtLeft || time.Since(asked[id]) < awayAgain {
+			if !ok || !o.env.Stores.Up(id) || o.env.about(id).Lost || s.doubted(id) == doubtLeft || time.Since(s.asked[id]) < awayAgain {
 				continue
 			}
-			if asked[id] = time.Now(); !o.fences(ctx, st) {
+			if s.asked[id] = time.Now(); !o.fences(ctx, st) {
 				continue // its process is there, and its disk isn't
 			}
 			select {

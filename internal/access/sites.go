@@ -212,8 +212,9 @@ func (o *Owner) pushRange(ctx context.Context, src, dest journal.Store, f fetch)
 	}
 	end := ends[n-1]
 	if !f.open {
+		// Room for all that the source has: the next taker may want more of it, and what is open doesn't grow.
 		octx, cancel := context.WithTimeout(ctx, o.env.Limits.SyncTimeout)
-		_, err := dest.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: f.r.Segment, Capacity: journal.CapacityOfCopy(end, uint64(n), o.env.Limits.SegmentBytes), Copy: true})
+		_, err := dest.OpenSegment(octx, &wire.OpenSegment{Epoch: o.epoch, Segment: f.r.Segment, Capacity: journal.CapacityOfCopy(max(end, x.End), uint64(len(x.Entries)), o.env.Limits.SegmentBytes), Copy: true})
 		cancel()
 		if err != nil {
 			return err

@@ -132,5 +132,8 @@ func TestALargeVolumeIsLookedAtInParts(t *testing.T) {
 				t.Fatal("what was on a lost store counts")
 			}
 		}
+		if o.confirm(list[1], lost, 1); list[1].holder(lost) != nil {
+			t.Error("a copy that ends at a lost store counts")
+		}
 	})
 }
