@@ -42,15 +42,6 @@ type repairState struct {
 	awaits                      int
 	tasks                       int    // copies to make
 	worst                       danger // of what is to be copied, as far as it has been looked at since nothing was
-	moving                      moving
-}
-
-// moving is a copy that would even the use of stores out.
-type moving struct {
-	task  copyTask
-	gain  int
-	count uint32
-	bytes uint64
 }
 
 type repairPause struct {
@@ -170,7 +161,7 @@ func (o *Owner) repairSome(now time.Duration) {
 	o.heedDamage(now)
 	list, first, last := r.looking.next(o)
 	if first {
-		r.counting, r.tasks, r.moving = wire.JournalBlocks{}, 0, moving{}
+		r.counting, r.tasks = wire.JournalBlocks{}, 0
 	}
 	if first && last || len(r.busy) == 0 {
 		r.worst = dangerNone
@@ -215,13 +206,11 @@ func (o *Owner) repairSome(now time.Duration) {
 	o.env.Copies.announce(o.journalID, r.worst)
 	v.begin()
 	if r.tasks == 0 && len(r.busy) == 0 {
-		v.crowded(list, remote)
-		v.even()
-		r.moving.task, r.moving.gain = copyTask{}, 0
+		v.even(list, remote)
 	}
 	if last {
-		if r.tasks == 0 {
-			r.counting.Moving, r.counting.MovingBytes = r.moving.count, r.moving.bytes
+		if r.tasks > 0 {
+			r.counting.Moving, r.counting.MovingBytes = 0, 0
 		}
 		r.JournalBlocks = r.counting
 	}
@@ -498,10 +487,13 @@ func (v *sight) dest(s *segment, site ident.SiteID, instead *storeView) journal.
 	return st
 }
 
-// crowded looks for a segment to copy from a crowded store of a site to one with room. What is then too much goes from the
-// crowded one, by the same choice that leastWanted makes.
-func (v *sight) crowded(list []*segment, remote []ident.SiteID) {
+// even begins to copy one segment from a crowded store of a site to one with room, when nothing else is to be done: of those
+// that are looked at the one that helps most. What is then too much goes from the crowded one, by the same choice that leastWanted makes.
+func (v *sight) even(list []*segment, remote []ident.SiteID) {
 	o, r := v.o, &v.o.repair
+	var pick copyTask
+	var to journal.Store
+	best := 0
 	for _, site := range append([]ident.SiteID{o.env.Site}, remote...) {
 		places := v.at(site)
 		least, most := math.MaxInt, 0
@@ -523,14 +515,19 @@ func (v *sight) crowded(list []*segment, remote []ident.SiteID) {
 				if dest == nil {
 					continue
 				}
-				m := &r.moving
-				m.count++
-				m.bytes += uint64(s.end)
-				if gain > m.gain || gain == m.gain && s.id.Compare(m.task.s.id) < 0 {
-					m.gain, m.task = gain, copyTask{s, site, dangerMove}
+				r.counting.Moving++
+				r.counting.MovingBytes += uint64(s.end)
+				if gain > best || gain == best && s.id.Compare(pick.s.id) < 0 {
+					best, pick, to = gain, copyTask{s, site, dangerMove}, dest
 				}
 			}
 		}
+	}
+	if to == nil {
+		return
+	}
+	if from := v.source(pick.s, pick.site); from != nil && o.env.Copies.begin(dangerMove) {
+		o.copyTo(pick.s, from, to, dangerMove)
 	}
 }
 
@@ -554,25 +551,6 @@ func (v *sight) gain(s *segment, h *holder, site ident.SiteID) (int, journal.Sto
 		return g, dest
 	}
 	return 0, nil
-}
-
-// even begins to copy the segment whose copy helps most of those that were looked at, if it still does: nothing else is to be done.
-func (v *sight) even() {
-	o, t := v.o, &v.o.repair.moving.task
-	if t.s == nil || o.segs[t.s.id] != t.s || !v.mayMove(t.s) {
-		return
-	}
-	v.at(t.site)
-	for i := range t.s.holders {
-		_, to := v.gain(t.s, &t.s.holders[i], t.site)
-		if to == nil {
-			continue
-		}
-		if from := v.source(t.s, t.site); from != nil && o.env.Copies.begin(dangerMove) {
-			o.copyTo(t.s, from, to, dangerMove)
-		}
-		return
-	}
 }
 
 // heedDamage gives up the replicas of which their stores say that they have a bad place: they are made again from good ones.
