@@ -3,6 +3,7 @@ package access
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -364,8 +365,17 @@ func TestTheReplicaWithRoomStays(t *testing.T) {
 // segments go where there is room at once.
 func TestReplicasMoveToWhereThereIsRoom(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 1, 5)
-	c.limit.SegmentBytes = 64 << 10
+	for _, sweep := range []int{0, 3} { // looked at whole, and in parts, each of which has one moved
+		t.Run(fmt.Sprint(sweep, " at a time"), func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 1, 5)
+			c.limit.SegmentBytes, c.limit.SweepSegments = 64<<10, sweep
+			movesToRoom(t, c)
+		})
+	}
+}
+
+func movesToRoom(t *testing.T, c *cluster) {
 	im := c.filled(1, 80)
 	defer func() { im.o.Close() }()
 	if err := im.o.Checkpoint(); err != nil {
